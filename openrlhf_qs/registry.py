@@ -1,0 +1,181 @@
+"""The registry: one dict for each kind of plugin, a name to a class.
+
+A plugin is a plain class; its ``__init__`` parameters are its options, typed and with defaults::
+
+    from openrlhf_qs.registry import REWARDS
+
+    @REWARDS.register("brevity")
+    class Brevity:
+        \"\"\"Take reward away for long suggestions: ``-coef * words``.\"\"\"
+        def __init__(self, coef: float = 0.01) -> None: ...
+        def __call__(self, batch): ...
+
+It comes from this package, from an entry point of the group ``openrlhf_qs.plugins`` (its value is a module that registers
+on import), or from a Python file named on the command line. :func:`load_plugins` imports all of them, once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+ENTRY_POINT_GROUP = "openrlhf_qs.plugins"
+
+
+class Registry(Mapping[str, type]):
+    """The plugins of one kind. ``registry[name]`` is the class; an unknown name is a ``ValueError`` that lists the known."""
+
+    def __init__(self, kind: str, protocol: str) -> None:
+        """
+        Args:
+            kind: the word for one plugin of this kind, as in ``reward``.
+            protocol: one line: what a plugin is called with and what it returns.
+        """
+        self.kind = kind
+        self.protocol = protocol
+        self._plugins: dict[str, type] = {}
+
+    def register(self, name: str) -> Callable[[type], type]:
+        """Class decorator: make the class known as ``name``. ValueError where another class has that name."""
+
+        def add(plugin: type) -> type:
+            known = self._plugins.get(name)
+            # The same source line seen twice is a reload of a module, not a second plugin.
+            if known is not None and (known.__module__, known.__qualname__) != (plugin.__module__, plugin.__qualname__):
+                raise ValueError(
+                    f"{self.kind} {name!r} is taken by {known.__module__}.{known.__qualname__}; "
+                    f"give {plugin.__module__}.{plugin.__qualname__} another name"
+                )
+            self._plugins[name] = plugin
+            return plugin
+
+        return add
+
+    def create(self, name: str, **options: Any) -> Any:
+        """An instance of ``name`` with ``options``, converted to the annotated types (``"0.1"`` to ``0.1``)."""
+        plugin = self[name]
+        return plugin(**self.check_options(name, options))
+
+    def check_options(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """``options`` converted to the types of the plugin's ``__init__``; ValueError names option, value and choices."""
+        parameters = option_parameters(self[name])
+        for option in options:
+            if option not in parameters:
+                known = ", ".join(parameters) or "none"
+                raise ValueError(f"{self.kind} {name!r} has no option {option!r}; its options: {known}")
+        fields = {
+            p.name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
+            for p in parameters.values()
+        }
+        model = create_model(f"{name}_options", __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
+        try:
+            checked = model(**options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{name}.{option} = {first['input']!r}: {first['msg'].lower()}") from None
+        return {option: getattr(checked, option) for option in options}
+
+    def __getitem__(self, name: str) -> type:
+        if name not in self._plugins:
+            raise ValueError(f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self._plugins)) or 'none'}")
+        return self._plugins[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._plugins
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._plugins))
+
+    def __len__(self) -> int:
+        return len(self._plugins)
+
+
+REWARD_MODELS = Registry(
+    "reward model", "class with model_class(base_pretrained, base_model, prefix, packing) and loss(...): see garm"
+)
+REWARDS = Registry("reward", "called with a RolloutBatch, returns one number a response: Tensor [batch], higher is better")
+FUSIONS = Registry("fusion", "called with parts [n, n_rewards] and clicked [n], returns one weight a reward: list")
+SFT_DATASETS = Registry("sft dataset", "called with one SFT row (conversation, candidates), returns suggestions or None")
+JUDGES = Registry("judge", "called with conversations [n] and suggestions [n][k], returns click probabilities [n][k]")
+
+KINDS: dict[str, Registry] = {r.kind: r for r in (SFT_DATASETS, REWARD_MODELS, REWARDS, FUSIONS, JUDGES)}
+
+
+def load_plugins(files: Sequence[str | Path] = ()) -> None:
+    """Import the built-in plugins, those of installed packages, and ``files``; safe to call again.
+
+    A plugin that cannot be imported is an error that says which: a reward that silently is not there would train on.
+    """
+    import openrlhf_qs.plugins as built_in
+
+    for module in pkgutil.iter_modules(built_in.__path__):
+        importlib.import_module(f"{built_in.__name__}.{module.name}")
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            entry_point.load()
+        except Exception as error:
+            origin = entry_point.dist.name if entry_point.dist else "?"
+            raise ValueError(
+                f"plugin {entry_point.name!r} of package {origin!r} cannot be loaded: {error!r}; mend or uninstall it"
+            ) from error
+    for file in files:
+        _import_file(Path(file).resolve())
+
+
+def _import_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"plugin file {path} does not exist")
+    module_name = f"openrlhf_qs_plugin_{path.stem}"
+    loaded = sys.modules.get(module_name)
+    if loaded is not None:
+        if getattr(loaded, "__file__", None) != str(path):
+            raise ValueError(f"two plugin files are named {path.name}: {loaded.__file__} and {path}; rename one")
+        return
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise ValueError(f"plugin file {path} cannot be loaded: {error!r}") from error
+
+
+def option_parameters(plugin: type) -> dict[str, inspect.Parameter]:
+    """The options of a plugin: the parameters of its ``__init__``, in order, annotations resolved."""
+    if plugin.__init__ is object.__init__:
+        return {}
+    parameters = dict(inspect.signature(plugin.__init__, eval_str=True).parameters)
+    parameters.pop("self")
+    return parameters
+
+
+def origin(plugin: type) -> str:
+    """Where a plugin comes from: ``built in``, the name of an installed package, or a file."""
+    if plugin.__module__.startswith("openrlhf_qs.plugins."):
+        return "built in"
+    if plugin.__module__.startswith("openrlhf_qs_plugin_"):
+        return sys.modules[plugin.__module__].__file__
+    return plugin.__module__.partition(".")[0]
+
+
+def parse_options(settings: Sequence[str]) -> dict[str, dict[str, str]]:
+    """``["ood.coef=0.2", "ood.threshold=3"]`` to ``{"ood": {"coef": "0.2", "threshold": "3"}}``."""
+    options: dict[str, dict[str, str]] = {}
+    for setting in settings:
+        target, equals, value = setting.partition("=")
+        name, dot, option = target.partition(".")
+        if not (equals and dot and name and option):
+            raise ValueError(f"option {setting!r} is not of the form NAME.OPTION=VALUE, as in ood.coef=0.2")
+        options.setdefault(name, {})[option] = value
+    return options
