@@ -1,0 +1,84 @@
+"""The command line: one subcommand a stage, in the order of the way, then what helps around it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from openrlhf_qs import __version__
+from openrlhf_qs.host import run as host
+
+# Modules are imported when their subcommand is called: `--help` must not wait for torch.
+STAGES = {
+    "data": ("openrlhf_qs.data", "click log to SFT candidates, preference pairs, prompts and held-out impressions"),
+    "sft": ("", "train the policy on assembled suggestions: OpenRLHF's train_sft with our dataset"),
+    "garm": ("", "train the Gaussian reward model on pairs: OpenRLHF's train_rm with our head"),
+    "fusion": ("openrlhf_qs.fusion", "learn the weights of the composite reward"),
+    "grpo": ("", "train the policy on the composite reward: OpenRLHF's train_ppo_ray with our rewards"),
+    "generate": ("openrlhf_qs.generate", "let a policy answer conversations, for fusion and evaluate"),
+    "evaluate": ("openrlhf_qs.evaluate", "A/B test of the policies on held-out conversations, and the report"),
+}
+TOOLS = {
+    "world": ("openrlhf_qs.plugins.built_in_world", "write a click log of simulated users, for when there is none"),
+    "small-policy": ("openrlhf_qs.small_policy", "build a tokenizer and a small policy from a click log"),
+    "plugins": ("openrlhf_qs.list_plugins", "list the plugins, or show the options of one"),
+    "doctor": ("openrlhf_qs.doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
+    "follow": ("openrlhf_qs.host.follow", "show the progress of a training run that is piped into it"),
+}
+EPILOG = """\
+The whole way in one command:   bash recipes/grpo_garm.sh
+On your own clicks:             CLICK_LOG=clicks.jsonl bash recipes/grpo_garm.sh
+With other rewards:             REWARD=garm,ood,rules bash recipes/grpo_garm.sh
+After sft, garm and grpo any flag of OpenRLHF may follow; ours begin with --qs.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``openrlhf-qs``. Errors of a user's making are one line on stderr and exit status 2."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser(argv[0] if argv else "")
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command not in host.ENTRY_POINTS:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    try:
+        if args.command in host.ENTRY_POINTS:
+            settings = host.prepare(args.command, args, rest)
+        else:
+            _module(args.command).run(args)
+    except ValueError as error:
+        print(f"openrlhf-qs {args.command}: {error}", file=sys.stderr)
+        sys.exit(2)
+    if args.command in host.ENTRY_POINTS and not vars(args)["qs.check_enable"]:
+        host.run(args.command, settings, rest)
+
+
+def _module(command: str):
+    return importlib.import_module({**STAGES, **TOOLS}[command][0])
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="openrlhf-qs",
+        description="Generative query suggestion, aligned with clicks: plugins of OpenRLHF.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, what) in {**STAGES, **TOOLS}.items():
+        one = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+        if name != command:
+            continue
+        if name in host.ENTRY_POINTS:
+            host.add_arguments(one, name)
+            one.epilog = f"Every other flag goes to {host.ENTRY_POINTS[name]}: see python -m {host.ENTRY_POINTS[name]} --help"
+        else:
+            _module(name).add_arguments(one)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""JSON Lines files, read with the line in every error, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def read_json_lines(path: str | Path) -> list[dict]:
+    """The rows of a file. ValueError names file and line where one is no JSON object, or the file where it is missing."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} does not exist: run the stage that writes it first")
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: no JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: {line.strip()[:40]!r} is no JSON object")
+            rows.append(row)
+    return rows
+
+
+def write_json_lines(path: str | Path, rows: Iterable[dict]) -> None:
+    """Write ``rows`` under a temporary name, then rename: nothing half-written bears the final name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(temporary, path)

@@ -1,0 +1,91 @@
+"""Let a policy answer conversations, with vLLM, and say how likely its answers are under a reference.
+
+In: JSON Lines with a ``conversation`` a row. Out: JSON Lines ``{"conversation", "response"}``, and ``log_ppl`` (nats per token
+under ``--reference``, the end of the response counted) where a reference is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from openrlhf_qs.files import read_json_lines, write_json_lines
+from openrlhf_qs.prompt import Message, policy_messages
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", required=True, help="folder or hub name of the policy")
+    parser.add_argument("--reference", default="", help="policy that gives log_ppl, mostly the SFT policy; default: none")
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="JSON Lines with a conversation a row")
+    parser.add_argument("--out", required=True, metavar="FILE")
+    parser.add_argument("--n_max", type=int, default=2000, help="distinct conversations, the first ones; default 2000")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens a response may have; default 64")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling, as in training; default 1")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> None:
+    conversations = list({json.dumps(row["conversation"]): row["conversation"] for row in read_json_lines(args.prompts)}.values())
+    conversations = conversations[: args.n_max]
+    responses = generate(args.policy, conversations, args.max_new_tokens, args.temperature, args.seed)
+    rows = [{"conversation": c, "response": r} for c, r in zip(conversations, responses, strict=True)]
+    if args.reference:
+        log_ppl = reference_log_ppl(args.reference, conversations, responses)
+        rows = [row | {"log_ppl": value} for row, value in zip(rows, log_ppl, strict=True)]
+    write_json_lines(args.out, rows)
+    print(f"{len(rows)} responses of {args.policy} in {args.out}")
+
+
+def generate(
+    policy: str, conversations: Sequence[Sequence[Message]], max_new_tokens: int, temperature: float, seed: int
+) -> list[str]:
+    """One sampled response a conversation. ValueError where ``policy`` is no model."""
+    if Path(policy).is_dir() and not (Path(policy) / "config.json").is_file():
+        raise ValueError(f"--policy {policy}: no config.json in it, so this is no model")
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one engine, in this process: it starts sooner
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, on a host without a GPU
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    import torch
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(policy, dtype="bfloat16", seed=seed, enforce_eager=not torch.cuda.is_available(), enable_prefix_caching=True)
+    outputs = llm.chat(
+        [policy_messages(conversation) for conversation in conversations],
+        SamplingParams(temperature=temperature, max_tokens=max_new_tokens, seed=seed),
+        use_tqdm=True,
+    )
+    return [output.outputs[0].text for output in outputs]
+
+
+def reference_log_ppl(
+    reference: str, conversations: Sequence[Sequence[Message]], responses: Sequence[str], batch_size: int = 64
+) -> list[float]:
+    """Mean negative log-probability of each response's tokens and its end under ``reference``, nats per token, ``[n]``."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    tokenizer.padding_side = "right"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    model.to(device).eval()
+    values = []
+    for start in range(0, len(responses), batch_size):
+        rows = slice(start, start + batch_size)
+        prompts = [
+            tokenizer.apply_chat_template(policy_messages(conversation), tokenize=False, add_generation_prompt=True)
+            for conversation in conversations[rows]
+        ]
+        n_prompt = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+        texts = [f"{p}{r}{tokenizer.eos_token}" for p, r in zip(prompts, responses[rows], strict=True)]
+        encoded = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt").to(device)
+        with torch.no_grad():
+            logits = model(**encoded).logits[:, :-1].float()
+        log_probs = logits.log_softmax(-1).gather(-1, encoded["input_ids"][:, 1:, None]).squeeze(-1)
+        position = torch.arange(1, encoded["input_ids"].shape[1], device=device)
+        mask = (position >= torch.tensor(n_prompt, device=device)[:, None]) * encoded["attention_mask"][:, 1:]
+        values.extend((-(log_probs * mask).sum(-1) / mask.sum(-1)).tolist())
+    return values

@@ -1,0 +1,28 @@
+"""The one entry into every process of a run: the driver, Ray's workers, and vLLM's engine.
+
+The driver calls :func:`install` itself, Ray calls it as ``worker_process_setup_hook``, vLLM by the entry point
+``vllm.general_plugins`` (no Ray hook reaches its engine process). It does nothing where the settings are not set, so vLLM and
+Ray work as ever in an environment that merely has this package installed.
+"""
+
+from __future__ import annotations
+
+import functools
+
+
+@functools.cache
+def install() -> None:
+    """Prepare this process: patches are registered, each is applied when its module is imported."""
+    from openrlhf_qs.host.settings import Settings
+
+    settings = Settings.from_environment()
+    if settings is None:
+        return
+    from openrlhf_qs.host import flash_attn_stand_in
+    from openrlhf_qs.host.patches import apply_when_imported
+
+    import openrlhf_qs.host.cpu  # noqa: F401  (registers its patches)
+    import openrlhf_qs.host.seams  # noqa: F401
+
+    flash_attn_stand_in.install()
+    apply_when_imported(settings)

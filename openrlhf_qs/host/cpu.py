@@ -1,0 +1,110 @@
+"""What OpenRLHF needs on a host without a GPU: it names CUDA where torch would do with any device."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from openrlhf_qs.host.patches import patch
+from openrlhf_qs.host.settings import Settings
+
+
+@patch("torch.cuda", "current_device", "", device="cpu")
+def cuda_calls(module: ModuleType, settings: Settings) -> None:
+    """OpenRLHF asks torch.cuda for the device and waits for it. Without this every model actor stops with
+    "Torch not compiled with CUDA enabled"."""
+    import torch
+
+    module.current_device = lambda: torch.device("cpu")
+    module.set_device = lambda device: None
+    module.synchronize = lambda device=None: None
+    module.empty_cache = lambda: None
+    module.current_stream = lambda device=None: None
+
+
+@patch(
+    "openrlhf.utils.deepspeed.deepspeed",
+    "init_device_mesh",
+    "device_type mesh_shape mesh_dim_names backend_override",
+    device="cpu",
+)
+def device_mesh(module: ModuleType, settings: Settings) -> None:
+    """The data-parallel mesh is asked for on "cuda". Without this set-up stops: no CUDA device, no NCCL."""
+    original = module.init_device_mesh
+    module.init_device_mesh = lambda device_type, *args, **kwargs: original("cpu", *args, **kwargs)
+
+
+@patch(
+    "openrlhf.trainer.ppo_utils.replay_buffer",
+    "NaiveReplayBuffer.__init__",
+    "self sample_batch_size limit cpu_offload packing_samples dynamic_batch",
+    device="cpu",
+)
+def replay_buffer(module: ModuleType, settings: Settings) -> None:
+    """The replay buffer builds the device name "cuda:N" by itself. Without this it is the invalid name "cuda:cpu"."""
+    import torch
+
+    class CPUReplayBuffer(module.NaiveReplayBuffer):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            current_device = torch.cuda.current_device
+            torch.cuda.current_device = lambda: 0  # a name is all that is built with it
+            try:
+                super().__init__(*args, **kwargs)
+            finally:
+                torch.cuda.current_device = current_device
+            self.target_device = torch.device("cpu")
+
+    module.NaiveReplayBuffer = CPUReplayBuffer
+
+
+@patch(
+    "openrlhf.utils.distributed_util",
+    "stateless_init_process_group",
+    "master_address master_port rank world_size device",
+    device="cpu",
+)
+def weight_sync_group(module: ModuleType, settings: Settings) -> None:
+    """Trainer and vLLM share a NCCL communicator for weights. Without this the first weight sync needs NCCL; here the
+    tensors go over vLLM's own StatelessProcessGroup."""
+
+    class TensorBroadcast:
+        def __init__(self, group: object) -> None:
+            self.group = group
+
+        def broadcast(self, tensor: object, src: int, stream: object = None) -> None:
+            received = self.group.broadcast(tensor, src)
+            if received is not tensor:
+                tensor.copy_(received)
+
+    def create(master_address: str, master_port: int, rank: int, world_size: int, device: object) -> TensorBroadcast:
+        from vllm.distributed.utils import StatelessProcessGroup
+
+        # What was sent stays in the store for that long: a policy's worth of weights for each sync.
+        return TensorBroadcast(
+            StatelessProcessGroup.create(
+                host=master_address, port=master_port, rank=rank, world_size=world_size, data_expiration_seconds=60
+            )
+        )
+
+    module.stateless_init_process_group = create
+
+
+@patch(
+    "openrlhf.trainer.ray.vllm_worker_wrap",
+    "WorkerWrap.update_weight",
+    "self name dtype shape empty_cache",
+    device="cpu",
+)
+def weight_update(module: ModuleType, settings: Settings) -> None:
+    """vLLM on the CPU packs its weights after loading, so they cannot be loaded one by one. Without this the second sync
+    fails with "'Parameter' object has no attribute 'weight_loader'"; here one sync's weights are kept and reloaded
+    together when the last of them, marked by ``empty_cache``, has come."""
+    import torch
+
+    def update_weight(self, name: str, dtype: torch.dtype, shape: object, empty_cache: bool = False) -> None:
+        weight = torch.empty(shape, dtype=dtype)
+        self._model_update_group.broadcast(weight, src=0)
+        self.__dict__.setdefault("_received_weights", []).append((name, weight))
+        if empty_cache:
+            self.model_runner.reload_weights(weights_iterator=iter(self.__dict__.pop("_received_weights")))
+
+    module.WorkerWrap.update_weight = update_weight
