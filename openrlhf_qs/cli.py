@@ -24,7 +24,10 @@ TOOLS = {
     "world": ("openrlhf_qs.plugins.built_in_world", "write a click log of simulated users, for when there is none"),
     "small-policy": ("openrlhf_qs.small_policy", "build a tokenizer and a small policy from a click log"),
     "plugins": ("openrlhf_qs.list_plugins", "list the plugins, or show the options of one"),
-    "doctor": ("openrlhf_qs.doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
+    "doctor": (
+        "openrlhf_qs.doctor",
+        "versions, devices, and whether each extension point of OpenRLHF is where it was",
+    ),
     "follow": ("openrlhf_qs.host.follow", "show the progress of a training run that is piped into it"),
 }
 EPILOG = """\
@@ -74,7 +77,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
             continue
         if name in host.ENTRY_POINTS:
             host.add_arguments(one, name)
-            one.epilog = f"Every other flag goes to {host.ENTRY_POINTS[name]}: see python -m {host.ENTRY_POINTS[name]} --help"
+            one.epilog = (
+                f"Every other flag goes to {host.ENTRY_POINTS[name]}: see python -m {host.ENTRY_POINTS[name]} --help"
+            )
         else:
             _module(name).add_arguments(one)
     return parser

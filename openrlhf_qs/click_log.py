@@ -9,15 +9,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+
+from openrlhf_qs.files import write_json_lines
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 SCHEMA = {
@@ -72,7 +72,7 @@ def read_click_log(path: str | Path) -> pl.DataFrame:
 
 def write_click_log(log: pl.DataFrame, path: str | Path) -> None:
     """Write ``log`` as JSON Lines that :func:`read_click_log` reads back the same; what is null is left out."""
-    write_json_lines((_written_form(row) for row in log.iter_rows(named=True)), path)
+    write_json_lines(path, (_written_form(row) for row in log.iter_rows(named=True)))
 
 
 def describe(log: pl.DataFrame) -> dict[str, Any]:
@@ -146,29 +146,6 @@ def clicks_by_position(log: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(counts, schema={"n_shown": pl.Int64, "n_clicked": pl.Int64})
 
 
-def write_json_lines(rows: Iterable[Mapping[str, Any]], path: str | Path) -> int:
-    """Write one JSON object a line, as UTF-8; returns how many."""
-    n_rows = 0
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            n_rows += 1
-    return n_rows
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path``: renamed to it where the block ends well, removed where it raises."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _raw_rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
     """The rows and their numbers, from 1: bytes of a line that is not blank, or a dict from Parquet."""
     endings = [suffix.lower() for suffix in path.suffixes]
@@ -186,7 +163,7 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: damaged gzip ({error}); copy it again") from error
     else:
-        raise ValueError(f"{path}: unknown kind of file; give .jsonl, .json (one object a line), .jsonl.gz or .parquet")
+        raise ValueError(f"{path}: unknown kind of file; give .jsonl, .jsonl.gz (one object a line) or .parquet")
 
 
 def _checked(raw: bytes | dict[str, Any]) -> dict[str, Any]:

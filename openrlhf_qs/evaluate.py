@@ -1,8 +1,8 @@
 """Stage ``evaluate``: the policies side by side on held-out conversations, and the report.
 
-In, under ``--run``: ``data/heldout.jsonl`` (arm ``cold_start``: what the log showed), ``report/responses.NAME.jsonl`` (arm
-NAME), and, where they are, ``garm/`` with ``data/pairs.heldout.jsonl``. Out: ``report/metrics.json``, ``report/report.html``
-and a table in the terminal.
+In, under ``--run``: ``data/heldout.jsonl`` (arm ``cold_start``: what the log showed), ``report/responses.NAME.jsonl``
+(arm NAME), and, where they are, ``garm/`` with ``data/pairs.heldout.jsonl``. Out: ``report/metrics.json``,
+``report/report.html`` and a table in the terminal.
 
 With a judge, simulated users see every arm's suggestions under the same conversations and click or not: an A/B test.
 Without one, the held-out clicks speak: how well the reward model foretells them, and how like the clicked suggestions,
@@ -81,7 +81,9 @@ class Lift(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this stage."""
-    parser.add_argument("--run", required=True, metavar="DIR", help="run folder: data/, report/responses.*.jsonl, garm/")
+    parser.add_argument(
+        "--run", required=True, metavar="DIR", help="run folder: data/, report/responses.*.jsonl, garm/"
+    )
     parser.add_argument(
         "--judge",
         default="none",
@@ -114,7 +116,9 @@ def run(args: argparse.Namespace) -> None:
     n_heldout = len(arms[COLD_START])
     arms = on_same_conversations(arms)
     n_compared = len(arms[COLD_START])
-    rich_print(f"{n_compared:,} of {n_heldout:,} held-out conversations have suggestions of all arms: {', '.join(arms)}")
+    rich_print(
+        f"{n_compared:,} of {n_heldout:,} held-out conversations have suggestions of all arms: {', '.join(arms)}"
+    )
 
     clicked = clicked_suggestions(impressions)
     metrics: dict[str, Any] = {
@@ -184,8 +188,8 @@ def run_ab_test(
 def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
     r"""How much higher ``arm``'s CTR is, relative to that of ``over``; None where nobody clicked in ``over``.
 
-    :math:`R-1` with :math:`R=\bar a/\bar b` over contexts; by the delta method its standard error is that of the mean of
-    :math:`(a_c-R\,b_c)/\bar b`. The arms have their contexts in common, so what makes a context easy for both cancels.
+    :math:`R-1` with :math:`R=\bar a/\bar b` over contexts; by the delta method its standard error is that of the mean
+    of :math:`(a_c-R\,b_c)/\bar b`. The arms share their contexts, so what makes one easy for both cancels.
     """
     if over.ctr == 0:
         return None
@@ -198,7 +202,7 @@ def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
 def click_probabilities(
     judge: Judge, conversations: Sequence[list[Message]], suggestions: Sequence[Sequence[str]], where: str
 ) -> np.ndarray:
-    """The judge's answer as one array ``[n, most suggestions of a row]``; slots a row does not have are 0, never clicked.
+    """The judge's answer as one array ``[n, most suggestions of a row]``; slots that a row does not have are 0.
 
     ValueError names judge, ``where`` and row if the answer has another shape than ``suggestions`` or leaves [0, 1].
     """
@@ -240,12 +244,16 @@ def load_judge(judge: str, settings: Sequence[str] = ()) -> Judge | None:
         load_plugins([file])
         names = [name for name in JUDGES if origin(JUDGES[name]) == str(file)]
         if len(names) != 1:
-            raise ValueError(f"--judge {judge}: it registers {len(names)} judges {names}; it must register exactly one")
+            raise ValueError(
+                f"--judge {judge}: it registers {len(names)} judges {names}; it must register exactly one"
+            )
         name = names[0]
     else:
         load_plugins()
     for other in options.keys() - {name}:
-        raise ValueError(f"--qs.option {other}.…: the judge is {name or 'none'}; evaluate takes options of its judge only")
+        raise ValueError(
+            f"--qs.option {other}.…: the judge is {name or 'none'}; evaluate takes options of its judge only"
+        )
     return JUDGES.create(name, **options.get(name, {})) if name else None
 
 
@@ -258,7 +266,7 @@ def read_impressions(path: Path) -> list[dict]:
         suggestions, clicks = row.get("suggestions"), row.get("clicks")
         if not (isinstance(suggestions, list) and all(isinstance(text, str) for text in suggestions)):
             return "no list of suggestions"
-        if not (isinstance(clicks, list) and len(clicks) == len(suggestions) and set(clicks) <= {0, 1}):
+        if not (isinstance(clicks, list) and len(clicks) == len(suggestions) and all(c in (0, 1) for c in clicks)):
             return f"clicks {clicks!r} for {len(suggestions)} suggestions; give one 0/1 per suggestion"
         return ""
 
@@ -271,14 +279,20 @@ def load_arms(run_dir: Path, impressions: Sequence[Mapping[str, Any]]) -> dict[s
     Of ``impressions``, the first of each conversation is shown as it was logged. Of a malformed response, the
     suggestions that can be read are shown.
     """
-    files = {path.name.split(".", 1)[1].removesuffix(".jsonl"): path for path in run_dir.glob("report/responses.*.jsonl")}
+    files = {
+        path.name.split(".", 1)[1].removesuffix(".jsonl"): path for path in run_dir.glob("report/responses.*.jsonl")
+    }
     if not files:
         raise ValueError(f"{run_dir / 'report'}: no responses.NAME.jsonl there; run `openrlhf-qs generate` first")
     if COLD_START in files:
-        raise ValueError(f"{files[COLD_START]}: the arm {COLD_START} is what the log shows; give this one another name")
+        raise ValueError(
+            f"{files[COLD_START]}: the arm {COLD_START} is what the log shows; give this one another name"
+        )
     arms = {COLD_START: []}
-    for row in _first_of_each(impressions, lambda impression: impression["conversation"]):
-        arms[COLD_START].append(Shown(row["conversation"], row["suggestions"], _three_with_letters(row["suggestions"])))
+    for row in _first_of_each(impressions, "conversation").values():
+        arms[COLD_START].append(
+            Shown(row["conversation"], row["suggestions"], _three_with_letters(row["suggestions"]))
+        )
 
     def problem(row: dict) -> str:
         if not _is_conversation(row.get("conversation")):
@@ -302,10 +316,8 @@ def on_same_conversations(arms: Mapping[str, Sequence[tuple]]) -> dict[str, list
 
     Conversations are the same if their roles and texts are. ValueError where none is left.
     """
-    rows = {name: {_key(row[0]): row for row in reversed(arm)} for name, arm in arms.items()}
-    in_all = set.intersection(*(set(by_key) for by_key in rows.values()))
-    order = [_key(row[0]) for row in _first_of_each(next(iter(arms.values())), lambda row: row[0])]
-    keys = [key for key in order if key in in_all]
+    rows = {name: _first_of_each(arm, 0) for name, arm in arms.items()}
+    keys = [key for key in next(iter(rows.values())) if all(key in by_key for by_key in rows.values())]
     if not keys:
         counts = ", ".join(f"{name} {len(by_key)}" for name, by_key in rows.items())
         raise ValueError(f"no conversation is in every arm ({counts}); generate responses for data/heldout.jsonl")
@@ -313,7 +325,7 @@ def on_same_conversations(arms: Mapping[str, Sequence[tuple]]) -> dict[str, list
 
 
 def clicked_suggestions(impressions: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """What was clicked under each conversation, over all its impressions, by :func:`_key`; only where there was a click."""
+    """What was clicked under each conversation that has a click, over all its impressions, by :func:`_key`."""
     clicked: dict[str, list[str]] = {}
     for row in impressions:
         texts = [text for text, click in zip(row["suggestions"], row["clicks"], strict=True) if click]
@@ -326,11 +338,11 @@ def response_quality(rows: Sequence[Shown], clicked: Mapping[str, Sequence[str]]
     """What can be said of an arm's suggestions without anybody looking at them; None for a figure of nothing.
 
     Returns:
-        ``n_responses``; ``malformed``, share that is not three suggestions with letters; ``distinct_1``, ``distinct_2``,
-        different words and word pairs per word and pair of the whole arm; ``near_duplicates``, share of responses with
-        two suggestions that say the same; ``words`` of a suggestion, mean; ``likeness`` in [0, 1], how like the clicked
-        suggestion nearest to it a suggestion is, mean over the ``n_likeness`` suggestions under a conversation with a
-        click; ``log_ppl``, mean, nats per token.
+        ``n_responses``; ``malformed``, share that is not three suggestions with letters; ``distinct_1`` and
+        ``distinct_2``, different words and word pairs per word and pair of the whole arm; ``near_duplicates``, share
+        of responses with two suggestions that say the same; ``words`` of a suggestion, mean; ``likeness`` in [0, 1],
+        how like the clicked suggestion nearest to it a suggestion is, mean over the ``n_likeness`` suggestions under
+        a conversation with a click; ``log_ppl``, mean, nats per token.
     """
     words = [re.findall(r"\w+", text.casefold()) for row in rows for text in row.suggestions]
     likeness = [
@@ -424,8 +436,8 @@ def calibration_verdict(metrics: Mapping[str, Any]) -> str:
     low, high = metrics["ece_ci95"]
     verdict = (
         f"GaRM prefers the clicked suggestion in {metrics['accuracy']:.1%} of {metrics['n_pairs']:,} held-out pairs. "
-        f"Its ECE is {metrics['ece']:.3f} (95 % interval {low:.3f} to {high:.3f}; a perfectly calibrated model would show "
-        f"{metrics['ece_if_calibrated']:.3f} on as many pairs)"
+        f"Its ECE is {metrics['ece']:.3f} (95 % interval {low:.3f} to {high:.3f}; a perfectly calibrated model would "
+        f"show {metrics['ece_if_calibrated']:.3f} on as many pairs)"
     )
     if metrics["ece"] > ECE_LIMIT:
         return f"{verdict}: above {ECE_LIMIT}, its probabilities and sigmas are not to be trusted as they are."
@@ -514,8 +526,12 @@ def _key(conversation: Sequence[Message]) -> str:
     return json.dumps([[message["role"], message["content"]] for message in conversation])
 
 
-def _first_of_each(rows: Sequence[Any], conversation_of: Callable[[Any], Sequence[Message]]) -> list[Any]:
-    return list({_key(conversation_of(row)): row for row in reversed(rows)}.values())[::-1]
+def _first_of_each(rows: Sequence[Any], conversation_at: str | int) -> dict[str, Any]:
+    """The first row of each conversation, by :func:`_key`, in the order of the rows."""
+    first: dict[str, Any] = {}
+    for row in rows:
+        first.setdefault(_key(row[conversation_at]), row)
+    return first
 
 
 def _three_with_letters(suggestions: Sequence[str]) -> bool:

@@ -18,7 +18,9 @@ from openrlhf_qs.prompt import Message, policy_messages
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", required=True, help="folder or hub name of the policy")
-    parser.add_argument("--reference", default="", help="policy that gives log_ppl, mostly the SFT policy; default: none")
+    parser.add_argument(
+        "--reference", default="", help="policy that gives log_ppl, mostly the SFT policy; default: none"
+    )
     parser.add_argument("--prompts", required=True, metavar="FILE", help="JSON Lines with a conversation a row")
     parser.add_argument("--out", required=True, metavar="FILE")
     parser.add_argument("--n_max", type=int, default=2000, help="distinct conversations, the first ones; default 2000")
@@ -28,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    conversations = list({json.dumps(row["conversation"]): row["conversation"] for row in read_json_lines(args.prompts)}.values())
+    conversations = list(
+        {json.dumps(row["conversation"]): row["conversation"] for row in read_json_lines(args.prompts)}.values()
+    )
     conversations = conversations[: args.n_max]
     responses = generate(args.policy, conversations, args.max_new_tokens, args.temperature, args.seed)
     rows = [{"conversation": c, "response": r} for c, r in zip(conversations, responses, strict=True)]
@@ -51,7 +55,9 @@ def generate(
     import torch
     from vllm import LLM, SamplingParams
 
-    llm = LLM(policy, dtype="bfloat16", seed=seed, enforce_eager=not torch.cuda.is_available(), enable_prefix_caching=True)
+    llm = LLM(
+        policy, dtype="bfloat16", seed=seed, enforce_eager=not torch.cuda.is_available(), enable_prefix_caching=True
+    )
     outputs = llm.chat(
         [policy_messages(conversation) for conversation in conversations],
         SamplingParams(temperature=temperature, max_tokens=max_new_tokens, seed=seed),
@@ -70,7 +76,9 @@ def reference_log_ppl(
     tokenizer = AutoTokenizer.from_pretrained(reference)
     tokenizer.padding_side = "right"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        reference, dtype=torch.bfloat16 if device == "cuda" else torch.float32
+    )
     model.to(device).eval()
     values = []
     for start in range(0, len(responses), batch_size):

@@ -50,7 +50,10 @@ class Registry(Mapping[str, type]):
         def add(plugin: type) -> type:
             known = self._plugins.get(name)
             # The same source line seen twice is a reload of a module, not a second plugin.
-            if known is not None and (known.__module__, known.__qualname__) != (plugin.__module__, plugin.__qualname__):
+            if known is not None and (known.__module__, known.__qualname__) != (
+                plugin.__module__,
+                plugin.__qualname__,
+            ):
                 raise ValueError(
                     f"{self.kind} {name!r} is taken by {known.__module__}.{known.__qualname__}; "
                     f"give {plugin.__module__}.{plugin.__qualname__} another name"
@@ -103,9 +106,16 @@ class Registry(Mapping[str, type]):
 REWARD_MODELS = Registry(
     "reward model", "class with model_class(base_pretrained, base_model, prefix, packing) and loss(...): see garm"
 )
-REWARDS = Registry("reward", "called with a RolloutBatch, returns one number a response: Tensor [batch], higher is better")
-FUSIONS = Registry("fusion", "called with parts [n, n_rewards] and clicked [n], returns one weight a reward: list")
-SFT_DATASETS = Registry("sft dataset", "called with one SFT row (conversation, candidates), returns suggestions or None")
+REWARDS = Registry(
+    "reward", "called with a RolloutBatch, returns one number a response: Tensor [batch], higher is better"
+)
+FUSIONS = Registry(
+    "fusion",
+    "called with parts [n, n_rewards], clicked [n] and names, returns one weight a reward: list, adds up to 1",
+)
+SFT_DATASETS = Registry(
+    "sft dataset", "called with one SFT row (conversation, candidates), returns suggestions or None"
+)
 JUDGES = Registry("judge", "called with conversations [n] and suggestions [n][k], returns click probabilities [n][k]")
 
 KINDS: dict[str, Registry] = {r.kind: r for r in (SFT_DATASETS, REWARD_MODELS, REWARDS, FUSIONS, JUDGES)}

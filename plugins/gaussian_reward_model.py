@@ -25,7 +25,9 @@ from openrlhf_qs.prompt import Message, suggestion_messages
 from openrlhf_qs.registry import REWARD_MODELS
 
 UNIT_STD = math.log(math.e - 1)  # softplus of it is 1: a head that answers 0 has a standard deviation of 1
-LOGISTIC_STD = 1.702 / math.sqrt(2)  # two of these differ like one logistic variable: |Phi(x / 1.702) - sigmoid(x)| < 0.01
+LOGISTIC_STD = 1.702 / math.sqrt(
+    2
+)  # two of these differ like one logistic variable: |Phi(x / 1.702) - sigmoid(x)| < 0.01
 
 
 def gaussian_preference_loss(
@@ -182,7 +184,10 @@ def reward_model_class(
             if packing_samples:
                 raw = getattr(self, value_head_prefix)(hidden)
                 raw = torch.stack(
-                    [gather_and_pad_tensor(r, ring_attn_group, pad_len, indices, batch, length) for r in raw.unbind(-1)],
+                    [
+                        gather_and_pad_tensor(r, ring_attn_group, pad_len, indices, batch, length)
+                        for r in raw.unbind(-1)
+                    ],
                     dim=-1,
                 )[torch.arange(batch, device=raw.device), last]
             else:

@@ -18,11 +18,10 @@ def install() -> None:
     settings = Settings.from_environment()
     if settings is None:
         return
-    from openrlhf_qs.host import flash_attn_stand_in
-    from openrlhf_qs.host.patches import apply_when_imported
-
     import openrlhf_qs.host.cpu  # noqa: F401  (registers its patches)
     import openrlhf_qs.host.seams  # noqa: F401
+    from openrlhf_qs.host import flash_attn_stand_in
+    from openrlhf_qs.host.patches import apply_when_imported
 
     flash_attn_stand_in.install()
     apply_when_imported(settings)

@@ -97,14 +97,20 @@ def weight_sync_group(module: ModuleType, settings: Settings) -> None:
 def weight_update(module: ModuleType, settings: Settings) -> None:
     """vLLM on the CPU packs its weights after loading, so they cannot be loaded one by one. Without this the second sync
     fails with "'Parameter' object has no attribute 'weight_loader'"; here one sync's weights are kept and reloaded
-    together when the last of them, marked by ``empty_cache``, has come."""
+    together when the last of them, marked by ``empty_cache``, has come. A head that is tied to the embedding is packed
+    again: vLLM's reload leaves the old copy there, and rollouts would drift away from the policy in silence."""
     import torch
 
     def update_weight(self, name: str, dtype: torch.dtype, shape: object, empty_cache: bool = False) -> None:
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
         weight = torch.empty(shape, dtype=dtype)
         self._model_update_group.broadcast(weight, src=0)
         self.__dict__.setdefault("_received_weights", []).append((name, weight))
         if empty_cache:
             self.model_runner.reload_weights(weights_iterator=iter(self.__dict__.pop("_received_weights")))
+            for layer in self.model_runner.get_model().modules():
+                if isinstance(layer, ParallelLMHead):
+                    layer.quant_method.process_weights_after_loading(layer)
 
     module.WorkerWrap.update_weight = update_weight

@@ -33,20 +33,34 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
         parser.add_argument("--qs.reward_model", default="gaussian", help="reward model head; default: gaussian")
     if stage == "grpo":
         parser.add_argument(
-            "--qs.reward", default="garm,garm_sigma,ood,rules,diversity", help="parts of the reward, separated by commas"
+            "--qs.reward",
+            default="garm,garm_sigma,ood,rules,diversity",
+            help="parts of the reward, separated by commas",
         )
-        parser.add_argument("--qs.weights", default="", help="weights file of the fusion stage; default: weight 1, raw parts")
+        parser.add_argument(
+            "--qs.weights", default="", help="weights file of the fusion stage; default: weight 1, raw parts"
+        )
     parser.add_argument(
-        "--qs.plugin", action="append", default=[], metavar="FILE.py", help="file that registers plugins; may be repeated"
+        "--qs.plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="file that registers plugins; may be repeated",
     )
     parser.add_argument(
-        "--qs.option", action="append", default=[], metavar="NAME.OPTION=VALUE", help="as in ood.threshold=3; may be repeated"
+        "--qs.option",
+        action="append",
+        default=[],
+        metavar="NAME.OPTION=VALUE",
+        help="as in ood.threshold=3; may be repeated",
     )
     parser.add_argument(
         "--qs.device", choices=["auto", "cpu", "cuda"], default="auto", help="default: cuda where torch finds a GPU"
     )
     parser.add_argument(
-        "--qs.untested_host_enable", action="store_true", help=f"go on with an OpenRLHF that is not {TESTED}, at your risk"
+        "--qs.untested_host_enable",
+        action="store_true",
+        help=f"go on with an OpenRLHF that is not {TESTED}, at your risk",
     )
     parser.add_argument("--qs.check_enable", action="store_true", help="check flags, plugins and files, then stop")
 
@@ -94,7 +108,9 @@ def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
     options = parse_options(ours["qs.option"])
     _check_options(options)
     if "--ckpt.load_enable" in host_argv and _value(host_argv, "--ckpt.save_steps") is None:
-        raise ValueError("--ckpt.load_enable without --ckpt.save_steps resumes nothing: OpenRLHF then saves no checkpoint")
+        raise ValueError(
+            "--ckpt.load_enable without --ckpt.save_steps resumes nothing: OpenRLHF then saves no checkpoint"
+        )
     device = ours["qs.device"]
     if device == "auto":
         import torch
@@ -141,7 +157,9 @@ def _check_rewards(settings: Settings, host_argv: Sequence[str]) -> None:
     model = _value(host_argv, "--reward.model_name_or_path")
     kl_coef = _value(host_argv, "--algo.kl.init_coef")
     if _value(host_argv, "--reward.remote_url") or _value(host_argv, "--train.agent_func_path"):
-        raise ValueError("--qs.reward and --reward.remote_url (or --train.agent_func_path) both give the reward: drop one")
+        raise ValueError(
+            "--qs.reward and --reward.remote_url (or --train.agent_func_path) both give the reward: drop one"
+        )
     if "reward_model" in needs:
         if model is None:
             raise ValueError(f"reward {','.join(settings.rewards)} needs {NEEDS['reward_model']}")
@@ -154,7 +172,9 @@ def _check_rewards(settings: Settings, host_argv: Sequence[str]) -> None:
 
 def _check_model(flag: str, path: str | None) -> None:
     if path and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ValueError(f"{flag} {path}: no config.json in it, so this is no model; give a Hugging Face folder or name")
+        raise ValueError(
+            f"{flag} {path}: no config.json in it, so this is no model; give a Hugging Face folder or name"
+        )
     if path and path.startswith((".", "/")) and not Path(path).exists():
         raise ValueError(f"{flag} {path} does not exist")
 

@@ -40,9 +40,13 @@ def sft_dataset(module: ModuleType, settings: Settings) -> None:
                 for conversation, suggestions in assembled
                 if suggestions is not None
             ]
-            strategy.print(f"{settings.sft_dataset}: {len(rows)} of {len(assembled)} conversations have three suggestions")
+            strategy.print(
+                f"{settings.sft_dataset}: {len(rows)} of {len(assembled)} conversations have three suggestions"
+            )
             if not rows:
-                raise ValueError(f"sft dataset {settings.sft_dataset!r} made no instance of {len(assembled)} conversations")
+                raise ValueError(
+                    f"sft dataset {settings.sft_dataset!r} made no instance of {len(assembled)} conversations"
+                )
             kwargs["num_processors"] = os.cpu_count()
             super().__init__(Dataset.from_list(rows), tokenizer, max_length, strategy, **kwargs)
 
@@ -196,7 +200,10 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
             raw = self.composite.score(batch)
             total = self.composite.total(raw)
             malformed = torch.tensor([0.0 if p.well_formed else 1.0 for p in parsed])
-            logged = {f"reward/{name}": value for name, value in raw.items()} | {"reward": total, "malformed": malformed}
+            logged = {f"reward/{name}": value for name, value in raw.items()} | {
+                "reward": total,
+                "malformed": malformed,
+            }
             sizes = [len(samples.sequences) for samples in samples_list]
             for name, value in logged.items():
                 for samples, share in zip(samples_list, value.split(sizes), strict=True):
@@ -209,7 +216,9 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
             """``[batch]``, nats per token, from log-probs that are there already."""
             ref_log_probs = []
             for samples in samples_list:
-                if samples.base_action_log_probs is not None:  # kept under --algo.kl.use_loss, where the difference is 0
+                if (
+                    samples.base_action_log_probs is not None
+                ):  # kept under --algo.kl.use_loss, where the difference is 0
                     mean = masked_mean(samples.base_action_log_probs.float(), samples.action_mask, dim=-1)
                 else:
                     mean = masked_mean(samples.action_log_probs.float(), samples.action_mask, dim=-1)
@@ -230,7 +239,9 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
             n_processes = len(self.reward_model_group._actor_handlers) // self.reward_model_group.duplicate_actors
             size = max(1, min(-(-len(pairs) // n_processes), 4 * self.args.rollout.micro_batch_size))
             input_ids, mask = input_ids.split(size), mask.split(size)
-            while len(input_ids) < n_processes:  # fewer suggestions than processes: the last is scored again, then cut off
+            while (
+                len(input_ids) < n_processes
+            ):  # fewer suggestions than processes: the last is scored again, then cut off
                 input_ids, mask = (*input_ids, input_ids[-1]), (*mask, mask[-1])
             return self._dispatch_forward(
                 self.reward_model_group,

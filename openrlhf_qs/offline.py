@@ -1,0 +1,47 @@
+"""A rollout batch without a rollout: conversations and responses from files, scored by the models themselves.
+
+The way to see a reward before a GPU is spent on it; the fusion stage learns the weights on such batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from openrlhf_qs.prompt import Message
+from openrlhf_qs.response import parse_response
+from openrlhf_qs.rollout import RolloutBatch
+
+
+def offline_batch(
+    conversations: Sequence[Sequence[Message]],
+    responses: Sequence[str],
+    ref_log_ppl: Sequence[float] | None = None,
+    scorer=None,
+) -> RolloutBatch:
+    """The batch that training would have made of these responses, each a group of its own.
+
+    Args:
+        ref_log_ppl: ``[n]``, nats per token, from :func:`openrlhf_qs.generate.reference_log_ppl`.
+        scorer: a :class:`~openrlhf_qs.plugins.gaussian_reward_model.SuggestionScorer`; None leaves its numbers out.
+    """
+    parsed = [parse_response(response) for response in responses]
+    mean = std = None
+    if scorer is not None:
+        pairs = [(c, s) for c, p in zip(conversations, parsed, strict=True) for s in p.suggestions]
+        means, stds = scorer([c for c, _ in pairs], [s for _, s in pairs])
+        rows = iter(zip(means.tolist(), stds.tolist(), strict=True))
+        rewards = [[next(rows) for _ in p.suggestions] for p in parsed]
+        mean = [[m for m, _ in r] for r in rewards]
+        std = [[s for _, s in r] for r in rewards]
+    return RolloutBatch(
+        conversations=conversations,
+        responses=responses,
+        parsed=parsed,
+        group=torch.arange(len(responses)),
+        truncated=torch.zeros(len(responses), dtype=torch.bool),
+        ref_log_ppl=None if ref_log_ppl is None else torch.tensor(ref_log_ppl),
+        reward_mean=mean,
+        reward_std=std,
+    )

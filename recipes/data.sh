@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Data.  Reads $CLICK_LOG, writes $RUN/data: SFT candidates, preference pairs, prompts, held-out impressions.
+#   CLICK_LOG=clicks.jsonl bash recipes/data.sh --position_policy skip_above     # any flag of `openrlhf-qs data` may follow
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+: "${N_IMPRESSIONS:=32000}"   # of the simulated log, where $CLICK_LOG is empty
+: "${N_CONTEXTS:=10000}"      # different conversations in it
+
+set_up
+skip_if_done data
+LOG=$CLICK_LOG
+if [ -z "$LOG" ]; then
+   LOG=$RUN/data/clicks.jsonl
+   [ -f "$LOG" ] || run openrlhf-qs world --out "$LOG" --n_impressions "$N_IMPRESSIONS" --n_contexts "$N_CONTEXTS" --seed "$SEED"
+fi
+run openrlhf-qs data --log "$LOG" --out "$RUN/data" --seed "$SEED" "$@"
+if [ -z "$POLICY" ]; then
+   run openrlhf-qs small-policy --log "$LOG" --out "$RUN/data/policy" --seed "$SEED"
+fi
+finish

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Evaluate.  Reads held-out impressions and the policies, writes $RUN/report: metrics.json and report.html.
+#   JUDGE=my_users.py bash recipes/evaluate.sh                           # any flag of `openrlhf-qs evaluate` may follow
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+: "${MAX_NEW_TOKENS:=64}"     # tokens of a response
+: "${N_HELDOUT:=2000}"        # held-out conversations that each policy answers
+
+set_up
+skip_if_done report
+[ -n "$JUDGE" ] || { [ -n "$CLICK_LOG" ] && JUDGE=none || JUDGE=built_in_world; }
+plugin_flags --
+for policy in sft grpo; do
+   [ -f "$RUN/report/responses.$policy.jsonl" ] || run openrlhf-qs generate --policy "$RUN/$policy" \
+      --reference "$RUN/sft" --prompts "$RUN/data/heldout.jsonl" --out "$RUN/report/responses.$policy.jsonl" \
+      --max_new_tokens "$MAX_NEW_TOKENS" --n_max "$N_HELDOUT" --seed "$SEED"
+done
+run openrlhf-qs evaluate --run "$RUN" --judge "$JUDGE" --seed "$SEED" "${PLUGIN_FLAGS[@]}" "$@"
+finish

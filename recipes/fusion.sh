@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Fusion.  Reads the SFT policy, the GaRM and impressions that neither has seen, writes $RUN/fusion/weights.json.
+#   REWARD=garm,ood,rules FUSION=equal bash recipes/fusion.sh            # any flag of `openrlhf-qs fusion` may follow
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+: "${MAX_NEW_TOKENS:=64}"     # tokens of a response
+
+set_up
+skip_if_done fusion
+plugin_flags --
+if [ ! -f "$RUN/fusion/responses.jsonl" ]; then
+   run openrlhf-qs generate --policy "$RUN/sft" --reference "$RUN/sft" --prompts "$RUN/data/fusion.jsonl" \
+      --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$MAX_NEW_TOKENS" --n_max 1000 --seed "$SEED"
+fi
+run openrlhf-qs fusion --reward "$REWARD" --fusion "$FUSION" --reference "$RUN/sft" --reward_model "$RUN/garm" \
+   --impressions "$RUN/data/fusion.jsonl" --responses "$RUN/fusion/responses.jsonl" --out "$RUN/fusion/weights.json" \
+   "${PLUGIN_FLAGS[@]}" "$@"
+finish

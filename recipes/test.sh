@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Tests.  Sets up the environment, then the unit tests, then end to end through the real OpenRLHF.
+#   bash recipes/test.sh tests/unit          # any argument of pytest may follow
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+set_up
+cd "$ROOT"
+exec python -m pytest "${@:-tests}"
