@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
         metrics["garm"] = garm_on_heldout_pairs(folder, args.seed)
     metrics["examples"] = _examples(arms, results, clicked, args.seed)
 
-    write_whole(folder / "report" / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False))
+    write_whole(folder / "report" / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
     report = write_report(folder, metrics)
     _print_table(metrics)
     rich_print(f"report: {escape(str(report))}")

@@ -28,7 +28,14 @@ STAGES = {
     "grpo": "The policy is trained on the composite reward, against its own other responses to the same prompt.",
     "evaluate": "All policies on the same held-out conversations.",
 }
-FIRST_CURVES = ("train/rollout/reward_mean", "train/reward/", "train/kl", "train/rollout/response_length_mean")
+FIRST_CURVES = (
+    "train/rollout/reward_mean",
+    "train/reward/",
+    "train/kl",
+    "train/rollout/response_length_mean",
+    "train/loss",
+    "train/acc",
+)
 N_CURVE_POINTS = 400  # a longer curve is averaged down to as many points: the file stays light
 ARM_COLORS = {"cold_start": "#8b929c", "sft": "#3572b0", "grpo": "#d4622a"}
 OTHER_COLORS = ("#5d8a54", "#8a6bb0", "#b0913a")
@@ -91,7 +98,7 @@ def write_whole(path: Path, text: str) -> None:
     """Write ``text`` under a temporary name, then rename: nothing half-written bears the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="replace")  # a log may hold half a surrogate pair
     os.replace(temporary, path)
 
 
@@ -157,7 +164,7 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         low, high = garm["ece_ci95"]
         cards.append(("GaRM ECE", f"{garm['ece']:.3f}", f"{low:.3f} to {high:.3f}", INK))
     tiles = "".join(
-        f'<div class="card" style="border-color:{color}"><p>{escape(label)}</p><strong>{escape(figure)}</strong>'
+        f'<div class="card" style="border-top-color:{color}"><p>{escape(label)}</p><strong>{escape(figure)}</strong>'
         f"<small>{escape(below)}</small></div>"
         for label, figure, below, color in cards
     )
@@ -227,7 +234,6 @@ def _evaluation(metrics: Mapping[str, Any]) -> str:
     parts = []
     ab = metrics.get("ab")
     if ab:
-        parts.append(f'<p class="verdict">{escape(metrics["verdict"])}</p>')
         parts.append(_image(_ab_chart(ab), "CTR of each arm with its 95 % interval"))
         n_slots = max(len(arm["slot_ctr"]) for arm in ab.values())
         rows = []
@@ -318,10 +324,10 @@ def _curve_order(tag: str) -> tuple[int, str]:
 
 
 def _small_multiples(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    n_columns = 4
+    n_columns = min(len(scalars), 4)
     n_rows = -(-len(scalars) // n_columns)
     with mpl.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(11, 1.75 * n_rows), layout="constrained")
+        figure = Figure(figsize=(2.75 * n_columns, 1.75 * n_rows), layout="constrained")
         axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
         for axis, (tag, (steps, values)) in zip(axes, scalars.items(), strict=False):
             steps, values = _averaged_down(steps), _averaged_down(values)

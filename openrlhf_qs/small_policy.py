@@ -135,7 +135,7 @@ def random_policy(tokenizer: PreTrainedTokenizerFast, hidden_size: int, n_layers
         num_key_value_heads=n_heads // 2,
         head_dim=HEAD_DIM,
         max_position_embeddings=MAX_TOKENS,
-        initializer_range=0.02,
+        initializer_range=0.04,  # learns faster at first than 0.02, and no worse later, at this width
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from openrlhf_qs.plugins.built_in_world_language import (
 from rich.console import Console
 from rich.table import Table
 
+from openrlhf_qs.files import write_json_lines
 from openrlhf_qs.prompt import Message
 from openrlhf_qs.registry import JUDGES
 from openrlhf_qs.response import N_SUGGESTIONS
@@ -392,18 +392,15 @@ def write_click_log(path: str | Path, n_impressions: int, n_contexts: int, seed:
     moments = np.sort(numbers.uniform(0, N_DAYS, n_impressions))
 
     clicks = np.zeros((n_impressions, N_SUGGESTIONS), dtype=int)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
-        for row, (context, day) in enumerate(zip(order, moments, strict=True)):
-            conversation = conversations[context]
-            suggestions = cold_start_suggestions(conversation, words)
-            user = int(numbers.integers(N_USERS))
-            probabilities = click_probabilities(conversation, suggestions, users[user])
-            clicks[row] = numbers.random(N_SUGGESTIONS) < probabilities
-            scene = read_scene(conversation)
-            impression = {
+    rows = []
+    for row, (context, day) in enumerate(zip(order, moments, strict=True)):
+        conversation = conversations[context]
+        suggestions = cold_start_suggestions(conversation, words)
+        user = int(numbers.integers(N_USERS))
+        clicks[row] = numbers.random(N_SUGGESTIONS) < click_probabilities(conversation, suggestions, users[user])
+        scene = read_scene(conversation)
+        rows.append(
+            {
                 "impression_id": f"impression-{row:07d}",
                 "timestamp": (FIRST_DAY + timedelta(days=day)).isoformat(timespec="seconds"),
                 "user_id": f"user-{user:04d}",
@@ -413,8 +410,8 @@ def write_click_log(path: str | Path, n_impressions: int, n_contexts: int, seed:
                 "clicks": clicks[row].tolist(),
                 "meta": {"topic": scene.topic, "domain": scene.domain},
             }
-            file.write(json.dumps(impression) + "\n")
-    os.replace(unfinished, path)
+        )
+    write_json_lines(path, rows)
     return clicks
 
 

@@ -1,9 +1,9 @@
 import argparse
-import json
 import math
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -21,6 +21,7 @@ from openrlhf_qs.plugins.built_in_world import (
     cold_start_suggestions,
     contexts,
     gold_utility,
+    mean_utility,
     read_scene,
     suggestion_of_kind,
     write_click_log,
@@ -36,6 +37,8 @@ from openrlhf_qs.plugins.built_in_world_language import (
     read,
 )
 
+from openrlhf_qs.click_log import read_click_log
+from openrlhf_qs.files import read_json_lines
 from openrlhf_qs.registry import JUDGES
 
 # Topic sourdough; the user asked how to begin with mixing, the assistant added oven heat.
@@ -184,27 +187,19 @@ def test_a_text_that_crams_repeats_or_stumbles_earns_less_than_the_plain_one(tex
 
 
 def test_words_above_twelve_cost():
-    short = "How do I begin with home insulation subsidy use"  # 9 words
-    long = short.replace("begin", "begin and do and do and do")  # 15 words, 3 above 12
-    no_length = pytest.MonkeyPatch()
-    priced = utility(long)
-    no_length.setattr(world, "LONG", 0.0)
-    free = utility(long)
-    no_length.undo()
-    assert len(read(long).words) == 15
-    assert priced in (pytest.approx(free - 3 * 0.4), WORTHLESS)
+    scene, plain = read_scene(SOURDOUGH), read(GOOD)
+    for n_words, cost in [(7, 0.0), (12, 0.0), (13, 0.4), (15, 1.2)]:  # 0.4 a word
+        long = replace(plain, words=("word",) * n_words)
+        assert mean_utility(scene, long) == pytest.approx(mean_utility(scene, plain) - cost)
 
 
 def test_a_second_suggestion_that_says_the_same_is_never_clicked():
-    first, again, other_words, other_aspect = clicked(GOOD, GOOD, GOOD, GOOD), 0, 0, 0
-    assert first[0] > 0 and first[1:] == [0, 0, 0]
-    again, other_words, other_aspect = clicked(
-        GOOD, "Can you list the steps of sourdough resting?", "What are the steps of sourdough shaping?"
-    )
-    assert again > 0 and other_words == 0 and other_aspect > 0
-    # without the topic, in other case and order: still the same
-    assert clicked(GOOD, "what are the steps of resting")[1] == 0
-    assert clicked(GOOD, "What are the steps of resting in sourdough?")[1] == 0
+    same = [GOOD, "Can you list the steps of sourdough resting?", "what are the steps of resting"]
+    first, *others = clicked(*same)
+    assert first > 0 and others == [0, 0]
+    # another aspect, or another intent, is something else
+    different = [GOOD, "What are the steps of sourdough shaping?", "How much does sourdough resting cost?"]
+    assert all(p > 0 for p in clicked(*different))
 
 
 def test_a_duplicate_of_a_malformed_suggestion_is_as_dead_and_kills_nothing():
@@ -324,7 +319,8 @@ def test_cold_start_wants_a_conversation_of_this_world():
 def test_the_log_has_the_schema_and_shows_each_context_alike(tmp_path):
     path = tmp_path / "new" / "clicks.jsonl"
     clicks = write_click_log(path, n_impressions=600, n_contexts=200, seed=0)
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(path)
+    assert len(read_click_log(path)) == 600
 
     assert clicks.shape == (600, 3) and [row["clicks"] for row in rows] == clicks.tolist()
     assert len({row["impression_id"] for row in rows}) == 600

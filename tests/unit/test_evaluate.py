@@ -21,6 +21,7 @@ from openrlhf_qs.evaluate import (
     run_ab_test,
 )
 from openrlhf_qs.files import write_json_lines
+from openrlhf_qs.registry import JUDGES, load_plugins
 
 
 def conversation(n):
@@ -85,9 +86,8 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     for seed in range(200):
         truth = rng.beta(2, 3, size=60)  # mean 0.4
         judge = says({f"{n}": p for n, p in enumerate(truth)})
-        low, high = run_ab_test({"one": arm(*[[f"{n}"] for n in range(60)])}, judge, n_users=300, seed=seed)[
-            "one"
-        ].ci95
+        arms = {"one": arm(*[[f"{n}"] for n in range(60)])}
+        low, high = run_ab_test(arms, judge, n_users=300, seed=seed)["one"].ci95
         hits += low <= 0.4 <= high
     assert 180 <= hits <= 199  # 190 expected
 
@@ -142,7 +142,7 @@ def test_one_conversation_alone_has_no_interval():
 
 
 def test_lift_by_hand():
-    # 0.6 / 0.5 - 1 = 20 %. Influence (a - 1.2 b) / 0.5 over the contexts: (0.4 - 0.48, 0.8 - 0.72) / 0.5 = -0.16, 0.16;
+    # 0.6 / 0.5 - 1 = 20 %. Influence (a - 1.2 b) / 0.5 over contexts: (0.4 - 0.48, 0.8 - 0.72) / 0.5 = -0.16, 0.16;
     # sd (ddof 1) 0.22627, / sqrt(2) = 0.16; times 1.96 = 0.3136
     lift = relative_lift(result([0.4, 0.8]), result([0.4, 0.6]))
     assert lift.value == pytest.approx(0.2)
@@ -289,12 +289,21 @@ def write_judge(path, names, body="return [[0.5 for _ in row] for row in suggest
     return str(path)
 
 
+@pytest.fixture
+def judges_of_this_test(monkeypatch):
+    """The registry of judges, put back as it was afterwards."""
+    load_plugins()
+    monkeypatch.setattr(JUDGES, "_plugins", dict(JUDGES._plugins))
+
+
+@pytest.mark.usefixtures("judges_of_this_test")
 def test_a_file_is_a_judge_with_options_also_when_it_was_loaded_before(tmp_path):
     file = write_judge(tmp_path / "judge_of_a_file.py", ["of_a_file"])
     for _ in range(2):
         assert load_judge(file, ["of_a_file.scale=0.25"]).scale == 0.25
 
 
+@pytest.mark.usefixtures("judges_of_this_test")
 def test_a_file_must_register_exactly_one_judge(tmp_path):
     with pytest.raises(ValueError, match="registers 0 judges"):
         load_judge(write_judge(tmp_path / "judge_of_none.py", []))
@@ -371,8 +380,7 @@ def run_stage(*argv):
     evaluate.run(parser.parse_args([str(argument) for argument in argv]))
 
 
-def test_the_stage_writes_what_it_measured_and_a_report(run_dir, scorer, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_plugins", lambda files=(): None)
+def test_the_stage_writes_what_it_measured_and_a_report(run_dir, scorer, capsys, monkeypatch):
     judge = says({"A good one?": 0.2, "A great one?": 0.4, "Three?": 0.1, "???": 0.0, "Bland one?": 0.1})
     monkeypatch.setattr(
         evaluate, "load_judge", lambda name, options: lambda c, s: judge(c, [[r[0], r[0], r[2]] for r in s])

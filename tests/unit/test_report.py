@@ -152,7 +152,7 @@ def test_the_report_is_one_file_that_reaches_nowhere_and_runs_nothing(full_run, 
 def test_what_others_wrote_is_text_in_the_page_and_in_the_plots(full_run, metrics):
     path = write_report(full_run, metrics)
     reader = read(path)
-    # verdict twice, card, four tables with arms or rewards or policies, 4 arms' suggestions, their names, two of a turn
+    # in the verdict, a card, the tables of arms, rewards and policies, 4 lists of suggestions, both turns
     assert reader.text.count(EVIL) >= 12
     for source in reader.sources:
         svg = base64.b64decode(source.split(",")[1]).decode()
@@ -222,8 +222,13 @@ def test_a_long_curve_stays_light(tmp_path, metrics):
     assert write_report(tmp_path, {"judge": "none"}).stat().st_size < 100_000
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+def test_a_text_that_is_no_unicode_does_not_cost_the_report(tmp_path):
+    assert "a ? b" in read(write_report(tmp_path, {"judge": "none", "verdict": "a \ud800 b"})).text
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     write_whole(tmp_path / "new" / "file.txt", "first")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(tmp_path / "new" / "file.txt", "\ud800")  # a lone surrogate has no UTF-8
+    monkeypatch.setattr("os.replace", lambda source, target: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_whole(tmp_path / "new" / "file.txt", "second")
     assert (tmp_path / "new" / "file.txt").read_text() == "first"
