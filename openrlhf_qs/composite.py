@@ -1,7 +1,7 @@
 """The composite reward: every part scores the rollout batch, is normalised, weighted, and added.
 
-``fusion/weights.json`` holds, for each part, its weight and the mean and deviation by which it is normalised (those of the SFT
-policy's own responses)::
+``fusion/weights.json`` holds, for each part, its weight and the mean and deviation by which it is normalised (those of
+the SFT policy's own responses)::
 
     {"rewards": {"garm": {"weight": 1.0, "mean": 0.3, "std": 0.6}, ...}}
 """
@@ -67,7 +67,7 @@ class CompositeReward:
         return {need for reward in self.rewards.values() for need in getattr(reward, "needs", ())}
 
     def score(self, batch: RolloutBatch) -> dict[str, Tensor]:
-        """Each reward as it is, ``[batch]`` float32. ValueError names reward, prompt and response where one is no number."""
+        """Each reward as it is, ``[batch]`` float32. ValueError names reward, prompt, response of a nan or inf."""
         raw = {}
         for name, reward in self.rewards.items():
             value = torch.as_tensor(reward(batch), dtype=torch.float32)

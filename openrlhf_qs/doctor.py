@@ -80,7 +80,7 @@ def _show_extension_points(console: Console) -> list[str]:
 
 
 def extension_point_problems(device: str) -> dict[str, str]:
-    """For each patch that does not fit, or is not needed on ``device``: its target and why. OpenRLHF stays unpatched."""
+    """For each patch that does not fit, or is not needed on ``device``, its target and why. Nothing is patched."""
     from openrlhf_qs.host import cpu, flash_attn_stand_in, seams  # noqa: F401  (the last two register their patches)
 
     if device == "cpu":

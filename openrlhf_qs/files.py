@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def read_json_lines(path: str | Path) -> list[dict]:
-    """The rows of a file. ValueError names file and line where one is no JSON object, or the file where it is missing."""
+    """The rows of a file. ValueError names file and line of what is no JSON object, or the file that is missing."""
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist: run the stage that writes it first")
     rows = []

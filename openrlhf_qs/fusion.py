@@ -1,7 +1,7 @@
 """The fusion stage: from clicks and the SFT policy's responses to the weights of the composite reward.
 
-Each part is scored on logged impressions, whose clicks the fusion plugin learns from, and on the SFT policy's own responses,
-whose mean is the zero from which training measures. Both together give the deviation.
+Each part is scored on logged impressions, whose clicks the fusion plugin learns from, and on the SFT policy's own
+responses, whose mean is the zero from which training measures. Both together give the deviation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Let a policy answer conversations, with vLLM, and say how likely its answers are under a reference.
 
-In: JSON Lines with a ``conversation`` a row. Out: JSON Lines ``{"conversation", "response"}``, and ``log_ppl`` (nats per token
-under ``--reference``, the end of the response counted) where a reference is given.
+In: JSON Lines with a ``conversation`` a row. Out: JSON Lines ``{"conversation", "response"}``, and ``log_ppl`` (nats
+per token under ``--reference``, the end of the response counted) where a reference is given.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def generate(
     if Path(policy).is_dir() and not (Path(policy) / "config.json").is_file():
         raise ValueError(f"--policy {policy}: no config.json in it, so this is no model")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one engine, in this process: it starts sooner
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, on a host without a GPU
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     import torch
@@ -60,7 +61,8 @@ def generate(
     )
     outputs = llm.chat(
         [policy_messages(conversation) for conversation in conversations],
-        SamplingParams(temperature=temperature, max_tokens=max_new_tokens, seed=seed),
+        # No seed here: vLLM's CPU backend knows the engine's alone.
+        SamplingParams(temperature=temperature, max_tokens=max_new_tokens),
         use_tqdm=True,
     )
     return [output.outputs[0].text for output in outputs]
@@ -69,7 +71,7 @@ def generate(
 def reference_log_ppl(
     reference: str, conversations: Sequence[Sequence[Message]], responses: Sequence[str], batch_size: int = 64
 ) -> list[float]:
-    """Mean negative log-probability of each response's tokens and its end under ``reference``, nats per token, ``[n]``."""
+    """Mean negative log-probability of each response and its end under ``reference``, ``[n]``, nats per token."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -10,8 +10,8 @@ A plugin is a plain class; its ``__init__`` parameters are its options, typed an
         def __init__(self, coef: float = 0.01) -> None: ...
         def __call__(self, batch): ...
 
-It comes from this package, from an entry point of the group ``openrlhf_qs.plugins`` (its value is a module that registers
-on import), or from a Python file named on the command line. :func:`load_plugins` imports all of them, once.
+It comes from this package, from an entry point of the group ``openrlhf_qs.plugins`` (its value is a module that
+registers on import), or from a Python file named on the command line. :func:`load_plugins` imports all of them, once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ENTRY_POINT_GROUP = "openrlhf_qs.plugins"
 
 
 class Registry(Mapping[str, type]):
-    """The plugins of one kind. ``registry[name]`` is the class; an unknown name is a ``ValueError`` that lists the known."""
+    """The plugins of one kind. ``registry[name]`` is the class; an unknown name is a ValueError that lists all."""
 
     def __init__(self, kind: str, protocol: str) -> None:
         """
@@ -69,7 +69,7 @@ class Registry(Mapping[str, type]):
         return plugin(**self.check_options(name, options))
 
     def check_options(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """``options`` converted to the types of the plugin's ``__init__``; ValueError names option, value and choices."""
+        """``options`` converted to the types of the plugin's ``__init__``. ValueError names option, value, choices."""
         parameters = option_parameters(self[name])
         for option in options:
             if option not in parameters:

@@ -37,7 +37,7 @@ class ParsedResponse:
 
 
 def format_response(suggestions: Sequence[str]) -> str:
-    """The response that holds ``suggestions``: ``1. …``, a line each. ValueError where one has a line break or no text."""
+    """The response that holds ``suggestions``, a numbered line each. ValueError where one has no text or two lines."""
     for suggestion in suggestions:
         if not suggestion.strip() or len(suggestion.splitlines()) != 1:
             raise ValueError(f"suggestion {suggestion!r} is empty or has a line break; give one line of text")

@@ -22,8 +22,8 @@ class RolloutBatch:
         group: ``[batch]``, long; responses to the same prompt have the same number.
         truncated: ``[batch]``, bool; the response ended at the token limit.
         ref_log_ppl: ``[batch]``, nats per token under the reference policy; None where no reward needs it.
-        reward_mean, reward_std: one pair of lists a response, a number for each suggestion in ``parsed``, reward units, from
-            the reward model; None where no reward needs it.
+        reward_mean, reward_std: one pair of lists a response, a number for each suggestion in ``parsed``, reward
+            units, from the reward model; None where no reward needs it.
     """
 
     conversations: Sequence[Sequence[Message]]

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model; one in it is replaced")
     parser.add_argument("--vocab_size", type=int, default=4096, help="tokens at most; default 4096, least 259 (bytes)")
     parser.add_argument("--hidden_size", type=int, default=256, help="width, a multiple of 128; default 256")
-    parser.add_argument("--n_layers", type=int, default=4, help="depth; default 4: about 4 million parameters")
+    parser.add_argument("--n_layers", type=int, default=2, help="depth; default 2: about 2 million parameters")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights; default 0")
 
 
@@ -68,7 +68,7 @@ def build_small_policy(
     out_dir: str | Path,
     vocab_size: int = 4096,
     hidden_size: int = 256,
-    n_layers: int = 4,
+    n_layers: int = 2,
     seed: int = 0,
 ) -> int:
     """Write the model and its tokenizer to ``out_dir``; the same arguments give the same files.

@@ -1,1 +1,1 @@
-"""The built-in plugins, each registered on import: see ``openrlhf-qs plugins``. Installed as ``openrlhf_qs.plugins``."""
+"""Built-in plugins, each registered on import: see ``openrlhf-qs plugins``. Installed as ``openrlhf_qs.plugins``."""

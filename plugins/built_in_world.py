@@ -25,6 +25,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from openrlhf_qs.files import write_json_lines
 from openrlhf_qs.plugins.built_in_world_language import (
     DOMAIN_OF_TOPIC,
     DOMAINS,
@@ -36,10 +40,6 @@ from openrlhf_qs.plugins.built_in_world_language import (
     facet,
     read,
 )
-from rich.console import Console
-from rich.table import Table
-
-from openrlhf_qs.files import write_json_lines
 from openrlhf_qs.prompt import Message
 from openrlhf_qs.registry import JUDGES
 from openrlhf_qs.response import N_SUGGESTIONS

@@ -13,9 +13,9 @@ from openrlhf_qs.registry import FUSIONS
 class LogisticRegressionFusion:
     """Weights that tell clicked impressions from the others: ridge-regularised logistic regression on the parts.
 
-    Every part is written so that more is better, so a negative weight is noise or a fault of the part: it is set to the
-    floor, with a warning. The floor itself is there because a log of ordinary impressions cannot show what protects from
-    responses that no policy has given yet.
+    Every part is written so that more is better, so a negative weight is noise or a fault of the part: it is set to
+    the floor, with a warning. The floor itself is there because a log of ordinary impressions cannot show what
+    protects from responses that no policy has given yet.
 
     Args:
         floor: share of the largest weight that every part keeps, in [0, 1].

@@ -1,4 +1,4 @@
-"""Rewards from the Gaussian reward model: its mean, and its negative standard deviation, averaged over the suggestions."""
+"""Rewards from the Gaussian reward model: its mean, and its negative standard deviation, averaged over suggestions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The Gaussian reward model (GaRM): a mean and a standard deviation for each suggestion.
 
-In: messages that end in a suggestion (:func:`openrlhf_qs.prompt.suggestion_messages`). Out: ``[batch, 2]``, float32, mean and
-standard deviation in reward units. One class serves every registered head: ``config.json`` of a checkpoint says which one it
-has, under ``reward_model``. OpenRLHF builds it in ``train_rm`` and ``RewardModelActor``; without OpenRLHF::
+In: messages that end in a suggestion (:func:`openrlhf_qs.prompt.suggestion_messages`). Out: ``[batch, 2]``, float32,
+mean and standard deviation in reward units. One class serves every registered head: ``config.json`` of a checkpoint
+says which one it has, under ``reward_model``. OpenRLHF builds it in ``train_rm`` and ``RewardModelActor``; without
+OpenRLHF::
 
     scorer = SuggestionScorer("runs/default/garm")
     mean, std = scorer([conversation], ["How long does it take?"])
@@ -25,9 +26,8 @@ from openrlhf_qs.prompt import Message, suggestion_messages
 from openrlhf_qs.registry import REWARD_MODELS
 
 UNIT_STD = math.log(math.e - 1)  # softplus of it is 1: a head that answers 0 has a standard deviation of 1
-LOGISTIC_STD = 1.702 / math.sqrt(
-    2
-)  # two of these differ like one logistic variable: |Phi(x / 1.702) - sigmoid(x)| < 0.01
+# Two of these differ like one logistic variable: |Phi(x / 1.702) - sigmoid(x)| < 0.01.
+LOGISTIC_STD = 1.702 / math.sqrt(2)
 
 
 def gaussian_preference_loss(
@@ -41,8 +41,8 @@ def gaussian_preference_loss(
 
     Rewards are independent Gaussians, so their difference is one too (Thurstone 1927):
     ``probit`` :math:`-\log\Phi\big((\mu_c-\mu_r)/\sqrt{\sigma_c^2+\sigma_r^2}\big)`;
-    ``probit_logistic`` adds the logistic noise of Bradley-Terry, as the Gaussian that is closest to it: :math:`1.702^2`
-    under the root. The paper's own link could not be read (arXiv:2508.15811, Eq. 3-5).
+    ``probit_logistic`` adds the logistic noise of Bradley-Terry, as the Gaussian that is closest to it:
+    :math:`1.702^2` under the root. The paper's own link could not be read (arXiv:2508.15811, Eq. 3-5).
 
     Args:
         chosen_mean, rejected_mean: ``[batch]``, reward units.
@@ -55,7 +55,7 @@ def gaussian_preference_loss(
     if link == "probit_logistic":
         variance = variance + 1.702**2
     z = (chosen_mean - rejected_mean).float() / variance.sqrt()
-    # log(ndtr(z)) is -inf at z = -20, and its gradient nan. Below -100 the float32 gradient of log_ndtr cancels.
+    # log(ndtr(z)) is -inf at z = -20, its gradient nan. Below -100 the float32 gradient of log_ndtr cancels.
     return -torch.special.log_ndtr(z.clamp(min=-100.0))
 
 
@@ -65,8 +65,8 @@ class Gaussian:
 
     Args:
         link: ``probit`` (scale-free) or ``probit_logistic`` (Bradley-Terry noise besides the two variances).
-        gauge: weight of ``mean(log std)^2 + mean(mean)^2`` over the batch. Pairs say nothing of the common unit and zero
-            of the rewards; this fixes both (std around 1, mean around 0) and leaves their differences free.
+        gauge: weight of ``mean(log std)^2 + mean(mean)^2`` over the batch. Pairs say nothing of the common unit and
+            zero of the rewards; this fixes both (std around 1, mean around 0) and leaves their differences free.
         std_floor: reward units; the smallest standard deviation, which bounds the gradient of the probit link.
     """
 
@@ -100,8 +100,8 @@ class Gaussian:
 class BradleyTerry:
     """The usual scalar reward model, for comparison: every suggestion has the same standard deviation.
 
-    Its loss is ``-log sigmoid(mean_chosen - mean_rejected)``; the constant standard deviation is the one with which two
-    Gaussians differ like that logistic, so that its probabilities are read like those of ``gaussian``.
+    Its loss is ``-log sigmoid(mean_chosen - mean_rejected)``; the constant standard deviation is the one with which
+    two Gaussians differ like that logistic, so that its probabilities are read like those of ``gaussian``.
     """
 
     n_outputs = 1
@@ -116,7 +116,7 @@ class BradleyTerry:
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32 whatever its weights are: in bfloat16 a group's rewards are full of ties."""
+    """A linear layer that computes in float32, whatever its weights are: bfloat16 makes ties within a group."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden.float(), self.weight.float(), self.bias.float())
@@ -218,7 +218,8 @@ def check_checkpoint(path: str | Path) -> dict:
     mark = read_mark(path)
     if mark is None:
         raise ValueError(
-            f"{path}/config.json has no entry `reward_model`: this is no reward model of ours; train one with recipes/garm.sh"
+            f"{path}/config.json has no entry `reward_model`: this is no reward model of ours; "
+            "train one with recipes/garm.sh"
         )
     prefix = json.loads((Path(path) / "config.json").read_text()).get("value_head_prefix", "score")
     shapes = {}
@@ -280,7 +281,7 @@ class SuggestionScorer:
     def __call__(
         self, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str], batch_size: int = 128
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation, float64 ``[n]`` each, reward units; row i is suggestion i after conversation i."""
+        """Mean and standard deviation, float64 ``[n]`` each, reward units; row i is suggestion i of conversation i."""
         rewards = [torch.empty(0, 2)]
         for start in range(0, len(suggestions), batch_size):
             rows = slice(start, start + batch_size)

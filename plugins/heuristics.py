@@ -17,7 +17,8 @@ from openrlhf_qs.rollout import RolloutBatch
 class Rules:
     """0 for a response in good form, -1 for a malformed one, in between for suggestions of a bad length.
 
-    Malformed: not three numbered lines with text (:func:`openrlhf_qs.response.parse_response`), or cut at the token limit.
+    Malformed: not three numbered lines with text (:func:`openrlhf_qs.response.parse_response`), or cut at the token
+    limit.
 
     Args:
         min_words: words; a shorter suggestion is no question.

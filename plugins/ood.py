@@ -12,7 +12,7 @@ from openrlhf_qs.rollout import RolloutBatch
 class OODPenalty:
     """Take reward away where the reference policy finds a response unlikely: ``-max(0, log_ppl - threshold)``.
 
-    The log-perplexity comes from the log-probs that OpenRLHF has computed for its KL penalty: it costs no forward pass.
+    The log-perplexity comes from the log-probs that OpenRLHF computes for its KL penalty: it costs no forward pass.
 
     Args:
         threshold: nats per token; below it nothing is taken.

@@ -1,8 +1,8 @@
 """The one entry into every process of a run: the driver, Ray's workers, and vLLM's engine.
 
 The driver calls :func:`install` itself, Ray calls it as ``worker_process_setup_hook``, vLLM by the entry point
-``vllm.general_plugins`` (no Ray hook reaches its engine process). It does nothing where the settings are not set, so vLLM and
-Ray work as ever in an environment that merely has this package installed.
+``vllm.general_plugins`` (no Ray hook reaches its engine process). It does nothing where the settings are not set, so
+vLLM and Ray work as ever in an environment that merely has this package installed.
 """
 
 from __future__ import annotations

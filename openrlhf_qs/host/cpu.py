@@ -95,10 +95,11 @@ def weight_sync_group(module: ModuleType, settings: Settings) -> None:
     device="cpu",
 )
 def weight_update(module: ModuleType, settings: Settings) -> None:
-    """vLLM on the CPU packs its weights after loading, so they cannot be loaded one by one. Without this the second sync
-    fails with "'Parameter' object has no attribute 'weight_loader'"; here one sync's weights are kept and reloaded
-    together when the last of them, marked by ``empty_cache``, has come. A head that is tied to the embedding is packed
-    again: vLLM's reload leaves the old copy there, and rollouts would drift away from the policy in silence."""
+    """vLLM on the CPU packs its weights after loading, so they cannot be loaded one by one. Without this the second
+    sync fails with "'Parameter' object has no attribute 'weight_loader'"; here one sync's weights are kept and
+    reloaded together when the last of them, marked by ``empty_cache``, has come. A head that is tied to the embedding
+    is packed again: vLLM's reload leaves the old copy there, and rollouts would drift away from the policy in silence.
+    """
     import torch
 
     def update_weight(self, name: str, dtype: torch.dtype, shape: object, empty_cache: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""``openrlhf.models.ring_attn_utils`` imports flash-attn at import time; give it a stand-in where flash-attn is not installed.
+"""A stand-in for flash-attn where it is not installed: ``openrlhf.models.ring_attn_utils`` imports it at import time.
 
-Without it no module of OpenRLHF can be imported on a host without flash-attn (which needs CUDA). The stand-in is visible
-only while that one module is imported: transformers and vLLM look for flash-attn too, and must not find it.
+Without it no module of OpenRLHF can be imported on a host without flash-attn (which needs CUDA). The stand-in is
+visible only while that one module is imported: transformers and vLLM look for flash-attn too, and must not find it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a patch of the host is, and the list of all there are.
 
-A patch names the module and attribute it changes and the parameters it expects there. It is applied when that module is
-first imported, so that a process which never imports it pays nothing. Where the attribute moved or takes other parameters,
-the run stops with that sentence: a patch that misses in silence would train something else.
+A patch names the module and attribute it changes and the parameters it expects there. It is applied when that module
+is first imported, so that a process which never imports it pays nothing. Where the attribute moved or takes other
+parameters, the run stops with that sentence: a patch that misses in silence would train something else.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def _checked(one: Patch, settings: Settings) -> Callable[[ModuleType], None]:
         problem = one.problem(module)
         if problem:
             raise RuntimeError(
-                f"{problem} in OpenRLHF {openrlhf_version()}: openrlhf-qs was tested with {TESTED}; install that version"
+                f"{problem} in OpenRLHF {openrlhf_version()}: openrlhf-qs was tested with {TESTED}; "
+                "install that version"
             )
         one.apply(module, settings)
 

@@ -74,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
 
 
 def prepare(stage: str, args: argparse.Namespace, host_argv: Sequence[str]) -> Settings:
-    """Check what can be checked before anything is loaded. ValueError in one line for what would fail later, or, worse,
-    be ignored in silence."""
+    """Check what can be checked before anything is loaded. ValueError in one line for what would fail later, or,
+    worse, be ignored in silence."""
     ours = vars(args)
     unknown = [word for word in host_argv if word.startswith("--qs.")]
     if unknown:
@@ -199,7 +199,8 @@ def _value(argv: Sequence[str], flag: str) -> str | None:
 
 
 def _drop_unfinished_checkpoint(path: str | None) -> None:
-    """DeepSpeed writes `latest` when a checkpoint is whole. A folder without it makes OpenRLHF stop with KeyError: episode."""
+    """Remove the folder of a checkpoint that is not whole: DeepSpeed writes ``latest`` last, and without it OpenRLHF
+    stops with ``KeyError: episode``."""
     folder = Path(path or "") / "_actor"
     if path and folder.is_dir() and not (folder / "latest").is_file():
         print(f"{folder} holds no finished checkpoint: starting from the beginning")

@@ -59,8 +59,8 @@ def sft_dataset(module: ModuleType, settings: Settings) -> None:
     "base_pretrained_model base_llm_model value_head_prefix packing_samples",
 )
 def reward_model_class(module: ModuleType, settings: Settings) -> None:
-    """A checkpoint says in its config.json which registered head it has. Without this OpenRLHF builds its one-output head
-    and loads a Gaussian checkpoint into it with random numbers."""
+    """A checkpoint says in its config.json which registered head it has. Without this OpenRLHF builds its one-output
+    head and loads a Gaussian checkpoint into it with random numbers."""
     host_function = module.get_llm_for_sequence_regression
 
     @functools.wraps(host_function)
@@ -94,8 +94,8 @@ def reward_model_class(module: ModuleType, settings: Settings) -> None:
     wanted=lambda settings: bool(settings.reward_model),
 )
 def reward_dataset(module: ModuleType, settings: Settings) -> None:
-    """A pair has a weight, and of a long conversation the beginning is what can be spared. Without this all pairs count the
-    same, and the suggestion, which stands at the end, is cut off."""
+    """A pair has a weight, and of a long conversation the beginning is what can be spared. Without this all pairs
+    count the same, and the suggestion, which stands at the end, is cut off."""
 
     class WeightedRewardDataset(module.RewardDataset):
         def __init__(self, dataset, tokenizer, *args, **kwargs) -> None:
@@ -114,14 +114,15 @@ def reward_dataset(module: ModuleType, settings: Settings) -> None:
     wanted=lambda settings: bool(settings.reward_model),
 )
 def reward_model_trainer(module: ModuleType, settings: Settings) -> None:
-    """The trainer's loss takes scalar rewards. Without this a mean and a standard deviation are compared with each other."""
+    """The trainer's loss takes scalar rewards. Without this a mean and a standard deviation are compared with each
+    other."""
     from openrlhf_qs.registry import REWARD_MODELS, load_plugins
 
     load_plugins(settings.plugin_files)
     head = REWARD_MODELS.create(settings.reward_model, **settings.options.get(settings.reward_model, {}))
 
     class SuggestionRewardModelTrainer(module.RewardModelTrainer):
-        """The trainer logs, counts and evaluates means; the standard deviations wait here for the loss of the same batch."""
+        """The trainer logs, counts and evaluates means; the deviations wait here for the loss of the same batch."""
 
         def __init__(self, *args, **kwargs) -> None:
             super().__init__(*args, **kwargs)
@@ -146,8 +147,8 @@ def reward_model_trainer(module: ModuleType, settings: Settings) -> None:
     wanted=lambda settings: bool(settings.rewards),
 )
 def experience_maker(module: ModuleType, settings: Settings) -> None:
-    """The composite reward sees the whole rollout batch, with the reference log-probs. Without it a response gets one scalar
-    from one model."""
+    """The composite reward sees the whole rollout batch, with the reference log-probs. Without it a response gets one
+    scalar from one model."""
     import torch
     from openrlhf.models.utils import masked_mean
 
@@ -216,9 +217,8 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
             """``[batch]``, nats per token, from log-probs that are there already."""
             ref_log_probs = []
             for samples in samples_list:
-                if (
-                    samples.base_action_log_probs is not None
-                ):  # kept under --algo.kl.use_loss, where the difference is 0
+                # Kept under --algo.kl.use_loss, where the difference is 0.
+                if samples.base_action_log_probs is not None:
                     mean = masked_mean(samples.base_action_log_probs.float(), samples.action_mask, dim=-1)
                 else:
                     mean = masked_mean(samples.action_log_probs.float(), samples.action_mask, dim=-1)
@@ -227,7 +227,7 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
             return -torch.cat(ref_log_probs)
 
         def dispatch_reward_model(self, conversations: Sequence, parsed: Sequence):
-            """Send every suggestion of the batch to the reward-model group, in micro-batches, without waiting for it."""
+            """Send every suggestion of the batch to the reward-model group in micro-batches; do not wait for it."""
             from openrlhf_qs.plugins.gaussian_reward_model import encode_suggestions
 
             pairs = [(c, s) for c, p in zip(conversations, parsed, strict=True) for s in p.suggestions]
@@ -239,9 +239,8 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
             n_processes = len(self.reward_model_group._actor_handlers) // self.reward_model_group.duplicate_actors
             size = max(1, min(-(-len(pairs) // n_processes), 4 * self.args.rollout.micro_batch_size))
             input_ids, mask = input_ids.split(size), mask.split(size)
-            while (
-                len(input_ids) < n_processes
-            ):  # fewer suggestions than processes: the last is scored again, then cut off
+            # Fewer suggestions than processes: the last is scored again, then cut off.
+            while len(input_ids) < n_processes:
                 input_ids, mask = (*input_ids, input_ids[-1]), (*mask, mask[-1])
             return self._dispatch_forward(
                 self.reward_model_group,

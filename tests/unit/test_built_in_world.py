@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from openrlhf_qs.click_log import read_click_log
+from openrlhf_qs.files import read_json_lines
 from openrlhf_qs.plugins import built_in_world as world
 from openrlhf_qs.plugins.built_in_world import (
     COLD_START,
@@ -36,9 +39,6 @@ from openrlhf_qs.plugins.built_in_world_language import (
     facet,
     read,
 )
-
-from openrlhf_qs.click_log import read_click_log
-from openrlhf_qs.files import read_json_lines
 from openrlhf_qs.registry import JUDGES
 
 # Topic sourdough; the user asked how to begin with mixing, the assistant added oven heat.

@@ -3,9 +3,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
 from openrlhf_qs.plugins import judges
 from openrlhf_qs.plugins.judges import OpenAIEndpoint, read_probabilities
-
 from openrlhf_qs.registry import JUDGES
 
 CONVERSATION = [{"role": "user", "content": "How do I bake bread?"}, {"role": "assistant", "content": "With flour."}]

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openrlhf_qs.plugins.sft_datasets import Diverse, word_similarity
 
 from openrlhf_qs.click_log import read_click_log
 from openrlhf_qs.pairs import examination_propensities
+from openrlhf_qs.plugins.sft_datasets import Diverse, word_similarity
 from openrlhf_qs.registry import SFT_DATASETS
 from openrlhf_qs.response import format_response, parse_response
 from openrlhf_qs.sft_set import sft_candidates
