@@ -9,6 +9,7 @@ the SFT policy's own responses)::
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,10 +95,15 @@ class CompositeReward:
 
 
 def read_weights(path: str | Path) -> dict[str, Part]:
-    """The parts of a weights file. ValueError where it is none."""
+    """The parts of a weights file. ValueError where it is none, or a number in it would make rewards nan or inf."""
     try:
-        return {name: Part(**part) for name, part in json.loads(Path(path).read_text())["rewards"].items()}
+        parts = {name: Part(**part) for name, part in json.loads(Path(path).read_text())["rewards"].items()}
+        usable = {name: all(map(math.isfinite, vars(part).values())) and part.std > 0 for name, part in parts.items()}
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: run the fusion stage first") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no weights file of the fusion stage: {error!r}") from None
+    for name, part in parts.items():
+        if not usable[name]:
+            raise ValueError(f"{path}: {name} has {part}; give finite numbers and a std above 0")
+    return parts

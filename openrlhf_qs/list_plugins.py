@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     for registry in KINDS.values():
         for name in registry:
             table.add_row(registry.kind, name, origin(registry[name]), summary(registry[name]))
-    Console().print(table)
+    Console(markup=False).print(table)  # a shape such as [batch] is no markup
 
 
 def _show_one(name: str) -> None:
@@ -36,12 +36,11 @@ def _show_one(name: str) -> None:
     if not found:
         known = ", ".join(sorted(name for registry in KINDS.values() for name in registry))
         raise ValueError(f"unknown plugin {name!r}; known: {known}")
-    console = Console()
+    console = Console(markup=False)
     for registry in found:
         plugin = registry[name]
-        console.print(
-            f"[bold]{name}[/bold]  ({registry.kind}, {origin(plugin)})\n{summary(plugin)}\n{registry.protocol}"
-        )
+        console.print(f"{name}  ({registry.kind}, {origin(plugin)})", style="bold")
+        console.print(f"{summary(plugin)}\n{registry.protocol}")
         parameters = option_parameters(plugin)
         if not parameters:
             console.print("no options")

@@ -63,7 +63,7 @@ class Registry(Mapping[str, type]):
 
         return add
 
-    def create(self, name: str, **options: Any) -> Any:
+    def create(self, name: str, /, **options: Any) -> Any:
         """An instance of ``name`` with ``options``, converted to the annotated types (``"0.1"`` to ``0.1``)."""
         plugin = self[name]
         return plugin(**self.check_options(name, options))
@@ -85,6 +85,8 @@ class Registry(Mapping[str, type]):
         except ValidationError as error:
             first = error.errors()[0]
             option = ".".join(map(str, first["loc"]))
+            if first["type"] == "missing":
+                raise ValueError(f"{self.kind} {name!r} needs the option {name}.{option}") from None
             raise ValueError(f"{name}.{option} = {first['input']!r}: {first['msg'].lower()}") from None
         return {option: getattr(checked, option) for option in options}
 
@@ -104,7 +106,9 @@ class Registry(Mapping[str, type]):
 
 
 REWARD_MODELS = Registry(
-    "reward model", "class with model_class(base_pretrained, base_model, prefix, packing) and loss(...): see garm"
+    "reward model",
+    "class with n_outputs, output(raw [batch, n_outputs]) to mean and std [batch, 2], "
+    "and loss(chosen [batch, 2], rejected [batch, 2], weight [batch]) to one number",
 )
 REWARDS = Registry(
     "reward", "called with a RolloutBatch, returns one number a response: Tensor [batch], higher is better"

@@ -215,6 +215,10 @@ def check_checkpoint(path: str | Path) -> dict:
     """
     from safetensors import safe_open
 
+    if not (Path(path) / "config.json").is_file():
+        raise ValueError(
+            f"{path}/config.json does not exist: give the folder of a reward model that recipes/garm.sh wrote"
+        )
     mark = read_mark(path)
     if mark is None:
         raise ValueError(

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import torch
 from rapidfuzz.fuzz import token_set_ratio
+from rapidfuzz.utils import default_process
 from torch import Tensor
 
 from openrlhf_qs.registry import REWARDS
@@ -50,7 +51,8 @@ class Rules:
 class Diversity:
     """1 minus the likeness of the two suggestions that are most alike, in [0, 1]; 0 for fewer than three.
 
-    Likeness is rapidfuzz's ``token_set_ratio``: 1 where one's words are all among the other's, whatever their order.
+    Likeness is rapidfuzz's ``token_set_ratio``: 1 where one's words are all among the other's, whatever
+    their order, case and punctuation.
     """
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
@@ -60,5 +62,5 @@ class Diversity:
 def _diversity(parsed: ParsedResponse) -> float:
     if len(parsed.suggestions) < N_SUGGESTIONS:
         return 0.0
-    texts = [suggestion.casefold() for suggestion in parsed.suggestions]
+    texts = [default_process(suggestion) for suggestion in parsed.suggestions]  # "take?" is the word "take"
     return 1.0 - max(token_set_ratio(a, b) for a, b in combinations(texts, 2)) / 100

@@ -7,7 +7,6 @@ developer wants is all of it, later. So: everything goes to ``--log``, the termi
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 import sys
 import time
@@ -22,6 +21,7 @@ PROGRESS = re.compile(
     r"[^|\r]*\|[^|]*\|\s*(\d+)/(\d+) \[([^\]]*)"
 )
 STEP = re.compile(r"Global step (\d+): (\{.*\})")
+NUMBER = r"(-?(?:[\d.]+(?:e[-+]?\d+)?|nan|inf))"
 STEP_KEYS = ("reward", "kl", "malformed", "response_length")
 SHOWN_KEYS = ("loss", "gpt_loss", "acc", "grad_norm")
 SECONDS_BETWEEN_LINES = 5.0  # where the output is no terminal
@@ -56,12 +56,12 @@ def describe(line: str, n_steps: int = 0) -> str | None:
     """What a line of output says of the progress, None where it says nothing."""
     step = STEP.search(line)
     if step:
-        values = ast.literal_eval(step[2])
-        numbers = "  ".join(f"{key} {values[key]:.3g}" for key in STEP_KEYS if key in values)
+        values = dict(re.findall(rf"'([\w/]+)': {NUMBER}", step[2]))
+        numbers = "  ".join(f"{key} {float(values[key]):.3g}" for key in STEP_KEYS if key in values)
         return f"step {step[1]}{f' of {n_steps}' if n_steps else ''}  {numbers}"
     progress = PROGRESS.search(line)
     if progress:
-        pairs = re.findall(r"(\w+)=([-\d.e+]+)", progress[4])
+        pairs = re.findall(rf"(\w+)={NUMBER}", progress[4])
         numbers = "  ".join(f"{key} {value}" for key, value in pairs if key in SHOWN_KEYS)
         return f"{progress[1].lower()} {progress[2]} of {progress[3]}  {numbers}".rstrip()
     return None

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openrlhf_qs.composite import NEEDS, CompositeReward, read_weights
 from openrlhf_qs.host.bootstrap import install
 from openrlhf_qs.host.patches import TESTED, openrlhf_version
 from openrlhf_qs.host.settings import Settings
@@ -115,7 +114,7 @@ def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
     load_plugins(files)
     options = parse_options(ours["qs.option"])
     _check_options(options)
-    if "--ckpt.load_enable" in host_argv and _value(host_argv, "--ckpt.save_steps") is None:
+    if "--ckpt.load_enable" in host_argv and _value(host_argv, "--ckpt.save_steps") in (None, "-1"):
         raise ValueError(
             "--ckpt.load_enable without --ckpt.save_steps resumes nothing: OpenRLHF then saves no checkpoint"
         )
@@ -134,9 +133,10 @@ def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
         plugin_files=files,
         options=options,
     )
-    for file in (_value(host_argv, "--data.dataset"), _value(host_argv, "--data.prompt_dataset")):
-        if file and file.endswith((".jsonl", ".parquet")) and not Path(file).is_file():
-            raise ValueError(f"{file} does not exist: run the data stage first")
+    for flag in ("--data.dataset", "--data.prompt_dataset"):
+        for file in (_value(host_argv, flag) or "").split(","):
+            if file.endswith((".jsonl", ".parquet")) and not Path(file).is_file():
+                raise ValueError(f"{flag} {file} does not exist: run the data stage first")
     for flag in ("--model.model_name_or_path", "--actor.model_name_or_path"):
         _check_model(flag, _value(host_argv, flag))
     if settings.sft_dataset:
@@ -158,6 +158,7 @@ def _check_options(options: dict[str, dict[str, str]]) -> None:
 
 
 def _check_rewards(settings: Settings, host_argv: Sequence[str]) -> None:
+    from openrlhf_qs.composite import NEEDS, CompositeReward, read_weights
     from openrlhf_qs.plugins.gaussian_reward_model import check_checkpoint
 
     parts = read_weights(settings.weights) if settings.weights else None

@@ -1,0 +1,114 @@
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from openrlhf_qs import __version__, cli
+from openrlhf_qs.host import run as host
+
+WAY = ["data", "sft", "garm", "fusion", "grpo", "generate", "evaluate"]
+
+
+@pytest.fixture
+def handed_over(monkeypatch):
+    """Stage, settings and flags that OpenRLHF would have got."""
+    calls = []
+    monkeypatch.setattr(host, "openrlhf_version", lambda: "0.11.2")
+    monkeypatch.setattr(host, "run", lambda *call: calls.append(call))
+    return calls
+
+
+def test_help_shows_the_stages_in_the_order_of_the_way(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    places = [shown.index(f"\n    {name} ") for name in WAY]
+    assert places == sorted(places)
+    assert all(name in shown for name in cli.TOOLS)
+
+
+def test_help_waits_for_no_heavy_import():
+    code = "import sys, openrlhf_qs.cli; print({'torch', 'polars', 'transformers', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("command", [*cli.STAGES, *cli.TOOLS])
+def test_every_command_explains_each_of_its_flags(command):
+    parser = cli._parser(command)
+    one = parser._subparsers._group_actions[0].choices[command]
+    assert one.format_help()
+    flags = [action for action in one._actions if action.option_strings and action.dest != "help"]
+    for action in flags:
+        assert action.help or action.dest in ("out", "seed"), f"{command} {action.option_strings} has no help"
+
+
+def test_every_command_has_the_two_functions():
+    for command, (module, what) in {**cli.STAGES, **cli.TOOLS}.items():
+        assert what
+        assert bool(module) != (command in host.ENTRY_POINTS)
+        if module:
+            assert callable(cli._module(command).add_arguments) and callable(cli._module(command).run)
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [([], "required: COMMAND"), (["sfl"], "invalid choice: 'sfl'"), (["plugins", "--al"], "unknown arguments: --al")],
+)
+def test_a_wrong_command_line_is_status_2(capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_mistake_of_the_user_is_one_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plugins", "garn"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("openrlhf-qs plugins: unknown plugin 'garn'; known: ")
+
+
+def test_flags_of_openrlhf_pass_through_in_their_order(handed_over):
+    flags = ["--train.max_epochs", "2", "--ckpt.save_steps", "-1", "--adam.lr", "1e-5", "--adam.betas", "0.9", "0.95"]
+    cli.main(["sft", *flags[:4], "--qs.device", "cpu", *flags[4:], "--qs.sft_dataset", "raw"])
+    ((stage, settings, host_argv),) = handed_over
+    assert (stage, settings.sft_dataset, settings.device) == ("sft", "raw", "cpu")
+    assert host_argv == flags
+
+
+def test_a_flag_of_ours_is_never_guessed_from_its_beginning(handed_over, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sft", "--qs.sft_data", "raw"])
+    assert stop.value.code == 2 and not handed_over
+    assert "unknown flags --qs.sft_data" in capsys.readouterr().err
+
+
+def test_a_check_stops_before_anything_starts(handed_over):
+    cli.main(["sft", "--qs.device", "cpu", "--qs.check_enable"])
+    assert handed_over == []
+
+
+def test_an_error_of_the_run_itself_keeps_its_traceback(monkeypatch, handed_over):
+    def fail(*call):
+        raise ValueError("somewhere in OpenRLHF")
+
+    monkeypatch.setattr(host, "run", fail)
+    with pytest.raises(ValueError, match="somewhere in OpenRLHF"):
+        cli.main(["sft", "--qs.device", "cpu"])
+
+
+def test_a_stage_gets_its_arguments(monkeypatch):
+    seen = []
+    module = SimpleNamespace(add_arguments=lambda parser: parser.add_argument("--log"), run=seen.append)
+    monkeypatch.setattr(cli, "_module", lambda command: module)
+    cli.main(["data", "--log", "clicks.jsonl"])
+    assert seen[0].command == "data" and seen[0].log == "clicks.jsonl"

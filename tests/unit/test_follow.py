@@ -1,0 +1,92 @@
+import argparse
+import io
+import sys
+
+import pytest
+
+from openrlhf_qs.host import follow
+from openrlhf_qs.host.follow import _lines, describe
+
+IN_RAY = "\x1b[36m(PPOTrainer pid=5563)\x1b[0m INFO 11-21 02:04:07 ppo_trainer.py:551] ✨ "
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (
+            "Train step of epoch 0:  83%|████▎ | 38/46 [00:02<00:00, 14.71it/s, loss=0.548, acc=0.781, "
+            "chosen_reward=0.0958, reject_reward=0.00401, lr=0.000973, grad_norm=1.9]\x1b[A",
+            "train step 38 of 46  loss 0.548  acc 0.781  grad_norm 1.9",
+        ),
+        (
+            "Train step of epoch 1:   6%|▌         | 8/138 [00:02<00:42,  3.07it/s, gpt_loss=0.966, lr=0.00176, "
+            "grad_norm=6.2e-05]\x1b[A\x1b[A",
+            "train step 8 of 138  gpt_loss 0.966  grad_norm 6.2e-05",
+        ),
+        ("Train epoch:  50%|█████     | 1/2 [00:49<00:49, 49.9s/it]", "train epoch 1 of 2"),
+        ("Train step of epoch 0:   1%| | 1/46 [00:01<00:45, 1.2s/it, loss=nan]", "train step 1 of 46  loss nan"),
+        (
+            "Eval stage of steps 40:  50%|██ | 2/4 [00:00<00:00,  9.1it/s, eval loss=0.5]",
+            "eval stage 2 of 4  loss 0.5",
+        ),
+        ("Processed prompts:  25%|██ | 8/32 [00:01<00:03,  7.1it/s]", "processed prompts 8 of 32"),
+        ("Map (num_proc=2):   0%|          | 0/4430 [00:00<?, ? examples/s]", "map 0 of 4430"),
+        (
+            f"{IN_RAY}Global step 8: {{'response_length': 31.1875, 'reward': -13.900223731994629, 'actor_lr': 0.0096, "
+            "'reward/rules': -1.0, 'kl': 7.452897891730727e-05, 'malformed': 1.0, 'timing/generation': 3.1}",
+            "step 8  reward -13.9  kl 7.45e-05  malformed 1  response_length 31.2",
+        ),
+        ("Global step 3: {'reward': nan, 'kl': inf, 'sample': ['a', 'b']}", "step 3  reward nan  kl inf"),
+        ("Loading weights: 100%|██████████| 24/24 [00:00<00:00, 27228.37it/s]", None),
+        ("Global step 3: no numbers", None),
+        ("Train step of epoch 0 begins", None),
+        ("", None),
+    ],
+)
+def test_a_line_of_openrlhf_says_where_the_run_stands(line, text):
+    assert describe(line) == text
+
+
+def test_the_steps_in_all_are_shown_where_they_are_known():
+    assert describe("Global step 8: {'reward': 0.5}", n_steps=40) == "step 8 of 40  reward 0.5"
+
+
+class Pieces(io.RawIOBase):
+    """A stream that hands out its pieces one by one, as a pipe does."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = list(pieces)
+
+    def read1(self, size: int) -> bytes:
+        return self.pieces.pop(0) if self.pieces else b""
+
+
+def test_a_carriage_return_ends_a_line_and_the_log_gets_every_byte():
+    log = io.BytesIO()
+    # a letter of two bytes and a line are cut between two pieces, the last line has no end
+    pieces = (b"10%\r20", b"%\r30%\nT\xc3", b"\xbcr\n", b"end")
+    assert list(_lines(Pieces(*pieces), log)) == ["10%", "20%", "30%", "Tür", "end"]
+    assert log.getvalue() == b"".join(pieces)
+
+
+def test_bytes_that_are_no_text_are_no_error():
+    assert list(_lines(Pieces(b"\xff\xfe\n"), io.BytesIO())) == ["\ufffd\ufffd", ""]
+
+
+@pytest.mark.parametrize(
+    ("output", "last"),
+    [
+        (
+            b"starting\nGlobal step 1: {'reward': 1.0}\nGlobal step 2: {'reward': 1.5}\nbye\n",
+            "grpo: step 2 of 2  reward 1.5",
+        ),
+        (b"Traceback (most recent call last):\n", "grpo: ended without a step"),
+    ],
+)
+def test_the_newest_progress_is_the_last_line_and_the_log_is_appended(tmp_path, monkeypatch, capsys, output, last):
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"before\n")
+    monkeypatch.setattr(sys, "stdin", argparse.Namespace(buffer=Pieces(output)))
+    follow.run(argparse.Namespace(stage="grpo", log=str(log), n_steps=2))
+    assert capsys.readouterr().out.splitlines()[-1].startswith(last)
+    assert log.read_bytes() == b"before\n" + output

@@ -1,0 +1,318 @@
+"""Contract with OpenRLHF: each extension point of the installed version is where our patches expect it, on a CPU."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from openrlhf_qs.composite import CompositeReward
+from openrlhf_qs.host import cpu, flash_attn_stand_in, patches, seams
+from openrlhf_qs.host.patches import PATCHES, TESTED, Patch, apply_when_imported
+from openrlhf_qs.host.settings import VARIABLE, Settings
+from openrlhf_qs.registry import REWARDS
+
+NO_OPENRLHF = pytest.mark.skipif(importlib.util.find_spec("openrlhf") is None, reason="OpenRLHF is not installed")
+
+
+def in_a_new_process(code, **environment):
+    """What ``code`` prints last, from JSON; what it patches ends with its process."""
+    env = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    env |= {"OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# The installed OpenRLHF
+
+CONTRACT = """
+import importlib.util, json, os
+os.environ["DS_ACCELERATOR"] = "cpu"
+from openrlhf_qs.host import cpu, flash_attn_stand_in, seams
+from openrlhf_qs.host.patches import PATCHES, openrlhf_version
+found = importlib.util.find_spec("flash_attn") is not None
+flash_attn_stand_in.install()
+ring = importlib.import_module("openrlhf.models.ring_attn_utils")
+try:
+    ring.unpad_input() if not found else None
+    said = ""
+except RuntimeError as error:
+    said = str(error)
+problems = {p.target: p.problem(importlib.import_module(p.module)) for p in PATCHES}
+left = importlib.util.find_spec("flash_attn") is not None
+print(json.dumps({"version": openrlhf_version(), "flash_attn": found, "left": left, "said": said, "problems": problems}))
+"""
+
+
+@pytest.fixture(scope="module")
+def contract():
+    """What one process found in the installed OpenRLHF; it costs seconds, so it is asked once."""
+    return in_a_new_process(CONTRACT)
+
+
+@NO_OPENRLHF
+@pytest.mark.parametrize("one", PATCHES, ids=lambda one: f"{one.module}.{one.target}")
+def test_the_installed_openrlhf_is_where_the_patch_expects_it(contract, one):
+    assert contract["problems"][one.target] == ""
+
+
+@NO_OPENRLHF
+def test_the_installed_version_is_one_that_was_tested(contract):
+    assert contract["version"] in TESTED
+
+
+@NO_OPENRLHF
+def test_the_stand_in_for_flash_attn_is_seen_by_one_module_only_and_says_what_is_missing(contract):
+    assert contract["left"] == contract["flash_attn"]
+    if not contract["flash_attn"]:
+        assert "flash-attn is not installed: packing and ring attention need it" in contract["said"]
+
+
+def test_where_flash_attn_is_installed_nothing_is_put_before_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    before = list(sys.meta_path)
+    flash_attn_stand_in.install()
+    assert sys.meta_path == before
+
+
+# What a patch is
+
+
+@pytest.mark.parametrize("one", PATCHES, ids=lambda one: one.target)
+def test_every_patch_says_why_and_what_breaks_without_it(one):
+    assert "Without" in one.why and one.why.endswith(".")
+    assert one.why.index("Without") > 20, "first why, then what breaks"
+
+
+def test_each_target_is_patched_once():
+    targets = [(one.module, one.target) for one in PATCHES]
+    assert len(set(targets)) == len(targets)
+
+
+def test_only_openrlhf_and_torch_are_patched():
+    assert {one.module.partition(".")[0] for one in PATCHES} == {"openrlhf", "torch"}
+
+
+def test_what_needs_no_gpu_is_kept_apart_from_what_trains():
+    for one in PATCHES:
+        home = cpu if one.device == "cpu" else seams
+        assert one.apply.__module__ == home.__name__
+
+
+def module_with(function):
+    """A module ``host`` that has ``Maker.make``."""
+    module = ModuleType("host")
+    module.Maker = type("Maker", (), {"make": function})
+    return module
+
+
+def one_patch(apply=lambda module, settings: None, target="Maker.make", **changes):
+    fields = {"module": "host", "parameters": ("self", "samples"), "device": "any", "wanted": lambda settings: True}
+    return Patch(**fields | {"target": target, "apply": apply} | changes)
+
+
+@pytest.mark.parametrize(
+    ("module", "problem"),
+    [
+        (module_with(lambda self, samples: None), ""),
+        (module_with(lambda self, samples=None: None), ""),
+        (module_with(lambda self, rollouts: None), "host.Maker.make takes (self, rollouts), not (self, samples)"),
+        (module_with(lambda self, samples, n: None), "host.Maker.make takes (self, samples, n), not (self, samples)"),
+        (module_with(lambda self: None), "host.Maker.make takes (self), not (self, samples)"),
+        (SimpleNamespace(Maker=object), "host.Maker.make is gone"),
+        (ModuleType("host"), "host.Maker.make is gone"),
+    ],
+)
+def test_what_moved_or_takes_other_parameters_is_named(module, problem):
+    assert one_patch().problem(module) == problem
+
+
+@pytest.fixture
+def host_module(tmp_path, monkeypatch):
+    """``host_of_the_test``: a module that can be imported, with one function."""
+    (tmp_path / "host_of_the_test.py").write_text("def make(samples): return 'its own'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(patches, "openrlhf_version", lambda: "9.9")
+    yield "host_of_the_test"
+    sys.modules.pop("host_of_the_test", None)
+
+
+def test_a_patch_is_applied_when_its_module_is_imported(host_module, monkeypatch):
+    applied = []
+
+    def replace(module, settings):
+        applied.append(settings)
+        module.make = lambda samples: "ours"
+
+    one = one_patch(replace, target="make", module=host_module, parameters=("samples",))
+    monkeypatch.setattr(patches, "PATCHES", [one])
+    settings = Settings("cpu")
+    apply_when_imported(settings)
+    assert applied == []
+    assert importlib.import_module(host_module).make([]) == "ours"
+    assert applied == [settings]
+
+
+def test_a_patch_that_does_not_fit_stops_the_import_with_both_versions(host_module, monkeypatch):
+    one = one_patch(target="make", module=host_module, parameters=("rollouts",))
+    monkeypatch.setattr(patches, "PATCHES", [one])
+    apply_when_imported(Settings("cpu"))
+    message = r"host_of_the_test.make takes \(samples\), not \(rollouts\) in OpenRLHF 9.9: .* tested with ==0.11.2"
+    with pytest.raises(RuntimeError, match=message):
+        importlib.import_module(host_module)
+
+
+def registered(monkeypatch, settings):
+    """The patches that are registered for a run with ``settings``."""
+    names = []
+    monkeypatch.setattr(patches.wrapt, "register_post_import_hook", lambda hook, module: names.append(hook))
+    monkeypatch.setattr(patches, "_checked", lambda one, settings: one.apply.__name__)
+    apply_when_imported(settings)
+    return set(names)
+
+
+def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
+    on_cpu = {"cuda_calls", "device_mesh", "replay_buffer", "weight_sync_group", "weight_update"}
+    assert registered(monkeypatch, Settings("cuda")) == {"reward_model_class"}
+    assert registered(monkeypatch, Settings("cpu")) == on_cpu | {"reward_model_class"}
+    assert registered(monkeypatch, Settings(sft_dataset="diverse")) == {"sft_dataset", "reward_model_class"}
+    garm = {"reward_dataset", "reward_model_trainer", "reward_model_class"}
+    assert registered(monkeypatch, Settings(reward_model="gaussian")) == garm
+    assert registered(monkeypatch, Settings(rewards=("ood",))) == {"experience_maker", "reward_model_class"}
+
+
+# The bootstrap of every process
+
+BOOTSTRAP = """
+import json, sys
+before = list(sys.meta_path)
+from openrlhf_qs.host.bootstrap import install
+install()
+install()
+import wrapt
+print(json.dumps({
+    "patches": "openrlhf_qs.host.patches" in sys.modules,
+    "finders": sum("_Finder" in type(finder).__name__ for finder in sys.meta_path),
+    "imported": sorted({"torch", "openrlhf", "vllm", "ray", "deepspeed"} & set(sys.modules)),
+}))
+"""
+
+
+def test_a_process_that_belongs_to_no_run_is_left_alone():
+    assert in_a_new_process(BOOTSTRAP) == {"patches": False, "finders": 0, "imported": []}
+
+
+def test_a_process_of_a_run_is_prepared_once_and_imports_nothing_heavy():
+    found = in_a_new_process(BOOTSTRAP, **Settings("cpu", rewards=("ood",)).to_environment())
+    assert found["patches"] and found["imported"] == []
+    # where flash-attn is not installed, one finder of ours, though install was called twice
+    assert found["finders"] == (importlib.util.find_spec("flash_attn") is None)
+
+
+# The seam of GRPO, on a host of a few lines
+
+
+@pytest.fixture
+def host_of_grpo(monkeypatch):
+    """A module with the experience maker that GRPO's seam extends."""
+    utils = ModuleType("openrlhf.models.utils")
+    utils.masked_mean = lambda tensor, mask, dim: (tensor * mask).sum(dim) / mask.sum(dim)
+    monkeypatch.setitem(sys.modules, "openrlhf.models.utils", utils)
+    monkeypatch.setattr(REWARDS, "_plugins", dict(REWARDS._plugins))
+
+    @REWARDS.register("first_letter")
+    class FirstLetter:
+        def __call__(self, batch):
+            assert batch.group.tolist() == [0, 0, 1, 1] and batch.truncated.tolist() == [False, False, False, True]
+            assert [c[0]["content"] for c in batch.conversations] == ["q0", "q0", "q1", "q1"]
+            return torch.tensor([float(ord(response[0]) - ord("a")) for response in batch.responses])
+
+    class RemoteExperienceMaker:
+        def __init__(self):
+            self.tokenizer = SimpleNamespace(
+                decode=lambda ids, skip_special_tokens: "".join(chr(ord("a") + i) for i in ids.tolist())
+            )
+            self.args = SimpleNamespace(rollout=SimpleNamespace(n_samples_per_prompt=2))
+            self.initial_model_group = object()
+
+        def make_experience(self, samples_list):
+            assert all(samples.rewards.shape == (2,) for samples in samples_list)
+            for samples in samples_list:
+                samples.info["logprobs_diff"] = torch.tensor([0.5, 0.25])
+            return samples_list
+
+    module = ModuleType("openrlhf.trainer.ppo_utils.experience_maker")
+    module.RemoteExperienceMaker = RemoteExperienceMaker
+    return module
+
+
+def two_micro_batches(base_action_log_probs=None):
+    """Two prompts with two responses each; a response is one prompt token (0), two or one tokens of its own, padding."""
+    log_probs = torch.tensor([[-1.0, -3.0], [-2.0, 9.0]])  # of policy tokens; what is masked does not count
+    return [
+        SimpleNamespace(
+            sequences=torch.tensor([[0, first, first], [0, first + 1, 0]]),
+            action_mask=torch.tensor([[1, 1], [1, 0]]),
+            action_log_probs=log_probs,
+            base_action_log_probs=base_action_log_probs,
+            labels=[json.dumps([{"role": "user", "content": f"q{n}"}])] * 2,
+            index=[2 * n, 2 * n + 1],
+            truncated=torch.tensor([0, n]),
+            info={},
+        )
+        for n, first in enumerate((1, 3))
+    ]
+
+
+def made(module, **settings):
+    seams.experience_maker(module, Settings("cpu", **settings))
+    return module.RemoteExperienceMaker()
+
+
+def test_every_sample_gets_the_same_keys_and_its_own_total(host_of_grpo):
+    maker = made(host_of_grpo, rewards=("first_letter", "ood", "rules"))
+    samples_list = maker.make_experience(two_micro_batches())
+    for samples, letters in zip(samples_list, ([1.0, 2.0], [3.0, 4.0]), strict=True):
+        info = samples.info
+        assert set(info) == {
+            "logprobs_diff",
+            "reward",
+            "reward/first_letter",
+            "reward/ood",
+            "reward/rules",
+            "malformed",
+        }
+        assert info["reward/first_letter"].tolist() == letters
+        # the policy's mean log-prob is -2 in both; less the difference to the reference: -2.5 and -2.25
+        assert info["reward/ood"].tolist() == [-2.5, -2.25]
+        assert info["reward/rules"].tolist() == [-1.0, -1.0] and info["malformed"].tolist() == [1.0, 1.0]
+        assert samples.rewards.tolist() == [letters[0] - 3.5, letters[1] - 3.25] == info["reward"].tolist()
+
+
+def test_the_reference_log_probs_themselves_are_taken_where_they_are_kept(host_of_grpo):
+    maker = made(host_of_grpo, rewards=("ood",))
+    samples_list = maker.make_experience(two_micro_batches(torch.tensor([[-4.0, -6.0], [-1.0, 9.0]])))
+    # (-4 - 6) / 2 = -5;  -1, the masked one aside
+    assert samples_list[0].info["reward/ood"].tolist() == [-5.0, -1.0]
+
+
+def test_the_weights_of_the_fusion_stage_are_used(host_of_grpo, tmp_path):
+    weights = tmp_path / "weights.json"
+    weights.write_text(json.dumps({"rewards": {"first_letter": {"weight": 2.0, "mean": 1.0, "std": 4.0}}}))
+    maker = made(host_of_grpo, rewards=("first_letter",), weights=str(weights))
+    samples_list = maker.make_experience(two_micro_batches())
+    # 2 * (letter - 1) / 4, while what is logged under the part's name stays raw
+    assert samples_list[0].rewards.tolist() == [0.0, 0.5]
+    assert samples_list[1].info["reward/first_letter"].tolist() == [3.0, 4.0]
+
+
+def test_a_reward_that_fails_stops_the_step(host_of_grpo, monkeypatch):
+    maker = made(host_of_grpo, rewards=("first_letter",))
+    monkeypatch.setattr(CompositeReward, "score", lambda self, batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        maker.make_experience(two_micro_batches())

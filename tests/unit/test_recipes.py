@@ -1,0 +1,285 @@
+"""The recipes: what they would run, and that OpenRLHF, DeepSpeed and our own command line take every word of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import io
+import multiprocessing
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from openrlhf_qs import cli
+from openrlhf_qs.host import run as host
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.sh"))
+OWN = {"CLICK_LOG": "clicks.jsonl", "POLICY": "Qwen/Qwen3-4B", "GARM_BASE": "Qwen/Qwen3-1.7B"}
+FORMS: dict[str, dict[str, str]] = {
+    "cpu": {},
+    "cpu, own clicks": {"CLICK_LOG": "clicks.jsonl"},
+    "cpu, own plugin": {
+        "PLUGIN": "brevity.py",
+        "OPTION": "brevity.max_words=9 ood.threshold=2",
+        "REWARD": "garm,ood,rules,brevity",
+    },
+    "cpu, baselines": {"SFT_DATASET": "raw", "REWARD_MODEL": "bradley_terry", "FUSION": "equal", "JUDGE": "none"},
+    "8 GPUs": {"GPUS": "8"},
+    "8 GPUs, async": {"GPUS": "8", "ASYNC": "1"},
+    "8 GPUs, own models and clicks": {"GPUS": "8"} | OWN,
+    "2 nodes": {"GPUS": "8", "NODES": "2", "HOSTFILE": "hosts"} | OWN,
+    "2 nodes, async": {"GPUS": "8", "NODES": "2", "HOSTFILE": "hosts", "ASYNC": "1"} | OWN,
+}
+STAGES = ["data", "sft", "garm", "generate", "fusion", "grpo", "generate", "generate", "evaluate"]
+DEEPSPEED_MODULE = "openrlhf_qs.cli"
+
+
+def bash(recipe: str, **variables: str) -> subprocess.CompletedProcess:
+    """The recipe, in an environment of nothing but ``variables`` and the path."""
+    return subprocess.run(
+        ["bash", ROOT / "recipes" / recipe],
+        env={"PATH": os.environ["PATH"]} | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@functools.cache
+def dry_run(form: str, recipe: str = "grpo_garm.sh") -> list[list[str]]:
+    """The commands that the recipe prints, as words."""
+    done = bash(recipe, DRY_RUN="1", RUN="runs/of_no_one", **FORMS[form])
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def ours(command: list[str]) -> list[str]:
+    """``command`` from our subcommand on, whatever launches it."""
+    return command[1 if command[0] == "openrlhf-qs" else command.index(DEEPSPEED_MODULE) + 1 :]
+
+
+def host_command(command: list[str]) -> tuple[str, list[str]]:
+    """A training command as OpenRLHF gets it: the stage and the flags that are not ours."""
+    stage, *words = ours(command)
+    settings, rest = cli._parser(stage).parse_known_args([stage, *words])
+    assert not [word for word in rest if word.startswith("--qs.")], rest
+    return stage, rest
+
+
+def training_commands(form: str) -> dict[str, list[str]]:
+    """Stage to OpenRLHF's flags."""
+    return dict(host_command(command) for command in dry_run(form) if ours(command)[0] in host.ENTRY_POINTS)
+
+
+# In a process of their own: OpenRLHF, imported once for all commands
+
+
+class Stopped(Exception):
+    """OpenRLHF has checked its arguments and would begin to work."""
+
+
+seen: list[SimpleNamespace] = []  # the arguments, as OpenRLHF hands them to its training
+
+
+def prepare_openrlhf() -> None:
+    """Import OpenRLHF, and stop it where it would start processes or load a model."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from openrlhf_qs.host import flash_attn_stand_in
+
+    flash_attn_stand_in.install()
+    import openrlhf.trainer.ray
+    import openrlhf.utils
+    import ray
+
+    def stop(*args: object, **kwargs: object) -> None:
+        raise Stopped
+
+    def strategy(args: SimpleNamespace) -> SimpleNamespace:
+        seen.append(args)
+        return SimpleNamespace(print=lambda *args: None, setup_distributed=stop)
+
+    openrlhf.utils.get_strategy = strategy
+    openrlhf.trainer.ray.create_vllm_engines = stop  # after the checks of how models share GPUs
+    ray.is_initialized = lambda: True
+    ray.get = lambda reference: None
+    placement = importlib.import_module("ray.util.placement_group")  # a function of that name hides the module
+    placement.placement_group = lambda *args, **kwargs: SimpleNamespace(ready=lambda: None)
+
+
+def parse_as_openrlhf(stage: str, argv: list[str]) -> SimpleNamespace | str:
+    """The arguments after OpenRLHF's entry point has parsed and checked them, or what it complained of."""
+    seen.clear()
+    sys.argv = [host.ENTRY_POINTS[stage], *argv]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            runpy.run_module(host.ENTRY_POINTS[stage], run_name="__main__", alter_sys=True)
+    except Stopped:
+        return seen[0]
+    except SystemExit:
+        return said.getvalue()
+    except AssertionError as error:
+        return f"{error}"
+    return "it stopped nowhere"
+
+
+def parse_as_deepspeed(argv: list[str]) -> argparse.Namespace | str:
+    """What DeepSpeed's launcher reads from its command line, or what it complained of."""
+    from deepspeed.launcher.runner import parse_args
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse_args(argv)
+    except SystemExit:
+        return said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def openrlhf() -> Iterator[Callable[..., Any]]:
+    """``openrlhf(function, *args)``: the function's result in the process that has OpenRLHF."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=prepare_openrlhf) as process:
+        yield lambda function, *args: process.submit(function, *args).result(timeout=120)
+
+
+# The tests
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_valid_bash(recipe):
+    assert subprocess.run(["bash", "-n", recipe], capture_output=True).stderr == b""
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_that_is_named_exists(recipe):
+    for name in re.findall(r"(?<!\$)\b([a-z_]+\.sh)\b", recipe.read_text()):
+        assert (ROOT / "recipes" / name).is_file(), f"{recipe.name} names {name}"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_stage_prints_its_command_in_the_order_of_the_way(form):
+    commands = dry_run(form)
+    expected = list(STAGES)
+    if "POLICY" not in FORMS[form]:
+        expected.insert(1, "small-policy")
+    if "CLICK_LOG" not in FORMS[form]:
+        expected.insert(0, "world")
+    assert [ours(command)[0] for command in commands] == expected
+    launched = [command[0] for command in commands if ours(command)[0] in host.ENTRY_POINTS]
+    on_gpus = "GPUS" in FORMS[form]
+    assert launched == (["deepspeed", "deepspeed", "openrlhf-qs"] if on_gpus else ["openrlhf-qs"] * 3)
+
+
+@pytest.mark.parametrize("stage", ["data", "sft", "garm", "fusion", "grpo", "evaluate"])
+def test_a_stage_alone_prints_what_it_prints_within_the_whole_way(stage):
+    whole = dry_run("8 GPUs")
+    assert all(command in whole for command in dry_run("8 GPUs", f"{stage}.sh"))
+
+
+def test_a_dry_run_touches_no_environment_and_writes_nothing(tmp_path):
+    venv, run = tmp_path / "venv", tmp_path / "run"
+    done = bash(
+        "grpo_garm.sh", DRY_RUN="1", RUN=str(run), VIRTUAL_ENV=str(venv), PYTHON="/nonexistent", HOME=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_our_command_line_takes_what_the_recipes_give_it(form):
+    for command in dry_run(form):
+        name, *words = ours(command)
+        if name not in host.ENTRY_POINTS:
+            args, unknown = cli._parser(name).parse_known_args([name, *words])
+            assert not unknown, f"openrlhf-qs {name} does not know {unknown}"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_openrlhf_takes_what_the_recipes_give_it(form, openrlhf):
+    n_gpus = int(FORMS[form].get("GPUS", 1)) * int(FORMS[form].get("NODES", 1))
+    for stage, argv in training_commands(form).items():
+        args = openrlhf(parse_as_openrlhf, stage, argv)
+        assert not isinstance(args, str), f"{stage}: {args}"
+        n_processes = n_gpus if stage != "grpo" else args.actor.num_nodes * args.actor.num_gpus_per_node
+        # DeepSpeed: batch = micro batch * accumulation steps * processes
+        assert args.train.batch_size % (args.train.micro_batch_size * n_processes) == 0, stage
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if "GPUS" in FORMS[form]])
+def test_rollouts_and_training_fill_the_gpus_and_no_more(form, openrlhf):
+    args = openrlhf(parse_as_openrlhf, "grpo", training_commands(form)["grpo"])
+    n_train = args.actor.num_nodes * args.actor.num_gpus_per_node
+    n_rollout = args.vllm.num_engines * args.vllm.tensor_parallel_size
+    n_gpus = int(FORMS[form]["GPUS"]) * int(FORMS[form].get("NODES", 1))
+    if args.train.async_enable:
+        assert n_train + n_rollout == n_gpus
+    else:
+        assert n_train == n_rollout == n_gpus and args.train.colocate_all
+    for model in (args.ref, args.reward):
+        assert (model.num_nodes, model.num_gpus_per_node) == (args.actor.num_nodes, args.actor.num_gpus_per_node)
+
+
+@pytest.mark.parametrize("stage", ["sft", "garm"])
+def test_deepspeed_launches_our_command_line_on_every_node(stage, openrlhf):
+    command = next(c for c in dry_run("2 nodes") if ours(c)[0] == stage)
+    args = openrlhf(parse_as_deepspeed, command[1:])
+    assert not isinstance(args, str), args
+    assert (args.user_script, args.user_args) == (DEEPSPEED_MODULE, ours(command))
+    assert (args.num_nodes, args.num_gpus, args.hostfile, args.module) == (2, 8, "hosts", True)
+
+
+@pytest.mark.parametrize("stage", host.ENTRY_POINTS)
+def test_a_flag_that_openrlhf_does_not_know_would_be_found(stage, openrlhf):
+    argv = training_commands("8 GPUs")[stage]
+    assert "unrecognized arguments: --ds.made_up" in openrlhf(parse_as_openrlhf, stage, [*argv, "--ds.made_up"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rollout.n_samples_per_prompt", "1"], "group_norm requires n_samples_per_prompt > 1"),
+        (["--vllm.num_engines", "7"], "vllm_num_engines * vllm_tensor_parallel_size, got 8 and 7"),
+        (["--ref.num_gpus_per_node", "4"], "must be the same when colocate actor and ref model"),
+    ],
+)
+def test_flags_that_do_not_go_together_would_be_found(flags, said, openrlhf):
+    argv = training_commands("8 GPUs")["grpo"]
+    assert said in openrlhf(parse_as_openrlhf, "grpo", [*argv, *flags])
+
+
+@pytest.mark.parametrize("recipe", ["grpo_garm.sh", "data.sh", "test.sh"])
+def test_a_missing_python_is_told_in_one_line_with_what_to_get(recipe, tmp_path):
+    done = bash(recipe, VIRTUAL_ENV=str(tmp_path), PYTHON="/nonexistent", RUN=str(tmp_path / "run"))
+    assert done.returncode == 1
+    assert done.stderr == "Python 3.11 or newer is missing: apt-get install python3 python3-venv\n"
+
+
+def test_a_python_that_is_too_old_is_told_in_one_line_with_what_to_get(tmp_path):
+    old = tmp_path / "python3.8"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.10" || exit 1\n')
+    old.chmod(0o755)
+    done = bash("grpo_garm.sh", VIRTUAL_ENV=str(tmp_path / "venv"), PYTHON=str(old), RUN=str(tmp_path / "run"))
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Python 3.8.10 is too old: install Python 3.11 or newer, or name one, as in PYTHON=python3.12\n"
+    )
+
+
+def test_more_than_one_node_without_a_hostfile_says_what_to_give():
+    done = bash("sft.sh", DRY_RUN="1", GPUS="8", NODES="2")
+    assert done.returncode != 0
+    assert "NODES above 1 needs HOSTFILE" in done.stderr

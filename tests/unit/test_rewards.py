@@ -1,0 +1,137 @@
+import pytest
+import torch
+from rapidfuzz.fuzz import token_set_ratio
+
+from openrlhf_qs.offline import offline_batch
+from openrlhf_qs.plugins.garm import GarmMean, GarmSigma
+from openrlhf_qs.plugins.heuristics import Diversity, Rules
+from openrlhf_qs.plugins.ood import OODPenalty
+from openrlhf_qs.response import parse_response
+from openrlhf_qs.rollout import RolloutBatch
+
+GOOD = "1. How long does it take?\n2. Which flour is the best one?\n3. Can I bake bread without an oven?"
+SHORT = "1. How long does it take?\n2. Which flour?\n3. Can I bake bread without an oven?"
+ALIKE = "1. How long does it take?\n2. Does it take how long?\n3. Can I bake bread without an oven?"
+TWO = "1. How long does it take?\n2. Which flour is the best one?"
+NONE = "I do not know."
+
+
+def rollout_batch(responses=(GOOD,), truncated=None, ref_log_ppl=None, reward_mean=None, reward_std=None):
+    return RolloutBatch(
+        conversations=[[{"role": "user", "content": "How do I bake bread?"}]] * len(responses),
+        responses=responses,
+        parsed=[parse_response(response) for response in responses],
+        group=torch.zeros(len(responses), dtype=torch.long),
+        truncated=torch.tensor(truncated or [False] * len(responses)),
+        ref_log_ppl=None if ref_log_ppl is None else torch.tensor(ref_log_ppl),
+        reward_mean=reward_mean,
+        reward_std=reward_std,
+    )
+
+
+def test_garm_averages_the_means_over_three_suggestions():
+    batch = rollout_batch([GOOD, GOOD], reward_mean=[[1.0, 2.0, 3.0], [-1.0, 0.0, 0.4]])
+    # (1 + 2 + 3) / 3 = 2;  (-1 + 0 + 0.4) / 3 = -0.2
+    torch.testing.assert_close(GarmMean()(batch), torch.tensor([2.0, -0.2]))
+
+
+def test_a_suggestion_that_is_missing_counts_the_least():
+    batch = rollout_batch([TWO, NONE], reward_mean=[[1.0, 2.0], []], reward_std=[[0.5, 1.0], []])
+    # (1 + 2 - 3) / 3 = 0;  3 * -3 / 3 = -3
+    torch.testing.assert_close(GarmMean()(batch), torch.tensor([0.0, -3.0]))
+    # -(0.5 + 1 + 3) / 3 = -1.5;  -3
+    torch.testing.assert_close(GarmSigma()(batch), torch.tensor([-1.5, -3.0]))
+    # (1 + 2 - 6) / 3 = -1
+    assert GarmMean(missing=-6.0)(batch).tolist() == [-1.0, -6.0]
+
+
+def test_garm_sigma_is_the_negative_mean_of_the_deviations():
+    batch = rollout_batch([GOOD], reward_std=[[0.3, 0.6, 1.2]])
+    # -(0.3 + 0.6 + 1.2) / 3 = -0.7
+    torch.testing.assert_close(GarmSigma()(batch), torch.tensor([-0.7]))
+
+
+def test_ood_takes_only_what_is_above_the_threshold():
+    batch = rollout_batch([GOOD] * 3, ref_log_ppl=[2.0, 3.0, 5.0])
+    # 2 - 3 < 0, 3 - 3 = 0, 5 - 3 = 2
+    torch.testing.assert_close(OODPenalty(threshold=3.0)(batch), torch.tensor([0.0, 0.0, -2.0]))
+    torch.testing.assert_close(OODPenalty()(batch), torch.tensor([-2.0, -3.0, -5.0]))
+
+
+def test_rules_take_a_third_for_each_suggestion_of_a_bad_length_and_all_for_bad_form():
+    batch = rollout_batch([GOOD, SHORT, TWO, NONE])
+    # GOOD has 5, 6 and 7 words; in SHORT the second has 2 of at least 3: -1/3; TWO and NONE are malformed
+    torch.testing.assert_close(Rules()(batch), torch.tensor([0.0, -1 / 3, -1.0, -1.0]))
+    # at most 5 words: two of GOOD are too long;  in SHORT one is too short, one too long
+    torch.testing.assert_close(Rules(max_words=5)(batch)[:2], torch.tensor([-2 / 3, -2 / 3]))
+
+
+def test_a_response_that_was_cut_is_malformed_even_where_three_lines_are_there():
+    assert Rules()(rollout_batch([GOOD, GOOD], truncated=[True, False])).tolist() == [-1.0, 0.0]
+
+
+@pytest.mark.parametrize(("min_words", "max_words"), [(0, 5), (6, 5)])
+def test_rules_that_nothing_can_meet_are_refused(min_words, max_words):
+    with pytest.raises(ValueError, match=f"got {min_words} and {max_words}"):
+        Rules(min_words=min_words, max_words=max_words)
+
+
+def test_diversity_is_one_minus_the_likeness_of_the_two_most_alike():
+    value = Diversity()(rollout_batch([GOOD]))
+    # the nearest pair of GOOD, in lower case and without question marks
+    texts = [text.casefold().strip("?") for text in parse_response(GOOD).suggestions]
+    likeness = [token_set_ratio(texts[a], texts[b]) / 100 for a, b in ((0, 1), (0, 2), (1, 2))]
+    torch.testing.assert_close(value, torch.tensor([1 - max(likeness)]))
+    assert 0 < value.item() < 1
+
+
+def test_diversity_sees_through_case_order_and_punctuation_and_needs_three():
+    again = "1. How long does it take?\n2. HOW LONG DOES IT TAKE?\n3. Can I bake bread without an oven?"
+    value = Diversity()(rollout_batch([again, ALIKE, TWO, NONE]))
+    # the same words in upper case, and in another order: likeness 1; fewer than three: 0
+    torch.testing.assert_close(value, torch.zeros(4))
+
+
+MANY = rollout_batch(
+    [GOOD, SHORT, TWO, NONE, ALIKE],
+    truncated=[False, True, False, False, False],
+    ref_log_ppl=[1.0, 2.0, 3.0, 4.0, 5.0],
+    reward_mean=[[1.0, 2.0, 3.0], [0.0, 0.5, 0.1], [1.0, -1.0], [], [2.0, 2.0, 2.5]],
+    reward_std=[[0.5, 1.0, 1.5], [0.2, 0.5, 0.1], [1.0, 0.4], [], [2.0, 2.0, 2.5]],
+)
+
+
+def rows(batch, order):
+    """The batch with the responses at ``order``, in that order."""
+    return RolloutBatch(
+        **{
+            name: [value[n] for n in order] if isinstance(value, list) else value[torch.tensor(order)]
+            for name, value in vars(batch).items()
+        }
+    )
+
+
+@pytest.mark.parametrize("reward", [GarmMean(), GarmSigma(), OODPenalty(2.5), Rules(), Diversity()], ids=type)
+@pytest.mark.parametrize("order", [[4, 2, 0, 1, 3], [3], [0, 0]], ids=["permuted", "one", "twice"])
+def test_a_response_gets_the_same_whatever_stands_beside_it(reward, order):
+    all_of_them = reward(MANY)
+    assert all_of_them.shape == (5,) and all_of_them.isfinite().all()
+    assert reward(rows(MANY, order)).tolist() == all_of_them[order].tolist()
+
+
+def test_an_offline_batch_has_what_training_would_have_given():
+    asked = []
+
+    def scorer(conversations, suggestions):
+        asked.extend(zip(conversations, suggestions, strict=True))
+        return torch.arange(len(suggestions)).numpy(), torch.arange(len(suggestions)).numpy() + 0.5
+
+    conversations = [[{"role": "user", "content": text}] for text in "abc"]
+    batch = offline_batch(conversations, [GOOD, NONE, TWO], [1.0, 2.0, 3.0], scorer)
+    # three suggestions, none, two: numbered in the order in which they were scored
+    assert batch.reward_mean == [[0, 1, 2], [], [3, 4]]
+    assert batch.reward_std == [[0.5, 1.5, 2.5], [], [3.5, 4.5]]
+    assert [conversation[0]["content"] for conversation, _ in asked] == ["a", "a", "a", "c", "c"]
+    assert asked[4][1] == "Which flour is the best one?"
+    assert batch.ref_log_ppl.tolist() == [1.0, 2.0, 3.0] and not batch.truncated.any()
+    assert len(set(batch.group.tolist())) == 3

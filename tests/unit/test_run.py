@@ -1,0 +1,259 @@
+import argparse
+import json
+import os
+import runpy
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from openrlhf_qs.host import patches
+from openrlhf_qs.host import run as host
+from openrlhf_qs.host.settings import VARIABLE, Settings
+
+
+@pytest.fixture(autouse=True)
+def tested_host(monkeypatch):
+    """As if the tested OpenRLHF were installed."""
+    monkeypatch.setattr(host, "openrlhf_version", lambda: "0.11.2")
+
+
+def prepare(stage, *argv):
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    host.add_arguments(parser, stage)
+    args, rest = parser.parse_known_args(["--qs.device", "cpu", *argv])
+    return host.prepare(stage, args, rest)
+
+
+@pytest.fixture
+def garm(tmp_path):
+    """A folder that looks like a Gaussian reward model."""
+    folder = tmp_path / "garm"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"reward_model": {"name": "gaussian", "options": {}}}))
+    save_file({"score.weight": torch.zeros(2, 4)}, folder / "model.safetensors")
+    return folder
+
+
+RULES = ("--qs.reward", "rules", "--data.label_key", "label")
+
+# Settings
+
+
+def test_the_settings_reach_another_process_as_they_are(monkeypatch):
+    settings = Settings("cpu", "diverse", "gaussian", ("garm", "ood"), "/w.json", ("/p.py",), {"ood": {"coef": "1"}})
+    for name, value in settings.to_environment().items():
+        monkeypatch.setenv(name, value)
+    assert Settings.from_environment() == settings
+
+
+def test_a_process_without_the_variable_belongs_to_no_run(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert Settings.from_environment() is None
+
+
+def test_each_stage_has_its_own_plugin(garm):
+    assert prepare("sft").sft_dataset == "diverse"
+    assert prepare("garm").reward_model == "gaussian"
+    settings = prepare("grpo", "--data.label_key", "label", "--reward.model_name_or_path", str(garm))
+    assert settings == Settings("cpu", rewards=("garm", "garm_sigma", "ood", "rules", "diversity"))
+
+
+def test_relative_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing_in_it.py").write_text("")
+    (tmp_path / "weights.json").write_text(
+        json.dumps({"rewards": {"rules": {"weight": 1.0, "mean": 0.0, "std": 1.0}}})
+    )
+    settings = prepare("grpo", *RULES, "--qs.plugin", "nothing_in_it.py", "--qs.weights", "weights.json")
+    assert settings.plugin_files == (str(tmp_path / "nothing_in_it.py"),)
+    assert settings.weights == str(tmp_path / "weights.json")
+
+
+def test_options_are_kept_for_every_process():
+    settings = prepare("grpo", *RULES, "--qs.option", "rules.min_words=2", "--qs.option", "rules.max_words=9")
+    assert settings.options == {"rules": {"min_words": "2", "max_words": "9"}}
+
+
+def test_an_empty_reward_leaves_openrlhf_its_own():
+    assert prepare("grpo", "--qs.reward", "", "--reward.remote_url", "http://h/").rewards == ()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("stage", "argv", "message"),
+    [
+        ("sft", ["--qs.sft_datset", "raw"], "unknown flags --qs.sft_datset: see openrlhf-qs sft --help"),
+        ("garm", ["--qs.reward", "ood"], "unknown flags --qs.reward"),
+        ("sft", ["--qs.sft_dataset", "divers"], "unknown sft dataset 'divers'; known: diverse, raw"),
+        ("garm", ["--qs.reward_model", "cauchy"], "unknown reward model 'cauchy'; known: bradley_terry, gaussian"),
+        ("grpo", ["--qs.reward", "rules,odd"], "unknown reward 'odd'; known: .*ood"),
+        ("grpo", ["--qs.reward", "rules,rules"], "a name stands twice"),
+        ("grpo", ["--qs.option", "odd.threshold=1"], r"--qs.option odd.…: unknown plugin 'odd'; known: .*ood"),
+        ("grpo", ["--qs.option", "ood.coef=1"], "reward 'ood' has no option 'coef'; its options: threshold"),
+        ("grpo", ["--qs.option", "ood.threshold=high"], "ood.threshold = 'high'"),
+        ("garm", ["--qs.option", "gaussian.gauge=-1"], "gaussian.gauge must be >= 0, got -1"),
+        ("sft", ["--qs.plugin", "nowhere.py"], "plugin file .*nowhere.py does not exist"),
+        ("sft", ["--ckpt.load_enable"], "--ckpt.load_enable without --ckpt.save_steps resumes nothing"),
+        ("sft", ["--ckpt.load_enable", "--ckpt.save_steps", "-1"], "resumes nothing"),
+        ("sft", ["--ckpt.load_enable", "--ckpt.save_steps=-1"], "resumes nothing"),
+        ("sft", ["--data.dataset", "no.jsonl"], "--data.dataset no.jsonl does not exist: run the data stage first"),
+        ("grpo", [*RULES, "--data.prompt_dataset=no.parquet"], "--data.prompt_dataset no.parquet does not exist"),
+        ("sft", ["--model.model_name_or_path", "./nowhere"], "--model.model_name_or_path ./nowhere does not exist"),
+        ("grpo", ["--qs.reward", "rules"], "--data.label_key label is missing"),
+        ("grpo", [*RULES, "--reward.remote_url", "f.py"], "--reward.remote_url .* both give the reward: drop one"),
+        ("grpo", [*RULES, "--train.agent_func_path", "f.py"], "both give the reward: drop one"),
+        ("grpo", ["--qs.reward", "garm"], "reward garm needs a reward model: give its checkpoint"),
+        ("grpo", ["--qs.reward", "garm", "--reward.model_name_or_path", "no/"], "no/+config.json does not exist"),
+        ("grpo", ["--qs.reward", "ood", "--algo.kl.init_coef", "0"], "reward ood needs the reference .*found 0"),
+        ("grpo", ["--qs.reward", "ood", "--algo.kl.init_coef=0.0"], "set --algo.kl.init_coef above 0"),
+        ("grpo", [*RULES, "--qs.weights", "no.json"], "no.json does not exist: run the fusion stage first"),
+    ],
+)
+def test_what_would_fail_later_is_refused_in_one_line(tmp_path, monkeypatch, stage, argv, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        prepare(stage, *argv)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_other_rewards_are_refused(tmp_path):
+    file = tmp_path / "weights.json"
+    file.write_text(json.dumps({"rewards": {"diversity": {"weight": 1.0}}}))
+    with pytest.raises(ValueError, match="without a weight: rules; a weight, but not loaded: diversity"):
+        prepare("grpo", *RULES, "--qs.weights", str(file))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--actor.model_name_or_path .*: no config.json in it, so this is no model"):
+        prepare("grpo", *RULES, "--actor.model_name_or_path", str(tmp_path))
+
+
+def test_a_hub_name_is_left_to_openrlhf():
+    prepare("sft", "--model.model_name_or_path", "Qwen/Qwen3-4B", "--data.dataset", "org/a_set")
+
+
+def test_of_several_datasets_each_must_be_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(ValueError, match="b.jsonl does not exist"):
+        prepare("sft", "--data.dataset", "a.jsonl,b.jsonl")
+    (tmp_path / "b.jsonl").write_text("")
+    prepare("sft", "--data.dataset", "a.jsonl,b.jsonl")
+
+
+def test_a_checkpoint_that_is_saved_can_be_resumed():
+    prepare("sft", "--ckpt.load_enable", "--ckpt.save_steps", "50")
+
+
+def test_the_reference_is_there_unless_the_kl_penalty_is_switched_off():
+    prepare("grpo", "--qs.reward", "ood", "--data.label_key", "label")
+    prepare("grpo", "--qs.reward", "ood", "--data.label_key", "label", "--algo.kl.init_coef", "1e-3")
+    prepare("grpo", *RULES, "--algo.kl.init_coef", "0")
+
+
+def test_an_openrlhf_that_was_not_tested_is_refused_unless_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(host, "openrlhf_version", lambda: "0.10.0")
+    with pytest.raises(ValueError, match="OpenRLHF 0.10.0 was not tested .*: install openrlhf==0.11.2, or .*untested"):
+        prepare("sft")
+    prepare("sft", "--qs.untested_host_enable")
+
+
+def test_a_missing_openrlhf_is_one_sentence(monkeypatch):
+    def version(package):
+        raise patches.importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(patches.importlib.metadata, "version", version)
+    with pytest.raises(ValueError, match="OpenRLHF is not installed"):
+        patches.openrlhf_version()
+
+
+def test_of_a_flag_that_stands_twice_the_last_counts():
+    argv = ["--a.b", "1", "--a.bc", "2", "--a.b=3", "--last"]
+    assert host._value(argv, "--a.b") == "3"
+    assert host._value(argv, "--a.bc") == "2"
+    assert host._value(argv, "--last") is None and host._value(argv, "--none") is None
+
+
+# The start
+
+
+@pytest.mark.parametrize(("files", "kept"), [([], False), (["latest"], True)])
+def test_only_a_checkpoint_that_is_not_whole_is_dropped(tmp_path, files, kept):
+    folder = tmp_path / "ckpt" / "_actor"
+    (folder / "global_step4").mkdir(parents=True)
+    for name in files:
+        (folder / name).write_text("global_step4")
+    host._drop_unfinished_checkpoint(str(tmp_path / "ckpt"))
+    assert folder.is_dir() == kept
+    assert (tmp_path / "ckpt").is_dir()
+
+
+@pytest.mark.parametrize("path", [None, "", "nowhere"])
+def test_without_a_checkpoint_nothing_is_dropped(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "_actor").mkdir()
+    host._drop_unfinished_checkpoint(path)
+    assert (tmp_path / "_actor").is_dir()
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What OpenRLHF and Ray are started with, instead of being started."""
+    calls = SimpleNamespace(ray=None, module=None, argv=None, environ={"PATH": os.environ["PATH"], "NO_COLOR": "1"})
+    monkeypatch.setattr(os, "environ", calls.environ)
+    monkeypatch.setattr(sys, "argv", ["before"])
+    monkeypatch.setattr(host, "install", lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=lambda **kwargs: setattr(calls, "ray", kwargs)))
+
+    def run_module(module, run_name, alter_sys):
+        calls.module, calls.argv = module, sys.argv[1:]
+        assert run_name == "__main__" and alter_sys
+
+    monkeypatch.setattr(runpy, "run_module", run_module)
+    return calls
+
+
+def test_sft_runs_openrlhf_in_this_process_with_its_own_flags(started):
+    settings = Settings("cpu", sft_dataset="diverse")
+    host.run("sft", settings, ["--train.max_epochs", "2"])
+    assert started.module == "openrlhf.cli.train_sft" and started.argv == ["--train.max_epochs", "2"]
+    assert Settings.from_environment() == settings
+    assert started.environ["DS_ACCELERATOR"] == "cpu" and started.environ["WORLD_SIZE"] == "1"
+    assert started.ray is None
+
+
+def test_what_a_launcher_or_the_user_has_set_stays(started):
+    started.environ.update(RANK="3", WORLD_SIZE="4", OMP_NUM_THREADS="7")
+    host.run("garm", Settings("cpu", reward_model="gaussian"), [])
+    assert started.module == "openrlhf.cli.train_rm"
+    assert started.environ["RANK"] == "3" and started.environ["WORLD_SIZE"] == "4"
+    assert started.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_on_a_gpu_nothing_of_the_cpu_form_is_set(started):
+    host.run("sft", Settings("cuda", sft_dataset="diverse"), [])
+    assert not set(host.CPU_ENVIRONMENT) & set(started.environ)
+
+
+def test_grpo_brings_settings_and_hook_into_every_worker_of_ray(started, tmp_path):
+    (tmp_path / "_actor").mkdir()
+    settings = Settings("cpu", rewards=("rules",))
+    host.run("grpo", settings, ["--ckpt.path", str(tmp_path)])
+    assert started.module == "openrlhf.cli.train_ppo_ray"
+    runtime_env = started.ray["runtime_env"]
+    assert runtime_env["worker_process_setup_hook"] == "openrlhf_qs.host.bootstrap.install"
+    assert settings.to_environment().items() <= runtime_env["env_vars"].items()
+    assert runtime_env["env_vars"]["DS_ACCELERATOR"] == "cpu"
+    assert started.ray["num_gpus"] > 0
+    assert not (tmp_path / "_actor").exists()  # it held no finished checkpoint
+
+
+def test_a_ray_cluster_keeps_its_own_books(started):
+    started.environ["RAY_ADDRESS"] = "auto"
+    host.run("grpo", Settings("cpu", rewards=("rules",)), [])
+    assert "num_gpus" not in started.ray and "num_cpus" not in started.ray
