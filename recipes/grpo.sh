@@ -36,7 +36,7 @@ CKPT=(
    --logger.tensorboard_dir "$RUN/grpo/tensorboard"
 )
 if [ "$FORM" = gpu ]; then
-   : "${STEPS:=500}" "${PROMPTS:=128}" "${N_SAMPLES:=8}" "${MICRO_BATCH:=8}"
+   : "${STEPS:=500}" "${PROMPTS:=128}" "${N_SAMPLES:=8}" "${MICRO_BATCH:=8}" "${TRAIN_BATCH:=1024}"
    SIZE=(
       --actor.adam.lr "${LR:-1e-6}"
       --ds.zero_stage 3 --ds.packing_samples --actor.gradient_checkpointing_enable
@@ -60,9 +60,9 @@ if [ "$FORM" = gpu ]; then
       SIZE+=("--$model.num_nodes" "$NODES" "--$model.num_gpus_per_node" "$TRAIN_GPUS")
    done
 else
-   : "${STEPS:=60}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${MICRO_BATCH:=128}"
+   : "${STEPS:=60}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${MICRO_BATCH:=64}" "${TRAIN_BATCH:=64}"
    SIZE=(
-      --actor.adam.lr "${LR:-3e-4}"
+      --actor.adam.lr "${LR:-1e-3}"
       --ds.zero_stage 0 --ds.attn_implementation sdpa
       --vllm.num_engines 1 --vllm.sync_backend gloo --vllm.enforce_eager
       --actor.num_gpus_per_node 1 --ref.num_gpus_per_node 1 --reward.num_gpus_per_node 1
@@ -71,7 +71,7 @@ fi
 ROLLOUT=(
    --rollout.batch_size "$PROMPTS" --rollout.n_samples_per_prompt "$N_SAMPLES"   # the group of GRPO
    --rollout.micro_batch_size "$MICRO_BATCH"
-   --train.batch_size $((PROMPTS * N_SAMPLES)) --train.micro_batch_size "$MICRO_BATCH"
+   --train.batch_size "$TRAIN_BATCH" --train.micro_batch_size "$MICRO_BATCH"
    --data.max_samples $((PROMPTS * STEPS))
 )
 launch grpo "${DATA[@]}" "${MODELS[@]}" "${ALGORITHM[@]}" "${CKPT[@]}" "${SIZE[@]}" "${ROLLOUT[@]}" "$@"

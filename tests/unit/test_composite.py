@@ -67,10 +67,10 @@ def test_the_order_of_the_weights_file_does_not_matter():
     parts = {"length": Part(weight=1.0), "scaled_length": Part(weight=100.0, mean=3.0)}
     totals = []
     for names in (["length", "scaled_length"], ["scaled_length", "length"]):
-        composite = CompositeReward(names, {}, parts)
+        composite = CompositeReward(names, {"scaled_length": {"coef": "10"}}, parts)
         totals.append(composite.total(composite.score(batch("ab", "abcd"))).tolist())
-    # 2 + 100 * (2 - 3) = -98;  4 + 100 * (4 - 3) = 104
-    assert totals == [[-98.0, 104.0]] * 2
+    # 2 + 100 * (20 - 3) = 1702;  4 + 100 * (40 - 3) = 3704
+    assert totals == [[1702.0, 3704.0]] * 2
 
 
 def test_without_weights_the_raw_parts_are_added():

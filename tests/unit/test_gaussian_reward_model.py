@@ -87,6 +87,12 @@ def test_the_gradient_pulls_the_chosen_mean_up(z):
     assert chosen_mean.grad.item() == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_hopeless_pair_costs_what_it_costs_at_a_hundred_deviations():
+    # -log Phi(-100) = 5005.52
+    loss = gaussian_preference_loss(numbers(-100.0, -1e4), numbers(0.6), numbers(0.0), numbers(0.8))
+    torch.testing.assert_close(loss, numbers(5005.52, 5005.52))
+
+
 def test_bfloat16_goes_in_and_float32_comes_out():
     values = [numbers(1.5, dtype=torch.bfloat16) for _ in range(4)]
     loss = gaussian_preference_loss(*values)
