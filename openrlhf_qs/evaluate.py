@@ -30,7 +30,7 @@ from rich.table import Table
 from openrlhf_qs.calibration import Z_95, calibration_metrics, preference_probability
 from openrlhf_qs.files import read_json_lines
 from openrlhf_qs.prompt import Message
-from openrlhf_qs.registry import JUDGES, load_plugins, origin, parse_options
+from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
 from openrlhf_qs.report import write_report, write_whole
 from openrlhf_qs.response import N_SUGGESTIONS, parse_response
 
@@ -92,11 +92,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "no A/B test, the held-out clicks alone",
     )
     parser.add_argument(
-        "--qs.option",
+        "--option",
         action="append",
         default=[],
         metavar="NAME.OPTION=VALUE",
-        help="option of the judge, as in openai_endpoint.model=qwen3; may be repeated",
+        help="option of a plugin, as in openai_endpoint.model=qwen3; may be repeated",
+    )
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; repeatable"
     )
     parser.add_argument(
         "--n_users",
@@ -110,7 +113,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure, write ``metrics.json`` and ``report.html``, show the table."""
     folder = Path(args.run)
-    judge = load_judge(args.judge, vars(args)["qs.option"])
+    load_plugins(args.plugin)
+    judge = load_judge(args.judge, args.option)
     impressions = read_impressions(folder / "data" / "heldout.jsonl")
     arms = load_arms(folder, impressions)
     n_heldout = len(arms[COLD_START])
@@ -233,7 +237,7 @@ def click_probabilities(
 def load_judge(judge: str, settings: Sequence[str] = ()) -> Judge | None:
     """The judge of that name, or of that Python file, with its options; None for ``none``.
 
-    ValueError where a file registers no judge or several, and where an option is not the judge's: it would be ignored.
+    ValueError where a file registers no judge or several, and where an option is of no plugin: it would be ignored.
     """
     options = parse_options(settings)
     name = judge
@@ -250,10 +254,7 @@ def load_judge(judge: str, settings: Sequence[str] = ()) -> Judge | None:
         name = names[0]
     else:
         load_plugins()
-    for other in options.keys() - {name}:
-        raise ValueError(
-            f"--qs.option {other}.…: the judge is {name or 'none'}; evaluate takes options of its judge only"
-        )
+    check_options(options)  # one list of options serves all stages: those of other plugins are well formed too
     return JUDGES.create(name, **options.get(name, {})) if name else None
 
 

@@ -23,7 +23,9 @@ from openrlhf_qs.response import format_response
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reward", default="garm,garm_sigma,ood,rules,diversity", help="parts, separated by commas")
+    parser.add_argument(
+        "--reward", default="garm,garm_sigma,ood,rules,relevance,diversity", help="parts, separated by commas"
+    )
     parser.add_argument("--fusion", default="logistic_regression", help="fusion plugin; default: logistic_regression")
     parser.add_argument("--reference", required=True, help="folder of the SFT policy: the reference of GRPO")
     parser.add_argument("--reward_model", default="", help="folder of the reward model, where a part needs one")

@@ -193,3 +193,13 @@ def parse_options(settings: Sequence[str]) -> dict[str, dict[str, str]]:
             raise ValueError(f"option {setting!r} is not of the form NAME.OPTION=VALUE, as in ood.coef=0.2")
         options.setdefault(name, {})[option] = value
     return options
+
+
+def check_options(options: Mapping[str, Mapping[str, str]]) -> None:
+    """ValueError where an option is of no registered plugin, or not of the type that its plugin wants."""
+    for name, values in options.items():
+        kinds = [kind for kind in KINDS.values() if name in kind]
+        if not kinds:
+            known = ", ".join(sorted(name for kind in KINDS.values() for name in kind))
+            raise ValueError(f"option {name}.…: unknown plugin {name!r}; known: {known}")
+        kinds[0].check_options(name, values)

@@ -1,14 +1,18 @@
-"""Rewards that need no model: form, length, and difference between the three suggestions."""
+"""Rewards that need no model: form, length, relevance, and difference between the three suggestions."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from itertools import combinations
 
 import torch
 from rapidfuzz.fuzz import token_set_ratio
 from rapidfuzz.utils import default_process
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import Tensor
 
+from openrlhf_qs.prompt import Message
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.response import N_SUGGESTIONS, ParsedResponse
 from openrlhf_qs.rollout import RolloutBatch
@@ -64,3 +68,28 @@ def _diversity(parsed: ParsedResponse) -> float:
         return 0.0
     texts = [default_process(suggestion) for suggestion in parsed.suggestions]  # "take?" is the word "take"
     return 1.0 - max(token_set_ratio(a, b) for a, b in combinations(texts, 2)) / 100
+
+
+@REWARDS.register("relevance")
+class Relevance:
+    """Share of the three suggestions that take up a content word of the user's last message, in [0, 1].
+
+    A content word is none of scikit-learn's English stop words; a suggestion that merely repeats the message counts nothing.
+    For other languages than English leave this part out.
+    """
+
+    def __call__(self, batch: RolloutBatch) -> Tensor:
+        return torch.tensor(
+            [_relevance(c, p) for c, p in zip(batch.conversations, batch.parsed, strict=True)], dtype=torch.float32
+        )
+
+
+def _relevance(conversation: Sequence[Message], parsed: ParsedResponse) -> float:
+    message = next((m["content"] for m in reversed(conversation) if m["role"] == "user"), "")
+    asked = _content_words(message)
+    taken_up = [_content_words(suggestion) for suggestion in parsed.suggestions]
+    return sum(bool(words & asked) and words != asked for words in taken_up) / N_SUGGESTIONS
+
+
+def _content_words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold())) - ENGLISH_STOP_WORDS

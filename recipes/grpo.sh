@@ -44,6 +44,7 @@ if [ "$FORM" = gpu ]; then
       --vllm.tensor_parallel_size 1 --vllm.sync_backend nccl --vllm.enable_prefix_caching
    )
    if [ "$ASYNC" = 1 ]; then   # half of each node's GPUs roll out, the other half trains
+      [ "$GPUS" -ge 2 ] || die "ASYNC=1 wants at least 2 GPUs a node, one to roll out and one to train; found GPUS=$GPUS"
       TRAIN_GPUS=$((GPUS / 2))
       SIZE+=(
          --train.async_enable --train.partial_rollout_enable --train.colocate_all
@@ -62,7 +63,7 @@ if [ "$FORM" = gpu ]; then
 else
    : "${STEPS:=60}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${MICRO_BATCH:=64}" "${TRAIN_BATCH:=64}"
    SIZE=(
-      --actor.adam.lr "${LR:-1e-3}"
+      --actor.adam.lr "${LR:-5e-4}"
       --ds.zero_stage 0 --ds.attn_implementation sdpa
       --vllm.num_engines 1 --vllm.sync_backend gloo --vllm.enforce_eager
       --actor.num_gpus_per_node 1 --ref.num_gpus_per_node 1 --reward.num_gpus_per_node 1

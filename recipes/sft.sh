@@ -34,7 +34,7 @@ else
    SIZE=(
       --model.model_name_or_path "${POLICY:-$RUN/data/policy}"
       --train.batch_size "${BATCH:-32}" --train.micro_batch_size "${BATCH:-32}"
-      --train.max_epochs "${EPOCHS:-4}" --adam.lr "${LR:-2e-3}"   # a policy without any training wants a high rate
+      --train.max_epochs "${EPOCHS:-6}" --adam.lr "${LR:-2e-3}"   # a policy without any training wants a high rate
       --ds.zero_stage 0 --ds.attn_implementation sdpa
    )
 fi

@@ -17,7 +17,7 @@ from pathlib import Path
 from openrlhf_qs.host.bootstrap import install
 from openrlhf_qs.host.patches import TESTED, openrlhf_version
 from openrlhf_qs.host.settings import Settings
-from openrlhf_qs.registry import KINDS, REWARD_MODELS, SFT_DATASETS, load_plugins, parse_options
+from openrlhf_qs.registry import REWARD_MODELS, SFT_DATASETS, check_options, load_plugins, parse_options
 
 ENTRY_POINTS = {"sft": "openrlhf.cli.train_sft", "garm": "openrlhf.cli.train_rm", "grpo": "openrlhf.cli.train_ppo_ray"}
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
     if stage == "grpo":
         parser.add_argument(
             "--qs.reward",
-            default="garm,garm_sigma,ood,rules,diversity",
+            default="garm,garm_sigma,ood,rules,relevance,diversity",
             help="parts of the reward, separated by commas",
         )
         parser.add_argument(
@@ -113,7 +113,7 @@ def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
     files = tuple(str(Path(file).resolve()) for file in ours["qs.plugin"])  # Ray's workers run in another folder
     load_plugins(files)
     options = parse_options(ours["qs.option"])
-    _check_options(options)
+    check_options(options)
     if "--ckpt.load_enable" in host_argv and _value(host_argv, "--ckpt.save_steps") in (None, "-1"):
         raise ValueError(
             "--ckpt.load_enable without --ckpt.save_steps resumes nothing: OpenRLHF then saves no checkpoint"
@@ -146,15 +146,6 @@ def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
     if settings.rewards:
         _check_rewards(settings, host_argv)
     return settings
-
-
-def _check_options(options: dict[str, dict[str, str]]) -> None:
-    for name, values in options.items():
-        kinds = [kind for kind in KINDS.values() if name in kind]
-        if not kinds:
-            known = ", ".join(sorted(name for kind in KINDS.values() for name in kind))
-            raise ValueError(f"--qs.option {name}.…: unknown plugin {name!r}; known: {known}")
-        kinds[0].check_options(name, values)
 
 
 def _check_rewards(settings: Settings, host_argv: Sequence[str]) -> None:
