@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model; one in it is replaced")
     parser.add_argument("--vocab_size", type=int, default=4096, help="tokens at most; default 4096, least 259 (bytes)")
     parser.add_argument("--hidden_size", type=int, default=128, help="width, a multiple of 128; default 128")
-    parser.add_argument("--n_layers", type=int, default=2, help="depth; default 2: under a million parameters with the width")
+    parser.add_argument("--n_layers", type=int, default=2, help="depth; default 2")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights; default 0")
 
 

@@ -74,8 +74,8 @@ def _diversity(parsed: ParsedResponse) -> float:
 class Relevance:
     """Share of the three suggestions that take up a content word of the user's last message, in [0, 1].
 
-    A content word is none of scikit-learn's English stop words; a suggestion that merely repeats the message counts nothing.
-    For other languages than English leave this part out.
+    A content word is none of scikit-learn's English stop words; a suggestion that merely repeats the message counts
+    nothing. For other languages than English leave this part out.
     """
 
     def __call__(self, batch: RolloutBatch) -> Tensor:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 # tqdm: "Train step of epoch 0:  83%|████▎ | 38/46 [00:02<00:00, 14.71it/s, loss=0.548, acc=0.781]"
 PROGRESS = re.compile(
-    r"(Train step|Train epoch|Eval stage|Processed prompts|Adding requests|Map)"
+    r"(Train step|Eval stage|Processed prompts|Adding requests|Map)"
     r"[^|\r]*\|[^|]*\|\s*(\d+)/(\d+) \[([^\]]*)"
 )
 STEP = re.compile(r"Global step (\d+): (\{.*\})")

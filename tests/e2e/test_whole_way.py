@@ -1,4 +1,4 @@
-"""The whole way through the real OpenRLHF, small: `recipes/grpo_garm.sh` on a tiny simulated log, then what a user does next."""
+"""The whole way through the real OpenRLHF, small: a tiny simulated log, then what a user does next."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_killed_in_grpo_it_goes_on_from_the_last_checkpoint(finished_run, tmp_pa
     subprocess.run(["cp", "-r", str(finished_run), str(run)], check=True)
     subprocess.run(["rm", "-rf", str(run / "grpo")], check=True)
     environment = os.environ | SMALL | {"RUN": str(run), "VIRTUAL_ENV": sys.prefix, "STEPS": "40"}
-    # A session of its own, so that everything the recipe started can be killed at once, as by a machine that goes away.
+    # A session of its own, so that everything the recipe started can be killed at once.
     process = subprocess.Popen(
         ["bash", str(ROOT / "recipes" / "grpo.sh")],
         env=environment,
@@ -124,8 +124,8 @@ def test_the_rollout_policy_is_the_trained_policy_after_every_weight_sync(finish
     run = tmp_path / "sync"
     subprocess.run(["cp", "-r", str(finished_run), str(run)], check=True)
     subprocess.run(["rm", "-rf", str(run / "grpo")], check=True)
-    # A rate at which every step moves the policy far, and OpenRLHF's own measure of vLLM against the trainer. The reward
-    # is that of a package which is not ours.
+    # A rate at which every step moves the policy far, and OpenRLHF's own measure of vLLM against the trainer. One of
+    # the rewards comes from a file of the user's.
     plugin = tmp_path / "brevity.py"
     plugin.write_text(
         "import torch\n"

@@ -23,7 +23,6 @@ IN_RAY = "\x1b[36m(PPOTrainer pid=5563)\x1b[0m INFO 11-21 02:04:07 ppo_trainer.p
             "grad_norm=6.2e-05]\x1b[A\x1b[A",
             "train step 8 of 138  gpt_loss 0.966  grad_norm 6.2e-05",
         ),
-        ("Train epoch:  50%|█████     | 1/2 [00:49<00:49, 49.9s/it]", "train epoch 1 of 2"),
         ("Train step of epoch 0:   1%| | 1/46 [00:01<00:45, 1.2s/it, loss=nan]", "train step 1 of 46  loss nan"),
         (
             "Eval stage of steps 40:  50%|██ | 2/4 [00:00<00:00,  9.1it/s, eval loss=0.5]",

@@ -4,9 +4,9 @@ from rapidfuzz.fuzz import token_set_ratio
 
 from openrlhf_qs.offline import offline_batch
 from openrlhf_qs.plugins.garm import GarmMean, GarmSigma
-from openrlhf_qs.plugins.heuristics import Diversity, Rules
+from openrlhf_qs.plugins.heuristics import Diversity, Relevance, Rules
 from openrlhf_qs.plugins.ood import OODPenalty
-from openrlhf_qs.response import parse_response
+from openrlhf_qs.response import format_response, parse_response
 from openrlhf_qs.rollout import RolloutBatch
 
 GOOD = "1. How long does it take?\n2. Which flour is the best one?\n3. Can I bake bread without an oven?"
@@ -135,3 +135,13 @@ def test_an_offline_batch_has_what_training_would_have_given():
     assert asked[4][1] == "Which flour is the best one?"
     assert batch.ref_log_ppl.tolist() == [1.0, 2.0, 3.0] and not batch.truncated.any()
     assert len(set(batch.group.tolist())) == 3
+
+
+def test_relevance_counts_suggestions_that_take_up_a_content_word_of_the_last_user_message():
+    conversation = [{"role": "user", "content": "Tell me about sourdough bread."}]
+    response = format_response(
+        ["How long does sourdough rest?", "What about Rome?", "About sourdough bread, tell me."]
+    )
+    # The first takes up "sourdough"; the second shares only stop words; the third is the message again: 1 of 3.
+    batch = offline_batch([conversation], [response])
+    torch.testing.assert_close(Relevance()(batch), torch.tensor([1 / 3]))

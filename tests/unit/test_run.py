@@ -58,7 +58,7 @@ def test_each_stage_has_its_own_plugin(garm):
     assert prepare("sft").sft_dataset == "diverse"
     assert prepare("garm").reward_model == "gaussian"
     settings = prepare("grpo", "--data.label_key", "label", "--reward.model_name_or_path", str(garm))
-    assert settings == Settings("cpu", rewards=("garm", "garm_sigma", "ood", "rules", "diversity"))
+    assert settings == Settings("cpu", rewards=("garm", "garm_sigma", "ood", "rules", "relevance", "diversity"))
 
 
 def test_relative_paths_become_absolute(tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_an_empty_reward_leaves_openrlhf_its_own():
         ("garm", ["--qs.reward_model", "cauchy"], "unknown reward model 'cauchy'; known: bradley_terry, gaussian"),
         ("grpo", ["--qs.reward", "rules,odd"], "unknown reward 'odd'; known: .*ood"),
         ("grpo", ["--qs.reward", "rules,rules"], "a name stands twice"),
-        ("grpo", ["--qs.option", "odd.threshold=1"], r"--qs.option odd.…: unknown plugin 'odd'; known: .*ood"),
+        ("grpo", ["--qs.option", "odd.threshold=1"], r"option odd.…: unknown plugin 'odd'; known: .*ood"),
         ("grpo", ["--qs.option", "ood.coef=1"], "reward 'ood' has no option 'coef'; its options: threshold"),
         ("grpo", ["--qs.option", "ood.threshold=high"], "ood.threshold = 'high'"),
         ("garm", ["--qs.option", "gaussian.gauge=-1"], "gaussian.gauge must be >= 0, got -1"),
