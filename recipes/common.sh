@@ -108,24 +108,25 @@ run() {
    fi
 }
 
-# launch STAGE FLAGS...: OpenRLHF's entry point of that stage, in as many processes as the form wants. Everything it prints
-# goes to $RUN/STAGE/log.txt, its progress to the terminal.
-launch() {
-   local stage=$1 command
-   plugin_flags --qs.
-   if [ "$FORM" = gpu ] && [ "$stage" != grpo ]; then
-      command=(deepspeed --no_local_rank --num_gpus "$GPUS")
-      [ "$NODES" -gt 1 ] && command+=(--num_nodes "$NODES" --hostfile "${HOSTFILE:?NODES above 1 needs HOSTFILE, one 'node slots=N' a line}")
-      command+=(--module openrlhf_qs.cli "$@" "${PLUGIN_FLAGS[@]}")
-   else
-      command=(openrlhf-qs "$@" "${PLUGIN_FLAGS[@]}")
-   fi
+# followed COMMAND...: as run, but what it prints goes to $RUN/$STAGE/log.txt, and only its progress to the terminal.
+followed() {
    if [ "$DRY_RUN" = 1 ]; then
-      run "${command[@]}"
-      return
+      run "$@"
+   elif ! "$@" 2>&1 | openrlhf-qs follow --stage "$STAGE" --log "$RUN/$STAGE/log.txt"; then
+      grep -av '^[[:space:]]*$' "$RUN/$STAGE/log.txt" | grep -av leaked | tail -n 20 >&2
+      die "$STAGE failed: the end of $RUN/$STAGE/log.txt stands above. Call again to go on from what is finished."
    fi
-   if ! "${command[@]}" 2>&1 | openrlhf-qs follow --stage "$stage" --log "$RUN/$stage/log.txt"; then
-      grep -av '^[[:space:]]*$' "$RUN/$stage/log.txt" | tail -n 20 >&2
-      die "$stage failed: the end of $RUN/$stage/log.txt stands above. Call again to go on from the last checkpoint."
+}
+
+# launch STAGE FLAGS...: OpenRLHF's entry point of that stage, in as many processes as the form wants.
+launch() {
+   plugin_flags --qs.
+   if [ "$FORM" = gpu ] && [ "$1" != grpo ]; then
+      local nodes=()
+      [ "$NODES" -gt 1 ] &&
+         nodes=(--num_nodes "$NODES" --hostfile "${HOSTFILE:?NODES above 1 needs HOSTFILE, one 'node slots=N' a line}")
+      followed deepspeed --no_local_rank --num_gpus "$GPUS" "${nodes[@]}" --module openrlhf_qs.cli "$@" "${PLUGIN_FLAGS[@]}"
+   else
+      followed openrlhf-qs "$@" "${PLUGIN_FLAGS[@]}"
    fi
 }

@@ -11,7 +11,7 @@ skip_if_done report
 [ -n "$JUDGE" ] || { [ -n "$CLICK_LOG" ] && JUDGE=none || JUDGE=built_in_world; }
 plugin_flags --
 for policy in sft grpo; do
-   [ -f "$RUN/report/responses.$policy.jsonl" ] || run openrlhf-qs generate --policy "$RUN/$policy" \
+   [ -f "$RUN/report/responses.$policy.jsonl" ] || followed openrlhf-qs generate --policy "$RUN/$policy" \
       --reference "$RUN/sft" --prompts "$RUN/data/heldout.jsonl" --out "$RUN/report/responses.$policy.jsonl" \
       --max_new_tokens "$MAX_NEW_TOKENS" --n_max "$N_HELDOUT" --seed "$SEED"
 done

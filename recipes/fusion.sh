@@ -9,7 +9,7 @@ set_up
 skip_if_done fusion
 plugin_flags --
 if [ ! -f "$RUN/fusion/responses.jsonl" ]; then
-   run openrlhf-qs generate --policy "$RUN/sft" --reference "$RUN/sft" --prompts "$RUN/data/fusion.jsonl" \
+   followed openrlhf-qs generate --policy "$RUN/sft" --reference "$RUN/sft" --prompts "$RUN/data/fusion.jsonl" \
       --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$MAX_NEW_TOKENS" --n_max 1000 --seed "$SEED"
 fi
 run openrlhf-qs fusion --reward "$REWARD" --fusion "$FUSION" --reference "$RUN/sft" --reward_model "$RUN/garm" \
