@@ -1,4 +1,4 @@
-"""A small policy built on the spot: a tokenizer trained on the click log, a random Qwen3 of a few million parameters.
+"""A small policy built on the spot: a tokenizer trained on the click log, a small random Qwen3.
 
 In: a click log. Out: a Hugging Face folder that transformers, vLLM and OpenRLHF load as any other model, so that the
 whole way runs on a laptop, without a GPU and without a download. It knows nothing yet: SFT teaches it.
