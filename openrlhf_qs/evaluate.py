@@ -28,10 +28,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from openrlhf_qs.calibration import Z_95, calibration_metrics, preference_probability
-from openrlhf_qs.files import read_json_lines
+from openrlhf_qs.files import read_json_lines, write_whole
 from openrlhf_qs.prompt import Message
 from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
-from openrlhf_qs.report import write_report, write_whole
+from openrlhf_qs.report import write_report
 from openrlhf_qs.response import N_SUGGESTIONS, parse_response
 
 Judge = Callable[[Sequence[list[Message]], Sequence[Sequence[str]]], list[list[float]]]

@@ -1,4 +1,4 @@
-"""JSON Lines files, read with the line in every error, written whole or not at all."""
+"""Files, written whole or not at all; JSON Lines, read with the line in every error."""
 
 from __future__ import annotations
 
@@ -32,4 +32,12 @@ def write_json_lines(path: str | Path, rows: Iterable[dict]) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     with open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(temporary, path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``text`` under a temporary name, then rename: nothing half-written bears the final name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8", errors="replace")  # a log may hold half a surrogate pair
     os.replace(temporary, path)

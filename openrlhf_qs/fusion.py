@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from openrlhf_qs.composite import CompositeReward, Part
-from openrlhf_qs.files import read_json_lines
+from openrlhf_qs.files import read_json_lines, write_whole
 from openrlhf_qs.generate import reference_log_ppl
 from openrlhf_qs.offline import offline_batch
 from openrlhf_qs.registry import FUSIONS, load_plugins, parse_options
@@ -99,21 +98,13 @@ def _stack(raw: dict[str, torch.Tensor]) -> np.ndarray:
 
 
 def _write(path: str, parts: dict[str, Part], fusion: str, n_impressions: int, n_responses: int) -> None:
-    out = Path(path)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.writing")
-    temporary.write_text(
-        json.dumps(
-            {
-                "rewards": {name: vars(part) for name, part in parts.items()},
-                "fusion": fusion,
-                "n_impressions": n_impressions,
-                "n_responses": n_responses,
-            },
-            indent=2,
-        )
-    )
-    os.replace(temporary, out)
+    weights = {
+        "rewards": {name: vars(part) for name, part in parts.items()},
+        "fusion": fusion,
+        "n_impressions": n_impressions,
+        "n_responses": n_responses,
+    }
+    write_whole(Path(path), json.dumps(weights, indent=2))
 
 
 def _show(parts: dict[str, Part]) -> None:

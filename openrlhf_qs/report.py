@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import cycle
@@ -19,6 +18,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+
+from openrlhf_qs.files import write_whole
 
 STAGES = {
     "data": "The click log, split by conversation into training rows, preference pairs and held-out impressions.",
@@ -92,14 +93,6 @@ def write_report(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
     path = run_dir / "report" / "report.html"
     write_whole(path, page)
     return path
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` under a temporary name, then rename: nothing half-written bears the final name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8", errors="replace")  # a log may hold half a surrogate pair
-    os.replace(temporary, path)
 
 
 def stage_durations(run_dir: Path) -> dict[str, float | None]:

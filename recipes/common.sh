@@ -112,7 +112,8 @@ run() {
 followed() {
    if [ "$DRY_RUN" = 1 ]; then
       run "$@"
-   elif ! "$@" 2>&1 | openrlhf-qs follow --stage "$STAGE" --log "$RUN/$STAGE/log.txt"; then
+   elif ! "$@" 2>&1 | openrlhf-qs follow --stage "$STAGE" --log "$RUN/$STAGE/log.txt" \
+      --n_steps "${STEPS:-0}"; then
       grep -av '^[[:space:]]*$' "$RUN/$STAGE/log.txt" | grep -av leaked | tail -n 20 >&2
       die "$STAGE failed: the end of $RUN/$STAGE/log.txt stands above. Call again to go on from what is finished."
    fi
