@@ -41,6 +41,8 @@ After sft, garm and grpo any flag of OpenRLHF may follow; ours begin with --qs.
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``openrlhf-qs``. Errors of a user's making are one line on stderr and exit status 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if " ".join(argv[:2]) in TOOLS:  # a command of two words, as `garm eval`
+        argv = [" ".join(argv[:2]), *argv[2:]]
     parser = _parser(argv[0] if argv else "")
     args, rest = parser.parse_known_args(argv)
     if rest and args.command not in host.ENTRY_POINTS:

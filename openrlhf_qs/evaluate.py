@@ -420,7 +420,7 @@ def garm_on_heldout_pairs(run_dir: Path, seed: int = 0) -> dict[str, Any]:
         return {"n_pairs": 0, "verdict": "No held-out pair to measure the reward model on."}
     import torch
 
-    from openrlhf_qs.plugins.gaussian_reward_model import SuggestionScorer
+    from openrlhf_qs.reward_model import SuggestionScorer
 
     scorer = SuggestionScorer(run_dir / "garm", device="cuda" if torch.cuda.is_available() else "cpu")
     messages = [pair["chosen"] for pair in pairs] + [pair["rejected"] for pair in pairs]

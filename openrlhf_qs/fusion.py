@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     if "reward_model" in composite.needs():
         if not args.reward_model:
             raise ValueError(f"reward {args.reward} needs a reward model: give its folder as --reward_model")
-        from openrlhf_qs.plugins.gaussian_reward_model import SuggestionScorer
+        from openrlhf_qs.reward_model import SuggestionScorer
 
         scorer = SuggestionScorer(args.reward_model)
 

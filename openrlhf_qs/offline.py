@@ -24,7 +24,7 @@ def offline_batch(
 
     Args:
         ref_log_ppl: ``[n]``, nats per token, from :func:`openrlhf_qs.generate.reference_log_ppl`.
-        scorer: a :class:`~openrlhf_qs.plugins.gaussian_reward_model.SuggestionScorer`; None leaves its numbers out.
+        scorer: a :class:`~openrlhf_qs.reward_model.SuggestionScorer`; None leaves its numbers out.
     """
     parsed = [parse_response(response) for response in responses]
     mean = std = None

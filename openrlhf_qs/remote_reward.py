@@ -85,7 +85,7 @@ class RemoteReward:
     def __init__(self, composite: CompositeReward, scorer: Callable | None, wait_s: float) -> None:
         """
         Args:
-            scorer: a :class:`~openrlhf_qs.plugins.gaussian_reward_model.SuggestionScorer`; None where none is needed.
+            scorer: a :class:`~openrlhf_qs.reward_model.SuggestionScorer`; None where none is needed.
             wait_s: seconds that a batch waits for more calls after its first.
         """
         self.composite = composite
@@ -183,7 +183,7 @@ def load_reward(environ: Mapping[str, str]) -> RemoteReward:
 
 
 def _load_scorer(environ: Mapping[str, str], names: Sequence[str]) -> Callable:
-    from openrlhf_qs.plugins.gaussian_reward_model import SuggestionScorer
+    from openrlhf_qs.reward_model import SuggestionScorer
 
     folder = environ.get("OPENRLHF_QS_REWARD_MODEL")
     if not folder:

@@ -150,7 +150,7 @@ def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
 
 def _check_rewards(settings: Settings, host_argv: Sequence[str]) -> None:
     from openrlhf_qs.composite import NEEDS, CompositeReward, read_weights
-    from openrlhf_qs.plugins.gaussian_reward_model import check_checkpoint
+    from openrlhf_qs.reward_model import check_checkpoint
 
     parts = read_weights(settings.weights) if settings.weights else None
     needs = CompositeReward(settings.rewards, settings.options, parts).needs()

@@ -65,9 +65,9 @@ def reward_model_class(module: ModuleType, settings: Settings) -> None:
 
     @functools.wraps(host_function)
     def get_llm_for_sequence_regression(model_name_or_path: str, model_type: str, **kwargs):
-        from openrlhf_qs.plugins.gaussian_reward_model import check_checkpoint, read_mark
-        from openrlhf_qs.plugins.gaussian_reward_model import reward_model_class as our_class
         from openrlhf_qs.registry import load_plugins
+        from openrlhf_qs.reward_model import check_checkpoint, read_mark
+        from openrlhf_qs.reward_model import reward_model_class as our_class
 
         load_plugins(settings.plugin_files)
         mark = None
@@ -228,7 +228,7 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
 
         def dispatch_reward_model(self, conversations: Sequence, parsed: Sequence):
             """Send every suggestion of the batch to the reward-model group in micro-batches; do not wait for it."""
-            from openrlhf_qs.plugins.gaussian_reward_model import encode_suggestions
+            from openrlhf_qs.reward_model import encode_suggestions
 
             pairs = [(c, s) for c, p in zip(conversations, parsed, strict=True) for s in p.suggestions]
             # A batch without one suggestion still makes the call: the group wants work for each of its processes.

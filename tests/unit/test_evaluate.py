@@ -370,7 +370,7 @@ def scorer(monkeypatch):
 
     monkeypatch.setitem(
         sys.modules,
-        "openrlhf_qs.plugins.gaussian_reward_model",
+        "openrlhf_qs.reward_model",
         types.SimpleNamespace(SuggestionScorer=SuggestionScorer),
     )
 

@@ -252,7 +252,7 @@ def folders(tmp_path_factory):
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     from openrlhf_qs.click_log import SCHEMA
-    from openrlhf_qs.plugins.gaussian_reward_model import reward_model_class
+    from openrlhf_qs.reward_model import reward_model_class
     from openrlhf_qs.small_policy import build_small_policy
 
     policy, garm = (tmp_path_factory.mktemp("models") / name for name in ("policy", "garm"))
@@ -332,7 +332,7 @@ def test_the_executor_calls_with_lists_of_one_in_a_thread_and_swallows_exception
 
 
 def test_the_executor_gets_rewards_scores_and_parts_from_our_file(agent, monkeypatch, tokenizer, folders):
-    from openrlhf_qs.plugins.gaussian_reward_model import SuggestionScorer
+    from openrlhf_qs.reward_model import SuggestionScorer
 
     responses = [format_response([f"{word} long is it?", "Which flour?", "Why?"]) for word in ("How", "What", "Where")]
     ended = [response + tokenizer.eos_token for response in responses]
