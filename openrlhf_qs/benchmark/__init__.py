@@ -1,1 +1,1 @@
-"""What is fast, and how much: one module a benchmark, each prints JSON with its ratio or rate (``openrlhf-qs benchmark NAME``)."""
+"""What is fast, and by how much: one module a benchmark, each prints JSON with its rate or its ratio."""
