@@ -18,10 +18,11 @@ def install() -> None:
     settings = Settings.from_environment()
     if settings is None:
         return
-    import openrlhf_qs.host.cpu  # noqa: F401  (registers its patches)
-    import openrlhf_qs.host.seams  # noqa: F401
-    from openrlhf_qs.host import flash_attn_stand_in
+    import openrlhf_qs.host.seams  # noqa: F401  (registers its patches)
+    from openrlhf_qs.host import cpu, flash_attn_stand_in
     from openrlhf_qs.host.patches import apply_when_imported
 
+    if settings.device == "cpu":
+        cpu.keep_freed_memory()
     flash_attn_stand_in.install()
     apply_when_imported(settings)

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from types import ModuleType
 
 from openrlhf_qs.host.patches import patch
 from openrlhf_qs.host.settings import Settings
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed tensors for the next ones. By default each tensor of some MB is mapped anew from the system
+    and cleared page by page: measured on the small policy, half of the time of an SFT step.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of mallopt(3)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 2**28)
 
 
 @patch("torch.cuda", "current_device", "", device="cpu")
@@ -31,6 +46,19 @@ def device_mesh(module: ModuleType, settings: Settings) -> None:
     """The data-parallel mesh is asked for on "cuda". Without this set-up stops: no CUDA device, no NCCL."""
     original = module.init_device_mesh
     module.init_device_mesh = lambda device_type, *args, **kwargs: original("cpu", *args, **kwargs)
+
+
+@patch("openrlhf.models.actor", "log_probs_from_logits", "logits labels temperature", device="cpu")
+def log_probs(module: ModuleType, settings: Settings) -> None:
+    """Where flash-attn is not installed, OpenRLHF cuts the logits into chunks, whose gradients are added up in as many
+    tensors of full size. Without this all is as right, and an SFT step takes a fifth longer."""
+    import torch.nn.functional as F
+
+    def log_probs_from_logits(logits, labels, temperature: float = 1.0):
+        logits = logits.float() if temperature == 1.0 else logits.float() / temperature
+        return -F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+
+    module.log_probs_from_logits = log_probs_from_logits
 
 
 @patch(

@@ -181,7 +181,7 @@ def registered(monkeypatch, settings):
 
 
 def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
-    on_cpu = {"cuda_calls", "device_mesh", "replay_buffer", "weight_sync_group", "weight_update"}
+    on_cpu = {"cuda_calls", "device_mesh", "log_probs", "replay_buffer", "weight_sync_group", "weight_update"}
     assert registered(monkeypatch, Settings("cuda")) == {"reward_model_class"}
     assert registered(monkeypatch, Settings("cpu")) == on_cpu | {"reward_model_class"}
     assert registered(monkeypatch, Settings(sft_dataset="diverse")) == {"sft_dataset", "reward_model_class"}
