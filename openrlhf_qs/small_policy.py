@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", required=True, metavar="FILE", help="click log whose words the tokenizer shall know")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model; one in it is replaced")
     parser.add_argument("--vocab_size", type=int, default=4096, help="tokens at most; default 4096, least 259 (bytes)")
-    parser.add_argument("--hidden_size", type=int, default=128, help="width, a multiple of 128; default 128")
+    parser.add_argument("--hidden_size", type=int, default=256, help="width, a multiple of 128; default 256")
     parser.add_argument("--n_layers", type=int, default=2, help="depth; default 2")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights; default 0")
 
@@ -67,7 +67,7 @@ def build_small_policy(
     log: pl.DataFrame,
     out_dir: str | Path,
     vocab_size: int = 4096,
-    hidden_size: int = 128,
+    hidden_size: int = 256,
     n_layers: int = 2,
     seed: int = 0,
 ) -> int:
