@@ -1,7 +1,7 @@
 """A user's own click log and a reward from a package of hers, through all six stages, killed on the way.
 
-The log is Parquet and says nothing of who simulated it; nobody judges, so the held-out clicks speak. The tests stand in
-the order of the stages, and each needs the one before it.
+The log is Parquet and says nothing of who simulated it; nobody judges, so the held-out clicks speak. The tests stand
+in the order of the stages, and each needs the one before it.
 """
 
 from __future__ import annotations
@@ -74,15 +74,19 @@ def environment(tmp_path_factory) -> dict[str, str]:
     subprocess.run([sys.executable, "-m", "openrlhf_qs.cli", *world], check=True)
     columns = ["impression_id", "timestamp", "conversation", "suggestions", "clicks"]
     pl.read_ndjson(folder / "log.jsonl").select(columns).write_parquet(folder / "clicks.parquet")
-    return os.environ | SMALL | {
-        "RUN": str(folder / "run"),
-        "VIRTUAL_ENV": sys.prefix,
-        "PYTHONPATH": str(folder / "site"),
-        "CLICK_LOG": str(folder / "clicks.parquet"),
-        "JUDGE": "none",
-        "REWARD": "garm,ood,brevity",
-        "OPTION": "brevity.coef=0.02",
-    }
+    return (
+        os.environ
+        | SMALL
+        | {
+            "RUN": str(folder / "run"),
+            "VIRTUAL_ENV": sys.prefix,
+            "PYTHONPATH": str(folder / "site"),
+            "CLICK_LOG": str(folder / "clicks.parquet"),
+            "JUDGE": "none",
+            "REWARD": "garm,ood,brevity",
+            "OPTION": "brevity.coef=0.02",
+        }
+    )
 
 
 def recipe(name: str, environment: dict[str, str]) -> str:
