@@ -5,8 +5,8 @@ negative log-likelihood, Brier score and expected calibration error, with interv
 impression hang together.
 
 Which suggestion of a pair comes first says nothing, so a pair is one observation seen from two sides: ``(p, 1)`` from
-the chosen and ``(1 - p, 0)`` from the rejected suggestion. Binning only the first side would compare ``p`` with a
-label that is always 1, and report ``1 - mean(p)`` for any model.
+the chosen and ``(1 - p, 0)`` from the rejected suggestion; with a soft ``label`` y, ``(p, y)`` and ``(1 - p, 1 - y)``.
+Binning only the first side would compare ``p`` with a label that is always 1, and report ``1 - mean(p)`` for all models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr
 
 N_BINS = 20
 Z_95 = 1.959964  # two-sided 95 % quantile of the standard normal
@@ -42,14 +41,16 @@ class ReliabilityBin:
     n_pairs: int
 
 
-def preference_probability(mean_a: ArrayLike, std_a: ArrayLike, mean_b: ArrayLike, std_b: ArrayLike) -> np.ndarray:
-    r"""Probability that a draw of reward ``a`` is above a draw of reward ``b``, both independent Gaussians.
-
-    :math:`\Phi\big((\mu_a-\mu_b)/\sqrt{\sigma_a^2+\sigma_b^2}\big)`.
+def preference_probability(
+    mean_a: ArrayLike, std_a: ArrayLike, mean_b: ArrayLike, std_b: ArrayLike, link: str = "probit"
+) -> np.ndarray:
+    """Probability that suggestion ``a`` is better than ``b``, both rewards independent Gaussians.
 
     Args:
         mean_a, mean_b: ``[n]``, reward units.
         std_a, std_b: ``[n]``, reward units, > 0.
+        link: the likelihood of :mod:`openrlhf_qs.preference_likelihood` that the reward model was trained with, as in
+            :attr:`openrlhf_qs.reward_model.SuggestionScorer.link`.
 
     Returns:
         ``[n]``, in [0, 1]. ValueError where a mean or standard deviation is not finite or a deviation not positive.
@@ -61,25 +62,40 @@ def preference_probability(mean_a: ArrayLike, std_a: ArrayLike, mean_b: ArrayLik
             f"{bad.sum()} of {bad.size} pairs have a mean that is not finite or a std that is not positive, the first "
             f"at {int(np.flatnonzero(bad)[0])}; check the reward model"
         )
-    return ndtr((mean_a - mean_b) / np.hypot(std_a, std_b))
+    import torch
+
+    from openrlhf_qs import preference_likelihood
+
+    values = (torch.from_numpy(value) for value in np.broadcast_arrays(mean_a, std_a, mean_b, std_b))
+    return preference_likelihood.preference_probability(*values, link).numpy()
 
 
-def accuracy(probability: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted share of pairs with the chosen suggestion on top; a tie (probability 0.5) counts one half."""
-    return float(np.average(np.heaviside(probability - 0.5, 0.5), weights=weight))
+def accuracy(probability: np.ndarray, weight: np.ndarray, label: ArrayLike = 1.0) -> float:
+    """Weighted share of pairs with the better suggestion on top; a tie (probability 0.5) counts one half."""
+    return float(np.average(correctness(probability, label), weights=weight))
 
 
-def negative_log_likelihood(probability: np.ndarray, weight: np.ndarray) -> float:
-    r"""Weighted mean of :math:`-\log p`, nats; a coin scores 0.693. ``p`` is floored at 1e-12, 27.6 nats a pair."""
-    return float(np.average(-np.log(np.maximum(probability, 1e-12)), weights=weight))
+def correctness(probability: np.ndarray, label: ArrayLike = 1.0) -> np.ndarray:
+    """``[n]``: the label of the side that the model prefers, 1 or 0 for a hard label; a tie is one half."""
+    prefers = np.heaviside(probability - 0.5, 0.5)
+    return label * prefers + (1 - np.asarray(label)) * (1 - prefers)
 
 
-def brier_score(probability: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted mean of ``(1 - p)^2``, the same from either side of a pair; a coin scores 0.25."""
-    return float(np.average((1.0 - probability) ** 2, weights=weight))
+def negative_log_likelihood(probability: np.ndarray, weight: np.ndarray, label: ArrayLike = 1.0) -> float:
+    r"""Weighted mean of :math:`-y\log p-(1-y)\log(1-p)`, nats; a coin scores 0.693. 1e-12 is the least probability."""
+    chosen, rejected = (-np.log(np.maximum(p, 1e-12)) for p in (probability, 1 - probability))
+    return float(np.average(label * chosen + (1 - np.asarray(label)) * rejected, weights=weight))
 
 
-def expected_calibration_error(probability: np.ndarray, weight: np.ndarray, n_bins: int = N_BINS) -> float:
+def brier_score(probability: np.ndarray, weight: np.ndarray, label: ArrayLike = 1.0) -> float:
+    """Weighted mean of ``y (1 - p)^2 + (1 - y) p^2``, the same from either side of a pair; a coin scores 0.25."""
+    label = np.asarray(label)
+    return float(np.average(label * (1 - probability) ** 2 + (1 - label) * probability**2, weights=weight))
+
+
+def expected_calibration_error(
+    probability: np.ndarray, weight: np.ndarray, n_bins: int = N_BINS, label: ArrayLike = 1.0
+) -> float:
     r"""Weighted mean distance between predicted and observed, over bins of the symmetrised pairs.
 
     :math:`\sum_b \frac{w_b}{\sum w}\,|\bar p_b-\bar y_b|` with ``n_bins`` bins of equal width over [0, 1]. For an even
@@ -88,16 +104,18 @@ def expected_calibration_error(probability: np.ndarray, weight: np.ndarray, n_bi
 
     A finite sample never shows 0, however good the model: see :func:`calibrated_ece`.
     """
-    sums = _bin_sums(probability, weight, n_bins)
+    sums = _bin_sums(probability, weight, n_bins, label)
     return float(np.abs(sums.predicted - sums.observed).sum() / sums.weight.sum())
 
 
-def reliability_bins(probability: np.ndarray, weight: np.ndarray, n_bins: int = N_BINS) -> list[ReliabilityBin]:
+def reliability_bins(
+    probability: np.ndarray, weight: np.ndarray, n_bins: int = N_BINS, label: ArrayLike = 1.0
+) -> list[ReliabilityBin]:
     """The bins of :func:`expected_calibration_error` that are not empty, from 0 to 1; mirrored at (0.5, 0.5).
 
     The Wilson interval takes Kish's effective number of pairs, ``(sum w)^2 / sum w^2``, for n.
     """
-    sums = _bin_sums(probability, weight, n_bins)
+    sums = _bin_sums(probability, weight, n_bins, label)
     bins = []
     for b in np.flatnonzero(sums.n_pairs):
         observed = sums.observed[b] / sums.weight[b]
@@ -174,6 +192,7 @@ def calibration_metrics(
     n_bins: int = N_BINS,
     n_resamples: int = 1000,
     seed: int = 0,
+    label: ArrayLike = 1.0,
 ) -> dict[str, object]:
     """All figures of this module at once, ready for JSON.
 
@@ -182,11 +201,12 @@ def calibration_metrics(
         weight: ``[n]``, > 0.
         clusters: ``[n]``, the impression each pair comes from.
         n_bins: bins over [0, 1], even.
+        label: ``[n]`` or one for all, in [0, 1]: how probable it really is that the chosen one is the better one.
 
     Returns:
         ``n_pairs``, ``n_impressions``, ``n_bins``; ``accuracy``, ``nll``, ``brier``, ``ece``, each with its
-        ``*_ci95``; ``ece_if_calibrated``; ``reliability``, the bins. Resampling adds noise to the bins, so the
-        interval of the ECE leans upwards.
+        ``*_ci95``; ``ece_if_calibrated``, None for soft labels, whose own noise is not known; ``reliability``, the
+        bins. Resampling adds noise to the bins, so the interval of the ECE leans upwards.
     """
     probability, weight = np.asarray(probability, dtype=np.float64), np.asarray(weight, dtype=np.float64)
     if not (probability.ndim == 1 and 0 < len(probability) == len(weight) == len(clusters)):
@@ -196,13 +216,16 @@ def calibration_metrics(
         )
     if not ((weight > 0) & np.isfinite(weight)).all():
         raise ValueError("pair weights must be finite and greater than 0; leave out the pairs that must not count")
+    label = np.asarray(label, dtype=np.float64)
+    if not ((label >= 0) & (label <= 1)).all():
+        raise ValueError("pair labels must be probabilities, in [0, 1]; check the column label")
 
     def figures(weight: np.ndarray) -> list[float]:
         return [
-            accuracy(probability, weight),
-            negative_log_likelihood(probability, weight),
-            brier_score(probability, weight),
-            expected_calibration_error(probability, weight, n_bins),
+            accuracy(probability, weight, label),
+            negative_log_likelihood(probability, weight, label),
+            brier_score(probability, weight, label),
+            expected_calibration_error(probability, weight, n_bins, label),
         ]
 
     metrics: dict[str, object] = {"n_pairs": len(probability), "n_impressions": len(set(clusters)), "n_bins": n_bins}
@@ -211,9 +234,40 @@ def calibration_metrics(
     for name, value, interval in zip(("accuracy", "nll", "brier", "ece"), values, intervals, strict=True):
         metrics[name] = value
         metrics[f"{name}_ci95"] = interval.tolist()
-    metrics["ece_if_calibrated"] = calibrated_ece(probability, weight, n_bins, seed=seed)
-    metrics["reliability"] = [vars(b) | {"ci95": list(b.ci95)} for b in reliability_bins(probability, weight, n_bins)]
+    hard = (label == 1).all()
+    metrics["ece_if_calibrated"] = calibrated_ece(probability, weight, n_bins, seed=seed) if hard else None
+    bins = reliability_bins(probability, weight, n_bins, label)
+    metrics["reliability"] = [vars(b) | {"ci95": list(b.ci95)} for b in bins]
     return metrics
+
+
+def accuracy_by(
+    value: np.ndarray, probability: np.ndarray, weight: np.ndarray, n_groups: int = 10
+) -> list[dict[str, object]]:
+    """Accuracy in groups of equally many pairs, by rising ``value``; of fewer pairs than groups, one group a pair.
+
+    Args:
+        value: ``[n]``, what the pairs are sorted by, as confidence or log-perplexity.
+
+    Returns:
+        A row a group: ``lower``, ``upper`` and ``mean`` of the value, ``accuracy``, ``ci95`` (Wilson, of Kish's
+        effective number of pairs), ``n_pairs``.
+    """
+    right = correctness(probability)
+    groups = []
+    for rows in np.array_split(np.argsort(value, kind="stable"), min(n_groups, len(value))):
+        share = np.average(right[rows], weights=weight[rows])
+        groups.append(
+            {
+                "lower": float(value[rows].min()),
+                "upper": float(value[rows].max()),
+                "mean": float(np.average(value[rows], weights=weight[rows])),
+                "accuracy": float(share),
+                "ci95": list(wilson_interval(share, weight[rows].sum() ** 2 / (weight[rows] ** 2).sum())),
+                "n_pairs": len(rows),
+            }
+        )
+    return groups
 
 
 @dataclass(frozen=True)
@@ -227,7 +281,7 @@ class _BinSums:
     n_pairs: np.ndarray
 
 
-def _bin_sums(probability: np.ndarray, weight: np.ndarray, n_bins: int) -> _BinSums:
+def _bin_sums(probability: np.ndarray, weight: np.ndarray, n_bins: int, label: ArrayLike = 1.0) -> _BinSums:
     if n_bins < 2 or n_bins % 2:
         raise ValueError(f"n_bins = {n_bins}: give an even number, an odd one hides the error of the pairs around 0.5")
     if not ((probability >= 0) & (probability <= 1)).all():
@@ -235,7 +289,7 @@ def _bin_sums(probability: np.ndarray, weight: np.ndarray, n_bins: int) -> _BinS
     # The two sides of a pair lie in mirrored bins also when p is on an edge, which plain rounding would not give.
     upper_bin = np.minimum((np.maximum(probability, 1 - probability) * n_bins).astype(int), n_bins - 1)
     chosen_bin = np.where(probability >= 0.5, upper_bin, n_bins - 1 - upper_bin)
-    chosen_observed = np.where(probability == 0.5, 0.5, 1.0)  # a tie is half right, from either side
+    chosen_observed = np.where(probability == 0.5, 0.5, label)  # a tie is half right, from either side
 
     bins = np.concatenate([chosen_bin, n_bins - 1 - chosen_bin])
     predicted = np.concatenate([probability, 1 - probability])

@@ -13,6 +13,7 @@ from openrlhf_qs.host import run as host
 # Modules are imported when their subcommand is called: `--help` must not wait for torch.
 STAGES = {
     "data": ("openrlhf_qs.data", "click log to SFT candidates, preference pairs, prompts and held-out impressions"),
+    "distil": ("openrlhf_qs.distil", "sample many suggestions for each conversation from a teacher, for sft"),
     "sft": ("", "train the policy on assembled suggestions: OpenRLHF's train_sft with our dataset"),
     "garm": ("", "train the Gaussian reward model on pairs: OpenRLHF's train_rm with our head"),
     "fusion": ("openrlhf_qs.fusion", "learn the weights of the composite reward"),
@@ -21,6 +22,36 @@ STAGES = {
     "evaluate": ("openrlhf_qs.evaluate", "A/B test of the policies on held-out conversations, and the report"),
 }
 TOOLS = {
+    "cold-start": (
+        "openrlhf_qs.cold_start",
+        "let a language model write the first suggestions, when there are no clicks yet",
+    ),
+    "assemble": (
+        "openrlhf_qs.sft_set",
+        "choose three of each conversation's candidates, as sft does, to look at them",
+    ),
+    "benchmark assembly": (
+        "openrlhf_qs.benchmark.assembly",
+        "contexts a second of the assembly, and what each option is worth",
+    ),
+    "garm merge": ("openrlhf_qs.merge", "write a reward model that was trained with LoRA as a whole model, for grpo"),
+    "log check": ("openrlhf_qs.log_check", "check a click log and describe it, in constant memory"),
+    "benchmark log": (
+        "openrlhf_qs.benchmark.log",
+        "impressions a second of reading, checking and pairing a click log, as it grows",
+    ),
+    "upworthy": ("openrlhf_qs.upworthy", "headline A/B tests of the Upworthy archive to preference pairs"),
+    "mimics": ("openrlhf_qs.mimics", "clarification panes of MIMICS-Duo to preference pairs"),
+    "garm eval": ("openrlhf_qs.garm_eval", "accuracy, calibration and position preference of a reward model on pairs"),
+    "garm calibrate": (
+        "openrlhf_qs.garm_calibrate",
+        "one temperature, fitted on held-out pairs, into a reward model",
+    ),
+    "garm score": ("openrlhf_qs.garm_score", "add a reward model's mean and std to every row of a file"),
+    "benchmark reward-models": (
+        "openrlhf_qs.benchmark.reward_models",
+        "Bradley-Terry, DPL, PURM and the Gaussian reward model side by side on the same features",
+    ),
     "world": ("openrlhf_qs.plugins.built_in_world", "write a click log of simulated users, for when there is none"),
     "small-policy": ("openrlhf_qs.small_policy", "build a tokenizer and a small policy from a click log"),
     "plugins": ("openrlhf_qs.list_plugins", "list the plugins, or show the options of one"),

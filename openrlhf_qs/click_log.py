@@ -1,73 +1,85 @@
 """The click log: what was suggested under which conversation, and what was clicked.
 
-In: JSON Lines (``.jsonl`` or ``.json``, also ``.gz``) or Parquet, one impression a row. Every row is checked, and bad
-rows are reported together, by file and line. Out: a Polars DataFrame with the columns of ``SCHEMA``.
+In: JSON Lines (``.jsonl`` or ``.json``, also ``.gz``) or Parquet, one impression a row, in one file or several. Every
+row is checked, and bad rows are reported together, by file and line, or left out and counted. Out: a Polars DataFrame
+with the columns of ``SCHEMA``.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
-import zlib
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
 from openrlhf_qs.files import write_json_lines
+from openrlhf_qs.log_batches import Batch, Problems, log_files, map_log
+from openrlhf_qs.log_rows import REQUIRED, SCHEMA
 
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-SCHEMA = {
-    "impression_id": pl.String,  # unique in the log
-    "timestamp": pl.Datetime("us", "UTC"),  # a time without a zone is taken as UTC
-    "conversation": MESSAGES,  # what the suggestions were shown under, oldest message first
-    "suggestions": pl.List(pl.String),  # in the order shown, each one line of text
-    "clicks": pl.List(pl.Int8),  # 0 or 1, one per suggestion
-    "user_id": pl.String,  # may be null
-    "policy": pl.String,  # which model made the suggestions; may be null
-    "meta": pl.String,  # JSON text of an object, whatever its shape; may be null
-}
-REQUIRED = ("impression_id", "timestamp", "conversation", "suggestions", "clicks")
-ROLES = ("system", "user", "assistant")
-SHOWN_PROBLEMS = 20
+__all__ = ["REQUIRED", "SCHEMA"]  # of a row, see openrlhf_qs.log_rows
+ON_ERROR = {"raise": "name the first 20 and stop", "skip": "leave them out, and count them by reason"}
 
 
-def read_click_log(path: str | Path) -> pl.DataFrame:
+def read_click_log(
+    paths: str | Path | Sequence[str | Path],
+    on_error: str = "raise",
+    engine: str = "polars",
+    skipped: Counter[str] | None = None,
+) -> pl.DataFrame:
     """Read and check a click log; fields the schema does not know are left out.
 
     Args:
-        path: ``.jsonl``, ``.json`` (one object a line), either with ``.gz``, or ``.parquet``.
+        paths: files or globs: ``.jsonl``, ``.json`` (one object a line), either with ``.gz``, or ``.parquet``.
+        on_error: one of ``ON_ERROR``: what to do about bad rows. Of rows with one impression_id the first is good.
+        engine: one of :data:`openrlhf_qs.log_batches.ENGINES`.
+        skipped: the rows that were left out are added here, by reason.
 
     Returns:
-        One impression a row, in the order of the file, with the columns of ``SCHEMA``.
+        One impression a row, in the order of the files, with the columns of ``SCHEMA``.
 
     Raises:
-        ValueError: the first 20 bad rows as ``file:line: what; what to do``; a log without one click.
+        ValueError: the first 20 bad rows as ``file:line: what; what to do``; a log without one click; files of
+            different schemas, whatever ``on_error`` says.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; give a click log, .jsonl, .jsonl.gz or .parquet")
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA}
-    line_of: dict[str, int] = {}
-    problems: list[str] = []
-    for line, raw in _raw_rows(path):
-        try:
-            row = _checked(raw)
-            if (first := line_of.setdefault(row["impression_id"], line)) != line:
-                raise ValueError(f"impression_id {row['impression_id']!r} is that of line {first}; give each its own")
-        except ValueError as error:
-            problems.append(f"{path}:{line}: {error}")
-            continue
-        for name, values in columns.items():
-            values.append(row[name])
-    if problems:
-        raise ValueError("\n".join(problems[:SHOWN_PROBLEMS]) + _and_more(len(problems) - SHOWN_PROBLEMS))
-    if not any(1 in clicks for clicks in columns["clicks"]):
-        raise ValueError(f"{path}: {len(line_of)} impressions without one click; give a log to learn from")
-    return pl.DataFrame(columns, schema=SCHEMA)
+    if on_error not in ON_ERROR:
+        raise ValueError(f"unknown on_error {on_error!r}; known: {', '.join(ON_ERROR)}")
+    files = log_files([paths] if isinstance(paths, str | Path) else paths)
+    problems, frames = Problems(files), []
+    for result in map_log(files, _whole, engine):
+        problems.add(result.path, result.line, result.value.problems)
+        problems.see_fields(result.path, fields_in(result.value.rows))
+        place = {"file": pl.lit(files.index(result.path)), "line": pl.col("line") + result.line}
+        frames.append(result.value.rows.with_columns(**place))
+    rows = pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA | {"file": pl.Int32, "line": pl.Int64})
+    first = rows["impression_id"].is_first_distinct()
+    if not first.all():
+        again = rows.filter(~first).join(
+            rows.filter(first), on="impression_id", suffix="_first", maintain_order="left"
+        )
+        for places in again.select("file", "line", "file_first", "line_first").iter_rows():
+            problems.add_duplicate(*places)
+    problems.check_fields()
+    if on_error == "raise":
+        problems.raise_any()
+    if skipped is not None:
+        skipped.update(problems.counts)
+    log = rows.filter(first).select(*SCHEMA)
+    if not (log["clicks"].list.max() == 1).any():
+        where = f"{files[0]}" + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
+        raise ValueError(f"{where}: {log.height} impressions without one click; give a log to learn from")
+    return log
+
+
+def fields_in(rows: pl.DataFrame) -> set[str]:
+    """Those fields that may be left out, and are not in all of ``rows``."""
+    return {name for name in SCHEMA if name not in REQUIRED and rows[name].null_count() < rows.height}
+
+
+def _whole(batch: Batch) -> Batch:
+    return batch
 
 
 def write_click_log(log: pl.DataFrame, path: str | Path) -> None:
@@ -98,35 +110,6 @@ def describe(log: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-class Splits(NamedTuple):
-    """A log in three parts; no conversation is in two of them."""
-
-    train: pl.DataFrame
-    heldout: pl.DataFrame
-    fusion: pl.DataFrame
-
-
-def split_by_conversation(log: pl.DataFrame, heldout: float = 0.2, fusion: float = 0.1, seed: int = 0) -> Splits:
-    """Share the conversations out by a hash of their text, so a longer log or another order moves none of them.
-
-    The shares are expectations: of few conversations, a split may get none. Equal is equal to the letter: an
-    earlier turn of a conversation is another conversation, and may fall into another split.
-
-    Args:
-        heldout: share of the conversations kept for evaluation, in [0, 1).
-        fusion: share kept to fit the fusion weights, in [0, 1); the rest is for training.
-        seed: another one gives another split.
-    """
-    if heldout < 0 or fusion < 0 or heldout + fusion >= 1:
-        raise ValueError(f"heldout share {heldout}, fusion share {fusion}: both must be >= 0 and their sum below 1")
-    keys = conversation_keys(log)
-    distinct = keys.unique()
-    place = pl.Series([_unit_hash(f"{seed}\n{key}") for key in distinct], dtype=pl.Float64)
-    split = pl.select(pl.when(place < heldout).then(1).when(place < heldout + fusion).then(2).otherwise(0)).to_series()
-    split_of_row = keys.replace_strict(distinct, split)
-    return Splits(*(log.filter(split_of_row == n) for n in range(3)))
-
-
 def conversation_keys(log: pl.DataFrame) -> pl.Series:
     """``[impressions]``, text: equal where roles and contents of the conversations are equal."""
     as_text = pl.col("conversation").list.eval(pl.element().struct.json_encode()).list.join("\n")
@@ -138,6 +121,17 @@ def text_key(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def text_keys(texts: pl.Series) -> pl.Series:
+    """:func:`text_key` of each."""
+    plain = texts.str.contains(r"^[\x20-\x7e]*$")
+    keys = texts.str.to_lowercase().str.replace_all(" +", " ").str.strip_chars()
+    if plain.all():
+        return keys
+    other = texts.filter(~plain).unique()
+    exact = texts.replace_strict(other, [text_key(text) for text in other], default=None, return_dtype=pl.String)
+    return exact.fill_null(keys)
+
+
 def clicks_by_position(log: pl.DataFrame) -> pl.DataFrame:
     """``n_shown`` and ``n_clicked`` of each position, the top one first."""
     n_positions = log["clicks"].list.len().max() or 0
@@ -146,125 +140,9 @@ def clicks_by_position(log: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(counts, schema={"n_shown": pl.Int64, "n_clicked": pl.Int64})
 
 
-def _raw_rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
-    """The rows and their numbers, from 1: bytes of a line that is not blank, or a dict from Parquet."""
-    endings = [suffix.lower() for suffix in path.suffixes]
-    if endings[-1:] == [".parquet"]:
-        try:
-            table = pl.read_parquet(path)
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(f"{path}: not a Parquet file ({error}); write it again") from error
-        yield from enumerate(table.iter_rows(named=True), start=1)
-    elif endings[-1:] in ([".jsonl"], [".json"]) or endings[-2:] in ([".jsonl", ".gz"], [".json", ".gz"]):
-        opened = gzip.open(path, "rb") if endings[-1] == ".gz" else path.open("rb")
-        try:
-            with opened as file:
-                yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged gzip ({error}); copy it again") from error
-    else:
-        raise ValueError(f"{path}: unknown kind of file; give .jsonl, .jsonl.gz (one object a line) or .parquet")
-
-
-def _checked(raw: bytes | dict[str, Any]) -> dict[str, Any]:
-    """The row with the types of ``SCHEMA``; the first thing wrong with it is a ValueError: what; what to do."""
-    row = _parsed(raw) if isinstance(raw, bytes) else raw
-    missing = [name for name in REQUIRED if row.get(name) is None]
-    if missing:
-        raise ValueError(f"no {', '.join(missing)}; an impression has {', '.join(REQUIRED)}")
-    if not isinstance(row["impression_id"], str) or not row["impression_id"]:
-        raise ValueError(f"impression_id {row['impression_id']!r}; give it as text")
-    _check_conversation(row["conversation"])
-    _check_suggestions(row["suggestions"], row["clicks"])
-    for name in ("user_id", "policy"):
-        if not isinstance(row.get(name), str | None):
-            raise ValueError(f"{name} {row[name]!r}; give it as text, or leave it out")
-    return {
-        "impression_id": row["impression_id"],
-        "timestamp": _timestamp(row["timestamp"]),
-        "conversation": [{"role": m["role"], "content": m["content"]} for m in row["conversation"]],
-        "suggestions": row["suggestions"],
-        "clicks": [int(click) for click in row["clicks"]],
-        "user_id": row.get("user_id"),
-        "policy": row.get("policy"),
-        "meta": _meta_text(row.get("meta")),
-    }
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-        if b"\\ud" in line.lower():  # half of a surrogate pair is valid JSON, but cannot be written as UTF-8
-            json.dumps(row, ensure_ascii=False).encode()
-    except ValueError as error:
-        raise ValueError(f"bad JSON ({error}); give one object a line, in UTF-8") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"a {type(row).__name__} in place of an object; give one object a line")
-    return row
-
-
-def _check_conversation(conversation: Any) -> None:
-    if not isinstance(conversation, list) or not conversation:
-        raise ValueError(f"conversation {_short(conversation)}; give a list of messages, at least one")
-    for message in conversation:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError(f'message {_short(message)}; give {{"role": ..., "content": text}}')
-        if message.get("role") not in ROLES:
-            raise ValueError(f"role {message.get('role')!r}; give one of {', '.join(ROLES)}")
-
-
-def _check_suggestions(suggestions: Any, clicks: Any) -> None:
-    if not isinstance(suggestions, list) or not suggestions:
-        raise ValueError(f"suggestions {_short(suggestions)}; give a list of texts, at least one")
-    for suggestion in suggestions:
-        if not isinstance(suggestion, str) or not suggestion.strip():
-            raise ValueError(f"suggestion {suggestion!r}; give a text that is not empty")
-        if len(suggestion.splitlines()) != 1:
-            raise ValueError(f"line break in suggestion {_short(suggestion)}; give one line of text")
-    if not isinstance(clicks, list) or len(clicks) != len(suggestions):
-        found = f"{len(clicks)} clicks" if isinstance(clicks, list) else f"clicks {_short(clicks)}"
-        raise ValueError(f"{found} for {len(suggestions)} suggestions; give one 0/1 per suggestion")
-    for click in clicks:
-        if click not in (0, 1):
-            raise ValueError(f"click {click!r}; give 0 or 1")
-
-
-def _timestamp(value: Any) -> datetime:
-    try:
-        time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"timestamp {value!r}; give ISO 8601, as in 2025-01-31T12:00:00Z") from None
-
-
-def _meta_text(meta: Any) -> str | None:
-    """``meta`` as JSON text: an object from JSON or a Parquet struct, or text that holds one already."""
-    try:
-        parsed = json.loads(meta) if isinstance(meta, str) else meta
-    except ValueError:
-        parsed = meta
-    if not isinstance(parsed, dict | None):
-        raise ValueError(f"meta {_short(meta)}; give an object, or leave it out")
-    return None if parsed is None else json.dumps(parsed, ensure_ascii=False, default=str)
-
-
 def _written_form(row: dict[str, Any]) -> dict[str, Any]:
     row = {name: value for name, value in row.items() if value is not None}
     row["timestamp"] = row["timestamp"].isoformat()
     if "meta" in row:
         row["meta"] = json.loads(row["meta"])
     return row
-
-
-def _unit_hash(text: str) -> float:
-    """A number in [0, 1) that is the same on every machine and in every run."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest()) / 2**48
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _and_more(n_left: int) -> str:
-    return f"\nand {n_left} more" if n_left > 0 else ""

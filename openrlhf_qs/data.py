@@ -6,14 +6,16 @@ In: a click log. Out, under ``--out``:
 - ``pairs.jsonl``, ``pairs.heldout.jsonl``: preference pairs of the training and of the held-out split
 - ``prompts.jsonl``: one prompt for each conversation of the training split; its ``label`` is the conversation as JSON
 - ``fusion.jsonl``, ``heldout.jsonl``: the impressions of those splits, as a click log
-- ``log.json``: what was read, written and left out, and the examination propensities
+- ``log.json``: what was read, skipped, written and left out, and the examination propensities; it is written last
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +23,44 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from openrlhf_qs.click_log import (
-    Splits,
-    conversation_keys,
-    describe,
-    read_click_log,
-    split_by_conversation,
-    write_click_log,
-)
+from openrlhf_qs.click_log import ON_ERROR, conversation_keys, describe, read_click_log, write_click_log
 from openrlhf_qs.files import write_json_lines
-from openrlhf_qs.pairs import POSITION_POLICIES, examination_propensities, preference_pairs
+from openrlhf_qs.log_batches import ENGINES
+from openrlhf_qs.pairs import DEFAULT_POLICY, POSITION_POLICIES, click_rate_pairs, preference_pairs
 from openrlhf_qs.prompt import policy_messages
+from openrlhf_qs.propensity import DEFAULT_METHOD, METHODS, estimate, shown_counts
 from openrlhf_qs.sft_set import sft_candidates
+from openrlhf_qs.splits import SPLITS, Splits, split_log
+
+PAIR_SOURCES = {
+    "impressions": "of one impression, the clicked one against the others",
+    "click_rates": "of one conversation, by click-through rates over all its impressions, with soft labels",
+}
+
+
+OPTIONS = (
+    "log",
+    "position_policy",
+    "seed",
+    "heldout_share",
+    "fusion_share",
+    "on_error",
+    "engine",
+    "split",
+    "time_cuts",
+    "propensity",
+    "pairs_from",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log",
         required=True,
+        nargs="+",
         metavar="FILE",
-        help="click log: .jsonl or .json (one impression a line), either with .gz, or .parquet",
+        help="click log, in one file or several (globs too): .jsonl or .json (one impression a line), either with "
+        ".gz, or .parquet",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; files of these names go")
     parser.add_argument(
@@ -59,10 +79,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--position_policy",
         choices=POSITION_POLICIES,
-        default="ipw",
-        help="what is made of people looking at the top first. "
+        default=DEFAULT_POLICY,
+        help="what is made of people looking at the top first, in pairs of impressions. "
         + "; ".join(f"{name}: {what}" for name, what in POSITION_POLICIES.items())
-        + "; default ipw",
+        + f"; default {DEFAULT_POLICY}",
+    )
+    for flag, choices, default, what in (
+        ("--on_error", ON_ERROR, "raise", "what to do about bad rows"),
+        ("--engine", ENGINES, "polars", "where the log is read and checked"),
+        ("--split", SPLITS, "conversation", "what no two of the splits share"),
+        ("--propensity", METHODS, DEFAULT_METHOD, "how it is estimated how much each position is looked at"),
+        ("--pairs_from", PAIR_SOURCES, "impressions", "what the preference pairs compare"),
+    ):
+        listed = "; ".join(f"{name}: {meaning}" for name, meaning in choices.items())
+        parser.add_argument(flag, choices=choices, default=default, help=f"{what}. {listed}; default {default}")
+    parser.add_argument(
+        "--time_cuts",
+        nargs=2,
+        type=_time,
+        metavar=("FUSION", "HELDOUT"),
+        help="where these begin under --split time, as 2025-01-31T12:00:00Z; default: where the shares fall",
     )
     parser.add_argument("--seed", type=int, default=0, help="another one gives another split; default 0")
 
@@ -71,15 +107,15 @@ def run(args: argparse.Namespace) -> None:
     """Read the log, split it, write every file; ValueError where a split has nothing to offer."""
     console, out = Console(), Path(args.out)
     with console.status("reading the click log") as status:
-        log = read_click_log(args.log)
-        splits = split_by_conversation(log, args.heldout_share, args.fusion_share, args.seed)
+        skipped: Counter[str] = Counter()
+        log = read_click_log(args.log, args.on_error, args.engine, skipped)
+        splits, moved = split_log(log, args.split, args.heldout_share, args.fusion_share, args.seed, args.time_cuts)
         _check_clicks(splits)
-        propensities = examination_propensities(splits.train)
+        examination = estimate(shown_counts(splits.train), args.propensity)
+        propensities = examination.values
 
         status.update("making preference pairs")
-        pairs, pairs_heldout = (
-            preference_pairs(split, args.position_policy, propensities) for split in (splits.train, splits.heldout)
-        )
+        pairs, pairs_heldout = (_pairs(split, args, propensities) for split in (splits.train, splits.heldout))
         status.update("gathering SFT candidates")
         candidates = sft_candidates(splits.train, propensities)
         prompts = list(_prompts(splits.train))
@@ -92,11 +128,12 @@ def run(args: argparse.Namespace) -> None:
         write_click_log(splits.fusion, out / "fusion.jsonl")
         write_click_log(splits.heldout, out / "heldout.jsonl")
         summary = {
-            "options": {name: getattr(args, name) for name in ("log", "position_policy", "seed")}
-            | {"heldout_share": args.heldout_share, "fusion_share": args.fusion_share},
+            "options": {name: _plain(getattr(args, name)) for name in OPTIONS},
             "log": describe(log),
             "splits": {name: describe(split) for name, split in splits._asdict().items()},
             "propensities": propensities,
+            "propensities_ci95": list(zip(examination.low, examination.high, strict=True)),
+            "skipped": dict(skipped),
             "written": {
                 "sft.jsonl": len(candidates),
                 "pairs.jsonl": pairs.height,
@@ -107,12 +144,37 @@ def run(args: argparse.Namespace) -> None:
             },
             "left_out": {
                 "conversations_without_click": len(prompts) - len(candidates),
-                "impressions_without_pair": splits.train.height - pairs["impression_id"].n_unique(),
-                "impressions_without_pair_heldout": splits.heldout.height - pairs_heldout["impression_id"].n_unique(),
+                "impressions_without_pair": _n_without_pair(splits.train, pairs),
+                "impressions_without_pair_heldout": _n_without_pair(splits.heldout, pairs_heldout),
+                "impressions_of_two_splits": moved["n_left_out"],
             },
+            "conversations_over_two_splits": moved["n_spanning"],
         }
         write_json_lines(out / "log.json", [summary])  # last: where it is, all the others are
     console.print(_table(summary, out))
+
+
+def _pairs(log: pl.DataFrame, args: argparse.Namespace, propensities: list[float]) -> pl.DataFrame:
+    if args.pairs_from == "click_rates":
+        return click_rate_pairs(log, propensities)
+    return preference_pairs(log, args.position_policy, propensities)
+
+
+def _n_without_pair(log: pl.DataFrame, pairs: pl.DataFrame) -> int | None:
+    """None where pairs are not of impressions."""
+    return None if pairs["chosen_position"].is_null().all() else log.height - pairs["impression_id"].n_unique()
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON has it; one file as its name alone."""
+    if isinstance(value, list):
+        return value[0] if len(value) == 1 else [str(one) for one in value]
+    return value
 
 
 def _check_clicks(splits: Splits) -> None:
@@ -150,7 +212,7 @@ def _table(summary: dict[str, Any], out: Path) -> Table:
     table.add_section()
     for name, what in {
         "sft.jsonl": "conversations with their candidates",
-        "pairs.jsonl": f"preference pairs, position policy {policy}",
+        "pairs.jsonl": f"preference pairs from {summary['options']['pairs_from']}, position policy {policy}",
         "pairs.heldout.jsonl": "preference pairs never trained on",
         "prompts.jsonl": f"train: {numbers(splits['train'])}",
         "fusion.jsonl": f"fusion: {numbers(splits['fusion'])}",
@@ -158,8 +220,18 @@ def _table(summary: dict[str, Any], out: Path) -> Table:
     }.items():
         table.add_row(name, f"{written[name]:,}", what)
     table.add_section()
-    reason = "all or none clicked" if policy != "skip_above" else "no click below one passed over"
     table.add_row("left out of sft", f"{left_out['conversations_without_click']:,}", "conversations without any click")
-    table.add_row("left out of pairs", f"{left_out['impressions_without_pair']:,}", f"train impressions: {reason}")
-    table.add_row("", f"{left_out['impressions_without_pair_heldout']:,}", f"held-out impressions: {reason}")
+    if left_out["impressions_without_pair"] is not None:
+        reason = {"skip_above": "no click below one passed over", "adjacent": "no click beside one passed over"}.get(
+            policy, "all or none clicked"
+        )
+        for split, key in {
+            "train": "impressions_without_pair",
+            "held-out": "impressions_without_pair_heldout",
+        }.items():
+            table.add_row("left out of pairs", f"{left_out[key]:,}", f"{split} impressions: {reason}")
+    if left_out["impressions_of_two_splits"]:
+        table.add_row("left out", f"{left_out['impressions_of_two_splits']:,}", "impressions that join two splits")
+    for reason, n in summary["skipped"].items():
+        table.add_row("skipped", f"{n:,}", f"rows: {reason}")
     return table

@@ -424,9 +424,9 @@ def garm_on_heldout_pairs(run_dir: Path, seed: int = 0) -> dict[str, Any]:
 
     scorer = SuggestionScorer(run_dir / "garm", device="cuda" if torch.cuda.is_available() else "cpu")
     messages = [pair["chosen"] for pair in pairs] + [pair["rejected"] for pair in pairs]
-    mean, std = scorer([m[:-1] for m in messages], [m[-1]["content"] for m in messages])
+    mean, std, _ = scorer([m[:-1] for m in messages], [m[-1]["content"] for m in messages])
     n = len(pairs)
-    probability = preference_probability(mean[:n], std[:n], mean[n:], std[n:])
+    probability = preference_probability(mean[:n], std[:n], mean[n:], std[n:], scorer.link)
     weight = np.array([pair["weight"] for pair in pairs], dtype=np.float64)
     metrics = calibration_metrics(probability, weight, [pair["impression_id"] for pair in pairs], seed=seed)
     return metrics | {"verdict": calibration_verdict(metrics)}

@@ -11,7 +11,7 @@ import torch
 
 from openrlhf_qs.prompt import Message
 from openrlhf_qs.response import parse_response
-from openrlhf_qs.rollout import RolloutBatch
+from openrlhf_qs.rollout import RolloutBatch, reward_fields
 
 
 def offline_batch(
@@ -27,14 +27,11 @@ def offline_batch(
         scorer: a :class:`~openrlhf_qs.reward_model.SuggestionScorer`; None leaves its numbers out.
     """
     parsed = [parse_response(response) for response in responses]
-    mean = std = None
+    rewards = {}
     if scorer is not None:
         pairs = [(c, s) for c, p in zip(conversations, parsed, strict=True) for s in p.suggestions]
-        means, stds = scorer([c for c, _ in pairs], [s for _, s in pairs])
-        rows = iter(zip(means.tolist(), stds.tolist(), strict=True))
-        rewards = [[next(rows) for _ in p.suggestions] for p in parsed]
-        mean = [[m for m, _ in r] for r in rewards]
-        std = [[s for _, s in r] for r in rewards]
+        scores = scorer([c for c, _ in pairs], [s for _, s in pairs])
+        rewards = reward_fields(zip(*(column.tolist() for column in scores), strict=True), parsed)
     return RolloutBatch(
         conversations=conversations,
         responses=responses,
@@ -42,6 +39,5 @@ def offline_batch(
         group=torch.arange(len(responses)),
         truncated=torch.zeros(len(responses), dtype=torch.bool),
         ref_log_ppl=None if ref_log_ppl is None else torch.tensor(ref_log_ppl),
-        reward_mean=mean,
-        reward_std=std,
+        **rewards,
     )

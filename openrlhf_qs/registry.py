@@ -107,8 +107,8 @@ class Registry(Mapping[str, type]):
 
 REWARD_MODELS = Registry(
     "reward model",
-    "class with n_outputs, output(raw [batch, n_outputs]) to mean and std [batch, 2], "
-    "and loss(chosen [batch, 2], rejected [batch, 2], weight [batch]) to one number",
+    "class with n_outputs, output(raw [batch, n_outputs]) to mean, std and epistemic std [batch, 3], "
+    "and loss(chosen_raw, rejected_raw [pairs, n_outputs], weight, label [pairs]) to one number",
 )
 REWARDS = Registry(
     "reward", "called with a RolloutBatch, returns one number a response: Tensor [batch], higher is better"
@@ -118,7 +118,8 @@ FUSIONS = Registry(
     "called with parts [n, n_rewards], clicked [n] and names, returns one weight a reward: list, adds up to 1",
 )
 SFT_DATASETS = Registry(
-    "sft dataset", "called with one SFT row (conversation, candidates), returns suggestions or None"
+    "sft dataset",
+    "called with all SFT rows (conversation, candidates) [n], returns three suggestions or None for each [n]",
 )
 JUDGES = Registry("judge", "called with conversations [n] and suggestions [n][k], returns click probabilities [n][k]")
 

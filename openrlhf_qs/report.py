@@ -219,7 +219,7 @@ def _calibration(garm: Mapping[str, Any] | None) -> str:
     )
     return (
         f"{verdict}{_table(['figure', 'value', '95 % interval', ''], rows)}"
-        f"{_image(_reliability_diagram(garm['reliability']), 'Reliability diagram of the reward model')}{_note(about)}"
+        f"{_image(reliability_diagram(garm['reliability']), 'Reliability diagram of the reward model')}{_note(about)}"
     )
 
 
@@ -372,7 +372,8 @@ def _ab_chart(ab: Mapping[str, Mapping[str, Any]]) -> Figure:
         return figure
 
 
-def _reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
+def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
+    """Observed against predicted share with Wilson intervals, and the pairs in each bin below."""
     predicted = np.array([b["predicted"] for b in bins])
     observed = np.array([b["observed"] for b in bins])
     low, high = np.array([b["ci95"] for b in bins]).T
@@ -394,12 +395,32 @@ def _reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
         return figure
 
 
-def _image(figure: Figure, alt: str) -> str:
-    """The figure as an SVG inside an ``img``: nothing in it can run or reach outside."""
-    file = io.BytesIO()
+def accuracy_curve(groups: Sequence[Mapping[str, Any]], of: str, diagonal: bool = False) -> Figure:
+    """Accuracy with Wilson intervals over groups of rising ``of``; the diagonal is where accuracy equals ``of``."""
+    mean, accuracy = (np.array([group[key] for group in groups]) for key in ("mean", "accuracy"))
+    low, high = np.array([group["ci95"] for group in groups]).T
+    with mpl.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axis = figure.subplots()
+        if diagonal:
+            axis.plot([0.5, 1], [0.5, 1], color="#c5cad3", linewidth=1, linestyle="--")
+        errors = [np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)]
+        axis.errorbar(mean, accuracy, yerr=errors, fmt="o-", color=LINE, markersize=4, linewidth=1.1, capsize=2)
+        axis.set(ylim=(min(0.4, float(low.min())), 1), xlabel=of, ylabel="accuracy")
+        return figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG text; the same figure gives the same text."""
+    file = io.StringIO()
     with mpl.rc_context(PLOT_STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None})
-    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return file.getvalue()
+
+
+def _image(figure: Figure, alt: str) -> str:
+    """The figure as an SVG inside an ``img``: nothing in it can run or reach outside."""
+    data = base64.b64encode(svg(figure).encode()).decode("ascii")
     return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,8 +22,9 @@ class RolloutBatch:
         group: ``[batch]``, long; responses to the same prompt have the same number.
         truncated: ``[batch]``, bool; the response ended at the token limit.
         ref_log_ppl: ``[batch]``, nats per token under the reference policy; None where no reward needs it.
-        reward_mean, reward_std: one pair of lists a response, a number for each suggestion in ``parsed``, reward
-            units, from the reward model; None where no reward needs it.
+        reward_mean, reward_std, reward_epistemic_std: a list each a response, a number for each suggestion in
+            ``parsed``, reward units, from the reward model (:class:`openrlhf_qs.reward_model.Scores`); None where no
+            reward needs it.
     """
 
     conversations: Sequence[Sequence[Message]]
@@ -34,3 +35,25 @@ class RolloutBatch:
     ref_log_ppl: Tensor | None = None
     reward_mean: Sequence[Sequence[float]] | None = None
     reward_std: Sequence[Sequence[float]] | None = None
+    reward_epistemic_std: Sequence[Sequence[float]] | None = None
+
+    def take(self, rows: Sequence[int]) -> RolloutBatch:
+        """The responses at ``rows``, in that order."""
+        taken = {}
+        for name, value in vars(self).items():
+            is_tensor = isinstance(value, Tensor)
+            taken[name] = value[list(rows)] if is_tensor else None if value is None else [value[row] for row in rows]
+        return RolloutBatch(**taken)
+
+
+def reward_fields(
+    rewards: Iterable[Sequence[float]], parsed: Sequence[ParsedResponse]
+) -> dict[str, list[list[float]]]:
+    """The reward model's three numbers a suggestion, in the order of the responses, as fields of a RolloutBatch.
+
+    Rows beyond the last suggestion, which fill up a batch, are left out.
+    """
+    rows = iter(rewards)
+    by_response = [[next(rows) for _ in p.suggestions] for p in parsed]
+    names = ("reward_mean", "reward_std", "reward_epistemic_std")
+    return {name: [[row[n] for row in response] for response in by_response] for n, name in enumerate(names)}

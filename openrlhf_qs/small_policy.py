@@ -49,7 +49,9 @@ CHAT_TEMPLATE = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log", required=True, metavar="FILE", help="click log whose words the tokenizer shall know")
+    parser.add_argument(
+        "--log", required=True, nargs="+", metavar="FILE", help="click log whose words the tokenizer shall know"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model; one in it is replaced")
     parser.add_argument("--vocab_size", type=int, default=4096, help="tokens at most; default 4096, least 259 (bytes)")
     parser.add_argument("--hidden_size", type=int, default=256, help="width, a multiple of 128; default 256")
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    log = read_click_log(args.log)
+    log = read_click_log(args.log, on_error="skip")  # the stage data has said what is wrong
     n_parameters = build_small_policy(log, args.out, args.vocab_size, args.hidden_size, args.n_layers, args.seed)
     print(f"small policy of {n_parameters / 1e6:.1f} million random parameters in {args.out}")
 

@@ -1,53 +1,36 @@
-"""Heads of the reward model: the Gaussian one (GaRM), and the scalar one that it is compared with.
+"""Heads of the reward model: the Gaussian one (GaRM), and those that it is compared with.
 
-In: what the head's linear layer says of a suggestion, ``[batch, n_outputs]``. Out: mean and standard deviation,
-``[batch, 2]``, float32, reward units; and the loss of preference pairs. The model around a head is in
-:mod:`openrlhf_qs.reward_model`.
+In: what the head's linear layer says of a suggestion, ``[..., n_outputs]``. Out: mean, standard deviation and
+epistemic standard deviation, ``[..., 3]``, float32, reward units; and the loss of preference pairs. ``link`` names the
+likelihood (:mod:`openrlhf_qs.preference_likelihood`) by which they are read as probabilities. The model around a head
+is in :mod:`openrlhf_qs.reward_model`.
+
+``n_members`` heads on one backbone are an ensemble. Each starts from weights of its own and counts the pairs of a
+batch by weights of its own (exponential, the Bayesian bootstrap of Rubin 1981), so that they agree where the pairs say
+something and differ elsewhere. That difference, the epistemic part, cannot be had from one head, whose deviation is
+the noise of the clicks.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openrlhf_qs.preference_likelihood import LOGISTIC_SCALE, GaussianLink, log_ndtr, preference_loss
 from openrlhf_qs.registry import REWARD_MODELS
 
 UNIT_STD = math.log(math.e - 1)  # softplus of it is 1: a head that answers 0 has a standard deviation of 1
-# Two of these differ like one logistic variable: |Phi(x / 1.702) - sigmoid(x)| < 0.01.
-LOGISTIC_STD = 1.702 / math.sqrt(2)
+LOGISTIC_STD = LOGISTIC_SCALE / math.sqrt(2)  # two of these differ like one logistic variable, to 0.01
+PURM_TAU = 10.0
+MAX_LOG_VARIANCE = 6.0
+MIN_VARIANCE = 1e-6
 
-
-def gaussian_preference_loss(
-    chosen_mean: Tensor,
-    chosen_std: Tensor,
-    rejected_mean: Tensor,
-    rejected_std: Tensor,
-    link: Literal["probit", "probit_logistic"] = "probit",
-) -> Tensor:
-    r"""Negative log-probability that the chosen suggestion is the better one.
-
-    Rewards are independent Gaussians, so their difference is one too (Thurstone 1927):
-    ``probit`` :math:`-\log\Phi\big((\mu_c-\mu_r)/\sqrt{\sigma_c^2+\sigma_r^2}\big)`;
-    ``probit_logistic`` adds the logistic noise of Bradley-Terry, as the Gaussian that is closest to it:
-    :math:`1.702^2` under the root. The paper's own link could not be read (arXiv:2508.15811, Eq. 3-5).
-
-    Args:
-        chosen_mean, rejected_mean: ``[batch]``, reward units.
-        chosen_std, rejected_std: ``[batch]``, reward units, > 0.
-
-    Returns:
-        ``[batch]``, nats, not reduced.
-    """
-    variance = chosen_std.float().square() + rejected_std.float().square()
-    if link == "probit_logistic":
-        variance = variance + 1.702**2
-    z = (chosen_mean - rejected_mean).float() / variance.sqrt()
-    # log(ndtr(z)) is -inf at z = -20, its gradient nan. Below -100 the float32 gradient of log_ndtr cancels.
-    return -torch.special.log_ndtr(z.clamp(min=-100.0))
+Scale = Literal["softplus", "variance_softplus", "exp", "log_variance"]
 
 
 @REWARD_MODELS.register("gaussian")
@@ -55,36 +38,133 @@ class Gaussian:
     """A mean and a standard deviation for each suggestion, trained by the probability that one beats the other.
 
     Args:
-        link: ``probit`` (scale-free) or ``probit_logistic`` (Bradley-Terry noise besides the two variances).
+        link: the likelihood. ``probit`` knows the unit of the rewards only by ``gauge``; those with logistic noise
+            (``probit_logistic``, ``mackay``, ``quadrature``) have gradients that no small deviation makes large.
+        scale: from the head's number to a standard deviation, 1 at 0: ``softplus``; ``variance_softplus``, the root of
+            a softplus (arXiv:2605.11865); ``exp`` of a tenth (arXiv:2503.22480); ``log_variance``, between -6 and 6 by
+            a hyperbolic tangent.
+        std_floor: reward units; the smallest standard deviation, added to the scale's. Bounds the gradient of
+            ``probit`` and ``dpl``.
         gauge: weight of ``mean(log std)^2 + mean(mean)^2`` over the batch. Pairs say nothing of the common unit and
             zero of the rewards; this fixes both (std around 1, mean around 0) and leaves their differences free.
-        std_floor: reward units; the smallest standard deviation, which bounds the gradient of the probit link.
+        kl: weight of the mean KL divergence of ``N(mean, std^2)`` from ``N(0, 1)``, nats.
+        mean_variance: weight of the mean variance. With ``probit`` it only shrinks the unit.
+        log_variance: weight of the mean squared log-variance, a log-normal prior on it.
+        anchor: weight of two anchors, nats: a chosen suggestion lies above 0.5, a rejected one below -0.5 (ordinal
+            probit, as in arXiv:2605.11865, with the label in the place of an external score).
+        beta: each pair counts by its deviation to the power ``2 * beta``, without gradient, as in beta-NLL
+            (arXiv:2203.09168); above 0 it holds what the model takes for noise from being ignored.
+        n_members: heads of the ensemble.
     """
 
-    n_outputs = 2
-
     def __init__(
-        self, link: Literal["probit", "probit_logistic"] = "probit", gauge: float = 1.0, std_floor: float = 0.1
+        self,
+        link: GaussianLink = "probit",
+        scale: Scale = "softplus",
+        std_floor: float = 0.1,
+        gauge: float = 1.0,
+        kl: float = 0.0,
+        mean_variance: float = 0.0,
+        log_variance: float = 0.0,
+        anchor: float = 0.0,
+        beta: float = 0.0,
+        n_members: int = 1,
     ) -> None:
-        if gauge < 0:
-            raise ValueError(f"gaussian.gauge must be >= 0, got {gauge}: it is the weight of a penalty")
-        if std_floor <= 0:
+        weights = {
+            "gauge": gauge,
+            "kl": kl,
+            "mean_variance": mean_variance,
+            "log_variance": log_variance,
+            "anchor": anchor,
+            "beta": beta,
+        }
+        for name, value in weights.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"gaussian.{name} must be >= 0 and finite, got {value}: it is a weight")
+        if not (std_floor > 0 or std_floor == 0 and link not in ("probit", "dpl")):
             raise ValueError(f"gaussian.std_floor must be > 0, got {std_floor}: at 0 the gradient has no bound")
+        if link == "jensen":
+            warnings.warn(
+                "link jensen is a bound that falls with the deviation: its deviations shrink to the floor and mean "
+                "nothing; it is there to be compared with, use probit or mackay",
+                stacklevel=2,
+            )
         self.link = link
-        self.gauge = gauge
+        self.scale = scale
         self.std_floor = std_floor
+        self.gauge = gauge
+        self.kl = kl
+        self.mean_variance = mean_variance
+        self.log_variance = log_variance
+        self.anchor = anchor
+        self.beta = beta
+        self.n_members = _checked_members(n_members)
+        self.n_outputs = 2 * n_members
 
     def output(self, raw: Tensor) -> Tensor:
-        """Head outputs ``[..., 2]`` to mean and standard deviation ``[..., 2]``."""
-        mean, raw_std = raw.unbind(-1)
-        return torch.stack((mean, F.softplus(raw_std + UNIT_STD) + self.std_floor), dim=-1)
+        """Head outputs ``[..., n_outputs]`` to mean, standard deviation, epistemic standard deviation ``[..., 3]``."""
+        mean, std = self.members(raw)
+        return torch.stack((mean.mean(-1), std.square().mean(-1).sqrt(), mean.std(-1, correction=0)), dim=-1)
 
-    def loss(self, chosen: Tensor, rejected: Tensor, weight: Tensor) -> Tensor:
-        """``[batch, 2]`` each (mean, std) and ``[batch]`` pair weights to one number, nats."""
-        nll = gaussian_preference_loss(chosen[:, 0], chosen[:, 1], rejected[:, 0], rejected[:, 1], self.link)
-        both = torch.cat((chosen, rejected))
-        gauge = both[:, 1].log().mean().square() + both[:, 0].mean().square()
-        return (weight * nll).mean() + self.gauge * gauge
+    def loss(self, chosen_raw: Tensor, rejected_raw: Tensor, weight: Tensor, label: Tensor) -> Tensor:
+        """Head outputs ``[pairs, n_outputs]``, pair weights and labels ``[pairs]`` to one number, nats."""
+        (chosen_mean, chosen_std), (rejected_mean, rejected_std) = self.members(chosen_raw), self.members(rejected_raw)
+        label = label.float()[:, None]
+        nll = preference_loss(chosen_mean, chosen_std, rejected_mean, rejected_std, label, self.link)
+        if self.beta:
+            nll = nll * ((chosen_std.square() + rejected_std.square()) / 2).detach() ** self.beta
+        if self.anchor:
+            nll = nll + self.anchor * anchor_loss(chosen_mean, chosen_std, label)
+            nll = nll + self.anchor * anchor_loss(rejected_mean, rejected_std, 1 - label)
+        regulariser = self.regulariser(torch.cat((chosen_mean, rejected_mean)), torch.cat((chosen_std, rejected_std)))
+        return (_member_weights(weight, self.n_members) * nll).mean() + regulariser
+
+    def members(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of the members, float32 ``[..., n_members]`` each."""
+        mean, raw_std = raw.float().unflatten(-1, (self.n_members, 2)).unbind(-1)
+        if self.scale == "softplus":
+            std = F.softplus(raw_std + UNIT_STD)
+        elif self.scale == "variance_softplus":
+            std = (F.softplus(raw_std + UNIT_STD) + MIN_VARIANCE).sqrt()
+        elif self.scale == "exp":
+            std = (raw_std / PURM_TAU).exp()
+        else:
+            std = (MAX_LOG_VARIANCE * torch.tanh(raw_std / MAX_LOG_VARIANCE) / 2).exp()
+        return mean, std + self.std_floor
+
+    def regulariser(self, mean: Tensor, std: Tensor) -> Tensor:
+        """The weighted penalties of a batch ``[suggestions, n_members]``, averaged over members, one number."""
+        log_std = std.log()
+        penalty = self.gauge * (log_std.mean(0).square() + mean.mean(0).square())
+        penalty = penalty + self.kl * ((std.square() + mean.square() - 1) / 2 - log_std).mean(0)
+        penalty = penalty + self.mean_variance * std.square().mean(0)
+        penalty = penalty + self.log_variance * (2 * log_std).square().mean(0)
+        return penalty.mean()
+
+
+@REWARD_MODELS.register("dpl")
+class DPL(Gaussian):
+    """The mean-and-variance model of distributional preference learning (arXiv:2312.08358), as in its code.
+
+    A logistic in the place of the normal distribution function, a softplus without a floor, no gauge.
+
+    Args:
+        mean_variance: weight of the mean variance; 0 in its published checkpoints.
+    """
+
+    def __init__(self, mean_variance: float = 0.0) -> None:
+        super().__init__(link="dpl", std_floor=1e-6, gauge=0.0, mean_variance=mean_variance)
+
+
+@REWARD_MODELS.register("purm")
+class PURM(Gaussian):
+    """The probabilistic uncertain reward model (arXiv:2503.22480), as in its code: link ``jensen``, scale ``exp``.
+
+    Its 1,000 random draws a pair are Gauss-Hermite nodes here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(link="jensen", scale="exp", std_floor=0.0, gauge=0.0)
 
 
 @REWARD_MODELS.register("bradley_terry")
@@ -92,15 +172,64 @@ class BradleyTerry:
     """The usual scalar reward model, for comparison: every suggestion has the same standard deviation.
 
     Its loss is ``-log sigmoid(mean_chosen - mean_rejected)``; the constant standard deviation is the one with which
-    two Gaussians differ like that logistic, so that its probabilities are read like those of ``gaussian``.
+    two Gaussians differ like that logistic, so that it compares with those of ``gaussian``.
+
+    Args:
+        gauge: weight of ``mean(mean)^2`` over the batch, which fixes the zero of the rewards. An ensemble needs it:
+            members with different zeros differ without being unsure.
+        n_members: heads of the ensemble.
     """
 
-    n_outputs = 1
+    link = "bradley_terry"
+
+    def __init__(self, gauge: float = 0.0, n_members: int = 1) -> None:
+        if not 0 <= gauge < math.inf:
+            raise ValueError(f"bradley_terry.gauge must be >= 0 and finite, got {gauge}: it is a weight")
+        if n_members > 1 and gauge == 0:
+            raise ValueError(
+                f"bradley_terry.gauge must be > 0 for {n_members} members: each has a zero of its own, and they would "
+                "seem unsure; set it to 1"
+            )
+        self.gauge = gauge
+        self.n_members = self.n_outputs = _checked_members(n_members)
 
     def output(self, raw: Tensor) -> Tensor:
-        """Head outputs ``[..., 1]`` to mean and constant standard deviation ``[..., 2]``."""
-        return torch.cat((raw, torch.full_like(raw, LOGISTIC_STD)), dim=-1)
+        """Head outputs ``[..., n_members]`` to mean, constant deviation, epistemic standard deviation ``[..., 3]``."""
+        mean = raw.float().mean(-1)
+        return torch.stack((mean, torch.full_like(mean, LOGISTIC_STD), raw.float().std(-1, correction=0)), dim=-1)
 
-    def loss(self, chosen: Tensor, rejected: Tensor, weight: Tensor) -> Tensor:
-        """``[batch, 2]`` each (mean, std) and ``[batch]`` pair weights to one number, nats."""
-        return -(weight * F.logsigmoid(chosen[:, 0] - rejected[:, 0])).mean()
+    def loss(self, chosen_raw: Tensor, rejected_raw: Tensor, weight: Tensor, label: Tensor) -> Tensor:
+        """Head outputs ``[pairs, n_members]``, pair weights and labels ``[pairs]`` to one number, nats."""
+        no_std = torch.zeros_like(chosen_raw)
+        nll = preference_loss(chosen_raw, no_std, rejected_raw, no_std, label.float()[:, None], self.link)
+        zero = torch.cat((chosen_raw, rejected_raw)).float().mean(0).square().mean()
+        return (_member_weights(weight, self.n_members) * nll).mean() + self.gauge * zero
+
+
+def anchor_loss(mean: Tensor, std: Tensor, label: Tensor, threshold: float = 0.5) -> Tensor:
+    r"""Negative log-probability that a reward lies on its side: above ``threshold`` or below ``-threshold``.
+
+    :math:`-y\log\Phi((\mu-\tau)/\sigma)-(1-y)\log\Phi((-\tau-\mu)/\sigma)`, the outer classes of an ordinal probit.
+
+    Args:
+        mean, std: the reward's, same shape.
+        label: 1 for above, 0 for below, or between; broadcasts.
+
+    Returns:
+        The shape of ``mean``, nats, not reduced.
+    """
+    return -(label * log_ndtr((mean - threshold) / std) + (1 - label) * log_ndtr((-threshold - mean) / std))
+
+
+def _member_weights(weight: Tensor, n_members: int) -> Tensor:
+    """Pair weights ``[pairs, n_members]``: in training each member of an ensemble counts the pairs differently."""
+    weights = weight.float()[:, None].expand(-1, n_members)
+    if n_members == 1 or not torch.is_grad_enabled():
+        return weights
+    return weights * torch.empty_like(weights).exponential_()
+
+
+def _checked_members(n_members: int) -> int:
+    if n_members < 1:
+        raise ValueError(f"n_members must be >= 1, got {n_members}; 1 is a single head, 5 a usual ensemble")
+    return n_members

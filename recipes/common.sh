@@ -13,6 +13,7 @@
 : "${PLUGIN:=}"                 # Python files that register plugins, separated by blanks
 : "${OPTION:=}"                 # plugin options, separated by blanks: "ood.threshold=3 rules.max_words=12"
 : "${SEED:=0}"
+: "${DISTIL:=0}"                # 1: SFT on what a teacher, trained on single clicked suggestions, would suggest
 # What it is run with
 : "${GPUS:=0}"                  # a node; 0 is the CPU form
 : "${NODES:=1}"                 # nodes; for sft and garm with more than one, HOSTFILE is DeepSpeed's list of them
@@ -116,6 +117,39 @@ followed() {
       --n_steps "${STEPS:-0}"; then
       grep -av '^[[:space:]]*$' "$RUN/$STAGE/log.txt" | grep -av leaked | tail -n 20 >&2
       die "$STAGE failed: the end of $RUN/$STAGE/log.txt stands above. Call again to go on from what is finished."
+   fi
+}
+
+# sft_flags FILE FOLDER MODEL: train_sft on suggestions in FILE, MODEL to FOLDER, in the array SFT_FLAGS; of the policy
+# and of the teacher.
+sft_flags() {
+   : "${MAX_LEN:=512}"           # tokens of a conversation with its response
+   SFT_FLAGS=(
+      --data.dataset "$1"
+      --data.input_key prompt --data.output_key response   # as the assembly names them
+      --data.apply_chat_template
+      --data.max_len "$MAX_LEN"
+      --ckpt.output_dir "$2"
+      --ckpt.path "$2/ckpt"
+      --ckpt.save_steps "${SAVE_STEPS:-100}"   # what an interruption costs at most
+      --ckpt.load_enable                       # goes on where a checkpoint is
+      --ckpt.max_num 1
+      --logger.tensorboard_dir "$2/tensorboard"
+      --train.seed "$SEED"
+      --model.model_name_or_path "$3"
+   )
+   if [ "$FORM" = gpu ]; then
+      SFT_FLAGS+=(
+         --train.batch_size "${BATCH:-256}" --train.micro_batch_size "${MICRO_BATCH:-4}"
+         --train.max_epochs "${EPOCHS:-2}" --adam.lr "${LR:-1e-5}"
+         --ds.zero_stage 3 --ds.packing_samples --model.gradient_checkpointing_enable
+      )
+   else
+      SFT_FLAGS+=(
+         --train.batch_size "${BATCH:-32}" --train.micro_batch_size "${BATCH:-32}"
+         --train.max_epochs "${EPOCHS:-4}" --adam.lr "${LR:-2e-3}"   # a policy without any training wants a high rate
+         --ds.zero_stage 0 --ds.attn_implementation sdpa
+      )
    fi
 }
 

@@ -8,13 +8,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 set_up
 skip_if_done data
-LOG=$CLICK_LOG
-if [ -z "$LOG" ]; then
-   LOG=$RUN/data/clicks.jsonl
-   [ -f "$LOG" ] || run openrlhf-qs world --out "$LOG" --n_impressions "$N_IMPRESSIONS" --n_contexts "$N_CONTEXTS" --seed "$SEED"
+read -ra LOG <<< "$CLICK_LOG"   # files or globs, separated by blanks
+if [ -z "$CLICK_LOG" ]; then
+   LOG=("$RUN/data/clicks.jsonl")
+   [ -f "${LOG[0]}" ] || run openrlhf-qs world --out "${LOG[0]}" --n_impressions "$N_IMPRESSIONS" --n_contexts "$N_CONTEXTS" --seed "$SEED"
 fi
-run openrlhf-qs data --log "$LOG" --out "$RUN/data" --seed "$SEED" "$@"
+run openrlhf-qs data --log "${LOG[@]}" --out "$RUN/data" --seed "$SEED" "$@"
 if [ -z "$POLICY" ]; then
-   run openrlhf-qs small-policy --log "$LOG" --out "$RUN/data/policy" --seed "$SEED"
+   run openrlhf-qs small-policy --log "${LOG[@]}" --out "$RUN/data/policy" --seed "$SEED"
 fi
 finish

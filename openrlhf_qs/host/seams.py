@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from openrlhf_qs.host.patches import patch
@@ -20,35 +21,46 @@ from openrlhf_qs.host.settings import Settings
 )
 def sft_dataset(module: ModuleType, settings: Settings) -> None:
     """The assembly plugin chooses three of a conversation's candidates. Without it `sft.jsonl` has no responses."""
-    from openrlhf_qs.prompt import policy_messages
+    from openrlhf_qs.prompt import policy_messages, teacher_messages
     from openrlhf_qs.registry import SFT_DATASETS, load_plugins
     from openrlhf_qs.response import format_response
 
     load_plugins(settings.plugin_files)
-    assemble = SFT_DATASETS.create(settings.sft_dataset, **settings.options.get(settings.sft_dataset, {}))
+    choose = SFT_DATASETS.create(settings.sft_dataset, **settings.options.get(settings.sft_dataset, {}))
+    report_names = iter(("assembly.json", "assembly.eval.json"))  # train_sft makes these two datasets, in this order
+
+    def teacher_instances(rows: list[dict]) -> list[tuple[list[dict], str]]:
+        answers = zip(rows, choose(rows), strict=True)
+        return [(teacher_messages(row["conversation"]), text) for row, texts in answers for text in texts or ()]
+
+    def policy_instances(rows: list[dict], strategy) -> list[tuple[list[dict], str]]:
+        from rich.console import Console
+
+        from openrlhf_qs.sft_set import assemble, report_table, write_report
+
+        assembled, report = assemble(choose, rows)
+        if strategy.is_rank_0():
+            write_report(Path(strategy.args.ckpt.output_dir) / next(report_names), report)
+            Console(markup=False, emoji=False).print(report_table(f"sft dataset {settings.sft_dataset}", report))
+        return [(policy_messages(row["conversation"]), format_response(row["suggestions"])) for row in assembled]
 
     class AssembledSFTDataset(module.SFTDataset):
         def __init__(self, dataset, tokenizer, max_length, strategy, **kwargs) -> None:
             from datasets import Dataset
 
-            assembled = [(row["conversation"], assemble(row)) for row in dataset]
-            rows = [
-                {
-                    strategy.args.data.input_key: policy_messages(conversation),
-                    strategy.args.data.output_key: [{"role": "assistant", "content": format_response(suggestions)}],
-                }
-                for conversation, suggestions in assembled
-                if suggestions is not None
+            rows = dataset.to_list()
+            one_each = getattr(choose, "single", False)  # each text is an instance: the teacher's way
+            instances = teacher_instances(rows) if one_each else policy_instances(rows, strategy)
+            strategy.print(f"{settings.sft_dataset}: {len(instances)} instances of {len(rows)} conversations")
+            if not instances:
+                raise ValueError(f"sft dataset {settings.sft_dataset!r} made no instance of {len(rows)} conversations")
+            data = strategy.args.data
+            made = [
+                {data.input_key: messages, data.output_key: [{"role": "assistant", "content": response}]}
+                for messages, response in instances
             ]
-            strategy.print(
-                f"{settings.sft_dataset}: {len(rows)} of {len(assembled)} conversations have three suggestions"
-            )
-            if not rows:
-                raise ValueError(
-                    f"sft dataset {settings.sft_dataset!r} made no instance of {len(assembled)} conversations"
-                )
             kwargs["num_processors"] = os.cpu_count()
-            super().__init__(Dataset.from_list(rows), tokenizer, max_length, strategy, **kwargs)
+            super().__init__(Dataset.from_list(made), tokenizer, max_length, strategy, **kwargs)
 
     module.SFTDataset = AssembledSFTDataset
 
@@ -66,7 +78,7 @@ def reward_model_class(module: ModuleType, settings: Settings) -> None:
     @functools.wraps(host_function)
     def get_llm_for_sequence_regression(model_name_or_path: str, model_type: str, **kwargs):
         from openrlhf_qs.registry import load_plugins
-        from openrlhf_qs.reward_model import check_checkpoint, read_mark
+        from openrlhf_qs.reward_model import check_checkpoint, is_adapter, read_mark
         from openrlhf_qs.reward_model import reward_model_class as our_class
 
         load_plugins(settings.plugin_files)
@@ -77,12 +89,20 @@ def reward_model_class(module: ModuleType, settings: Settings) -> None:
             mark = check_checkpoint(model_name_or_path)
         if mark is None:
             return host_function(model_name_or_path, model_type, **kwargs)
-        host_class = module._get_reward_model
+        if not settings.reward_model and is_adapter(model_name_or_path):
+            raise ValueError(
+                f"{model_name_or_path} holds LoRA weights, which OpenRLHF loads for no reward model; merge them with "
+                f"`openrlhf-qs garm merge {model_name_or_path} --out FOLDER` and give that folder"
+            )
+        host_class, host_lora = module._get_reward_model, module.LoraConfig
         module._get_reward_model = functools.partial(our_class, mark=mark)
+        # Under LoRA the head is trained and saved whole, as it is new; the host would keep its random start.
+        head = kwargs.get("value_head_prefix", "score")
+        module.LoraConfig = functools.partial(host_lora, modules_to_save=[head], exclude_modules=[head])
         try:
             return host_function(model_name_or_path, model_type, **kwargs)
         finally:
-            module._get_reward_model = host_class
+            module._get_reward_model, module.LoraConfig = host_class, host_lora
 
     module.get_llm_for_sequence_regression = get_llm_for_sequence_regression
 
@@ -94,17 +114,25 @@ def reward_model_class(module: ModuleType, settings: Settings) -> None:
     wanted=lambda settings: bool(settings.reward_model),
 )
 def reward_dataset(module: ModuleType, settings: Settings) -> None:
-    """A pair has a weight, and of a long conversation the beginning is what can be spared. Without this all pairs
-    count the same, and the suggestion, which stands at the end, is cut off."""
+    """An impression is read once, with all its suggestions, and its pairs have weights and soft labels. Without this
+    each pair reads its conversation twice, all count the same, and of a long text the suggestion, which stands at the
+    end, is cut off."""
+    from transformers import AutoConfig
 
-    class WeightedRewardDataset(module.RewardDataset):
-        def __init__(self, dataset, tokenizer, *args, **kwargs) -> None:
-            tokenizer.truncation_side = "left"
-            kwargs["num_processors"] = os.cpu_count()
-            super().__init__(dataset, tokenizer, *args, **kwargs)
-            self.extras = [float(weight) for weight in dataset["weight"]]
+    from openrlhf_qs.impressions import ImpressionDataset
+    from openrlhf_qs.reward_model import can_share_prefix
 
-    module.RewardDataset = WeightedRewardDataset
+    class RewardDataset(ImpressionDataset):
+        def __init__(self, dataset, tokenizer, max_length, strategy, **kwargs) -> None:
+            args = strategy.args
+            config = AutoConfig.from_pretrained(args.model.model_name_or_path)
+            share_prefix = can_share_prefix(config, args.ds.attn_implementation, args.ds.packing_samples)
+            super().__init__(dataset.to_list(), tokenizer, max_length, share_prefix, settings.on_error)
+            strategy.print(f"{len(self)} impressions of {len(dataset)} pairs, shared prefixes: {share_prefix}")
+            for reason, count in self.skipped.items():
+                strategy.print(f"skipped {count} pairs: {reason}")
+
+    module.RewardDataset = RewardDataset
 
 
 @patch(
@@ -114,28 +142,37 @@ def reward_dataset(module: ModuleType, settings: Settings) -> None:
     wanted=lambda settings: bool(settings.reward_model),
 )
 def reward_model_trainer(module: ModuleType, settings: Settings) -> None:
-    """The trainer's loss takes scalar rewards. Without this a mean and a standard deviation are compared with each
-    other."""
+    """The trainer's loss takes scalar rewards of two texts a pair. Without this a mean and a standard deviation are
+    compared with each other."""
+    from openrlhf_qs.gradient_monitor import GradientMonitor
     from openrlhf_qs.registry import REWARD_MODELS, load_plugins
 
     load_plugins(settings.plugin_files)
     head = REWARD_MODELS.create(settings.reward_model, **settings.options.get(settings.reward_model, {}))
 
     class SuggestionRewardModelTrainer(module.RewardModelTrainer):
-        """The trainer logs, counts and evaluates means; the deviations wait here for the loss of the same batch."""
+        """The trainer logs, counts and evaluates means; all that the loss wants waits in ``batch``."""
 
         def __init__(self, *args, **kwargs) -> None:
             super().__init__(*args, **kwargs)
-            self.margin_loss = True  # hands the dataset's extra column, our pair weight, to the loss
             self.loss_fn = self.preference_loss
+            self.monitor = GradientMonitor()
 
-        def concatenated_forward(self, *args):
-            chosen, rejected, aux_loss = super().concatenated_forward(*args)
-            self.outputs = chosen, rejected
-            return chosen[:, 0], rejected[:, 0], aux_loss
+        def concatenated_forward(self, model, input_ids, mask, pairs, values):
+            raw, output = model(
+                input_ids, attention_mask=mask, return_output=True, ring_attn_group=self.strategy.ring_attn_group
+            )
+            chosen, rejected = raw[pairs[:, 0]], raw[pairs[:, 1]]
+            self.batch = chosen, rejected, *values.unbind(-1)
+            aux_loss = output.aux_loss if "aux_loss" in output else []
+            return head.output(chosen)[:, 0], head.output(rejected)[:, 0], aux_loss
 
-        def preference_loss(self, chosen_mean, rejected_mean, weight):
-            return head.loss(*self.outputs, weight)
+        def preference_loss(self, chosen_mean, rejected_mean, margin):
+            return head.loss(*self.batch)
+
+        def save_logs_and_checkpoints(self, args, global_step, step_bar, logs_dict=None, client_states=None):
+            self.monitor.check(logs_dict["grad_norm"], global_step)
+            super().save_logs_and_checkpoints(args, global_step, step_bar, logs_dict, client_states)
 
     module.RewardModelTrainer = SuggestionRewardModelTrainer
 
@@ -155,7 +192,7 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
     from openrlhf_qs.composite import CompositeReward, read_weights
     from openrlhf_qs.registry import load_plugins
     from openrlhf_qs.response import parse_response
-    from openrlhf_qs.rollout import RolloutBatch
+    from openrlhf_qs.rollout import RolloutBatch, reward_fields
 
     load_plugins(settings.plugin_files)
 
@@ -166,9 +203,15 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
             self.composite = CompositeReward(settings.rewards, settings.options, parts)
             self.with_reward_model = "reward_model" in self.composite.needs()
             if self.with_reward_model:
-                from transformers import AutoTokenizer
+                from transformers import AutoConfig, AutoTokenizer
 
-                self.reward_tokenizer = AutoTokenizer.from_pretrained(self.args.reward.model_name_or_path)
+                from openrlhf_qs.reward_model import can_share_prefix
+
+                path, ds = self.args.reward.model_name_or_path, self.args.ds
+                self.reward_tokenizer = AutoTokenizer.from_pretrained(path)
+                self.share_prefix = can_share_prefix(
+                    AutoConfig.from_pretrained(path), ds.attn_implementation, ds.packing_samples
+                )
 
         @torch.no_grad()
         def make_experience(self, samples_list):
@@ -187,7 +230,7 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
                 samples.rewards = torch.zeros(len(samples.sequences))  # given: the host asks no model of its own
             samples_list = super().make_experience(samples_list)
 
-            mean, std = self.gather_rewards(rewards_ref, parsed) if self.with_reward_model else (None, None)
+            rewards = self.gather_rewards(rewards_ref, parsed) if self.with_reward_model else {}
             batch = RolloutBatch(
                 conversations=conversations,
                 responses=responses,
@@ -195,8 +238,7 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
                 group=torch.tensor([index // n_samples for samples in samples_list for index in samples.index]),
                 truncated=torch.cat([samples.truncated for samples in samples_list]).bool(),
                 ref_log_ppl=self.ref_log_ppl(samples_list) if self.initial_model_group is not None else None,
-                reward_mean=mean,
-                reward_std=std,
+                **rewards,
             )
             raw = self.composite.score(batch)
             total = self.composite.total(raw)
@@ -228,18 +270,19 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
 
         def dispatch_reward_model(self, conversations: Sequence, parsed: Sequence):
             """Send every suggestion of the batch to the reward-model group in micro-batches; do not wait for it."""
-            from openrlhf_qs.reward_model import encode_suggestions
+            from openrlhf_qs.reward_model import suggestion_rows
 
             pairs = [(c, s) for c, p in zip(conversations, parsed, strict=True) for s in p.suggestions]
             # A batch without one suggestion still makes the call: the group wants work for each of its processes.
             pairs = pairs or [(conversations[0], "-")]
-            input_ids, mask = encode_suggestions(
-                self.reward_tokenizer, *map(list, zip(*pairs, strict=True)), max_len=self.args.data.max_len
+            input_ids, mask, self.reward_order = suggestion_rows(
+                self.reward_tokenizer, *zip(*pairs, strict=True), self.args.data.max_len, self.share_prefix
             )
             n_processes = len(self.reward_model_group._actor_handlers) // self.reward_model_group.duplicate_actors
-            size = max(1, min(-(-len(pairs) // n_processes), 4 * self.args.rollout.micro_batch_size))
+            n_rows = max(1, 4 * self.args.rollout.micro_batch_size * len(input_ids) // len(pairs))
+            size = max(1, min(-(-len(input_ids) // n_processes), n_rows))
             input_ids, mask = input_ids.split(size), mask.split(size)
-            # Fewer suggestions than processes: the last is scored again, then cut off.
+            # Fewer rows than processes: the last is scored again, then cut off.
             while len(input_ids) < n_processes:
                 input_ids, mask = (*input_ids, input_ids[-1]), (*mask, mask[-1])
             return self._dispatch_forward(
@@ -250,11 +293,12 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
                 pad_sequence=[True] * len(input_ids),
             )
 
-        def gather_rewards(self, rewards_ref, parsed: Sequence) -> tuple[list[list[float]], list[list[float]]]:
-            """The means and the standard deviations of each response's suggestions."""
+        def gather_rewards(self, rewards_ref, parsed: Sequence) -> dict[str, list[list[float]]]:
+            """The reward model's fields of the rollout batch."""
             duplicates = self.args.ds.ring_attn_size * self.args.ds.tensor_parallel_size
-            rows = iter(torch.cat(self._flatten_results(rewards_ref, duplicates)).tolist())
-            rewards = [[next(rows) for _ in p.suggestions] for p in parsed]
-            return [[mean for mean, _ in r] for r in rewards], [[std for _, std in r] for r in rewards]
+            in_rows = torch.cat(self._flatten_results(rewards_ref, duplicates))[: len(self.reward_order)]
+            rewards = torch.empty_like(in_rows)
+            rewards[self.reward_order] = in_rows
+            return reward_fields(rewards.tolist(), parsed)
 
     module.RemoteExperienceMaker = CompositeExperienceMaker

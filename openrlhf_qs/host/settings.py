@@ -18,6 +18,7 @@ class Settings:
         device: ``cpu`` also brings the patches that a host without a GPU needs.
         sft_dataset: the assembly that makes responses from candidates, empty for OpenRLHF's own dataset.
         reward_model: the head that ``garm`` trains, empty for what the checkpoint says.
+        on_error: what happens to bad pairs in ``garm``; ``skip`` counts them.
         rewards: the parts of the composite reward, in order; empty for OpenRLHF's own scalar reward.
         weights: file of the fusion stage, empty for weight 1 on raw parts.
         plugin_files: absolute paths of Python files that register plugins.
@@ -27,6 +28,7 @@ class Settings:
     device: Literal["cpu", "cuda"] = "cuda"
     sft_dataset: str = ""
     reward_model: str = ""
+    on_error: Literal["raise", "skip"] = "raise"
     rewards: tuple[str, ...] = ()
     weights: str = ""
     plugin_files: tuple[str, ...] = ()

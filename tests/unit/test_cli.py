@@ -7,7 +7,7 @@ import pytest
 from openrlhf_qs import __version__, cli
 from openrlhf_qs.host import run as host
 
-WAY = ["data", "sft", "garm", "fusion", "grpo", "generate", "evaluate"]
+WAY = ["data", "distil", "sft", "garm", "fusion", "grpo", "generate", "evaluate"]
 
 
 @pytest.fixture

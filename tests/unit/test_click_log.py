@@ -1,5 +1,6 @@
 import gzip
 import json
+from collections import Counter
 
 import polars as pl
 import pytest
@@ -12,8 +13,8 @@ from openrlhf_qs.click_log import (
     conversation_keys,
     describe,
     read_click_log,
-    split_by_conversation,
     text_key,
+    text_keys,
     write_click_log,
 )
 
@@ -100,6 +101,7 @@ def test_unknown_fields_blank_lines_and_names_of_messages_are_left_out(write_lin
         ({"suggestions": ["a", " ", "c"]}, "suggestion ' '; give a text that is not empty"),
         ({"suggestions": ["a", 7, "c"]}, "suggestion 7; give a text that is not empty"),
         ({"suggestions": ["a", "b\nc", "d"]}, r"line break in suggestion 'b\nc'; give one line of text"),
+        ({"suggestions": ["a", "b" * 1001, "d"]}, "suggestion of 1001 characters, 'bbb"),
         ({"suggestions": ["a", "b\u2028c", "d"]}, r"line break in suggestion 'b\u2028c'; give one line of text"),
         ({"impression_id": 17}, "impression_id 17; give it as text"),
         ({"timestamp": "yesterday"}, "timestamp 'yesterday'; give ISO 8601, as in 2025-01-31T12:00:00Z"),
@@ -124,7 +126,7 @@ def test_lines_that_are_no_objects_and_ids_seen_before_are_named(write_lines, ro
     first, second, third = str(error.value).splitlines()
     assert first.startswith(f"{path}:1: bad JSON (") and first.endswith("give one object a line, in UTF-8")
     assert second == f"{path}:2: a list in place of an object; give one object a line"
-    assert third == f"{path}:4: impression_id 'i00' is that of line 3; give each its own"
+    assert third == f"{path}:4: impression_id is that of line 3; give each its own"
 
 
 def test_bytes_that_are_no_utf8_are_named(tmp_path):
@@ -164,6 +166,59 @@ def test_files_that_cannot_be_read_are_named(tmp_path, tiny_log):
         assert str(error.value).startswith(f"{path}: {problem}")
 
 
+def test_bad_rows_can_be_left_out_and_are_counted_by_reason(write_lines, row, tmp_path):
+    bad = [
+        {**row, "impression_id": "a", "clicks": []},
+        "{",
+        {**row, "impression_id": "b", "suggestions": ["a", "", "b"]},
+    ]
+    skipped = Counter()
+    log = read_click_log(write_lines([row, *bad, row, {**row, "impression_id": "c"}]), "skip", skipped=skipped)
+    assert log["impression_id"].to_list() == ["i00", "c"]
+    assert skipped == {
+        "clicks of another number": 1,
+        "bad JSON": 1,
+        "empty suggestion": 1,
+        "impression_id seen before": 1,
+    }
+
+
+def test_what_a_damaged_gzip_still_holds_can_be_read(tiny_log, tmp_path):
+    damaged, skipped = tmp_path / "log.jsonl.gz", Counter()
+    damaged.write_bytes(gzip.compress(tiny_log.read_bytes() + b" " * 100)[:-4])
+    log = read_click_log(damaged, "skip", skipped=skipped)
+    assert 0 < log.height <= 30 and skipped["damaged gzip"] == 1
+
+
+def test_several_files_are_one_log_in_their_order(tiny_log_rows, tmp_path):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text("".join(json.dumps(row) + "\n" for row in tiny_log_rows[:20]))
+    second.write_text("".join(json.dumps(row) + "\n" for row in tiny_log_rows[20:]))
+    ids = [row["impression_id"] for row in tiny_log_rows]
+    assert read_click_log([first, second])["impression_id"].to_list() == ids
+    assert read_click_log(tmp_path / "*.jsonl")["impression_id"].to_list() == ids
+    assert read_click_log([second, first, second])["impression_id"].to_list() == ids[20:] + ids[:20]
+    second.write_text(json.dumps(tiny_log_rows[3]))
+    with pytest.raises(ValueError) as error:
+        read_click_log([first, second])
+    assert str(error.value) == f"{second}:1: impression_id is that of line 4 of {first}; give each its own"
+
+
+def test_files_of_different_schemas_are_refused(tiny_log, tiny_log_rows, tmp_path):
+    bare = tmp_path / "bare.jsonl"
+    names = ("impression_id", "timestamp", "conversation", "suggestions", "clicks", "policy")
+    bare.write_text(json.dumps({name: tiny_log_rows[0][name] for name in names} | {"impression_id": "new"}))
+    for on_error in ("raise", "skip"):
+        with pytest.raises(ValueError, match=f"^user_id: in {tiny_log}, but not in {bare}; give files of one schema"):
+            read_click_log([tiny_log, bare], on_error)
+    one, two = tmp_path / "1.parquet", tmp_path / "2.parquet"
+    log = read_click_log(tiny_log)
+    log.write_parquet(one)
+    log.with_columns(pl.col("timestamp").cast(pl.String)).write_parquet(two)
+    with pytest.raises(ValueError, match="2.parquet: timestamp is String, but Datetime.* in .*1.parquet; give files"):
+        read_click_log([one, two])
+
+
 def test_click_through_by_position_counts_rows_of_different_lengths(write_lines, row):
     two = {**row, "impression_id": "two", "suggestions": ["a", "b"], "clicks": [0, 1]}
     three = {**row, "clicks": [1, 0, 0]}
@@ -185,37 +240,6 @@ def test_a_description_counts_impressions_conversations_and_policies(tiny_log, t
     json.dumps(numbers)
 
 
-def test_a_split_has_every_impression_once_and_no_conversation_twice(tiny_log):
-    log = read_click_log(tiny_log)
-    splits = split_by_conversation(log, heldout=0.3, fusion=0.3, seed=1)
-    assert sorted(pl.concat(splits)["impression_id"]) == sorted(log["impression_id"])
-    keys = [set(conversation_keys(split)) for split in splits]
-    assert all(keys) and not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
-
-
-def test_order_and_growth_of_the_log_move_no_conversation(tiny_log):
-    log = read_click_log(tiny_log)
-    shuffled = log.sample(fraction=1.0, shuffle=True, seed=3)
-    for whole, part in zip(split_by_conversation(log), split_by_conversation(shuffled.head(15)), strict=True):
-        assert set(part["impression_id"]) <= set(whole["impression_id"])
-
-
-def test_shares_are_met_on_average_and_the_seed_matters(row):
-    contents = [[{"role": "user", "content": f"question {n}"}] for n in range(2000)]
-    log = pl.DataFrame({"conversation": contents}, schema={"conversation": SCHEMA["conversation"]})
-    splits = split_by_conversation(log, heldout=0.2, fusion=0.1)
-    # binomial with n = 2000: standard deviations 18 and 13
-    assert abs(splits.heldout.height - 400) < 60 and abs(splits.fusion.height - 200) < 45
-    assert not split_by_conversation(log, 0.2, 0.1, seed=1).heldout.equals(splits.heldout)
-    assert split_by_conversation(log, 0.0, 0.0).train.height == 2000
-
-
-@pytest.mark.parametrize(("heldout", "fusion"), [(-0.1, 0.1), (0.1, -0.1), (0.7, 0.3)])
-def test_shares_that_leave_nothing_to_train_on_are_refused(tiny_log, heldout, fusion):
-    with pytest.raises(ValueError, match="sum below 1"):
-        split_by_conversation(read_click_log(tiny_log), heldout, fusion)
-
-
 def test_conversations_are_equal_only_where_roles_and_contents_are():
     said = [("user", "a"), ("user", "b")]
     conversations = [
@@ -235,3 +259,10 @@ def test_case_and_white_space_do_not_change_the_key_of_a_text(text):
     assert text_key(f" {text}\t") == text_key(text)
     assert text_key(text_key(text)) == text_key(text.casefold())
     assert text_key("How  LONG?") == text_key("how long?") != text_key("how wide?")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text()))
+def test_keys_of_many_texts_are_those_of_each(texts):
+    texts += [" How\x1flong ?", "ẞ and ß", "İ", "a\u3000b"]
+    assert text_keys(pl.Series(texts, dtype=pl.String)).to_list() == list(map(text_key, texts))

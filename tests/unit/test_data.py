@@ -108,3 +108,33 @@ def test_a_split_without_a_click_is_refused_before_anything_is_written(tiny_log,
 def test_the_fixture_has_the_size_that_tests_rely_on(tiny_log):
     log = read_click_log(tiny_log)
     assert log.height == 30 and conversation_keys(log).n_unique() == 12
+
+
+def test_several_files_and_bad_rows_are_taken_as_the_flags_say(tiny_log, tiny_log_rows, tmp_path):
+    more = tmp_path / "more.jsonl"
+    bad = {**tiny_log_rows[0], "impression_id": "bad", "clicks": [1]}
+    more.write_text("".join(json.dumps(row) + "\n" for row in ({**tiny_log_rows[1], "impression_id": "new"}, bad)))
+    with pytest.raises(ValueError, match=f"{more}:2: 1 clicks for 3 suggestions"):
+        run(tiny_log, tmp_path / "data", "--log", str(tiny_log), str(more))
+    assert not (tmp_path / "data").exists()
+    flags = ("--log", str(tiny_log), str(more), "--on_error", "skip")
+    (log,) = run(tiny_log, tmp_path / "data", *flags)["log.json"]
+    assert log["log"]["n_impressions"] == 31 and log["skipped"] == {"clicks of another number": 1}
+
+
+@pytest.mark.parametrize("split", ["user", "time"])
+def test_other_splits_share_no_conversation(tiny_log, tmp_path, split):
+    flags = ("--split", split, "--heldout_share", "0.3", "--fusion_share", "0.3", "--seed", "1")
+    if split == "time":
+        flags += ("--time_cuts", "2025-03-25T00:00:00Z", "2025-03-28")
+    files = run(tiny_log, tmp_path / "data", *flags)
+    heldout, fusion = conversations(files["heldout.jsonl"]), conversations(files["fusion.jsonl"])
+    train = {json.dumps(row["prompt"][:-1]) for row in files["prompts.jsonl"]}
+    assert not train & heldout and not train & fusion and not heldout & fusion
+    assert files["log.json"][0]["conversations_over_two_splits"] > 0
+
+
+def test_pairs_can_come_from_click_rates(tiny_log, tmp_path):
+    files = run(tiny_log, tmp_path, "--pairs_from", "click_rates", "--heldout_share", "0.4")
+    assert all(0.5 < row["label"] < 1 for row in files["pairs.jsonl"])
+    assert files["log.json"][0]["left_out"]["impressions_without_pair"] is None

@@ -24,7 +24,16 @@ from openrlhf_qs.registry import FUSIONS, JUDGES, KINDS, REWARD_MODELS, REWARDS,
 ROOT = Path(__file__).parents[2]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 HOST, PAPER, PLUGINS = DOCS / "HOST.md", DOCS / "PAPER.md", DOCS / "PLUGINS.md"
-PAGES = [README, ROOT / "CHANGELOG.md", HOST, PAPER, PLUGINS]
+PAGES = [
+    README,
+    ROOT / "CHANGELOG.md",
+    HOST,
+    PAPER,
+    PLUGINS,
+    DOCS / "ASSEMBLY.md",
+    DOCS / "CLICK_LOG.md",
+    DOCS / "GARM.md",
+]
 CODE = [*(ROOT / "recipes").glob("*.sh"), *(ROOT / "openrlhf_qs").rglob("*.py"), *(ROOT / "plugins").glob("*.py")]
 FILE = re.compile(r"(?<![\w/.])((?:recipes|docs|openrlhf_qs|plugins|tests)/[\w/]+\.(?:sh|md|py))\b")
 VARIABLE = re.compile(r"(?:^|[\s`$])([A-Z][A-Z_]{2,})(?=[=`/\s]|$)", re.MULTILINE)
@@ -88,7 +97,7 @@ def test_every_file_and_link_exists(page):
 @all_pages
 def test_every_subcommand_exists(page):
     named = set(re.findall(r"openrlhf-qs ([a-z][\w-]*)", in_code(page)))
-    assert named <= {*cli.STAGES, *cli.TOOLS}
+    assert named <= {command.split()[0] for command in (*cli.STAGES, *cli.TOOLS)}  # a command may have two words
 
 
 @all_pages
@@ -122,7 +131,7 @@ def test_every_option_of_a_plugin_exists(page):
 def test_every_recipe_and_stage_is_in_the_table_of_stages():
     named = {Path(recipe).stem for recipe in table(README, "recipe")}
     recipes = {path.stem for path in (ROOT / "recipes").glob("*.sh")}
-    assert named == recipes - {"common", "grpo_garm", "test"} == {*cli.STAGES} - {"generate"}
+    assert named == recipes - {"common", "garm_upworthy", "grpo_garm", "test"} == {*cli.STAGES} - {"generate"}
 
 
 def test_every_field_of_the_click_log_is_in_its_table():
@@ -200,18 +209,19 @@ def test_the_example_of_an_sft_dataset_takes_what_was_clicked_often(example):
     example("sft dataset")
     n_clicked = {"a": 3, "b": 1, "c": 2, "d": 2}
     candidates = [{"text": text, "n_shown": 9, "n_clicked": n, "weight": 1.0} for text, n in n_clicked.items()]
-    row = {"conversation": CONVERSATION, "candidates": candidates}
-    assert SFT_DATASETS.create("never_unclicked")(row) == ["a", "c", "d"]
-    assert SFT_DATASETS.create("never_unclicked", n_clicks=3)(row) is None
+    rows = [{"conversation": CONVERSATION, "candidates": candidates}]
+    assert SFT_DATASETS.create("never_unclicked")(rows) == [["a", "c", "d"]]
+    assert SFT_DATASETS.create("never_unclicked", n_clicks=3)(rows) == [None]
 
 
 def test_the_example_of_a_reward_model_gives_deviations_and_a_loss_that_falls_with_the_difference(example):
     example("reward model")
     head = REWARD_MODELS.create("logistic")
     output = head.output(torch.randn(5, head.n_outputs, generator=torch.Generator().manual_seed(0)))
-    assert output.shape == (5, 2) and (output[:, 1] > 0).all()
-    better, worse, weight = torch.tensor([[2.0, 1.0]]), torch.tensor([[0.0, 1.0]]), torch.ones(1)
-    assert head.loss(better, worse, weight) < head.loss(worse, better, weight)
+    assert output.shape == (5, 3) and (output[:, 1] > 0).all() and (output[:, 2] == 0).all()
+    better, worse, one = torch.tensor([[2.0, 1.0]]), torch.tensor([[0.0, 1.0]]), torch.ones(1)
+    assert head.loss(better, worse, one, one) < head.loss(worse, better, one, one)
+    torch.testing.assert_close(head.loss(better, worse, one, 0 * one), head.loss(worse, better, one, one))
 
 
 def test_the_example_of_a_reward_takes_the_worst_suggestion(example):
@@ -219,7 +229,7 @@ def test_the_example_of_a_reward_takes_the_worst_suggestion(example):
     batch = offline_batch(
         [CONVERSATION] * 2,
         ["1. How long?\n2. Which flour?\n3. What now?", "Sorry."],
-        scorer=lambda conversations, suggestions: (np.array([1.0, 2.0, 3.0]), np.array([0.5, 2.5, 0.5])),
+        scorer=lambda conversations, suggestions: (np.array([1.0, 2.0, 3.0]), np.array([0.5, 2.5, 0.5]), np.zeros(3)),
     )
     # 1 - 0.5, 2 - 2.5, 3 - 0.5: the second is the worst; without suggestions: -5
     torch.testing.assert_close(REWARDS.create("cautious")(batch), torch.tensor([-0.5, -5.0]))

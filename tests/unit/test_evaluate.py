@@ -361,12 +361,15 @@ def scorer(monkeypatch):
     """A reward model that finds what is shorter worse."""
 
     class SuggestionScorer:
+        link = "probit"
+
         def __init__(self, path, device="cpu"):
             assert path.name == "garm"
 
         def __call__(self, conversations, suggestions):
             assert len(conversations) == len(suggestions) and len(conversations[0]) == 2
-            return np.array([float(len(s)) for s in suggestions]), np.full(len(suggestions), 0.5**0.5)
+            n = len(suggestions)
+            return np.array([float(len(s)) for s in suggestions]), np.full(n, 0.5**0.5), np.zeros(n)
 
     monkeypatch.setitem(
         sys.modules,

@@ -4,7 +4,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from openrlhf_qs.plugins import judges
+from openrlhf_qs import endpoint as chat
 from openrlhf_qs.plugins.judges import OpenAIEndpoint, read_probabilities
 from openrlhf_qs.registry import JUDGES
 
@@ -50,7 +50,7 @@ def probabilities(values):
 def endpoint(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(judges, "PAUSE_S", 0.001)
+    monkeypatch.setattr(chat, "PAUSE_S", 0.001)
     endpoint = Endpoint()
     yield endpoint
     endpoint.server.shutdown()

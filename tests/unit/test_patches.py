@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from openrlhf_qs.composite import CompositeReward
 from openrlhf_qs.host import cpu, flash_attn_stand_in, patches, seams
@@ -318,3 +319,39 @@ def test_a_reward_that_fails_stops_the_step(host_of_grpo, monkeypatch):
     monkeypatch.setattr(CompositeReward, "score", lambda self, batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         maker.make_experience(two_micro_batches())
+
+
+# The seam of the reward model, on a host of a few lines
+
+
+@pytest.fixture
+def host_of_reward_models():
+    """A module with the functions that the reward model's seam wraps; its loader returns what it would build."""
+    module = ModuleType("openrlhf.models.model")
+    module._get_reward_model = module.LoraConfig = dict
+
+    def get_llm_for_sequence_regression(path, model_type, *, value_head_prefix="score"):
+        return SimpleNamespace(
+            lora=module.LoraConfig(r=4), head=getattr(module._get_reward_model, "keywords", "the host's")
+        )
+
+    module.get_llm_for_sequence_regression = get_llm_for_sequence_regression
+    return module
+
+
+def test_under_lora_a_new_head_is_trained_and_saved_whole(host_of_reward_models, tmp_path):
+    seams.reward_model_class(host_of_reward_models, Settings(reward_model="gaussian"))
+    built = host_of_reward_models.get_llm_for_sequence_regression(str(tmp_path), "reward", value_head_prefix="value")
+    assert built.head == {"mark": {"name": "gaussian", "options": {}}}
+    assert built.lora == {"r": 4, "modules_to_save": ["value"], "exclude_modules": ["value"]}
+    assert host_of_reward_models.LoraConfig is host_of_reward_models._get_reward_model is dict  # as it was
+
+
+def test_a_reward_model_of_lora_weights_is_refused_for_rl_with_the_way_out(host_of_reward_models, tmp_path):
+    mark = {"name": "gaussian", "options": {}}
+    (tmp_path / "config.json").write_text(json.dumps({"reward_model": mark}))
+    save_file({"base_model.model.score.weight": torch.zeros(2, 8)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    seams.reward_model_class(host_of_reward_models, Settings())
+    with pytest.raises(ValueError, match=f"`openrlhf-qs garm merge {tmp_path} --out FOLDER`"):
+        host_of_reward_models.get_llm_for_sequence_regression(str(tmp_path), "reward")

@@ -37,9 +37,11 @@ FORMS: dict[str, dict[str, str]] = {
         "REWARD": "garm,ood,rules,brevity",
     },
     "cpu, baselines": {"SFT_DATASET": "raw", "REWARD_MODEL": "bradley_terry", "FUSION": "equal", "JUDGE": "none"},
+    "cpu, distilled": {"DISTIL": "1"},
     "8 GPUs": {"GPUS": "8"},
     "8 GPUs, async": {"GPUS": "8", "ASYNC": "1"},
     "8 GPUs, own models and clicks": {"GPUS": "8"} | OWN,
+    "8 GPUs, distilled from a larger model": {"GPUS": "8", "DISTIL": "1", "TEACHER": "Qwen/Qwen3-8B"} | OWN,
     "2 nodes": {"GPUS": "8", "NODES": "2", "HOSTFILE": "hosts"} | OWN,
     "2 nodes, async": {"GPUS": "8", "NODES": "2", "HOSTFILE": "hosts", "ASYNC": "1"} | OWN,
 }
@@ -80,8 +82,9 @@ def host_command(command: list[str]) -> tuple[str, list[str]]:
 
 
 def training_commands(form: str) -> dict[str, list[str]]:
-    """Stage to OpenRLHF's flags."""
-    return dict(host_command(command) for command in dry_run(form) if ours(command)[0] in host.ENTRY_POINTS)
+    """Folder that the model goes to, which is the stage or ``teacher``, to OpenRLHF's flags."""
+    commands = (host_command(command)[1] for command in dry_run(form) if ours(command)[0] in host.ENTRY_POINTS)
+    return {Path(argv[argv.index("--ckpt.output_dir") + 1]).name: argv for argv in commands}
 
 
 # In a process of their own: OpenRLHF, imported once for all commands
@@ -174,20 +177,41 @@ def test_a_recipe_that_is_named_exists(recipe):
 def test_every_stage_prints_its_command_in_the_order_of_the_way(form):
     commands = dry_run(form)
     expected = list(STAGES)
+    if "DISTIL" in FORMS[form]:
+        expected[1:1] = ["sft", "distil"]
     if "POLICY" not in FORMS[form]:
         expected.insert(1, "small-policy")
     if "CLICK_LOG" not in FORMS[form]:
         expected.insert(0, "world")
     assert [ours(command)[0] for command in commands] == expected
     launched = [command[0] for command in commands if ours(command)[0] in host.ENTRY_POINTS]
-    on_gpus = "GPUS" in FORMS[form]
-    assert launched == (["deepspeed", "deepspeed", "openrlhf-qs"] if on_gpus else ["openrlhf-qs"] * 3)
+    n_before_grpo = 3 if "DISTIL" in FORMS[form] else 2
+    launcher = "deepspeed" if "GPUS" in FORMS[form] else "openrlhf-qs"
+    assert launched == [launcher] * n_before_grpo + ["openrlhf-qs"]
 
 
 @pytest.mark.parametrize("stage", ["data", "sft", "garm", "fusion", "grpo", "evaluate"])
 def test_a_stage_alone_prints_what_it_prints_within_the_whole_way(stage):
     whole = dry_run("8 GPUs")
     assert all(command in whole for command in dry_run("8 GPUs", f"{stage}.sh"))
+
+
+def test_the_student_learns_from_what_the_teacher_would_suggest():
+    form = "8 GPUs, distilled from a larger model"
+    training = training_commands(form)
+    (distil,) = (command for command in dry_run(form) if ours(command)[0] == "distil")
+    options, teacher, student = (
+        dict(zip(words, words[1:], strict=False)) for words in (ours(distil), training["teacher"], training["sft"])
+    )
+    assert teacher["--data.dataset"].endswith("/data/sft.jsonl")
+    assert teacher["--model.model_name_or_path"] == "Qwen/Qwen3-8B"
+    assert options["--teacher"] == teacher["--ckpt.output_dir"]
+    assert student["--data.dataset"] == options["--out"]
+    assert student["--model.model_name_or_path"] == "Qwen/Qwen3-4B"
+    chosen = [words[words.index("--qs.sft_dataset") + 1] for words in map(ours, dry_run(form)) if words[0] == "sft"]
+    assert chosen == ["single", "diverse"]
+    alone = dry_run(form, "distil.sh")
+    assert [command for command in dry_run(form) if command in alone] == alone
 
 
 def test_a_dry_run_touches_no_environment_and_writes_nothing(tmp_path):
@@ -211,9 +235,10 @@ def test_our_command_line_takes_what_the_recipes_give_it(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_openrlhf_takes_what_the_recipes_give_it(form, openrlhf):
     n_gpus = int(FORMS[form].get("GPUS", 1)) * int(FORMS[form].get("NODES", 1))
-    for stage, argv in training_commands(form).items():
+    for folder, argv in training_commands(form).items():
+        stage = "sft" if folder == "teacher" else folder
         args = openrlhf(parse_as_openrlhf, stage, argv)
-        assert not isinstance(args, str), f"{stage}: {args}"
+        assert not isinstance(args, str), f"{folder}: {args}"
         n_processes = n_gpus if stage != "grpo" else args.actor.num_nodes * args.actor.num_gpus_per_node
         # DeepSpeed: batch = micro batch * accumulation steps * processes
         assert args.train.batch_size % (args.train.micro_batch_size * n_processes) == 0, stage
@@ -283,3 +308,29 @@ def test_more_than_one_node_without_a_hostfile_says_what_to_give():
     done = bash("sft.sh", DRY_RUN="1", GPUS="8", NODES="2")
     assert done.returncode != 0
     assert "NODES above 1 needs HOSTFILE" in done.stderr
+
+
+def test_the_upworthy_recipe_loads_trains_calibrates_and_evaluates():
+    done = subprocess.run(
+        ["bash", ROOT / "recipes" / "garm_upworthy.sh", "archive", "--adam.eps", "1e-7"],
+        env={"PATH": os.environ["PATH"], "DRY_RUN": "1", "GARM_BASE": "minilm", "SEED": "3"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    commands = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [command[1:3] if command[1] == "garm" else command[1:2] for command in commands] == [
+        ["upworthy"],
+        ["upworthy"],
+        ["garm", "--data.dataset"],
+        ["garm", "calibrate"],
+        ["garm", "eval"],
+    ]
+    assert commands[2][-2:] == ["--adam.eps", "1e-7"]
+    assert commands[2][commands[2].index("--train.seed") + 1] == "3"
+    assert commands[2][3] == commands[0][commands[0].index("--out") + 1]  # what is written is what is trained on
+
+
+def test_the_upworthy_recipe_without_its_data_says_what_it_wants():
+    done = bash("garm_upworthy.sh")
+    assert done.returncode != 0 and "packages.train.csv.gz" in done.stderr

@@ -341,7 +341,7 @@ def test_the_executor_gets_rewards_scores_and_parts_from_our_file(agent, monkeyp
     scorer = SuggestionScorer(folders[1])
     for response, output in zip(responses, outputs, strict=True):
         suggestions = [line[3:] for line in response.splitlines()]
-        mean, std = scorer([CONVERSATION] * 3, suggestions)
+        mean, std, _ = scorer([CONVERSATION] * 3, suggestions)
         expected = {"reward/garm": mean.mean(), "reward/garm_sigma": -std.mean()}
         assert output["extra_logs"] == pytest.approx(expected, abs=1e-5)
         assert output["reward"] == pytest.approx(sum(expected.values()), abs=1e-5)

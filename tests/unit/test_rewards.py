@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from rapidfuzz.fuzz import token_set_ratio
 
 from openrlhf_qs.offline import offline_batch
-from openrlhf_qs.plugins.garm import GarmMean, GarmSigma
+from openrlhf_qs.plugins.garm import Garm, GarmSigma
 from openrlhf_qs.plugins.heuristics import Diversity, Relevance, Rules
 from openrlhf_qs.plugins.ood import OODPenalty
 from openrlhf_qs.response import format_response, parse_response
@@ -16,7 +17,9 @@ TWO = "1. How long does it take?\n2. Which flour is the best one?"
 NONE = "I do not know."
 
 
-def rollout_batch(responses=(GOOD,), truncated=None, ref_log_ppl=None, reward_mean=None, reward_std=None):
+def rollout_batch(
+    responses=(GOOD,), truncated=None, ref_log_ppl=None, reward_mean=None, reward_std=None, reward_epistemic_std=None
+):
     return RolloutBatch(
         conversations=[[{"role": "user", "content": "How do I bake bread?"}]] * len(responses),
         responses=responses,
@@ -26,29 +29,68 @@ def rollout_batch(responses=(GOOD,), truncated=None, ref_log_ppl=None, reward_me
         ref_log_ppl=None if ref_log_ppl is None else torch.tensor(ref_log_ppl),
         reward_mean=reward_mean,
         reward_std=reward_std,
+        reward_epistemic_std=reward_epistemic_std,
     )
 
 
 def test_garm_averages_the_means_over_three_suggestions():
-    batch = rollout_batch([GOOD, GOOD], reward_mean=[[1.0, 2.0, 3.0], [-1.0, 0.0, 0.4]])
+    batch = rollout_batch(
+        [GOOD, GOOD], reward_mean=[[1.0, 2.0, 3.0], [-1.0, 0.0, 0.4]], reward_std=[[1.0, 2.0, 3.0]] * 2
+    )
     # (1 + 2 + 3) / 3 = 2;  (-1 + 0 + 0.4) / 3 = -0.2
-    torch.testing.assert_close(GarmMean()(batch), torch.tensor([2.0, -0.2]))
+    torch.testing.assert_close(Garm()(batch), torch.tensor([2.0, -0.2]))
 
 
 def test_a_suggestion_that_is_missing_counts_the_least():
     batch = rollout_batch([TWO, NONE], reward_mean=[[1.0, 2.0], []], reward_std=[[0.5, 1.0], []])
     # (1 + 2 - 3) / 3 = 0;  3 * -3 / 3 = -3
-    torch.testing.assert_close(GarmMean()(batch), torch.tensor([0.0, -3.0]))
+    torch.testing.assert_close(Garm()(batch), torch.tensor([0.0, -3.0]))
     # -(0.5 + 1 + 3) / 3 = -1.5;  -3
     torch.testing.assert_close(GarmSigma()(batch), torch.tensor([-1.5, -3.0]))
     # (1 + 2 - 6) / 3 = -1
-    assert GarmMean(missing=-6.0)(batch).tolist() == [-1.0, -6.0]
+    assert Garm(missing=-6.0)(batch).tolist() == [-1.0, -6.0]
 
 
 def test_garm_sigma_is_the_negative_mean_of_the_deviations():
     batch = rollout_batch([GOOD], reward_std=[[0.3, 0.6, 1.2]])
     # -(0.3 + 0.6 + 1.2) / 3 = -0.7
     torch.testing.assert_close(GarmSigma()(batch), torch.tensor([-0.7]))
+    epistemic = rollout_batch([GOOD], reward_epistemic_std=[[0.0, 0.0, 0.6]])
+    torch.testing.assert_close(GarmSigma("epistemic")(epistemic), torch.tensor([-0.2]))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"form": "lower"}, 2.0 - 0.7),  # the mean deviation is (0.3 + 0.6 + 1.2) / 3 = 0.7
+        ({"form": "lower", "k": 2.0}, 2.0 - 1.4),
+        ({"form": "risk", "beta": 0.5}, 2.0 - 0.63),  # (0.09 + 0.36 + 1.44) / 3 = 0.63, over 2 * 0.5
+        ({"form": "quantile", "q": 0.5}, 2.0),
+        ({"form": "quantile", "q": 0.158655254}, 2.0 - 0.7),  # one deviation below
+        ({"form": "lower", "uncertainty": "epistemic"}, 2.0 - 0.9),  # (0.4 + 0.8 + 1.5) / 3
+        ({"form": "lower", "uncertainty": "total"}, 2.0 - (0.5 + 1.0 + 1.5 * 1.64**0.5) / 3),
+    ],
+)
+def test_garm_takes_from_the_mean_what_its_form_says(options, expected):
+    batch = rollout_batch(
+        [GOOD],
+        reward_mean=[[1.0, 2.0, 3.0]],
+        reward_std=[[0.3, 0.6, 1.2]],
+        reward_epistemic_std=[[0.4, 0.8, 1.5]],
+    )
+    # total: root of 0.09 + 0.16 = 0.5, of 0.36 + 0.64 = 1, of 1.44 + 2.25 = 3.69 = 1.5^2 * 1.64
+    torch.testing.assert_close(Garm(**options)(batch), torch.tensor([expected]))
+
+
+def test_a_missing_suggestion_counts_the_same_in_every_form():
+    batch = rollout_batch([NONE], reward_mean=[[]], reward_std=[[]], reward_epistemic_std=[[]])
+    assert [Garm(form)(batch).item() for form in ("mean", "lower", "risk", "quantile")] == [-3.0] * 4
+
+
+@pytest.mark.parametrize(("option", "value"), [("beta", 0.0), ("q", 0.0), ("q", 1.0)])
+def test_a_form_that_cannot_be_is_refused(option, value):
+    with pytest.raises(ValueError, match=f"garm.{option} must be .*, got {value}"):
+        Garm(**{option: value})
 
 
 def test_ood_takes_only_what_is_above_the_threshold():
@@ -98,6 +140,7 @@ MANY = rollout_batch(
     ref_log_ppl=[1.0, 2.0, 3.0, 4.0, 5.0],
     reward_mean=[[1.0, 2.0, 3.0], [0.0, 0.5, 0.1], [1.0, -1.0], [], [2.0, 2.0, 2.5]],
     reward_std=[[0.5, 1.0, 1.5], [0.2, 0.5, 0.1], [1.0, 0.4], [], [2.0, 2.0, 2.5]],
+    reward_epistemic_std=[[0.1, 0.2, 0.3], [0.0, 0.0, 0.1], [0.5, 0.4], [], [0.2, 0.2, 0.5]],
 )
 
 
@@ -111,7 +154,9 @@ def rows(batch, order):
     )
 
 
-@pytest.mark.parametrize("reward", [GarmMean(), GarmSigma(), OODPenalty(2.5), Rules(), Diversity()], ids=type)
+@pytest.mark.parametrize(
+    "reward", [Garm(), Garm("lower", "total"), GarmSigma(), OODPenalty(2.5), Rules(), Diversity()], ids=type
+)
 @pytest.mark.parametrize("order", [[4, 2, 0, 1, 3], [3], [0, 0]], ids=["permuted", "one", "twice"])
 def test_a_response_gets_the_same_whatever_stands_beside_it(reward, order):
     all_of_them = reward(MANY)
@@ -124,13 +169,15 @@ def test_an_offline_batch_has_what_training_would_have_given():
 
     def scorer(conversations, suggestions):
         asked.extend(zip(conversations, suggestions, strict=True))
-        return torch.arange(len(suggestions)).numpy(), torch.arange(len(suggestions)).numpy() + 0.5
+        n = np.arange(len(suggestions))
+        return n, n + 0.5, n + 0.25
 
     conversations = [[{"role": "user", "content": text}] for text in "abc"]
     batch = offline_batch(conversations, [GOOD, NONE, TWO], [1.0, 2.0, 3.0], scorer)
     # three suggestions, none, two: numbered in the order in which they were scored
     assert batch.reward_mean == [[0, 1, 2], [], [3, 4]]
     assert batch.reward_std == [[0.5, 1.5, 2.5], [], [3.5, 4.5]]
+    assert batch.reward_epistemic_std == [[0.25, 1.25, 2.25], [], [3.25, 4.25]]
     assert [conversation[0]["content"] for conversation, _ in asked] == ["a", "a", "a", "c", "c"]
     assert asked[4][1] == "Which flour is the best one?"
     assert batch.ref_log_ppl.tolist() == [1.0, 2.0, 3.0] and not batch.truncated.any()

@@ -1,0 +1,284 @@
+"""Cold start: a language model writes the first suggestions, when there is nothing yet that anyone could have clicked.
+
+In: JSON Lines with a ``conversation`` a row, maybe a ``user_id``. Out: a click log to be served. Its ``clicks`` and
+its ``timestamp`` are the server's to fill in: until then ``clicks`` is null, so that no reader of click logs takes
+what nobody saw for what nobody wanted. ``policy`` says which model and which template made the suggestions.
+
+The model runs here, in vLLM, or behind an OpenAI-compatible endpoint. What it answers is read by
+:func:`openrlhf_qs.response.parse_response` and asked again where it is malformed. A killed run goes on where it was,
+and a second run asks only for what the log does not have yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from openrlhf_qs.endpoint import ChatEndpoint
+from openrlhf_qs.files import read_json_lines, write_json_lines
+from openrlhf_qs.generate import load_engine, sample
+from openrlhf_qs.journal import Journal, job_keys, model_print
+from openrlhf_qs.prompt import Message, check_conversation
+from openrlhf_qs.response import parse_response
+
+TEMPLATES = Path(__file__).parent / "templates"
+CHUNK = 256  # prompts that vLLM gets in one go, which a kill costs
+SHOWN_FAILURES = 20
+_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # of a model that thinks before it answers
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="CONVERSATIONS", help="JSON Lines with a conversation a row, maybe a user_id")
+    parser.add_argument("--out", required=True, metavar="FILE", help="click log to write, its clicks still null")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--policy", default="", metavar="DIR|NAME", help="model that vLLM runs here")
+    model.add_argument("--endpoint", default="", metavar="URL", help="as http://localhost:8000/v1")
+    parser.add_argument("--model", default="", help="the name the endpoint knows its model by")
+    parser.add_argument(
+        "--template",
+        default="follow_up",
+        metavar="NAME|FILE",
+        help=f"prompt: {', '.join(sorted(path.stem for path in TEMPLATES.glob('*.txt')))}, or a file of that form; "
+        "default follow_up",
+    )
+    parser.add_argument("--n_samples", type=int, default=1, help="impressions a conversation; default 1")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; default 1")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens of an answer; default 256")
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=3,
+        help="further tries after an answer that failed or is no three suggestions; default 3",
+    )
+    parser.add_argument("--concurrency", type=int, default=16, help="requests at a time to an endpoint; default 16")
+    parser.add_argument("--timeout_s", type=float, default=120.0, help="for one answer of an endpoint; default 120")
+    parser.add_argument(
+        "--api_key_env", default="OPENAI_API_KEY", help="variable with the endpoint's key; default OPENAI_API_KEY"
+    )
+    parser.add_argument(
+        "--on_error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="when the last try failed. raise: stop, keep what is there, a second call goes on; skip: leave the row "
+        "out, and list it in the file of failures; default raise",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of vLLM; default 0")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Ask for what the log does not have yet, write it, say what failed and why."""
+    for name, least in (("n_samples", 1), ("max_new_tokens", 1), ("concurrency", 1), ("retries", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} {getattr(args, name)}: give at least {least}")
+    if bool(args.endpoint) != bool(args.model):
+        raise ValueError("--endpoint and --model go together: the URL, and the name that the model has there")
+    template = read_template(args.template)
+    rows = [(line, row) for line, row in enumerate(read_json_lines(args.file), start=1) for _ in range(args.n_samples)]
+    for line, row in rows:
+        try:
+            check_conversation(row.get("conversation"))
+        except ValueError as error:
+            raise ValueError(f"{args.file}:{line}: {error}") from None
+    job = {
+        "model": args.model or model_print(args.policy),
+        "template": [template.name, template.version, template.system, template.user],
+        "temperature": args.temperature,
+        "max_new_tokens": args.max_new_tokens,
+    }
+    keys = job_keys(job, [[row["conversation"], row.get("user_id")] for _, row in rows])
+    journal = Journal(args.out, keys)
+    take_over(journal, args.out)
+    by_key = dict(zip(keys, rows, strict=True))
+    missing = journal.missing()
+    if len(missing) < len(keys):
+        print(f"going on: {len(keys) - len(missing):,} of {len(keys):,} impressions are there")
+
+    prompts = {key: template.messages(by_key[key][1]["conversation"]) for key in missing}
+    policy = f"{args.model or args.policy}+{template.name}@{template.version}"
+    failed: list[tuple[int, str]] = []
+
+    def stop() -> bool:
+        return bool(failed) and args.on_error == "raise"
+
+    answers = (_from_endpoint if args.endpoint else _from_vllm)(args, prompts, stop)
+    for key, answer in track(answers, "asking", total=len(missing)):
+        line, row = by_key[key]
+        if isinstance(answer, str):
+            failed.append((line, answer))
+        else:
+            journal.add({key: impression(key, row, answer, policy)})
+    failed.sort()
+    if stop():
+        problems = [f"{args.file}:{line}: {problem}" for line, problem in failed[:SHOWN_FAILURES]]
+        kept = f"{len(journal.place):,} of {len(keys):,} impressions are kept"
+        raise ValueError("\n".join([*problems, f"{kept}: call again to go on, or with --on_error skip"]))
+    report(args, failed, journal.finish())
+
+
+def impression(key: str, row: Mapping[str, Any], suggestions: Sequence[str], policy: str) -> dict[str, Any]:
+    """A row of a click log that was not served yet: ``clicks`` is null, ``timestamp`` that of its making."""
+    user = {"user_id": row["user_id"]} if row.get("user_id") is not None else {}
+    return {
+        "impression_id": key,
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "conversation": row["conversation"],
+        "suggestions": list(suggestions),
+        "clicks": None,
+        **user,
+        "policy": policy,
+    }
+
+
+def take_over(journal: Journal, out: str) -> None:
+    """Rows that a finished run wrote to ``out`` need not be asked again. ValueError where one is not of this job."""
+    if not Path(out).is_file():
+        return
+    wanted, missing = set(journal.keys), set(journal.missing())
+    rows = {row.get("impression_id"): row for row in read_json_lines(out)}
+    foreign = [key for key in rows if key not in wanted]
+    if foreign:
+        raise ValueError(
+            f"{out} has {len(foreign)} of {len(rows)} impressions from another model, template, option or "
+            "conversation: give another --out"
+        )
+    journal.add({key: row for key, row in rows.items() if key in missing})
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A prompt for cold start.
+
+    Attributes:
+        name: of the file, without its ending.
+        version: to be raised with every change of the text; both go into the log's ``policy``.
+        system: the system message, empty for none.
+        user: the last user message. ``$conversation`` in it stands for the transcript; without it the messages of
+            the conversation go before this one.
+    """
+
+    name: str
+    version: str
+    system: str
+    user: str
+
+    def messages(self, conversation: Sequence[Message]) -> list[Message]:
+        """What the model is asked."""
+        turns = [] if "$conversation" in self.user else list(conversation)
+        transcript = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in conversation)
+        user = Template(self.user).safe_substitute(conversation=transcript)
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *turns, {"role": "user", "content": user}]
+
+
+def read_template(name: str) -> PromptTemplate:
+    """One of ours by its name, or a file: a line ``version: …``, then ``---``, system message, ``---``, user message.
+
+    ValueError where there is no such template, or the file has another form.
+    """
+    path = TEMPLATES / f"{name}.txt" if re.fullmatch(r"\w+", name) else Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.txt")))
+        raise ValueError(f"no template {name!r}; give one of {known}, or a file with a path or an ending")
+    head, *parts = re.split(r"^---[ \t]*$\n?", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    version = re.fullmatch(r"version:[ \t]*([\w.-]+)\s*", head)
+    if version is None or len(parts) != 2 or not parts[1].strip():
+        raise ValueError(
+            f"{path} is no template: give a line 'version: 1', a line '---', the system message (may be empty), "
+            "a line '---' and the user message"
+        )
+    return PromptTemplate(path.stem, version[1], parts[0].strip(), parts[1].strip())
+
+
+def read_suggestions(text: str) -> tuple[str, ...]:
+    """The three suggestions of an answer, what a model thought before it aside. ValueError where it is malformed."""
+    parsed = parse_response(_THOUGHTS.sub("", text, count=1))
+    if not parsed.well_formed:
+        raise ValueError(f"malformed answer: {parsed.problem}")
+    return parsed.suggestions
+
+
+Answer = tuple[str, ...] | str  # the suggestions, or what was wrong with the last try
+
+
+def _from_endpoint(
+    args: argparse.Namespace, prompts: Mapping[str, list[Message]], stop: Callable[[], bool]
+) -> Iterator[tuple[str, Answer]]:
+    endpoint = ChatEndpoint(args.endpoint, args.model, args.api_key_env, args.timeout_s, args.retries)
+
+    def ask(messages: list[Message]) -> Answer:
+        try:
+            return endpoint.ask(
+                messages, read_suggestions, temperature=args.temperature, max_tokens=args.max_new_tokens
+            )
+        except ValueError as error:
+            return str(error)
+
+    waiting: dict[Future, str] = {}
+    still_to_ask = iter(prompts.items())
+    with ThreadPoolExecutor(args.concurrency) as executor:
+        while True:
+            n_free = 0 if stop() else args.concurrency - len(waiting)
+            waiting |= {executor.submit(ask, messages): key for key, messages in islice(still_to_ask, n_free)}
+            if not waiting:
+                return
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from ((waiting.pop(one), one.result()) for one in done)
+
+
+def _from_vllm(
+    args: argparse.Namespace, prompts: Mapping[str, list[Message]], stop: Callable[[], bool]
+) -> Iterator[tuple[str, Answer]]:
+    llm = load_engine(args.policy, args.seed) if prompts else None
+    keys = list(prompts)
+    for start in range(0, len(keys), CHUNK):
+        if stop():
+            return
+        answers: dict[str, Answer] = dict.fromkeys(keys[start : start + CHUNK], "not asked")
+        for _ in range(args.retries + 1):
+            open_keys = [key for key, answer in answers.items() if isinstance(answer, str)]
+            if not open_keys:
+                break
+            outputs = sample(
+                llm,
+                [prompts[key] for key in open_keys],
+                n=1,
+                max_tokens=args.max_new_tokens,
+                temperature=args.temperature,
+            )
+            answers.update(zip(open_keys, map(_read_output, outputs), strict=True))
+        yield from answers.items()
+
+
+def _read_output(outputs: Any) -> Answer:
+    try:
+        return outputs if isinstance(outputs, str) else read_suggestions(outputs[0].text)
+    except ValueError as error:
+        return str(error)
+
+
+def report(args: argparse.Namespace, failed: Sequence[tuple[int, str]], n_written: int) -> None:
+    """Say what was written and what failed; each failure goes to a file beside the log, the line first."""
+    failures = Path(args.out).with_suffix(".failures.jsonl")
+    failures.unlink(missing_ok=True)
+    table = Table("", "rows", "what", title=f"cold-start: {args.file} to {args.out}", title_justify="left")
+    table.columns[1].justify = "right"
+    table.add_row("written", f"{n_written:,}", "impressions, to be served")
+    if failed:
+        write_json_lines(failures, ({"line": line, "problem": problem} for line, problem in failed))
+        table.add_row("left out", f"{len(failed):,}", f"after {args.retries + 1} tries; all in {failures}")
+        for problem, count in Counter(problem for _, problem in failed).most_common(SHOWN_FAILURES):
+            table.add_row("", f"{count:,}", problem)
+    Console(markup=False).print(table)

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Distil.  Reads $RUN/data, writes $RUN/distil: a teacher trained on single clicked suggestions (teacher/), and what it
+# would suggest under every conversation (candidates.jsonl), from which the stage sft learns under DISTIL=1.
+#   TEACHER=Qwen/Qwen3-8B GPUS=8 bash recipes/distil.sh --temperature 0.8    # any flag of `openrlhf-qs distil` may follow
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+: "${TEACHER:=}"                # what the teacher is trained from; empty: what the policy is
+: "${N_CANDIDATES:=16}"         # samples a conversation
+
+set_up
+skip_if_done distil
+if [ ! -f "$RUN/distil/teacher/.done" ] || [ "$DRY_RUN" = 1 ]; then
+   sft_flags "$RUN/data/sft.jsonl" "$RUN/distil/teacher" "${TEACHER:-${POLICY:-$RUN/data/policy}}"
+   launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset single
+   [ "$DRY_RUN" = 1 ] || touch "$RUN/distil/teacher/.done"
+fi
+run openrlhf-qs distil --teacher "$RUN/distil/teacher" --prompts "$RUN/data/prompts.jsonl" \
+   --out "$RUN/distil/candidates.jsonl" --n_samples "$N_CANDIDATES" --seed "$SEED" "$@"
+finish
