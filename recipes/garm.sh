@@ -34,7 +34,7 @@ if [ "$FORM" = gpu ]; then
 else
    SIZE=(
       --model.model_name_or_path "${GARM_BASE:-$RUN/sft}"
-      --train.batch_size "${BATCH:-64}" --train.micro_batch_size "${BATCH:-64}"
+      --train.batch_size "${BATCH:-32}" --train.micro_batch_size "${BATCH:-32}"
       --train.max_epochs "${EPOCHS:-1}" --adam.lr "${LR:-1e-3}"
       --ds.zero_stage 0 --ds.attn_implementation sdpa
    )
