@@ -6,7 +6,8 @@ impression hang together.
 
 Which suggestion of a pair comes first says nothing, so a pair is one observation seen from two sides: ``(p, 1)`` from
 the chosen and ``(1 - p, 0)`` from the rejected suggestion; with a soft ``label`` y, ``(p, y)`` and ``(1 - p, 1 - y)``.
-Binning only the first side would compare ``p`` with a label that is always 1, and report ``1 - mean(p)`` for all models.
+Binning only the first side would compare ``p`` with a label that is always 1, and report ``1 - mean(p)`` for any
+model.
 """
 
 from __future__ import annotations

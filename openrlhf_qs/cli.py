@@ -48,10 +48,23 @@ TOOLS = {
         "one temperature, fitted on held-out pairs, into a reward model",
     ),
     "garm score": ("openrlhf_qs.garm_score", "add a reward model's mean and std to every row of a file"),
+    "benchmark garm-training": (
+        "openrlhf_qs.benchmark.garm_training",
+        "impressions a second of reward-model training, OpenRLHF's own way and ours",
+    ),
+    "benchmark scoring": (
+        "openrlhf_qs.benchmark.scoring",
+        "a GRPO group scored by the reward model at once, against one response after the other",
+    ),
+    "benchmark grpo-overhead": (
+        "openrlhf_qs.benchmark.grpo_overhead",
+        "what the composite reward costs of a GRPO step, and what scoring in batches saves",
+    ),
     "benchmark reward-models": (
         "openrlhf_qs.benchmark.reward_models",
         "Bradley-Terry, DPL, PURM and the Gaussian reward model side by side on the same features",
     ),
+    "reward score": ("openrlhf_qs.reward_score", "try a reward on a file: each part, the weights and the total"),
     "world": ("openrlhf_qs.plugins.built_in_world", "write a click log of simulated users, for when there is none"),
     "small-policy": ("openrlhf_qs.small_policy", "build a tokenizer and a small policy from a click log"),
     "plugins": ("openrlhf_qs.list_plugins", "list the plugins, or show the options of one"),
@@ -59,6 +72,7 @@ TOOLS = {
         "openrlhf_qs.doctor",
         "versions, devices, and whether each extension point of OpenRLHF is where it was",
     ),
+    "ablation": ("openrlhf_qs.ablation", "table and pictures of recipes/ablate_rewards.sh: what each reward is worth"),
     "follow": ("openrlhf_qs.host.follow", "show the progress of a training run that is piped into it"),
 }
 EPILOG = """\

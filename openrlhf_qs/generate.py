@@ -27,15 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE")
     parser.add_argument("--n_max", type=int, default=2000, help="distinct conversations, the first ones; default 2000")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens a response may have; default 64")
+    parser.add_argument("--n_samples", type=int, default=1, help="responses to each conversation; default 1")
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling, as in training; default 1")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.n_samples < 1:
+        raise ValueError(f"--n_samples {args.n_samples}: give 1 or more")
     conversations = list(
         {json.dumps(row["conversation"]): row["conversation"] for row in read_json_lines(args.prompts)}.values()
     )
-    conversations = conversations[: args.n_max]
+    conversations = [c for c in conversations[: args.n_max] for _ in range(args.n_samples)]
     responses = generate(args.policy, conversations, args.max_new_tokens, args.temperature, args.seed)
     rows = [{"conversation": c, "response": r} for c, r in zip(conversations, responses, strict=True)]
     if args.reference:

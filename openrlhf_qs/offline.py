@@ -19,12 +19,14 @@ def offline_batch(
     responses: Sequence[str],
     ref_log_ppl: Sequence[float] | None = None,
     scorer=None,
+    group: Sequence[int] | None = None,
 ) -> RolloutBatch:
-    """The batch that training would have made of these responses, each a group of its own.
+    """The batch that training would have made of these responses.
 
     Args:
         ref_log_ppl: ``[n]``, nats per token, from :func:`openrlhf_qs.generate.reference_log_ppl`.
         scorer: a :class:`~openrlhf_qs.reward_model.SuggestionScorer`; None leaves its numbers out.
+        group: ``[n]``, a number for each prompt; None makes each response a group of its own.
     """
     parsed = [parse_response(response) for response in responses]
     rewards = {}
@@ -36,7 +38,7 @@ def offline_batch(
         conversations=conversations,
         responses=responses,
         parsed=parsed,
-        group=torch.arange(len(responses)),
+        group=torch.arange(len(responses)) if group is None else torch.tensor(group),
         truncated=torch.zeros(len(responses), dtype=torch.bool),
         ref_log_ppl=None if ref_log_ppl is None else torch.tensor(ref_log_ppl),
         **rewards,

@@ -114,10 +114,10 @@ class RemoteReward:
         """A dict for each rollout: ``rewards`` (composite), ``scores`` (its sigmoid), ``extra_logs`` (raw parts)."""
         batch = offline_batch([r.conversation for r in rollouts], [r.response for r in rollouts], scorer=self.scorer)
         batch = replace(batch, truncated=torch.tensor([r.truncated for r in rollouts]))
-        raw = self.composite.score(batch)
-        total = self.composite.total(raw)
+        scored = self.composite.score(batch)
+        total = scored.total
         scores = total.sigmoid().clamp(1e-6, 1 - 1e-6)  # in float32 a sigmoid can be 0 or 1
-        logged = {f"reward/{name}": value.tolist() for name, value in raw.items()}
+        logged = {f"reward/{name}": value.tolist() for name, value in scored.raw.items()}
         return [
             {"rewards": reward, "scores": score, "extra_logs": {name: values[n] for name, values in logged.items()}}
             for n, (reward, score) in enumerate(zip(total.tolist(), scores.tolist(), strict=True))
@@ -168,6 +168,11 @@ def load_reward(environ: Mapping[str, str]) -> RemoteReward:
             raise ValueError(f"OPENRLHF_QS_OPTIONS: {name!r} is not in OPENRLHF_QS_REWARD={','.join(names)}")
     weights = environ.get("OPENRLHF_QS_WEIGHTS")
     composite = CompositeReward(names, options, read_weights(weights) if weights else None)
+    if composite.normalisation == "group":
+        raise ValueError(
+            f"OPENRLHF_QS_WEIGHTS={weights} was learned for the normalisation 'group', and a reward function sees no "
+            "groups: run the fusion stage with --normalisation sft, or train with `openrlhf-qs grpo`"
+        )
     without_reference = [name for name in names if "reference" in getattr(REWARDS[name], "needs", ())]
     if without_reference:
         raise ValueError(

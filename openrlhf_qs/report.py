@@ -19,7 +19,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from openrlhf_qs.files import write_whole
+from openrlhf_qs.files import read_json_lines, write_whole
+from openrlhf_qs.monitors import ALARMS
 
 STAGES = {
     "data": "The click log, split by conversation into training rows, preference pairs and held-out impressions.",
@@ -73,7 +74,7 @@ def write_report(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
         "sft": _curves(run_dir / "sft"),
         "garm": _curves(run_dir / "garm") + _calibration(metrics.get("garm")),
         "fusion": _fusion(run_dir / "fusion" / "weights.json"),
-        "grpo": _curves(run_dir / "grpo"),
+        "grpo": _alarms(run_dir / "grpo") + _curves(run_dir / "grpo"),
         "evaluate": _evaluation(metrics),
     }
     name = escape(run_dir.resolve().name)
@@ -298,6 +299,17 @@ def _example(example: Mapping[str, Any], colors: Mapping[str, str]) -> str:
             f"<ol>{items}</ol></div>"
         )
     return f'<article><div class="turns">{turns}</div><div class="arms">{"".join(columns)}</div></article>'
+
+
+def _alarms(stage_dir: Path) -> str:
+    file = stage_dir / ALARMS
+    if not file.is_file():
+        return ""
+    alarms = read_json_lines(file)
+    if not alarms:
+        return _note("No monitor gave an alarm.")
+    rows = [[str(alarm["step"]), escape(alarm["monitor"]), escape(alarm["sentence"])] for alarm in alarms]
+    return _table(["step", "monitor", "what was seen, and what to do"], rows)
 
 
 def _curves(stage_dir: Path) -> str:

@@ -47,8 +47,13 @@ def format_response(suggestions: Sequence[str]) -> str:
 def parse_response(text: str) -> ParsedResponse:
     """Read the suggestions out of ``text``; never raises.
 
-    Well formed are exactly ``N_SUGGESTIONS`` lines, numbered 1, 2, 3 with ASCII digits, each with a letter in it, and
-    nothing else but blank lines. Of a malformed response, the numbered lines that have text are still returned.
+    Well formed are exactly ``N_SUGGESTIONS`` lines, numbered 1, 2, 3 with ASCII digits and a dot or bracket, each with
+    a letter in it, and nothing else but blank lines. All else is malformed, and read like this:
+
+    - A line that is not numbered so ("One. ...", "- ...", "١. ...", a greeting) is no suggestion.
+    - A numbered line is one, whatever its number and however far it is indented, so the items of a nested list are.
+    - A numbered line without a letter is none.
+    - Of more than ``N_SUGGESTIONS`` suggestions the first ones count; of fewer, those that are there.
     """
     numbers, suggestions, problem = [], [], ""
     for line in filter(None, (line.strip() for line in text.splitlines())):

@@ -32,7 +32,17 @@ from torch import Tensor, nn
 
 from openrlhf_qs.prompt import Message, suggestion_messages
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins
-from openrlhf_qs.shared_prefix import SharedRows, ends, is_shared, positions, share_prefixes, tree_mask
+from openrlhf_qs.shared_prefix import (
+    ATTENTION,
+    SharedRows,
+    ends,
+    is_shared,
+    n_before,
+    positions,
+    share_prefixes,
+    tree_mask,
+    use_attention,
+)
 
 
 class Float32Linear(nn.Linear):
@@ -78,6 +88,8 @@ def reward_model_class(
             options = {"add_pooling_layer": False} if has_pooler else {}
             setattr(self, self.base_model_prefix, base_llm_model(config, **options))
             setattr(self, value_head_prefix, Float32Linear(config.hidden_size, self.head.n_outputs))
+            if not self.is_encoder:
+                use_attention(config)
             # OpenRLHF's evaluation writes the mean and deviation of the means into the config. They are applied where
             # reward normalisation is asked for.
             self.normalize_reward = getattr(config, "normalize_reward", False)
@@ -123,7 +135,10 @@ def reward_model_class(
         def read_ends(self, input_ids: Tensor, segments: Tensor):
             """Raw outputs from the last token of each suggestion in the rows, and the backbone's outputs."""
             outputs = getattr(self, self.base_model_prefix)(
-                input_ids, attention_mask=tree_mask(segments, self.dtype), position_ids=positions(segments)
+                input_ids,
+                attention_mask=tree_mask(segments, self.dtype),
+                position_ids=positions(segments),
+                n_before=n_before(segments),
             )
             return getattr(self, value_head_prefix)(outputs["last_hidden_state"][ends(segments)]), outputs
 
@@ -170,7 +185,7 @@ def is_encoder(config) -> bool:
 def can_share_prefix(config, attn_implementation: str, packing_samples: bool = False) -> bool:
     """Whether a backbone reads segment ids: a decoder whose attention takes any mask and looks back without limit."""
     layers = getattr(config, "layer_types", None) or ["full_attention"]
-    free_mask = attn_implementation in ("sdpa", "eager") and not packing_samples
+    free_mask = attn_implementation in ("sdpa", ATTENTION, "eager") and not packing_samples
     return free_mask and not is_encoder(config) and set(layers) == {"full_attention"}
 
 

@@ -39,11 +39,13 @@ class RolloutBatch:
 
     def take(self, rows: Sequence[int]) -> RolloutBatch:
         """The responses at ``rows``, in that order."""
-        taken = {}
-        for name, value in vars(self).items():
-            is_tensor = isinstance(value, Tensor)
-            taken[name] = value[list(rows)] if is_tensor else None if value is None else [value[row] for row in rows]
-        return RolloutBatch(**taken)
+
+        def taken(value):
+            if value is None:
+                return None
+            return value[list(rows)] if isinstance(value, Tensor) else [value[row] for row in rows]
+
+        return RolloutBatch(**{name: taken(value) for name, value in vars(self).items()})
 
 
 def reward_fields(

@@ -14,8 +14,12 @@ from itertools import takewhile
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+ATTENTION = "openrlhf_qs_shared_prefix"  # its name among transformers' attention functions
 MAX_ROW = 1024  # tokens; attention costs the square of a row's length
 
 
@@ -23,7 +27,8 @@ class SharedRows(NamedTuple):
     """Texts in rows that share their beginnings.
 
     Attributes:
-        input_ids, segments: ``[rows, length]``, padded right.
+        input_ids, segments: ``[rows, length]``; the common beginnings are padded right to one width, the suggestions
+            begin after it, and what is left is padding again.
         order: ``[texts]``; the i-th suggestion of the rows, read row by row, is text ``order[i]``.
     """
 
@@ -48,21 +53,21 @@ def share_prefixes(
     rows, order = [], []
     for group in members.values():
         n_common = _n_common([texts[n] for n in group])
-        row: list[tuple[int, int]] = []
+        common, own_parts, n_row = texts[group[0]][:n_common], [], n_common
         for n in group:
             own = texts[n][n_common:]
-            if row and len(row) + len(own) > max_row:
-                rows.append(row)
-                row = []
-            row = row or [(token, 1) for token in texts[n][:n_common]]
-            segment = row[-1][1] + 1 if row else 2
-            row.extend((token, segment) for token in own)
+            if own_parts and n_row + len(own) > max_row:
+                rows.append((common, own_parts))
+                own_parts, n_row = [], n_common
+            own_parts.append(own)
+            n_row += len(own)
             order.append(n)
-        rows.append(row)
-    length = max(map(len, rows), default=0)
-    padding = (pad_token_id or 0, 0)
-    padded = torch.tensor([row + [padding] * (length - len(row)) for row in rows], dtype=torch.long)
-    input_ids, segments = padded.view(len(rows), length, 2).unbind(-1)
+        rows.append((common, own_parts))
+    width = max((len(common) for common, _ in rows), default=0)
+    laid_out = [_row(common, own_parts, width, (pad_token_id or 0, 0)) for common, own_parts in rows]
+    length = max(map(len, laid_out), default=0)
+    padded = [row + [(pad_token_id or 0, 0)] * (length - len(row)) for row in laid_out]
+    input_ids, segments = torch.tensor(padded, dtype=torch.long).view(len(rows), length, 2).unbind(-1)
     return SharedRows(input_ids, segments, torch.tensor(order, dtype=torch.long))
 
 
@@ -90,11 +95,56 @@ def tree_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     return added[:, None]
 
 
+def n_before(segments: Tensor) -> int:
+    """Columns before the first suggestion of any row: they hold common beginnings, and padding after these."""
+    return int((segments <= 1).all(dim=0).long().cumprod(0).sum())
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    n_before: int = 0,
+    **options,
+) -> tuple[Tensor, None]:
+    """Transformers' ``sdpa`` attention, the first ``n_before`` columns apart.
+
+    They look back at each other only, for which the kernels need no mask and skip half of the work.
+    """
+    if n_before == 0:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    early = [one[:, :, :n_before] for one in (query, key, value)]
+    before, _ = sdpa_attention_forward(module, *early, None, **options)
+    late_mask = attention_mask[:, :, n_before:]
+    after, _ = sdpa_attention_forward(module, query[:, :, n_before:], key, value, late_mask, **options)
+    return torch.cat((before, after), dim=1), None
+
+
+def use_attention(config) -> None:
+    """Let a model whose attention is ``sdpa`` take :func:`attention` in its place."""
+    if config._attn_implementation == "sdpa":
+        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+        config._attn_implementation = ATTENTION
+
+
 def ends(segments: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column of each suggestion's last token, ``[suggestions]`` each, row by row."""
     following = torch.zeros_like(segments)
     following[:, :-1] = segments[:, 1:]
     return torch.nonzero((segments > 1) & (following != segments), as_tuple=True)
+
+
+def _row(
+    common: Sequence[int], own_parts: Sequence[Sequence[int]], width: int, padding: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """(token, segment) of one row, the common beginning padded to ``width``."""
+    row = [(token, 1) for token in common] + [padding] * (width - len(common))
+    for segment, own in enumerate(own_parts, start=2):
+        row += [(token, segment) for token in own]
+    return row
 
 
 def _n_common(texts: Sequence[Sequence[int]]) -> int:

@@ -1,53 +1,284 @@
-"""First weights of the composite reward."""
+"""The weights of the composite reward: learned from clicks, then refined for what clicks do not show."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
+from openrlhf_qs.fusion_data import FusionData
+from openrlhf_qs.pareto import knee, non_dominated
 from openrlhf_qs.registry import FUSIONS
 
-
-@FUSIONS.register("logistic_regression")
-class LogisticRegressionFusion:
-    """Weights that tell clicked impressions from the others: ridge-regularised logistic regression on the parts.
-
-    Every part is written so that more is better, so a negative weight is noise or a fault of the part: it is set to
-    the floor, with a warning. The floor itself is there because a log of ordinary impressions cannot show what
-    protects from responses that no policy has given yet.
-
-    Args:
-        floor: share of the largest weight that every part keeps, in [0, 1].
-        c: inverse strength of the ridge penalty (scikit-learn's ``C``), on parts of unit deviation.
-    """
-
-    def __init__(self, floor: float = 0.2, c: float = 1.0) -> None:
-        if not 0 <= floor <= 1:
-            raise ValueError(f"logistic_regression.floor must be in [0, 1], got {floor}: it is a share")
-        self.floor = floor
-        self.c = c
-
-    def __call__(self, parts: np.ndarray, clicked: np.ndarray, names: list[str]) -> list[float]:
-        """Parts ``[n, n_rewards]`` in deviations, clicks ``[n]`` 0/1; weights that add up to 1."""
-        from sklearn.linear_model import LogisticRegression
-
-        if len(np.unique(clicked)) < 2:
-            raise ValueError("fusion needs impressions with and without a click; found only one kind")
-        weights = LogisticRegression(C=self.c, max_iter=1000).fit(parts, clicked).coef_[0]
-        for name, weight in zip(names, weights, strict=True):
-            if weight < 0:
-                warnings.warn(f"reward {name!r} has the weight {weight:.3f}: clicks fall as it rises", stacklevel=2)
-        if weights.max() <= 0:
-            raise ValueError("no reward rises with clicks: the weights mean nothing; look at the parts one by one")
-        weights = np.maximum(weights, self.floor * weights.max())
-        return (weights / weights.sum()).tolist()
+C_GRID = np.logspace(-4, 2, 13)
+MIN_SPAN = 0.05  # of an objective, in [0, 1], for the knee
+COLLINEAR = 5.0  # variance inflation from which a part's weight cannot be told from others'
 
 
 @FUSIONS.register("equal")
 class EqualFusion:
     """The same weight for every part: the baseline."""
 
-    def __call__(self, parts: np.ndarray, clicked: np.ndarray, names: list[str]) -> list[float]:
+    def __call__(self, data: FusionData) -> list[float]:
         """Weights that add up to 1, whatever the data say."""
-        return [1 / len(names)] * len(names)
+        return [1 / len(data.names)] * len(data.names)
+
+
+@FUSIONS.register("logistic_regression")
+class LogisticRegressionFusion:
+    """Weights that tell clicked impressions from others: logistic regression, without intercept, on differences.
+
+    The log-odds that the first of two impressions is the clicked one are ``(parts_1 - parts_2) @ weights``, with a
+    ridge penalty. Every part is written so that more is better, so a negative weight is noise or a fault of the part:
+    it is set to the floor, with a warning. The floor itself is there because a log of ordinary impressions cannot show
+    what protects from responses that no policy has given yet.
+
+    Args:
+        floor: share of the largest weight that every part keeps, in [0, 1].
+        c: inverse strength of the ridge penalty (scikit-learn's ``C``), on parts of unit deviation; None finds it by
+            cross-validation over conversations.
+    """
+
+    def __init__(self, floor: float = 0.2, c: float | None = None) -> None:
+        if not 0 <= floor <= 1:
+            raise ValueError(f"logistic_regression.floor must be in [0, 1], got {floor}: it is a share")
+        if c is not None and c <= 0:
+            raise ValueError(f"logistic_regression.c must be > 0, got {c}")
+        self.floor = floor
+        self.c = c
+        self.report: dict[str, Any] = {}
+
+    def __call__(self, data: FusionData) -> list[float]:
+        """Weights that add up to 1; ``report`` has the coefficients with their standard errors."""
+        c = self.c or cross_validated_c(data)
+        weights = fit(data, c)
+        errors, inflation = standard_errors(data, weights, c), variance_inflation(data.difference)
+        self.report = {
+            "first_stage": {
+                "coefficient": dict(zip(data.names, weights.tolist(), strict=True)),
+                "standard_error": dict(zip(data.names, errors.tolist(), strict=True)),
+                "variance_inflation": dict(zip(data.names, inflation.tolist(), strict=True)),
+                "c": float(c),
+                "n_pairs": len(data.difference),
+                "n_conversations": len(np.unique(data.conversation)),
+            }
+        }
+        for name, weight, error, factor in zip(data.names, weights, errors, inflation, strict=True):
+            if weight < 0:
+                warnings.warn(
+                    f"reward {name!r} has the weight {weight:.3f} (standard error {error:.3f}): clicks fall as it "
+                    "rises; it is set to the floor",
+                    stacklevel=2,
+                )
+            if factor > COLLINEAR:
+                warnings.warn(
+                    f"reward {name!r} can hardly be told from the others (variance inflation {factor:.1f}): its "
+                    "weight says little by itself; leave out one that says the same",
+                    stacklevel=2,
+                )
+        if weights.max() <= 0:
+            raise ValueError("no reward rises with clicks: the weights mean nothing; look at the parts one by one")
+        weights = np.maximum(weights, self.floor * weights.max())
+        return (weights / weights.sum()).tolist()
+
+
+def fit(data: FusionData, c: float) -> np.ndarray:
+    """Coefficients ``[k]``, log-odds per deviation."""
+    from sklearn.linear_model import LogisticRegression
+
+    # Each pair both ways round, each half: the likelihood of the pair, for which scikit-learn wants two classes.
+    both = np.concatenate((data.difference, -data.difference))
+    first = np.repeat([1, 0], len(data.difference))
+    model = LogisticRegression(C=c, fit_intercept=False, max_iter=1000, tol=1e-8)
+    return model.fit(both, first, sample_weight=np.tile(data.weight, 2) / 2).coef_[0]
+
+
+def log_loss(data: FusionData, weights: np.ndarray) -> float:
+    """Weighted mean of ``-log P(the clicked one is the first)``, nats."""
+    return float(np.average(np.logaddexp(0, -data.difference @ weights), weights=data.weight))
+
+
+def cross_validated_c(data: FusionData, n_folds: int = 5) -> float:
+    """The ridge strength of ``C_GRID`` with the least log-loss on conversations that were not fitted."""
+    fold = np.unique(data.conversation, return_inverse=True)[1] % n_folds
+    if len(np.unique(fold)) < n_folds:
+        return 1.0
+    losses = [
+        sum(log_loss(data.pairs(fold == n), fit(data.pairs(fold != n), c)) for n in range(n_folds)) for c in C_GRID
+    ]
+    return float(C_GRID[np.argmin(losses)])
+
+
+def standard_errors(data: FusionData, weights: np.ndarray, c: float) -> np.ndarray:
+    """Of the coefficients ``[k]``: the sandwich estimate from the Hessian of the penalised likelihood, with the
+    gradients of one conversation's pairs added up before they are squared, for they are not independent."""
+    probability = 1 / (1 + np.exp(-data.difference @ weights))
+    curvature = data.weight * probability * (1 - probability)
+    hessian = (data.difference * curvature[:, None]).T @ data.difference + np.eye(len(weights)) / c
+    gradient = data.difference * (data.weight * (1 - probability))[:, None]
+    cluster = np.unique(data.conversation, return_inverse=True)[1]
+    summed = np.zeros((cluster.max() + 1, len(weights)))
+    np.add.at(summed, cluster, gradient)
+    inverse = np.linalg.inv(hessian)
+    return np.sqrt(np.diag(inverse @ summed.T @ summed @ inverse))
+
+
+def variance_inflation(difference: np.ndarray) -> np.ndarray:
+    """How many times the variance of a coefficient is what it would be alone, ``[k]``: ``1 / (1 - R^2)`` of each part
+    on the others. Without an intercept, as the model has none; 1 for a part that never differs."""
+    scale = np.sqrt((difference**2).mean(0))
+    inflation, used = np.ones(difference.shape[1]), scale > 1e-9
+    scaled = difference[:, used] / scale[used]
+    correlation = scaled.T @ scaled / len(scaled)
+    inflation[used] = np.diag(np.linalg.inv(correlation + 1e-10 * np.eye(len(correlation))))
+    return np.maximum(inflation, 1.0)
+
+
+@FUSIONS.register("pareto")
+class ParetoFusion:
+    """The weights of ``logistic_regression``, refined for what clicks do not show, on the Pareto front of five aims.
+
+    NSGA-II (Optuna's) searches around the first stage's weights. All objectives are in [0, 1], more is better:
+    ``accuracy`` on pairs of conversations that the first stage did not see, ``accuracy_out`` on those of whole topics
+    that it did not see; ``resistance``, the share of hacked responses below what they were made from, averaged over
+    the hacks; ``diversity`` and ``validity`` of the best of each conversation's samples by the total.
+
+    Args:
+        choose: the point of the front: ``knee``, the farthest from the plane through the extremes of the scaled
+            objectives; the name of an objective, the best in it; ``first_stage``.
+        reach: factor, > 1, by which a weight may differ from that of the first stage, either way.
+        n_trials: weights that are tried.
+        floor: of the first stage, see ``logistic_regression``.
+        c: of the first stage, see ``logistic_regression``.
+        seed: of the split and of the search.
+    """
+
+    def __init__(
+        self,
+        choose: str = "knee",
+        reach: float = 4.0,
+        n_trials: int = 1000,
+        floor: float = 0.2,
+        c: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if choose not in ("knee", "first_stage", *OBJECTIVES):
+            raise ValueError(
+                f"pareto.choose = {choose!r} is unknown; known: knee, first_stage, {', '.join(OBJECTIVES)}"
+            )
+        if reach <= 1 or n_trials < 1:
+            raise ValueError(f"pareto: needs reach > 1 and n_trials >= 1, got {reach} and {n_trials}")
+        self.choose = choose
+        self.reach = reach
+        self.n_trials = n_trials
+        self.first_stage = LogisticRegressionFusion(floor, c)
+        self.seed = seed
+        self.report: dict[str, Any] = {}
+
+    def __call__(self, data: FusionData) -> list[float]:
+        """Weights that add up to 1; ``report`` has the first stage, the front and the choice."""
+        fitted, inside, outside = split(data, self.seed)
+        first = np.array(self.first_stage(fitted))
+        tried = np.array([first, *self.search(first, inside, outside)])
+        values = np.array([list(objectives(one, inside, outside).values()) for one in tried])
+        names = list(objectives(first, inside, outside))
+        on_front = np.flatnonzero(non_dominated(values))
+        if self.choose != "first_stage" and self.choose != "knee" and self.choose not in names:
+            raise ValueError(f"pareto.choose = {self.choose}: these data do not tell it; they tell {', '.join(names)}")
+        if self.choose == "first_stage":
+            chosen = 0
+        elif self.choose == "knee":
+            chosen = on_front[knee(values[on_front], MIN_SPAN)]
+        else:
+            chosen = on_front[values[on_front, names.index(self.choose)].argmax()]
+
+        def point(row: int) -> dict[str, dict[str, float]]:
+            return {
+                "weights": dict(zip(data.names, tried[row].round(5).tolist(), strict=True)),
+                "objectives": dict(zip(names, values[row].round(5).tolist(), strict=True)),
+            }
+
+        self.report = {
+            **self.first_stage.report,
+            "n_pairs_inside": len(inside.difference),
+            "n_pairs_outside": len(outside.difference),
+            "start": point(0),
+            "chosen": {"rule": self.choose, **point(chosen)},
+            "front": [point(row) for row in on_front],
+        }
+        return tried[chosen].tolist()
+
+    def search(self, first: np.ndarray, inside: FusionData, outside: FusionData) -> list[np.ndarray]:
+        """The weights that were tried, ``[n_trials]``, each adds up to 1."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        n_objectives = len(objectives(first, inside, outside))
+        sampler = optuna.samplers.NSGAIISampler(seed=self.seed)
+        study = optuna.create_study(directions=["maximize"] * n_objectives, sampler=sampler)
+        centre = np.maximum(first, 1e-3 * first.max())
+        tried = []
+        for _ in track(range(self.n_trials), "weights tried", console=Console(stderr=True)):
+            trial = study.ask()
+            weights = np.array(
+                [
+                    trial.suggest_float(name, one / self.reach, one * self.reach, log=True)
+                    for name, one in zip(inside.names, centre, strict=True)
+                ]
+            )
+            weights /= weights.sum()
+            study.tell(trial, list(objectives(weights, inside, outside).values()))
+            tried.append(weights)
+        return tried
+
+
+OBJECTIVES = ("accuracy", "accuracy_out", "resistance", "diversity", "validity")
+
+
+def objectives(weights: np.ndarray, inside: FusionData, outside: FusionData) -> dict[str, float]:
+    """By the names in ``OBJECTIVES``, those that the data can tell."""
+    values = {}
+    for name, data in (("accuracy", inside), ("accuracy_out", outside)):
+        if len(data.difference):
+            values[name] = accuracy(data, weights)
+    if inside.clean_minus_hacked:
+        values["resistance"] = float(np.mean(list(resistance(inside, weights).values())))
+    if inside.samples is not None and inside.samples.shape[1] > 1:
+        best = np.where(inside.passed, inside.samples @ weights, -np.inf).argmax(1)[:, None]
+        values["diversity"] = float(np.take_along_axis(inside.diversity, best, 1).mean())
+        values["validity"] = float(np.take_along_axis(inside.valid, best, 1).mean())
+    return values
+
+
+def accuracy(data: FusionData, weights: np.ndarray) -> float:
+    """Weighted share of the pairs whose clicked impression has the larger total; equal ones count half."""
+    margin = data.difference @ weights
+    return float(np.average((margin > 0) + 0.5 * (margin == 0), weights=data.weight))
+
+
+def resistance(data: FusionData, weights: np.ndarray) -> dict[str, float]:
+    """By the kind of hack, the share whose total is below that of the response they were made from."""
+    shares = {}
+    for kind, difference in data.clean_minus_hacked.items():
+        below = (difference @ weights > 0).sum() + data.stopped[kind]
+        shares[kind] = float(below / (len(difference) + data.stopped[kind]))
+    return shares
+
+
+def split(data: FusionData, seed: int) -> tuple[FusionData, FusionData, FusionData]:
+    """Pairs to fit, of other conversations (30 %), and of other topics (a quarter of them, at least one of two)."""
+    random = np.random.default_rng(seed)
+    topics = random.permutation(np.unique(data.topic))
+    outside = np.isin(data.topic, topics[: max(1, len(topics) // 4)] if len(topics) > 1 else [])
+    conversations = random.permutation(np.unique(data.conversation[~outside]))
+    held_out = np.isin(data.conversation, conversations[: int(0.3 * len(conversations))])
+    parts = [~outside & ~held_out, ~outside & held_out, outside]
+    if not parts[0].any() or not parts[1].any():
+        raise ValueError(
+            f"pareto needs pairs of more conversations, found {len(np.unique(data.conversation))}: give a larger log, "
+            "or FUSION=logistic_regression"
+        )
+    return tuple(data.pairs(rows) for rows in parts)

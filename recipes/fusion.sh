@@ -4,15 +4,18 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${MAX_NEW_TOKENS:=64}"     # tokens of a response
+: "${NORMALISATION:=sft}"     # of the parts, here and in grpo: sft, group, running
+: "${N_SAMPLED:=4}"           # responses to a conversation; 1 tells nothing of the best of several
 
 set_up
 skip_if_done fusion
 plugin_flags --
 if [ ! -f "$RUN/fusion/responses.jsonl" ]; then
    followed openrlhf-qs generate --policy "$RUN/sft" --reference "$RUN/sft" --prompts "$RUN/data/fusion.jsonl" \
-      --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$MAX_NEW_TOKENS" --n_max 1000 --seed "$SEED"
+      --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$MAX_NEW_TOKENS" --n_max 400 --n_samples "$N_SAMPLED" --seed "$SEED"
 fi
-run openrlhf-qs fusion --reward "$REWARD" --fusion "$FUSION" --reference "$RUN/sft" --reward_model "$RUN/garm" \
+run openrlhf-qs fusion --reward "$REWARD" --fusion "$FUSION" --normalisation "$NORMALISATION" \
+   --reference "$RUN/sft" --reward_model "$RUN/garm" --propensities "$RUN/data/log.json" \
    --impressions "$RUN/data/fusion.jsonl" --responses "$RUN/fusion/responses.jsonl" --out "$RUN/fusion/weights.json" \
    "${PLUGIN_FLAGS[@]}" "$@"
 finish

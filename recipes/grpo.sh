@@ -6,6 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${MAX_LEN:=512}"           # tokens of a conversation with its response
 : "${MAX_NEW_TOKENS:=64}"     # tokens of a response
+: "${MONITOR:=warn}"          # signs of reward hacking: warn, stop (and keep the last good checkpoint) or off
 : "${KL_COEF:=0.01}"          # of the KL penalty; above 0, for `ood` reads the reference's log-probs
 
 set_up
@@ -21,6 +22,7 @@ MODELS=(
    --reward.model_name_or_path "$RUN/garm"
    --qs.reward "$REWARD"
    --qs.weights "$RUN/fusion/weights.json"
+   --qs.monitor "$MONITOR"
 )
 ALGORITHM=(
    --algo.advantage.estimator group_norm   # GRPO

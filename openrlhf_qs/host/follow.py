@@ -21,6 +21,7 @@ PROGRESS = re.compile(
     r"[^|\r]*\|[^|]*\|\s*(\d+)/(\d+) \[([^\]]*)"
 )
 STEP = re.compile(r"Global step (\d+): (\{.*\})")
+ALARM = re.compile(r"(monitor \w+, step \d+: [^\x1b\r\n]*)")  # openrlhf_qs.monitors.Alarm
 NUMBER = r"(-?(?:[\d.]+(?:e[-+]?\d+)?|nan|inf))"
 STEP_KEYS = ("reward", "kl", "malformed", "response_length")
 SHOWN_KEYS = ("loss", "gpt_loss", "acc", "grad_norm")
@@ -37,8 +38,13 @@ def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     started = time.monotonic()
     shown_at, shown = 0.0, ""
+    alarms: set[str] = set()
     with open(args.log, "ab") as log, console.status(f"{args.stage}: starting") as status:
         for line in _lines(sys.stdin.buffer, log):
+            alarm = ALARM.search(line)
+            if alarm and not any(alarm[1].startswith(one) for one in alarms):  # the error that stops a run repeats it
+                alarms.add(alarm[1])
+                console.print(f"{args.stage}: {alarm[1]}", style="yellow", markup=False, soft_wrap=True)
             text = describe(line, args.n_steps)
             if text is None:
                 continue

@@ -17,7 +17,8 @@ from pathlib import Path
 from openrlhf_qs.host.bootstrap import install
 from openrlhf_qs.host.patches import TESTED, openrlhf_version
 from openrlhf_qs.host.settings import Settings
-from openrlhf_qs.registry import REWARD_MODELS, SFT_DATASETS, check_options, load_plugins, parse_options
+from openrlhf_qs.monitors import Monitors, parse_thresholds
+from openrlhf_qs.registry import JUDGES, REWARD_MODELS, SFT_DATASETS, check_options, load_plugins, parse_options
 
 ENTRY_POINTS = {"sft": "openrlhf.cli.train_sft", "garm": "openrlhf.cli.train_rm", "grpo": "openrlhf.cli.train_ppo_ray"}
 
@@ -49,6 +50,51 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
         )
         parser.add_argument(
             "--qs.weights", default="", help="weights file of the fusion stage; default: weight 1, raw parts"
+        )
+        parser.add_argument(
+            "--qs.normalisation",
+            choices=["sft", "group", "running"],
+            default="",
+            help="how parts are made comparable: by the SFT policy's statistics, within the group, by running ones; "
+            "default: what the weights were learned for",
+        )
+        parser.add_argument(
+            "--qs.on_failure",
+            choices=["raise", "skip_group"],
+            default="raise",
+            help="a part of the reward that raises or is nan: stop and say where, or give its group no advantage and "
+            "count it; default: raise",
+        )
+        parser.add_argument(
+            "--qs.gate_floor",
+            type=float,
+            default=-3.0,
+            help="total reward of a response that a gate stops, or the lowest of its group; default: -3",
+        )
+        parser.add_argument(
+            "--qs.monitor",
+            choices=["warn", "stop", "off"],
+            default="warn",
+            help="signs of reward hacking: warn, or stop and keep the last good checkpoint; default: warn",
+        )
+        parser.add_argument(
+            "--qs.monitor_threshold",
+            action="append",
+            default=[],
+            metavar="NAME=NUMBER",
+            help="when a monitor warns, as in sigma=0.5; may be repeated; docs/MONITORS.md has the defaults",
+        )
+        parser.add_argument(
+            "--qs.monitor_window",
+            type=int,
+            default=5,
+            help="steps at the beginning and at the end that the monitors compare; default: 5",
+        )
+        parser.add_argument(
+            "--qs.monitor_judge",
+            default="",
+            metavar="NAME",
+            help="judge whose clicks on every rollout are written to statistics.jsonl as `gold`; default: none",
         )
     parser.add_argument(
         "--qs.plugin",
@@ -134,6 +180,13 @@ def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
         on_error=ours.get("qs.on_error", "raise"),
         rewards=tuple(filter(None, ours.get("qs.reward", "").split(","))),
         weights=str(Path(weights).resolve()) if weights else "",
+        normalisation=ours.get("qs.normalisation", ""),
+        on_failure=ours.get("qs.on_failure", "raise"),
+        gate_floor=ours.get("qs.gate_floor", -3.0),
+        monitor=ours.get("qs.monitor", "off"),
+        monitor_thresholds=parse_thresholds(ours.get("qs.monitor_threshold", [])),
+        monitor_window=ours.get("qs.monitor_window", 5),
+        monitor_judge=ours.get("qs.monitor_judge", ""),
         plugin_files=files,
         options=options,
     )
@@ -153,21 +206,34 @@ def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
 
 
 def _check_rewards(settings: Settings, host_argv: Sequence[str]) -> None:
-    from openrlhf_qs.composite import NEEDS, CompositeReward, read_weights
+    from openrlhf_qs.composite import NEEDS, composite_of
     from openrlhf_qs.reward_model import check_checkpoint
 
-    parts = read_weights(settings.weights) if settings.weights else None
-    needs = CompositeReward(settings.rewards, settings.options, parts).needs()
+    Monitors(settings.monitor_thresholds, settings.monitor_window)
+    if settings.monitor_judge:
+        JUDGES.create(settings.monitor_judge, **settings.options.get(settings.monitor_judge, {}))
+    needs = composite_of(settings).needs()
     model = _value(host_argv, "--reward.model_name_or_path")
     kl_coef = _value(host_argv, "--algo.kl.init_coef")
     if _value(host_argv, "--reward.remote_url") or _value(host_argv, "--train.agent_func_path"):
         raise ValueError(
             "--qs.reward and --reward.remote_url (or --train.agent_func_path) both give the reward: drop one"
         )
+    if "--algo.dynamic_filtering_enable" in host_argv:
+        raise ValueError(
+            "--algo.dynamic_filtering_enable drops prompts by scores that it takes from a reward function, before our "
+            'rewards are computed: give --qs.reward "" and openrlhf_qs/remote_reward.py as --reward.remote_url'
+        )
     if "reward_model" in needs:
         if model is None:
             raise ValueError(f"reward {','.join(settings.rewards)} needs {NEEDS['reward_model']}")
         check_checkpoint(model)
+        critic = _value(host_argv, "--critic.model_name_or_path")
+        if _value(host_argv, "--algo.advantage.estimator") in (None, "gae") and critic is None:
+            raise ValueError(
+                "--algo.advantage.estimator gae, OpenRLHF's default, starts its critic from the reward model, whose "
+                "head is no critic's: name the SFT policy as --critic.model_name_or_path, or take group_norm (GRPO)"
+            )
     if "reference" in needs and kl_coef is not None and float(kl_coef) <= 0:
         raise ValueError(f"reward {','.join(settings.rewards)} needs {NEEDS['reference']}, found {kl_coef}")
     if _value(host_argv, "--data.label_key") is None:

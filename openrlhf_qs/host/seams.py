@@ -189,8 +189,9 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
     import torch
     from openrlhf.models.utils import masked_mean
 
-    from openrlhf_qs.composite import CompositeReward, read_weights
-    from openrlhf_qs.registry import load_plugins
+    from openrlhf_qs.composite import composite_of
+    from openrlhf_qs.monitors import batch_statistics, watch
+    from openrlhf_qs.registry import JUDGES, load_plugins
     from openrlhf_qs.response import parse_response
     from openrlhf_qs.rollout import RolloutBatch, reward_fields
 
@@ -199,9 +200,14 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
     class CompositeExperienceMaker(module.RemoteExperienceMaker):
         def __init__(self, *args, **kwargs) -> None:
             super().__init__(*args, **kwargs)
-            parts = read_weights(settings.weights) if settings.weights else None
-            self.composite = CompositeReward(settings.rewards, settings.options, parts)
+            self.composite = composite_of(settings)
             self.with_reward_model = "reward_model" in self.composite.needs()
+            self.watch = None
+            if settings.monitor != "off":
+                stop = settings.monitor == "stop"
+                self.watch = watch(self.args.ckpt, settings.monitor_thresholds, settings.monitor_window, stop)
+                judge = settings.monitor_judge
+                self.judge = JUDGES.create(judge, **settings.options.get(judge, {})) if judge else None
             if self.with_reward_model:
                 from transformers import AutoConfig, AutoTokenizer
 
@@ -240,19 +246,20 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
                 ref_log_ppl=self.ref_log_ppl(samples_list) if self.initial_model_group is not None else None,
                 **rewards,
             )
-            raw = self.composite.score(batch)
-            total = self.composite.total(raw)
+            scored = self.composite.score(batch)
+            total = scored.total
             malformed = torch.tensor([0.0 if p.well_formed else 1.0 for p in parsed])
-            logged = {f"reward/{name}": value for name, value in raw.items()} | {
-                "reward": total,
-                "malformed": malformed,
-            }
+            logged = scored.logged() | {"reward": total, "malformed": malformed}
             sizes = [len(samples.sequences) for samples in samples_list]
             for name, value in logged.items():
                 for samples, share in zip(samples_list, value.split(sizes), strict=True):
                     samples.info[name] = share
             for samples, share in zip(samples_list, total.split(sizes), strict=True):
                 samples.rewards = share
+            if self.watch:
+                n_tokens = torch.cat([samples.action_mask.sum(-1) for samples in samples_list])
+                log_prob = torch.cat([(s.action_log_probs.float() * s.action_mask).sum(-1) for s in samples_list])
+                self.watch(batch_statistics(batch, total, n_tokens, log_prob, self.judge))
             return samples_list
 
         def ref_log_ppl(self, samples_list) -> torch.Tensor:

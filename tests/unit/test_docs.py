@@ -16,6 +16,7 @@ from openrlhf_qs import cli, registry
 from openrlhf_qs.click_log import REQUIRED, SCHEMA
 from openrlhf_qs.doctor import PACKAGES
 from openrlhf_qs.evaluate import load_judge
+from openrlhf_qs.fusion_data import FusionData
 from openrlhf_qs.host import cpu, seams  # noqa: F401  (they register their patches)
 from openrlhf_qs.host.patches import PATCHES
 from openrlhf_qs.offline import offline_batch
@@ -33,6 +34,8 @@ PAGES = [
     DOCS / "ASSEMBLY.md",
     DOCS / "CLICK_LOG.md",
     DOCS / "GARM.md",
+    DOCS / "MONITORS.md",
+    DOCS / "REWARDS.md",
 ]
 CODE = [*(ROOT / "recipes").glob("*.sh"), *(ROOT / "openrlhf_qs").rglob("*.py"), *(ROOT / "plugins").glob("*.py")]
 FILE = re.compile(r"(?<![\w/.])((?:recipes|docs|openrlhf_qs|plugins|tests)/[\w/]+\.(?:sh|md|py))\b")
@@ -131,7 +134,8 @@ def test_every_option_of_a_plugin_exists(page):
 def test_every_recipe_and_stage_is_in_the_table_of_stages():
     named = {Path(recipe).stem for recipe in table(README, "recipe")}
     recipes = {path.stem for path in (ROOT / "recipes").glob("*.sh")}
-    assert named == recipes - {"common", "garm_upworthy", "grpo_garm", "test"} == {*cli.STAGES} - {"generate"}
+    others = {"ablate_rewards", "common", "garm_upworthy", "grpo_garm", "test"}
+    assert named == recipes - others == {*cli.STAGES} - {"generate"}
 
 
 def test_every_field_of_the_click_log_is_in_its_table():
@@ -237,11 +241,12 @@ def test_the_example_of_a_reward_takes_the_worst_suggestion(example):
 
 def test_the_example_of_a_fusion_weighs_what_rises_with_clicks(example):
     example("fusion")
-    clicked = np.array([0.0, 1.0, 0.0, 1.0])
-    parts = np.stack([clicked, -clicked], axis=1)
-    assert FUSIONS.create("correlation")(parts, clicked, ["up", "down"]) == pytest.approx([1, 0])
+    one = np.ones(4)
+    difference = np.stack([one, -one], axis=1)
+    data = FusionData(["up", "down"], difference, one, np.arange(4), np.arange(4))
+    assert FUSIONS.create("correlation")(data) == pytest.approx([1, 0])
     with pytest.raises(ValueError, match="none of down rises with clicks"):
-        FUSIONS.create("correlation")(parts[:, 1:], clicked, ["down"])
+        FUSIONS.create("correlation")(FusionData(["down"], difference[:, 1:], one, np.arange(4), np.arange(4)))
 
 
 def test_the_example_of_a_judge_can_be_named_by_its_file(example):

@@ -89,3 +89,13 @@ def test_the_newest_progress_is_the_last_line_and_the_log_is_appended(tmp_path, 
     follow.run(argparse.Namespace(stage="grpo", log=str(log), n_steps=2))
     assert capsys.readouterr().out.splitlines()[-1].startswith(last)
     assert log.read_bytes() == b"before\n" + output
+
+
+def test_an_alarm_is_shown_whole_and_once_though_the_error_at_the_end_repeats_it(tmp_path, monkeypatch, capsys):
+    alarm = "monitor sigma, step 2: the reward model's standard deviation is 2, 1 at first: " + "a long story " * 20
+    output = f"{IN_RAY}{alarm}\x1b[0m\nMonitorStop: {alarm}. The run was told to stop\n".encode()
+    monkeypatch.setattr(sys, "stdin", argparse.Namespace(buffer=Pieces(output)))
+    follow.run(argparse.Namespace(stage="grpo", log=str(tmp_path / "log.txt"), n_steps=2))
+    shown = capsys.readouterr().out
+    assert shown.count("standard deviation is 2") == 1
+    assert shown.splitlines()[0].startswith(f"grpo: {alarm}")

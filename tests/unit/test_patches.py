@@ -282,13 +282,14 @@ def test_every_sample_gets_the_same_keys_and_its_own_total(host_of_grpo):
     samples_list = maker.make_experience(two_micro_batches())
     for samples, letters in zip(samples_list, ([1.0, 2.0], [3.0, 4.0]), strict=True):
         info = samples.info
+        parts = ("first_letter", "ood", "rules")
         assert set(info) == {
-            "logprobs_diff",
-            "reward",
-            "reward/first_letter",
-            "reward/ood",
-            "reward/rules",
-            "malformed",
+            *("logprobs_diff", "reward", "malformed", "gate_closed", "no_signal_groups", "reward_failed"),
+            *(
+                f"{kind}/{part}"
+                for kind in ("reward", "reward_normalised", "reward_weighted", "share")
+                for part in parts
+            ),
         }
         assert info["reward/first_letter"].tolist() == letters
         # the policy's mean log-prob is -2 in both; less the difference to the reference: -2.5 and -2.25

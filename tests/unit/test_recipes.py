@@ -286,6 +286,30 @@ def test_flags_that_do_not_go_together_would_be_found(flags, said, openrlhf):
     assert said in openrlhf(parse_as_openrlhf, "grpo", [*argv, *flags])
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["--algo.advantage.estimator", name] for name in ("dr_grpo", "rloo", "reinforce_baseline", "reinforce")),
+        ["--algo.advantage.estimator", "flash_reinforce"],
+        ["--algo.advantage.estimator", "gae", "--critic.model_name_or_path", "runs/default/sft"],
+        ["--algo.kl.use_loss", "--algo.kl.estimator", "k3"],
+        [
+            "--reward.remote_url",
+            "f.py",
+            "--algo.dynamic_filtering_enable",
+            "--algo.dynamic_filtering_range",
+            "0.1",
+            "0.9",
+        ],
+    ],
+    ids=lambda flags: " ".join(flags[:2]),
+)
+@pytest.mark.parametrize("form", ["8 GPUs", "8 GPUs, async"])
+def test_openrlhf_takes_the_other_ways_to_train(form, flags, openrlhf):
+    args = openrlhf(parse_as_openrlhf, "grpo", [*training_commands(form)["grpo"], *flags])
+    assert not isinstance(args, str), args
+
+
 @pytest.mark.parametrize("recipe", ["grpo_garm.sh", "data.sh", "test.sh"])
 def test_a_missing_python_is_told_in_one_line_with_what_to_get(recipe, tmp_path):
     done = bash(recipe, VIRTUAL_ENV=str(tmp_path), PYTHON="/nonexistent", RUN=str(tmp_path / "run"))

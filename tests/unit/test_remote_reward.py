@@ -119,7 +119,7 @@ def test_a_malformed_and_a_cut_response_have_the_same_keys_and_lose_reward():
 
 
 def test_scores_stay_inside_0_and_1_for_extreme_rewards():
-    composite = SimpleNamespace(score=lambda batch: {}, total=lambda raw: torch.tensor([1e4, -1e4]))
+    composite = SimpleNamespace(score=lambda batch: SimpleNamespace(raw={}, total=torch.tensor([1e4, -1e4])))
     rollout = read_rollout(PROMPT + GOOD, PROMPT, LABEL)
     high, low = RemoteReward(composite, None, 0.0).score([rollout, rollout])
     assert 0 < low["scores"] < high["scores"] < 1
@@ -379,3 +379,12 @@ def test_a_missing_label_stops_the_rollout(agent, monkeypatch, tokenizer):
 def test_the_file_refuses_at_load_what_plain_openrlhf_cannot_give(agent, monkeypatch):
     with pytest.raises(ValueError, match="openrlhf-qs grpo"):
         load_file(agent, monkeypatch, REWARD="ood")
+
+
+def test_weights_that_want_groups_are_refused(tmp_path):
+    weights = tmp_path / "weights.json"
+    weights.write_text(json.dumps({"normalisation": "group", "rewards": {"rules": {}}}))
+    with pytest.raises(
+        ValueError, match="learned for the normalisation 'group', and a reward function sees no groups"
+    ):
+        load_reward({"OPENRLHF_QS_REWARD": "rules", "OPENRLHF_QS_WEIGHTS": str(weights)})

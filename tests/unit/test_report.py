@@ -233,3 +233,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write_whole(tmp_path / "new" / "file.txt", "second")
     assert (tmp_path / "new" / "file.txt").read_text() == "first"
+
+
+def test_the_alarms_of_the_monitors_stand_in_the_section_of_grpo(full_run, metrics):
+    alarms = full_run / "grpo" / "alarms.jsonl"
+    alarms.write_text("")
+    assert "No monitor gave an alarm." in read(write_report(full_run, metrics)).text
+    alarms.write_text(json.dumps({"step": 34, "monitor": "sigma", "sentence": EVIL}) + "\n")
+    text = read(write_report(full_run, metrics)).text
+    assert "34sigma" in text and EVIL in text and "No monitor" not in text

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openrlhf_qs.response import N_SUGGESTIONS, format_response, parse_response
@@ -16,6 +16,7 @@ def test_suggestions_come_back_as_they_were_but_for_space_around_them(suggestion
     assert parsed.suggestions == tuple(suggestion.strip() for suggestion in suggestions)
 
 
+@settings(max_examples=2000, deadline=None)
 @given(st.text() | st.text(alphabet="123.) \n\tab٣é", max_size=40))
 def test_any_text_can_be_read(text):
     parsed = parse_response(text)
@@ -69,6 +70,62 @@ def test_what_is_malformed_is_named_and_the_rest_is_kept(text, suggestions, prob
     assert parsed.problem == problem
     assert parsed.suggestions == suggestions
     assert not parsed.well_formed
+
+
+TEXTS = st.lists(LINES.map(str.strip), min_size=3, max_size=8)
+OTHER_DIGITS = {script: [chr(zero + n) for n in range(10)] for script, zero in {
+    "arabic": 0x660, "persian": 0x6F0, "devanagari": 0x966, "thai": 0xE50, "fullwidth": 0xFF10, "bold": 0x1D7CE
+}.items()}  # fmt: skip
+WORDS = st.sampled_from(["One", "first", "Erstens", "uno", "第一", "I", "a", "-", "*", "•", "#1"])
+no_number = LINES.map(str.strip).filter(lambda line: not line[:1].isdecimal())
+thousands = settings(max_examples=1000, deadline=None)
+
+
+@thousands
+@given(TEXTS, st.integers(0, 8))
+def test_of_fewer_or_more_than_three_the_first_three_count(texts, n):
+    parsed = parse_response(format_response(texts[:n]))
+    assert parsed.suggestions == tuple(texts[:n][:N_SUGGESTIONS])
+    assert parsed.well_formed == (len(texts[:n]) == N_SUGGESTIONS)
+
+
+@thousands
+@given(TEXTS, st.sampled_from(sorted(OTHER_DIGITS)), st.sampled_from(".)"))
+def test_digits_of_other_scripts_number_nothing(texts, script, mark):
+    lines = [f"{OTHER_DIGITS[script][n]}{mark} {text}" for n, text in enumerate(texts[:3], start=1)]
+    parsed = parse_response("\n".join(lines))
+    assert parsed.suggestions == () and parsed.problem.startswith("a line without a number")
+
+
+@thousands
+@given(TEXTS, st.lists(WORDS, min_size=3, max_size=3), st.sampled_from([".", ")", ":", ""]))
+def test_words_and_bullets_number_nothing(texts, words, mark):
+    text = "\n".join(f"{word}{mark} {text}" for word, text in zip(words, texts, strict=False))
+    assert parse_response(text).suggestions == () and not parse_response(text).well_formed
+
+
+@thousands
+@given(TEXTS, st.lists(st.integers(0, 6), min_size=3, max_size=3))
+def test_the_items_of_a_nested_list_are_suggestions_of_a_malformed_response(texts, depths):
+    outer = format_response(texts[:3]).splitlines()
+    inner = [f"{' ' * depth}{letter}. x" for depth, letter in zip(depths, "123", strict=True)]
+    parsed = parse_response("\n".join([outer[0], *inner, *outer[1:]]))
+    assert parsed.suggestions == (texts[0], "x", "x") and not parsed.well_formed
+
+
+@thousands
+@given(TEXTS, no_number, st.integers(0, 3))
+def test_a_line_that_is_no_suggestion_makes_a_response_malformed_wherever_it_stands(texts, line, place):
+    lines = format_response(texts[:3]).splitlines()
+    parsed = parse_response("\n".join([*lines[:place], line, *lines[place:]]))
+    assert parsed.suggestions == tuple(texts[:3]) and not parsed.well_formed
+
+
+@thousands
+@given(st.lists(st.tuples(st.integers(0, 200), st.sampled_from([".", ")", ". ", ").", " "]), st.text(max_size=6))))
+def test_any_list_can_be_read(items):
+    parsed = parse_response("\n".join(f"{number}{mark}{text}" for number, mark, text in items))
+    assert len(parsed.suggestions) <= N_SUGGESTIONS and parsed.well_formed == (parsed.problem == "")
 
 
 def test_a_long_line_is_quoted_in_part():

@@ -1,11 +1,13 @@
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from rapidfuzz.fuzz import token_set_ratio
 
 from openrlhf_qs.offline import offline_batch
 from openrlhf_qs.plugins.garm import Garm, GarmSigma
-from openrlhf_qs.plugins.heuristics import Diversity, Relevance, Rules
+from openrlhf_qs.plugins.general_reward import GeneralReward
+from openrlhf_qs.plugins.heuristics import Diversity, GateMalformed, Relevance, Repetition, Rules
 from openrlhf_qs.plugins.ood import OODPenalty
 from openrlhf_qs.response import format_response, parse_response
 from openrlhf_qs.rollout import RolloutBatch
@@ -100,6 +102,65 @@ def test_ood_takes_only_what_is_above_the_threshold():
     torch.testing.assert_close(OODPenalty()(batch), torch.tensor([-2.0, -3.0, -5.0]))
 
 
+def test_the_forms_of_ood_on_one_batch():
+    batch = rollout_batch([GOOD] * 5, ref_log_ppl=[1.0, 2.0, 3.0, 4.0, 8.0])
+    assert OODPenalty("linear")(batch).tolist() == [-1.0, -2.0, -3.0, -4.0, -8.0]
+    quantile = OODPenalty("quantile", quantile=0.75)
+    with pytest.raises(ValueError, match="ood.form = quantile has no threshold"):
+        quantile(batch)
+    # three quarters of the samples lie at 4 or below
+    assert quantile.calibrate(batch) == {"threshold": 4.0}
+    assert quantile(batch).tolist() == [0.0, 0.0, 0.0, 0.0, -4.0]
+    assert OODPenalty("quantile", threshold=4.0)(batch).tolist() == quantile(batch).tolist()
+    assert OODPenalty("quantile", threshold=3.0).calibrate(batch) == OODPenalty().calibrate(batch) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"quantile": 1.0}, "between 0 and 1, got 1.0"), ({"form": "linear", "threshold": 1.0}, "use ood.form=hinge")],
+)
+def test_options_of_ood_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        OODPenalty(**options)
+
+
+def test_the_gate_lets_through_what_is_in_good_form_and_whole():
+    batch = rollout_batch([GOOD, GOOD, TWO, NONE], truncated=[False, True, False, False])
+    assert GateMalformed()(batch).tolist() == [1.0, 0.0, 0.0, 0.0] and GateMalformed.gate
+
+
+def test_repetition_is_the_larger_share_of_words_and_of_n_grams():
+    stuffed = "1. bread flour bread bread?\n2. Which flour?\n3. What is it?"
+    copied = "1. Which flour is the best one?\n2. Which flour is the best one?\n3. How long?"
+    value = Repetition()(rollout_batch([GOOD, stuffed, copied, NONE]))
+    # none;  2 of the first one's 4 words;  4-grams: 3 of 6;  no suggestion, nothing repeated
+    torch.testing.assert_close(value, torch.tensor([0.0, -0.5, -0.5, 0.0]))
+    # one word at a time: 6 of 14 come again, as "which flour is the best one"
+    torch.testing.assert_close(Repetition(n=1)(rollout_batch([copied])), torch.tensor([-6 / 14]))
+    with pytest.raises(ValueError, match="repetition.n must be at least 1, got 0"):
+        Repetition(n=0)
+
+
+def test_diversity_across_the_group_is_what_the_likeness_to_every_other_leaves():
+    other = "1. Is rye healthy?\n2. Who invented ovens?\n3. Why does dough need salt?"
+    batch = rollout_batch([GOOD, GOOD, other, TWO])
+    within = Diversity()(batch)
+    texts = [[text.casefold().strip("?") for text in parse_response(r).suggestions] for r in (GOOD, GOOD, other)]
+
+    def likeness(a, b):
+        return sum(token_set_ratio(x, y) for x in texts[a] for y in texts[b]) / 900
+
+    across = torch.tensor(
+        [1 - (likeness(n, (n + 1) % 3) + likeness(n, (n + 2) % 3)) / 2 for n in range(3)] + [0.0]
+    )  # the last has two suggestions only
+    torch.testing.assert_close(Diversity(across=1.0)(batch), across)
+    torch.testing.assert_close(Diversity(across=0.25)(batch), 0.75 * within + 0.25 * across)
+    alone = offline_batch([[{"role": "user", "content": "?"}]] * 2, [GOOD, other])
+    torch.testing.assert_close(Diversity(across=0.5)(alone), Diversity()(alone))
+    with pytest.raises(ValueError, match="diversity.across must be in .0, 1., got 2"):
+        Diversity(across=2)
+
+
 def test_rules_take_a_third_for_each_suggestion_of_a_bad_length_and_all_for_bad_form():
     batch = rollout_batch([GOOD, SHORT, TWO, NONE])
     # GOOD has 5, 6 and 7 words; in SHORT the second has 2 of at least 3: -1/3; TWO and NONE are malformed
@@ -155,7 +216,9 @@ def rows(batch, order):
 
 
 @pytest.mark.parametrize(
-    "reward", [Garm(), Garm("lower", "total"), GarmSigma(), OODPenalty(2.5), Rules(), Diversity()], ids=type
+    "reward",
+    [Garm(), Garm("lower", "total"), GarmSigma(), OODPenalty("hinge", 2.5), Rules(), Repetition(), Diversity()],
+    ids=type,
 )
 @pytest.mark.parametrize("order", [[4, 2, 0, 1, 3], [3], [0, 0]], ids=["permuted", "one", "twice"])
 def test_a_response_gets_the_same_whatever_stands_beside_it(reward, order):
@@ -192,3 +255,67 @@ def test_relevance_counts_suggestions_that_take_up_a_content_word_of_the_last_us
     # The first takes up "sourdough"; the second shares only stop words; the third is the message again: 1 of 3.
     batch = offline_batch([conversation], [response])
     torch.testing.assert_close(Relevance()(batch), torch.tensor([1 / 3]))
+
+
+# A general reward model
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """Folder of a sequence classifier with one label and random weights, as Skywork's are made."""
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
+
+    from openrlhf_qs.click_log import SCHEMA
+    from openrlhf_qs.small_policy import build_small_policy
+
+    folder = tmp_path_factory.mktemp("classifier")
+    rows = {"conversation": [[{"role": "user", "content": "How do I bake bread?"}]] * 4, "suggestions": [["a b"]] * 4}
+    log = pl.DataFrame(rows, schema={name: SCHEMA[name] for name in rows})
+    build_small_policy(log, folder / "policy", vocab_size=400, hidden_size=128, n_layers=1)
+    config = Qwen3Config.from_pretrained(folder / "policy")
+    config.num_labels = 1
+    torch.manual_seed(0)
+    Qwen3ForSequenceClassification(config).save_pretrained(folder / "reward")
+    AutoTokenizer.from_pretrained(folder / "policy").save_pretrained(folder / "reward")
+    return folder
+
+
+def test_a_general_reward_model_scores_in_batches_what_it_scores_alone(classifier):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from openrlhf_qs.prompt import policy_messages
+
+    reward = GeneralReward(str(classifier / "reward"), batch_size=2, device="cpu")
+    assert reward.model is None  # until it is called
+    batch = rollout_batch([GOOD, NONE, TWO, ALIKE, ""])
+    tokenizer = AutoTokenizer.from_pretrained(classifier / "reward")
+    model = AutoModelForSequenceClassification.from_pretrained(classifier / "reward", dtype=torch.float32).eval()
+    expected = []
+    for conversation, response in zip(batch.conversations, batch.responses, strict=True):
+        messages = [*policy_messages(conversation), {"role": "assistant", "content": response}]
+        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, return_tensors="pt")
+        expected.append(model(ids).logits.item())
+    torch.testing.assert_close(reward(batch), torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    assert len(set(expected)) == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("policy", "holds Qwen3ForCausalLM .* give a sequence classifier with one"), ("nothing", "general.model = ")],
+)
+def test_what_is_no_classifier_is_refused(classifier, model, message):
+    with pytest.raises(ValueError, match=message):
+        GeneralReward(str(classifier / model), device="cpu")(rollout_batch())
+
+
+def test_a_classifier_without_its_head_is_refused(classifier, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(classifier / "reward", tmp_path / "reward")
+    weights = load_file(folder / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="has no weights for score.weight; it would score by random numbers"):
+        GeneralReward(str(folder), device="cpu")(rollout_batch())

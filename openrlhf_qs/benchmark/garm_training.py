@@ -1,0 +1,327 @@
+"""``openrlhf-qs benchmark garm-training``: impressions a second of training, OpenRLHF's own way and ours.
+
+Every impression has three suggestions and one click, that is two pairs. OpenRLHF's ``RewardDataset`` and
+``RewardModelTrainer`` read the conversation four times for it, ours once. Both train the same random Qwen3 on the same
+pairs, in one process and in turns, each by its trainer's own loop with AdamW in place of DeepSpeed. Our time includes
+reading and tokenizing the pairs; OpenRLHF's leaves out its rendering of the chat template, which it does beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from openrlhf_qs.click_log import read_click_log
+from openrlhf_qs.files import write_whole
+from openrlhf_qs.host import flash_attn_stand_in, seams
+from openrlhf_qs.host.settings import Settings
+from openrlhf_qs.plugins.built_in_world import write_click_log
+from openrlhf_qs.prompt import Message, suggestion_messages
+from openrlhf_qs.registry import load_plugins
+from openrlhf_qs.small_policy import MAX_TOKENS, build_small_policy
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+N_SUGGESTIONS = 3
+RATIO_AT = 128  # tokens of a conversation
+MAX_CONVERSATION = 768  # tokens; the rest of MAX_TOKENS is for the suggestion
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--n_tokens",
+        default="32,64,128,256,512",
+        metavar="N,N",
+        help=f"tokens of a conversation; default 32,64,128,256,512; {RATIO_AT}, of which `ratio` is, is always there",
+    )
+    parser.add_argument("--n_impressions", type=int, default=16, help="in a step, of both sides; default 16")
+    parser.add_argument("--n_steps", type=int, default=2, help="steps of a repetition; default 2")
+    add_model_arguments(parser, dtype="bfloat16")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, dtype: str) -> None:
+    parser.add_argument("--hidden_size", type=int, default=256, help="of the backbone, a Qwen3; default 256")
+    parser.add_argument("--n_layers", type=int, default=4, help="of the backbone; default 4")
+    parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=f"of the backbone; default {dtype}")
+    parser.add_argument("--n_repeats", type=int, default=7, help="repetitions, both sides in turns; default 7")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and texts; default 0")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print one JSON object."""
+    print_result(measure, args)
+
+
+def print_result(measure: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Namespace) -> None:
+    """JSON on stdout, and in the file ``--out``; what OpenRLHF and DeepSpeed say goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr):
+        text = json.dumps(measure(args))
+    print(text)
+    if args.out:
+        write_whole(Path(args.out), text + "\n")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Time both sides at each length.
+
+    Returns:
+        ``ratio`` (ours over OpenRLHF's impressions a second, the median of the repetitions) at ``RATIO_AT`` tokens,
+        ``peak_memory_mib`` there (resident memory at its highest in a repetition, over what the process holds before
+        its first step; each side in a process of its own), and ``curve``, with ``ratio`` and the median
+        ``impressions_per_second`` of both sides at each length.
+    """
+    lengths = conversation_lengths(args.n_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = write_backbone(folder, args)
+        curve = []
+        for n_tokens in lengths:
+            pairs = make_pairs(tokenizer, n_tokens, args)
+            both = {side: make(folder, pairs, args) for side, make in SIDES.items()}
+            seconds = in_turns(both, args.n_repeats, f"{n_tokens} tokens")
+            rate = args.n_impressions * args.n_steps
+            curve.append(
+                {
+                    "n_tokens": n_tokens,
+                    "ratio": median_ratio(seconds["openrlhf"], seconds["ours"]),
+                    "impressions_per_second": {
+                        side: rate / statistics.median(times) for side, times in seconds.items()
+                    },
+                }
+            )
+        memory = {}
+        for side in track(SIDES, "memory", console=Console(stderr=True), transient=True):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                memory[side] = pool.apply(_peak_memory_mib, (folder, side, args))
+    return {
+        "ratio": next(point["ratio"] for point in curve if point["n_tokens"] == RATIO_AT),
+        "n_tokens": RATIO_AT,
+        "peak_memory_mib": memory,
+        "curve": curve,
+        **setting(args, "n_impressions", "n_steps"),
+    }
+
+
+def conversation_lengths(text: str) -> list[int]:
+    """The lengths that a flag names, and ``RATIO_AT``. ValueError for one that is too short or too long."""
+    lengths = sorted({RATIO_AT, *(int(n) for n in text.split(",") if n)})
+    if lengths[0] < 16 or lengths[-1] > MAX_CONVERSATION:
+        raise ValueError(f"n_tokens {text}: give lengths from 16 to {MAX_CONVERSATION}")
+    return lengths
+
+
+def in_turns(sides: dict[str, Callable[[], None]], n_repeats: int, what: str) -> dict[str, list[float]]:
+    """Seconds of each call; the sides take turns, after one call of each that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for n in track(range(-1, n_repeats), what, console=Console(stderr=True), transient=True):
+        for name, call in sides.items():
+            start = time.perf_counter()
+            call()
+            if n >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(slow: list[float], fast: list[float]) -> float:
+    """The median of how many times longer each call of ``slow`` took than its neighbour of ``fast``."""
+    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
+
+
+def setting(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """What was measured with."""
+    names = (*names, "hidden_size", "n_layers", "dtype", "n_repeats", "seed")
+    return {name: getattr(args, name) for name in names} | {"n_threads": torch.get_num_threads()}
+
+
+# The model and the texts
+
+
+def write_backbone(folder: str | Path, args: argparse.Namespace):
+    """A random Qwen3 in ``folder``; returns its tokenizer, trained on a log of the built-in world."""
+    from transformers import AutoTokenizer
+
+    log = Path(folder) / "clicks.jsonl"
+    write_click_log(log, 2000, 500, args.seed)
+    build_small_policy(
+        read_click_log(log), folder, hidden_size=args.hidden_size, n_layers=args.n_layers, seed=args.seed
+    )
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def make_conversation(tokenizer, n_tokens: int, rng: random.Random) -> list[Message]:
+    """A user's turn of random words; ``n_tokens`` with the marks of its turn."""
+    words = [word for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalpha()]
+    tokens = rng.choices(sorted(words), k=n_tokens)
+    empty = len(tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=True)["input_ids"])
+    text = tokenizer.convert_tokens_to_string(tokens[: n_tokens - empty])
+    return [{"role": "user", "content": text}]
+
+
+def make_suggestion(tokenizer, rng: random.Random) -> str:
+    """A question of seven to ten random words."""
+    words = sorted(word[1:] for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalpha())
+    return " ".join(["How", *rng.choices(words, k=rng.randint(6, 9))]) + "?"
+
+
+def make_pairs(tokenizer, n_tokens: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Two pairs for each impression of a repetition, side by side."""
+    rng = random.Random(args.seed)
+    pairs = []
+    for n in range(args.n_impressions * args.n_steps):
+        conversation = make_conversation(tokenizer, n_tokens, rng)
+        chosen, *others = (
+            suggestion_messages(conversation, make_suggestion(tokenizer, rng)) for _ in range(N_SUGGESTIONS)
+        )
+        for rejected in others:
+            pairs.append({"impression_id": str(n), "chosen": chosen, "rejected": rejected, "weight": 1.0})
+    return pairs
+
+
+# The two sides
+
+
+class OneProcess:
+    """What a trainer asks of its strategy, without DeepSpeed."""
+
+    ring_attn_group = None
+    accumulated_gradient = 1
+
+    def __init__(self, folder: str | Path) -> None:
+        self.args = SimpleNamespace(
+            data=SimpleNamespace(
+                prompt_key=None, chosen_key="chosen", rejected_key="rejected", apply_chat_template=True
+            ),
+            model=SimpleNamespace(
+                model_name_or_path=str(folder),
+                aux_loss_coef=0.0,
+                margin_loss_enable=False,
+                compute_fp32_loss_enable=False,
+            ),
+            ds=SimpleNamespace(packing_samples=False, attn_implementation="sdpa"),
+            logger=SimpleNamespace(wandb=SimpleNamespace(key=None), tensorboard_dir=None, logging_steps=1),
+            eval=SimpleNamespace(steps=-1),
+            ckpt=SimpleNamespace(save_steps=-1),
+        )
+
+    def print(self, *words: object) -> None:
+        pass
+
+    def is_rank_0(self) -> bool:
+        return False  # so that it draws no progress bars
+
+    def backward(self, loss, model, optimizer) -> None:
+        loss.backward()
+
+    def optimizer_step(self, optimizer, model, scheduler) -> None:
+        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def get_grad_norm(self, model) -> float:
+        return self.grad_norm
+
+    def all_reduce(self, logs: dict[str, float]) -> dict[str, float]:
+        return logs
+
+
+def openrlhf_side(folder: str | Path, pairs: list[dict[str, Any]], args: argparse.Namespace) -> Callable[[], None]:
+    """One repetition of OpenRLHF's own training on ``pairs``."""
+    flash_attn_stand_in.install()
+    import datasets
+    from openrlhf.datasets import RewardDataset
+    from openrlhf.trainer.rm_trainer import RewardModelTrainer
+
+    datasets.disable_progress_bars()
+    strategy = OneProcess(folder)
+    model, tokenizer = _load(folder, args.dtype, Settings())
+    rows = datasets.Dataset.from_list(pairs)
+    dataset = RewardDataset(rows, tokenizer, MAX_TOKENS, strategy, num_processors=None)
+    return _repetition(
+        RewardModelTrainer, strategy, model, tokenizer, lambda: dataset, args, n_items=len(pairs) // args.n_steps
+    )
+
+
+def our_side(folder: str | Path, pairs: list[dict[str, Any]], args: argparse.Namespace) -> Callable[[], None]:
+    """One repetition of our training on ``pairs``, which it reads and tokenizes first."""
+    flash_attn_stand_in.install()
+    import datasets
+    from openrlhf.trainer.rm_trainer import RewardModelTrainer
+
+    settings = Settings(reward_model="gaussian")
+    host = SimpleNamespace(RewardModelTrainer=RewardModelTrainer)
+    seams.reward_model_trainer(host, settings)
+    seams.reward_dataset(host, settings)
+    strategy = OneProcess(folder)
+    model, tokenizer = _load(folder, args.dtype, settings)
+    rows = datasets.Dataset.from_list(pairs)
+    return _repetition(
+        host.RewardModelTrainer,
+        strategy,
+        model,
+        tokenizer,
+        lambda: host.RewardDataset(rows, tokenizer, MAX_TOKENS, strategy),
+        args,
+        n_items=args.n_impressions,
+    )
+
+
+SIDES = {"openrlhf": openrlhf_side, "ours": our_side}
+
+
+def _load(folder: str | Path, dtype: str, settings: Settings):
+    """The reward model that ``train_rm`` would begin with, and its tokenizer."""
+    import openrlhf.models.model as models
+    from openrlhf.utils.utils import get_tokenizer
+
+    host_function = models.get_llm_for_sequence_regression
+    load_plugins()
+    seams.reward_model_class(models, settings)
+    load, models.get_llm_for_sequence_regression = models.get_llm_for_sequence_regression, host_function
+    model = load(str(folder), "reward", attn_implementation="sdpa", init_value_head=True).to(DTYPES[dtype])
+    return model, get_tokenizer(str(folder), model)
+
+
+def _repetition(trainer_class, strategy, model, tokenizer, dataset, args, n_items: int) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    scheduler = SimpleNamespace(get_last_lr=lambda: [1e-5])
+    strategy.args.train = SimpleNamespace(batch_size=n_items)
+    trainer = trainer_class(model, strategy, optimizer, None, None, scheduler, tokenizer, max_epochs=1)
+
+    def repetition() -> None:
+        data = dataset()
+        trainer.train_dataloader = DataLoader(data, n_items, shuffle=True, collate_fn=data.collate_fn, drop_last=True)
+        trainer.fit(strategy.args, num_update_steps_per_epoch=args.n_steps)
+
+    return repetition
+
+
+def _peak_memory_mib(folder: str, side: str, args: argparse.Namespace) -> float:
+    from transformers import AutoTokenizer
+
+    with contextlib.redirect_stdout(sys.stderr):
+        pairs = make_pairs(AutoTokenizer.from_pretrained(folder), RATIO_AT, args)
+        repetition = SIDES[side](folder, pairs, args)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+        before = _peak_kib()
+        repetition()
+        return (_peak_kib() - before) / 1024
+
+
+def _peak_kib() -> int:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])

@@ -1,0 +1,114 @@
+"""``openrlhf-qs benchmark scoring``: a GRPO group scored at once, against one response after the other.
+
+A group is the responses to one conversation, with three suggestions each. OpenRLHF calls a reward function with one
+response a time; ours scores the group in rows that share the conversation. The same reward model, the same texts, one
+process, in turns; tokenizing counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openrlhf_qs.benchmark.garm_training import (
+    DTYPES,
+    N_SUGGESTIONS,
+    RATIO_AT,
+    add_model_arguments,
+    conversation_lengths,
+    in_turns,
+    make_conversation,
+    make_suggestion,
+    median_ratio,
+    print_result,
+    setting,
+    write_backbone,
+)
+from openrlhf_qs.registry import load_plugins
+from openrlhf_qs.reward_model import reward_model_class, suggestion_rows
+from openrlhf_qs.small_policy import MAX_TOKENS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--n_tokens",
+        default="32,64,128,256,512",
+        metavar="N,N",
+        help=f"tokens of a conversation; default 32,64,128,256,512; {RATIO_AT}, of which `ratio` is, is always there",
+    )
+    parser.add_argument("--n_responses", type=int, default=8, help="in a group; default 8")
+    add_model_arguments(parser, dtype="float32")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print one JSON object."""
+    print_result(measure, args)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Time both ways at each length.
+
+    Returns:
+        ``ratio`` (groups a second at once over one by one, the median of the repetitions) at ``RATIO_AT`` tokens, and
+        ``curve`` with ``ratio``, the median ``groups_per_second`` of both ways, and ``max_difference`` of their
+        results.
+    """
+    lengths = conversation_lengths(args.n_tokens)
+    rng = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = write_backbone(folder, args)
+        model = _reward_model(folder, DTYPES[args.dtype])
+    curve = []
+    for n_tokens in lengths:
+        conversation = make_conversation(tokenizer, n_tokens, rng)
+        responses = [[make_suggestion(tokenizer, rng) for _ in range(N_SUGGESTIONS)] for _ in range(args.n_responses)]
+        results: dict[str, torch.Tensor] = {}
+
+        def one_by_one(conversation=conversation, responses=responses, results=results) -> None:
+            scores = [score(model, tokenizer, conversation, suggestions, False) for suggestions in responses]
+            results["one_by_one"] = torch.cat(scores)
+
+        def at_once(conversation=conversation, responses=responses, results=results) -> None:
+            suggestions = [suggestion for response in responses for suggestion in response]
+            results["at_once"] = score(model, tokenizer, conversation, suggestions, True)
+
+        seconds = in_turns({"one_by_one": one_by_one, "at_once": at_once}, args.n_repeats, f"{n_tokens} tokens")
+        curve.append(
+            {
+                "n_tokens": n_tokens,
+                "ratio": median_ratio(seconds["one_by_one"], seconds["at_once"]),
+                "groups_per_second": {way: 1 / statistics.median(times) for way, times in seconds.items()},
+                "max_difference": float((results["one_by_one"] - results["at_once"]).abs().max()),
+            }
+        )
+    return {
+        "ratio": next(point["ratio"] for point in curve if point["n_tokens"] == RATIO_AT),
+        "n_tokens": RATIO_AT,
+        "curve": curve,
+        **setting(args, "n_responses"),
+    }
+
+
+@torch.no_grad()
+def score(model, tokenizer, conversation, suggestions: list[str], share_prefix: bool) -> torch.Tensor:
+    """Rewards ``[suggestions, 3]``, in order."""
+    input_ids, mask, order = suggestion_rows(
+        tokenizer, [conversation] * len(suggestions), suggestions, MAX_TOKENS, share_prefix
+    )
+    rewards = torch.empty(len(suggestions), 3)
+    rewards[order] = model(input_ids, mask)
+    return rewards
+
+
+def _reward_model(folder: str | Path, dtype: torch.dtype):
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3PreTrainedModel
+
+    load_plugins()
+    made = reward_model_class(Qwen3PreTrainedModel, Qwen3Model, mark={"name": "gaussian", "options": {}})
+    return made.from_pretrained(folder, dtype=dtype).eval()

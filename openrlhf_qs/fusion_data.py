@@ -1,0 +1,107 @@
+"""What weights are learned from: pairs of impressions that differ in a click, hacked responses, and samples.
+
+All parts are in deviations, each as it will be when it meets its weight.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+MIN_PAIRS = 50  # with fewer pairs within conversations, pairs across conversations are taken
+N_ACROSS = 8  # of these, for each clicked impression
+
+
+@dataclass(frozen=True)
+class FusionData:
+    """What a fusion plugin is called with; ``k`` is the number of parts.
+
+    Attributes:
+        names: ``[k]``, the parts.
+        difference: ``[pairs, k]``, parts of a clicked impression minus those of one that was not clicked.
+        weight: ``[pairs]``, > 0, what a pair counts.
+        conversation: ``[pairs]``, number of the conversation: pairs of one are not independent.
+        topic: ``[pairs]``, number of the conversation's topic.
+        clean_minus_hacked: by the kind of hack ``[m, k]``, parts of a response of the SFT policy minus those of what
+            was made of it; those that a gate stops are left out, and counted in ``stopped``.
+        stopped: by the kind of hack, how many.
+        samples: ``[c, n, k]``, parts of n samples of the SFT policy for each of c conversations.
+        valid: ``[c, n]``, bool: the sample is well formed.
+        diversity: ``[c, n]``, how different its suggestions are.
+        passed: ``[c, n]``, bool: no gate stops the sample.
+    """
+
+    names: list[str]
+    difference: np.ndarray
+    weight: np.ndarray
+    conversation: np.ndarray
+    topic: np.ndarray
+    clean_minus_hacked: Mapping[str, np.ndarray] = field(default_factory=dict)
+    stopped: Mapping[str, int] = field(default_factory=dict)
+    samples: np.ndarray | None = None
+    valid: np.ndarray | None = None
+    diversity: np.ndarray | None = None
+    passed: np.ndarray | None = None
+
+    def pairs(self, rows: np.ndarray) -> FusionData:
+        """The same with the pairs at ``rows`` alone."""
+        fields = ("difference", "weight", "conversation", "topic")
+        return replace(self, **{name: getattr(self, name)[rows] for name in fields})
+
+
+def impression_pairs(
+    conversation: Sequence[int], clicks: Sequence[float], seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of a clicked impression and one of the same conversation without a click.
+
+    Both had the same conversation, so what it does to clicks cancels out. Both had the same positions: of the clicked
+    one, each click counts by the inverse of its place's examination, whose expectation is how attractive the
+    suggestions are, wherever they stood. Logs where conversations hardly come again have no such pairs; then any
+    impression without a click is taken, with a warning.
+
+    Args:
+        conversation: ``[n]``, a number each.
+        clicks: ``[n]``, the sum of the inverse propensities of an impression's clicks; 0 for none.
+
+    Returns:
+        Of each pair the row of the clicked one, of the other, and the weight: ``clicks``, shared out over the pairs of
+        the clicked one; their average is 1.
+    """
+    conversation, clicks = np.asarray(conversation), np.asarray(clicks, dtype=float)
+    if not (clicks > 0).any() or (clicks > 0).all():
+        raise ValueError("fusion needs impressions with and without a click; found only one kind")
+    others: dict[int, list[int]] = {}
+    for row in np.flatnonzero(clicks == 0):
+        others.setdefault(conversation[row], []).append(row)
+    clicked = np.flatnonzero(clicks > 0)
+    partners = [others.get(conversation[row], []) for row in clicked]
+    if sum(map(len, partners)) < MIN_PAIRS:
+        warnings.warn(
+            f"only {sum(map(len, partners))} pairs of a clicked and another impression of one conversation: pairs "
+            "across conversations are taken, so what a conversation does to clicks is in the weights",
+            stacklevel=2,
+        )
+        random, without = np.random.default_rng(seed), np.flatnonzero(clicks == 0)
+        partners = [random.choice(without, min(N_ACROSS, len(without)), replace=False) for _ in clicked]
+    n = np.array(list(map(len, partners)))
+    chosen = np.repeat(clicked, n)
+    rejected = np.array([row for rows in partners for row in rows], dtype=int)
+    weight = np.repeat(clicks[clicked] / np.maximum(n, 1), n)
+    return chosen, rejected, weight / weight.mean()
+
+
+def topics(texts: Sequence[str], n_topics: int, seed: int = 0) -> np.ndarray:
+    """A topic for each text, ``[n]``: k-means on TF-IDF; as many topics as there are different texts, at most."""
+    from sklearn.cluster import KMeans
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    n_topics = min(n_topics, len(set(texts)))
+    vectors = TfidfVectorizer(stop_words="english", token_pattern=r"(?u)\b\w+\b", max_features=2000)
+    try:
+        matrix = vectors.fit_transform(texts)
+    except ValueError:  # nothing but stop words
+        return np.zeros(len(texts), dtype=int)
+    return KMeans(n_topics, n_init=3, random_state=seed).fit_predict(matrix)

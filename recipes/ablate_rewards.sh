@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# What each part of the reward is worth. For every seed one whole run, arm `all`; every other arm has its data, SFT policy
+# and GaRM, and makes fusion, grpo and evaluate with another reward. Writes $RUN/seedN/ARM, then a table and pictures to $RUN.
+#   bash recipes/ablate_rewards.sh                                               # every arm, three seeds
+#   SEEDS=0 ARMS="mean ppl" STEPS=20 N_HELDOUT=300 bash recipes/ablate_rewards.sh    # a short form
+#   DRY_RUN=1 bash recipes/ablate_rewards.sh                                     # what would be run
+# A second call goes on where the first one ended. Every other variable: recipes/common.sh and the recipe of each stage.
+set -euo pipefail
+: "${RUN:=runs/ablation}"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+: "${SEEDS:=0 1 2}"           # separated by blanks; each has a click log and models of its own
+: "${LONG_STEPS:=300}"        # of the long_* arms, which have next to no KL penalty and so may hack
+: "${LONG_KL_COEF:=1e-6}"     # of those; above 0, so that there is a reference to measure the KL against
+: "${GOLD:=${JUDGE:-built_in_world}}"   # whose clicks are gold: a registered judge
+
+PARTS=${REWARD//,/ }
+MINUS=$(printf 'no_%s ' $PARTS)
+#   mean … diversity: one part after the other · no_X: all without X · long_*: over-optimisation ·
+#   bradley_terry: a scalar reward model, to compare with no_garm_sigma · equal: weights that are not learned
+: "${ARMS:=mean sigma ppl rules diversity $MINUS long_ppl long_no_ppl bradley_terry equal}"
+
+# arm NAME: its variables, in the array ARM.
+arm() {
+   ARM=()
+   case $1 in
+      mean) ARM=(REWARD=garm) ;;
+      sigma) ARM=(REWARD=garm,garm_sigma) ;;
+      ppl) ARM=(REWARD=garm,garm_sigma,ood) ;;
+      rules) ARM=(REWARD=garm,garm_sigma,ood,rules) ;;
+      diversity) ARM=(REWARD=garm,garm_sigma,ood,rules,diversity) ;;
+      no_*)
+         local part kept=()
+         for part in $PARTS; do [ "$part" = "${1#no_}" ] || kept+=("$part"); done
+         [ ${#kept[@]} -lt "$(wc -w <<< "$PARTS")" ] || die "arm $1: ${1#no_} is not in REWARD=$REWARD"
+         ARM=("REWARD=$(IFS=,; echo "${kept[*]}")")
+         ;;
+      long_ppl) ARM=(REWARD=garm,ood "STEPS=$LONG_STEPS" "KL_COEF=$LONG_KL_COEF") ;;
+      long_no_ppl) ARM=(REWARD=garm "STEPS=$LONG_STEPS" "KL_COEF=$LONG_KL_COEF") ;;
+      bradley_terry) ARM=(REWARD_MODEL=bradley_terry "REWARD=$(sed 's/garm_sigma,//; s/,garm_sigma//' <<< "$REWARD")") ;;
+      equal) ARM=(FUSION=equal) ;;
+      *) die "unknown arm $1; known: mean sigma ppl rules diversity $MINUS long_ppl long_no_ppl bradley_terry equal" ;;
+   esac
+}
+
+# stage NAME FLAGS...: a recipe, in the folder of the arm.
+stage() { env RUN="$FOLDER" SEED="$seed" "${ARM[@]}" bash "$RECIPES/$1.sh" "${@:2}"; }
+
+# share FILE...: the same one as in the arm `all`, where it is there.
+share() {
+   local file
+   for file in "$@"; do
+      [ "$DRY_RUN" = 1 ] || [ ! -e "$BASE/$file" ] || [ -e "$FOLDER/$file" ] || {
+         mkdir -p "$(dirname "$FOLDER/$file")"
+         ln -s "$BASE/$file" "$FOLDER/$file"
+      }
+   done
+}
+
+# train_and_evaluate: what differs between arms.
+train_and_evaluate() {
+   stage fusion
+   stage grpo --qs.monitor_judge "$GOLD"
+   stage evaluate
+}
+
+set_up
+[ "$DISTIL" = 1 ] && DISTILLED=distil || DISTILLED=
+for name in $ARMS; do arm "$name"; done   # an unknown one is an error before the work
+for seed in $SEEDS; do
+   BASE=$RUN/seed$seed/all FOLDER=$RUN/seed$seed/all ARM=()
+   for name in data $DISTILLED sft garm; do stage "$name"; done
+   train_and_evaluate
+   for name in $ARMS; do
+      echo "# seed $seed, arm $name"
+      FOLDER=$RUN/seed$seed/$name
+      arm "$name"
+      share data sft
+      if [ "$name" = bradley_terry ]; then stage garm; else share garm; fi
+      share fusion/responses.jsonl report/responses.sft.jsonl   # of the SFT policy, whatever the reward
+      train_and_evaluate
+   done
+done
+run openrlhf-qs ablation --run "$RUN" --gold "$GOLD"

@@ -1,0 +1,145 @@
+import argparse
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from openrlhf_qs import ablation
+from openrlhf_qs.ablation import finished_runs, good_same_bad, over_seeds, overoptimisation_curve, t_interval
+
+ROOT = Path(__file__).parents[2]
+CONVERSATIONS = [[{"role": "user", "content": f"Question {n}?"}] for n in range(4)]
+
+
+def by_first_letter(conversations, suggestions):
+    """Users who surely click what begins with an A, and half the time what begins with a B."""
+    return [[{"A": 1.0, "B": 0.5}.get(text[0], 0.0) for text in texts] for texts in suggestions]
+
+
+def write_run(folder, ctr=0.5, grpo="AAAA", sft="AAAA", gold=None):
+    """A finished run; of each policy the first letters of its responses."""
+    report = folder / "report"
+    report.mkdir(parents=True)
+    quality = {"malformed": 0.01, "distinct_2": 0.3, "near_duplicates": 0.0, "log_ppl": None}
+    metrics = {"quality": {"grpo": quality, "sft": quality}}
+    metrics["ab"] = {"grpo": {"ctr": ctr}, "sft": {"ctr": 0.4}}
+    metrics["lift"] = {"grpo_over_sft": ctr / 0.4 - 1, "grpo_over_cold_start": None}
+    (report / "metrics.json").write_text(json.dumps(metrics))
+    for policy, letters in (("grpo", grpo), ("sft", sft)):
+        rows = [
+            {"conversation": c, "response": f"1. {x}\n2. C\n3. D"} for c, x in zip(CONVERSATIONS, letters, strict=True)
+        ]
+        (report / f"responses.{policy}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if gold:
+        (folder / "grpo").mkdir()
+        (folder / "grpo" / "statistics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gold))
+    return folder
+
+
+def test_gsb_is_good_less_bad_over_all(tmp_path):
+    # good, good, same, bad: (2 - 1) / 4
+    assert good_same_bad(write_run(tmp_path, grpo="AABC", sft="BCBA"), by_first_letter) == 0.25
+
+
+def test_gsb_of_a_policy_against_itself_is_zero(tmp_path):
+    assert good_same_bad(write_run(tmp_path, grpo="ABCA", sft="ABCA"), by_first_letter) == 0
+
+
+def test_the_interval_over_seeds_is_that_of_students_t():
+    values = [0.5, 0.6, 0.55]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    one = t_interval(values)
+    assert (one.mean - one.half, one.mean + one.half, one.n) == pytest.approx((low, high, 3))
+    assert math.isnan(t_interval([0.5]).half)
+
+
+def test_a_figure_that_a_seed_lacks_is_left_out():
+    table = over_seeds([{"ctr": 0.5, "gsb": 0.1}, {"ctr": 0.6}])
+    assert set(table) == {"ctr"} and table["ctr"].mean == pytest.approx(0.55)
+
+
+def test_the_curve_counts_the_proxy_from_its_start_in_its_deviations(tmp_path):
+    steps = [{"step": n, "kl": n**2, "proxy": 1 + n, "proxy_std": 2.0, "gold": 0.4 - n / 100} for n in range(6)]
+    curve = overoptimisation_curve([write_run(tmp_path, gold=steps)])
+    assert curve["sqrt_kl"] == [0, 1, 2, 3, 4, 5]
+    assert curve["proxy"] == pytest.approx([-0.5, 0, 0.5, 1, 1.5, 2])  # the first three have mean 2
+    assert curve["gold"] == pytest.approx([0.4, 0.39, 0.38, 0.37, 0.36, 0.35])
+    assert overoptimisation_curve([write_run(tmp_path / "without")]) is None
+
+
+def test_the_command_writes_table_and_pictures_of_all_finished_arms(tmp_path, capsys):
+    gold = [{"step": n, "kl": float(n), "proxy": n / 10, "proxy_std": 1.0, "gold": 0.4} for n in range(9)]
+    for seed, ctr in ((0, 0.50), (1, 0.54)):
+        write_run(tmp_path / f"seed{seed}" / "all", ctr)
+        write_run(tmp_path / f"seed{seed}" / "mean", ctr - 0.1, gold=gold)
+    write_run(tmp_path / "seed0" / "long_ppl", 0.3, gold=gold)
+    (tmp_path / "seed1" / "unfinished").mkdir()
+    ablation.run(argparse.Namespace(run=str(tmp_path), gold="built_in_world"))
+    result = json.loads((tmp_path / "ablation.json").read_text())
+    assert list(result["arms"]) == ["all", "long_ppl", "mean"]
+    assert result["arms"]["all"]["ctr"]["mean"] == pytest.approx(0.52) and result["arms"]["all"]["ctr"]["n"] == 2
+    assert result["arms"]["long_ppl"]["ctr"]["half"] is None
+    assert set(result["overoptimisation"]) == {"long_ppl", "mean"}
+    for name in ("arms.svg", "overoptimisation.svg"):
+        assert (tmp_path / name).read_text().startswith("<?xml")
+    assert "52.0%" in capsys.readouterr().out
+
+
+def test_without_a_finished_run_it_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="run recipes/ablate_rewards.sh first"):
+        finished_runs(tmp_path)
+
+
+# The recipe
+
+
+def dry_run(**variables):
+    env = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "RUN": "/runs/of_no_one"} | variables
+    recipe = ROOT / "recipes" / "ablate_rewards.sh"
+    return subprocess.run(["bash", recipe], env=env, capture_output=True, text=True, timeout=120)
+
+
+def rewards_of(text):
+    """Arm to the parts that its GRPO is given, of one seed."""
+    arms, arm = {}, "all"
+    for line in text.replace("\\,", ",").splitlines():
+        words = line.split()
+        if line.startswith("# seed"):
+            arm = words[-1]
+        elif words[:2] == ["openrlhf-qs", "grpo"]:
+            arms[arm] = words[words.index("--qs.reward") + 1].split(",")
+    return arms
+
+
+def test_every_arm_differs_from_the_whole_reward_in_what_its_name_says():
+    done = dry_run(SEEDS="0")
+    assert done.returncode == 0, done.stderr
+    arms = rewards_of(done.stdout)
+    parts = arms["all"]
+    assert [arms[name] for name in ("mean", "sigma", "ppl")] == [parts[:1], parts[:2], parts[:3]]
+    assert arms["rules"] == [*parts[:3], "rules"] and arms["diversity"] == [*parts[:3], "rules", "diversity"]
+    for part in parts:
+        assert arms[f"no_{part}"] == [one for one in parts if one != part]
+    assert (arms["long_ppl"], arms["long_no_ppl"]) == (["garm", "ood"], ["garm"])
+    assert arms["bradley_terry"] == arms["no_garm_sigma"] and arms["equal"] == parts
+    assert done.stdout.splitlines()[-1].startswith("openrlhf-qs ablation --run /runs/of_no_one")
+
+
+def test_each_seed_has_data_and_models_of_its_own_and_its_arms_have_them_in_common():
+    lines = [line for line in dry_run(SEEDS="0 1", ARMS="mean bradley_terry").stdout.splitlines()]
+    commands = [line.split()[1] for line in lines if line.startswith("openrlhf-qs")]
+    assert commands.count("sft") == commands.count("data") == 2
+    assert commands.count("garm") == 4  # one a seed, and one a seed with the head of bradley_terry
+    assert commands.count("grpo") == commands.count("evaluate") == 6
+
+
+def test_an_unknown_arm_is_refused_before_the_work():
+    done = dry_run(ARMS="mean meen")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("unknown arm meen; known: mean sigma ppl")
+    assert "arm no_odd: odd is not in REWARD=garm" in dry_run(ARMS="no_odd").stderr
