@@ -83,16 +83,16 @@ def run(args: argparse.Namespace) -> None:
     conversations = [row["conversation"] for row in impressions]
     shown = [format_response(row["suggestions"]) for row in impressions]
     logged = offline_batch(conversations, shown, reference_log_ppl(args.reference, conversations, shown), scorer)
-    clean, hacked = hacked_batches(sampled, args.reference, scorer)
 
     names = list(composite.parts)
+    hacks = getattr(fusion, "wants_hacked", False)
     raw = composite.raw(sampled)
     sampled_parts, logged_parts = stack(raw, names), stack(composite.raw(logged), names)
     mean, std = statistics(names, sampled_parts, logged_parts, sampled.group.numpy(), args.normalisation)
     data = FusionData(
         names,
         **_click_pairs(logged_parts / std, conversations, impressions, _examination(args, log)),
-        **_against_hacked(composite, clean, hacked, names, std),
+        **(_against_hacked(composite, *hacked_batches(sampled, args.reference, scorer), names, std) if hacks else {}),
         **_samples(raw, sampled, (sampled_parts - mean) / std, composite.gates),
     )
     weights = fusion(data)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -184,9 +185,24 @@ def is_encoder(config) -> bool:
 
 def can_share_prefix(config, attn_implementation: str, packing_samples: bool = False) -> bool:
     """Whether a backbone reads segment ids: a decoder whose attention takes any mask and looks back without limit."""
-    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    layers = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    unlimited = set(layers) == {"full_attention"} if layers else window is None
     free_mask = attn_implementation in ("sdpa", ATTENTION, "eager") and not packing_samples
-    return free_mask and not is_encoder(config) and set(layers) == {"full_attention"}
+    return free_mask and unlimited and not is_encoder(config) and _takes_any_mask(config)
+
+
+def _takes_any_mask(config) -> bool:
+    """Whether transformers' model hands a 4-D mask on to its attention as it is, and our arguments with it."""
+    from transformers import AutoModel
+
+    if type(config) not in AutoModel._model_mapping:
+        return False
+    base = AutoModel._model_mapping[type(config)]
+    parameters = inspect.signature(base.forward).parameters
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    masked_by_transformers = hasattr(sys.modules[base.__module__], "create_causal_mask")
+    return hands_on and masked_by_transformers and "position_ids" in parameters
 
 
 def load_reward_model(path: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:

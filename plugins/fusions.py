@@ -156,6 +156,8 @@ class ParetoFusion:
         seed: of the split and of the search.
     """
 
+    wants_hacked = True
+
     def __init__(
         self,
         choose: str = "knee",

@@ -12,7 +12,7 @@ skip_if_done fusion
 plugin_flags --
 if [ ! -f "$RUN/fusion/responses.jsonl" ]; then
    followed openrlhf-qs generate --policy "$RUN/sft" --reference "$RUN/sft" --prompts "$RUN/data/fusion.jsonl" \
-      --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$MAX_NEW_TOKENS" --n_max 400 --n_samples "$N_SAMPLED" --seed "$SEED"
+      --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$MAX_NEW_TOKENS" --n_max 250 --n_samples "$N_SAMPLED" --seed "$SEED"
 fi
 run openrlhf-qs fusion --reward "$REWARD" --fusion "$FUSION" --normalisation "$NORMALISATION" \
    --reference "$RUN/sft" --reward_model "$RUN/garm" --propensities "$RUN/data/log.json" \
