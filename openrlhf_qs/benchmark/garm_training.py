@@ -51,13 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n_impressions", type=int, default=16, help="in a step, of both sides; default 16")
     parser.add_argument("--n_steps", type=int, default=2, help="steps of a repetition; default 2")
-    add_model_arguments(parser, dtype="bfloat16")
+    add_model_arguments(parser)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, dtype: str) -> None:
-    parser.add_argument("--hidden_size", type=int, default=256, help="of the backbone, a Qwen3; default 256")
+def add_model_arguments(parser: argparse.ArgumentParser, hidden_size: int = 256) -> None:
+    parser.add_argument(
+        "--hidden_size", type=int, default=hidden_size, help=f"of the backbone, a Qwen3; default {hidden_size}"
+    )
     parser.add_argument("--n_layers", type=int, default=4, help="of the backbone; default 4")
-    parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=f"of the backbone; default {dtype}")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the backbone; default float32")
     parser.add_argument("--n_repeats", type=int, default=7, help="repetitions, both sides in turns; default 7")
     parser.add_argument("--seed", type=int, default=0, help="of weights and texts; default 0")
     parser.add_argument("--out", metavar="FILE", help="write the JSON here too")

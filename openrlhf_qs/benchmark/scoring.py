@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"tokens of a conversation; default 32,64,128,256,512; {RATIO_AT}, of which `ratio` is, is always there",
     )
     parser.add_argument("--n_responses", type=int, default=8, help="in a group; default 8")
-    add_model_arguments(parser, dtype="float32")
+    add_model_arguments(parser, hidden_size=512)
 
 
 def run(args: argparse.Namespace) -> None:

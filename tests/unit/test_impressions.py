@@ -95,8 +95,27 @@ def test_a_bad_pair_is_named_by_its_row_or_skipped_and_counted(tokenizer, bad, m
 def test_where_all_pairs_are_alike_there_is_nothing_to_skip_to(tokenizer):
     with pytest.raises(ValueError, match="chosen and rejected are the same"):
         dataset(tokenizer, [pair(A, A), pair(B, B)], on_error="skip")
-    with pytest.raises(ValueError, match="has no pair"):
-        dataset(tokenizer, [])
+
+
+def test_no_rows_are_no_error_for_the_host_evaluates_on_a_hundredth_of_them(tokenizer):
+    assert len(dataset(tokenizer, [])) == 0
+
+
+def test_an_impression_counts_the_same_in_every_batch(tokenizer):
+    rows = [pair(A, B, weight=0.75), pair(A, C, weight=0.75), pair(C, B, impression="i2", weight=1.5)]
+    made = dataset(tokenizer, rows)
+    weights = [made.collate_fn([one])[3].squeeze(1)[:, 0] for one in (made[0], made[1])]
+    # each impression's weights add up to 1.5, and the mean over a batch's pairs is 1.5 / (3 pairs / 2 impressions)
+    assert [one.mean().item() for one in weights] == [1.0, 1.0]
+    assert made.collate_fn([made[0], made[1]])[3].squeeze(1)[:, 0].tolist() == [0.75, 0.75, 1.5]
+
+
+def test_pairs_of_a_conversation_over_the_limit_still_share_it(tokenizer):
+    context = [{"role": "user", "content": "How do I bake bread? " * 40}]
+    made = ImpressionDataset([pair(A, B, context=context)], tokenizer, 200, share_prefix=True)
+    lengths = [len(text) for text in made[0].texts]
+    input_ids = made.collate_fn([made[0]])[0]
+    assert max(lengths) <= 200 and len(set(lengths)) > 1 and input_ids.shape[-1] < sum(lengths)
 
 
 def test_a_suggestion_over_the_limit_is_refused_before_training(tokenizer):
