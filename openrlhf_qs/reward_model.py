@@ -302,8 +302,8 @@ def suggestion_rows(
 def suggestion_ids(
     tokenizer, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str], max_len: int
 ) -> list[list[int]]:
-    """The tokens that a reward model reads, a list for each suggestion; of a long conversation the beginning is cut.
-    (A decoder's is cut by a multiple of an eighth of the limit, so that suggestions of one conversation share the rest.)
+    """The tokens that a reward model reads, a list for each suggestion; of a long conversation the beginning is cut,
+    for a decoder by a multiple of an eighth of the limit, so that its suggestions share the rest.
 
     A tokenizer with a chat template writes the conversation and the suggestion as its last user turn, closed by the
     end-of-sequence token, as in training. One with a separator instead (BERT, MiniLM) writes them as a pair of texts,
