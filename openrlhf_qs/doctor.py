@@ -12,7 +12,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from openrlhf_qs.host.patches import PATCHES, TESTED
+from openrlhf_qs.host.patches import TESTED, all_patches
 from openrlhf_qs.host.settings import Settings
 
 PACKAGES = {
@@ -73,7 +73,7 @@ def _show_extension_points(console: Console) -> list[str]:
     console.print(f"GPUs: {gpus}; a run here takes the {'GPU' if n_gpus else 'CPU'} form")
     problems = extension_point_problems("cuda" if n_gpus else "cpu")
     table = Table("extension point", "for", "state")
-    for one in PATCHES:
+    for one in all_patches():
         table.add_row(f"{one.module}.{one.target}", one.device, problems.get(one.target, "found"))
     console.print(table)
     return [problem for problem in problems.values() if problem != "not needed here"]
@@ -81,13 +81,13 @@ def _show_extension_points(console: Console) -> list[str]:
 
 def extension_point_problems(device: str) -> dict[str, str]:
     """For each patch that does not fit, or is not needed on ``device``, its target and why. Nothing is patched."""
-    from openrlhf_qs.host import cpu, flash_attn_stand_in, seams  # noqa: F401  (the last two register their patches)
+    from openrlhf_qs.host import flash_attn_stand_in
 
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     flash_attn_stand_in.install()
     problems = {}
-    for one in PATCHES:
+    for one in all_patches():
         if one.device not in ("any", Settings(device=device).device):
             problems[one.target] = "not needed here"
             continue

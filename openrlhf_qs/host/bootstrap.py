@@ -18,7 +18,6 @@ def install() -> None:
     settings = Settings.from_environment()
     if settings is None:
         return
-    import openrlhf_qs.host.seams  # noqa: F401  (registers its patches)
     from openrlhf_qs.host import cpu, flash_attn_stand_in
     from openrlhf_qs.host.patches import apply_when_imported
 

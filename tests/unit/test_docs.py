@@ -17,8 +17,7 @@ from openrlhf_qs.click_log import REQUIRED, SCHEMA
 from openrlhf_qs.doctor import PACKAGES
 from openrlhf_qs.evaluate import load_judge
 from openrlhf_qs.fusion_data import FusionData
-from openrlhf_qs.host import cpu, seams  # noqa: F401  (they register their patches)
-from openrlhf_qs.host.patches import PATCHES
+from openrlhf_qs.host.patches import all_patches
 from openrlhf_qs.offline import offline_batch
 from openrlhf_qs.registry import FUSIONS, JUDGES, KINDS, REWARD_MODELS, REWARDS, SFT_DATASETS
 
@@ -156,7 +155,7 @@ def test_every_built_in_plugin_is_in_the_table_of_parts():
 
 def test_every_patch_is_in_the_table_of_patches_with_its_device():
     described = {target: device for target, (device, *_) in table(HOST, "target").items()}
-    assert described == {f"{one.module}.{one.target}": one.device for one in PATCHES}
+    assert described == {f"{one.module}.{one.target}": one.device for one in all_patches()}
 
 
 def test_the_tested_versions_are_those_that_doctor_knows():

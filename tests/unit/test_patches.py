@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from openrlhf_qs.composite import CompositeReward
-from openrlhf_qs.host import cpu, flash_attn_stand_in, patches, seams
-from openrlhf_qs.host.patches import PATCHES, TESTED, Patch, apply_when_imported
+from openrlhf_qs.host import cpu, flash_attn_stand_in, operators, patches, seams
+from openrlhf_qs.host.patches import TESTED, Patch, all_patches, apply_when_imported
 from openrlhf_qs.host.settings import VARIABLE, Settings
 from openrlhf_qs.registry import REWARDS
 
@@ -34,8 +34,8 @@ def in_a_new_process(code, **environment):
 CONTRACT = """
 import importlib.util, json, os
 os.environ["DS_ACCELERATOR"] = "cpu"
-from openrlhf_qs.host import cpu, flash_attn_stand_in, seams
-from openrlhf_qs.host.patches import PATCHES, openrlhf_version
+from openrlhf_qs.host import flash_attn_stand_in
+from openrlhf_qs.host.patches import all_patches, openrlhf_version
 found = importlib.util.find_spec("flash_attn") is not None
 flash_attn_stand_in.install()
 ring = importlib.import_module("openrlhf.models.ring_attn_utils")
@@ -49,7 +49,7 @@ print(json.dumps({
     "flash_attn_before": found,
     "flash_attn_after": importlib.util.find_spec("flash_attn") is not None,
     "unpad_input": said,
-    "problems": {one.target: one.problem(importlib.import_module(one.module)) for one in PATCHES},
+    "problems": {one.target: one.problem(importlib.import_module(one.module)) for one in all_patches()},
 }))
 """
 
@@ -61,7 +61,7 @@ def contract():
 
 
 @NO_OPENRLHF
-@pytest.mark.parametrize("one", PATCHES, ids=lambda one: f"{one.module}.{one.target}")
+@pytest.mark.parametrize("one", all_patches(), ids=lambda one: f"{one.module}.{one.target}")
 def test_the_installed_openrlhf_is_where_the_patch_expects_it(contract, one):
     assert contract["problems"][one.target] == ""
 
@@ -88,25 +88,25 @@ def test_where_flash_attn_is_installed_nothing_is_put_before_it(monkeypatch):
 # What a patch is
 
 
-@pytest.mark.parametrize("one", PATCHES, ids=lambda one: one.target)
+@pytest.mark.parametrize("one", all_patches(), ids=lambda one: one.target)
 def test_every_patch_says_why_and_what_breaks_without_it(one):
     assert "Without" in one.why and one.why.endswith(".")
     assert one.why.index("Without") > 20, "first why, then what breaks"
 
 
 def test_each_target_is_patched_once():
-    targets = [(one.module, one.target) for one in PATCHES]
+    targets = [(one.module, one.target) for one in all_patches()]
     assert len(set(targets)) == len(targets)
 
 
 def test_only_openrlhf_and_torch_are_patched():
-    assert {one.module.partition(".")[0] for one in PATCHES} == {"openrlhf", "torch"}
+    assert {one.module.partition(".")[0] for one in all_patches()} == {"openrlhf", "torch"}
 
 
 def test_what_needs_no_gpu_is_kept_apart_from_what_trains():
-    for one in PATCHES:
-        home = cpu if one.device == "cpu" else seams
-        assert one.apply.__module__ == home.__name__
+    for one in all_patches():
+        homes = (cpu,) if one.device == "cpu" else (operators, seams)
+        assert one.apply.__module__ in {home.__name__ for home in homes}
 
 
 def module_with(function):
@@ -155,7 +155,7 @@ def test_a_patch_is_applied_when_its_module_is_imported(host_module, monkeypatch
         module.make = lambda samples: "ours"
 
     one = one_patch(replace, target="make", module=host_module, parameters=("samples",))
-    monkeypatch.setattr(patches, "PATCHES", [one])
+    monkeypatch.setattr(patches, "all_patches", lambda: [one])
     settings = Settings("cpu")
     apply_when_imported(settings)
     assert applied == []
@@ -165,7 +165,7 @@ def test_a_patch_is_applied_when_its_module_is_imported(host_module, monkeypatch
 
 def test_a_patch_that_does_not_fit_stops_the_import_with_both_versions(host_module, monkeypatch):
     one = one_patch(target="make", module=host_module, parameters=("rollouts",))
-    monkeypatch.setattr(patches, "PATCHES", [one])
+    monkeypatch.setattr(patches, "all_patches", lambda: [one])
     apply_when_imported(Settings("cpu"))
     message = r"host_of_the_test.make takes \(samples\), not \(rollouts\) in OpenRLHF 9.9: .* tested with ==0.11.2"
     with pytest.raises(RuntimeError, match=message):
@@ -182,13 +182,14 @@ def registered(monkeypatch, settings):
 
 
 def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
+    always = {"lock_of_the_kernel", "reward_model_class"}
     on_cpu = {"cuda_calls", "device_mesh", "log_probs", "replay_buffer", "weight_sync_group", "weight_update"}
-    assert registered(monkeypatch, Settings("cuda")) == {"reward_model_class"}
-    assert registered(monkeypatch, Settings("cpu")) == on_cpu | {"reward_model_class"}
-    assert registered(monkeypatch, Settings(sft_dataset="diverse")) == {"sft_dataset", "reward_model_class"}
-    garm = {"reward_dataset", "reward_model_trainer", "reward_model_class"}
-    assert registered(monkeypatch, Settings(reward_model="gaussian")) == garm
-    assert registered(monkeypatch, Settings(rewards=("ood",))) == {"experience_maker", "reward_model_class"}
+    assert registered(monkeypatch, Settings("cuda")) == always
+    assert registered(monkeypatch, Settings("cpu")) == always | on_cpu
+    assert registered(monkeypatch, Settings(sft_dataset="diverse")) == always | {"sft_dataset"}
+    garm = {"reward_dataset", "reward_model_trainer"}
+    assert registered(monkeypatch, Settings(reward_model="gaussian")) == always | garm
+    assert registered(monkeypatch, Settings(rewards=("ood",))) == always | {"experience_maker"}
 
 
 # The bootstrap of every process
