@@ -12,68 +12,80 @@ from openrlhf_qs.host import run as host
 
 # Modules are imported when their subcommand is called: `--help` must not wait for torch.
 STAGES = {
-    "data": ("openrlhf_qs.data", "click log to SFT candidates, preference pairs, prompts and held-out impressions"),
-    "distil": ("openrlhf_qs.distil", "sample many suggestions for each conversation from a teacher, for sft"),
+    "data": (
+        "clicks.data",
+        "click log to SFT candidates, preference pairs, prompts and held-out impressions",
+    ),
+    "distil": ("sft.distil", "sample many suggestions for each conversation from a teacher, for sft"),
     "sft": ("", "train the policy on assembled suggestions: OpenRLHF's train_sft with our dataset"),
     "garm": ("", "train the Gaussian reward model on pairs: OpenRLHF's train_rm with our head"),
-    "fusion": ("openrlhf_qs.fusion", "learn the weights of the composite reward"),
+    "fusion": ("reward.fusion", "learn the weights of the composite reward"),
     "grpo": ("", "train the policy on the composite reward: OpenRLHF's train_ppo_ray with our rewards"),
-    "generate": ("openrlhf_qs.generate", "let a policy answer conversations, for fusion and evaluate"),
-    "evaluate": ("openrlhf_qs.evaluate", "A/B test of the policies on held-out conversations, and the report"),
+    "generate": ("generate", "let a policy answer conversations, for fusion and evaluate"),
+    "evaluate": (
+        "evaluation.evaluate",
+        "A/B test of the policies on held-out conversations, and the report",
+    ),
 }
 TOOLS = {
     "cold-start": (
-        "openrlhf_qs.cold_start",
+        "sft.cold_start",
         "let a language model write the first suggestions, when there are no clicks yet",
     ),
     "assemble": (
-        "openrlhf_qs.sft_set",
+        "sft.sft_set",
         "choose three of each conversation's candidates, as sft does, to look at them",
     ),
     "benchmark assembly": (
-        "openrlhf_qs.benchmark.assembly",
+        "benchmark.assembly",
         "contexts a second of the assembly, and what each option is worth",
     ),
-    "garm merge": ("openrlhf_qs.merge", "write a reward model that was trained with LoRA as a whole model, for grpo"),
-    "log check": ("openrlhf_qs.log_check", "check a click log and describe it, in constant memory"),
+    "garm merge": (
+        "garm.merge",
+        "write a reward model that was trained with LoRA as a whole model, for grpo",
+    ),
+    "log check": ("clicks.check", "check a click log and describe it, in constant memory"),
     "benchmark log": (
-        "openrlhf_qs.benchmark.log",
+        "benchmark.log",
         "impressions a second of reading, checking and pairing a click log, as it grows",
     ),
-    "upworthy": ("openrlhf_qs.upworthy", "headline A/B tests of the Upworthy archive to preference pairs"),
-    "mimics": ("openrlhf_qs.mimics", "clarification panes of MIMICS-Duo to preference pairs"),
-    "garm eval": ("openrlhf_qs.garm_eval", "accuracy, calibration and position preference of a reward model on pairs"),
+    "upworthy": ("clicks.upworthy", "headline A/B tests of the Upworthy archive to preference pairs"),
+    "mimics": ("clicks.mimics", "clarification panes of MIMICS-Duo to preference pairs"),
+    "garm eval": ("garm.eval", "accuracy, calibration and position preference of a reward model on pairs"),
     "garm calibrate": (
-        "openrlhf_qs.garm_calibrate",
+        "garm.calibrate",
         "one temperature, fitted on held-out pairs, into a reward model",
     ),
-    "garm score": ("openrlhf_qs.garm_score", "add a reward model's mean and std to every row of a file"),
+    "garm score": ("garm.score", "add a reward model's mean and std to every row of a file"),
     "benchmark garm-training": (
-        "openrlhf_qs.benchmark.garm_training",
+        "benchmark.garm_training",
         "impressions a second of reward-model training, OpenRLHF's own way and ours",
     ),
     "benchmark scoring": (
-        "openrlhf_qs.benchmark.scoring",
+        "benchmark.scoring",
         "a GRPO group scored by the reward model at once, against one response after the other",
     ),
     "benchmark grpo-overhead": (
-        "openrlhf_qs.benchmark.grpo_overhead",
+        "benchmark.grpo_overhead",
         "what the composite reward costs of a GRPO step, and what scoring in batches saves",
     ),
     "benchmark reward-models": (
-        "openrlhf_qs.benchmark.reward_models",
+        "benchmark.reward_models",
         "Bradley-Terry, DPL, PURM and the Gaussian reward model side by side on the same features",
     ),
-    "reward score": ("openrlhf_qs.reward_score", "try a reward on a file: each part, the weights and the total"),
-    "world": ("openrlhf_qs.plugins.built_in_world", "write a click log of simulated users, for when there is none"),
-    "small-policy": ("openrlhf_qs.small_policy", "build a tokenizer and a small policy from a click log"),
-    "plugins": ("openrlhf_qs.list_plugins", "list the plugins, or show the options of one"),
+    "reward score": ("reward.score", "try a reward on a file: each part, the weights and the total"),
+    "world": ("plugins.built_in_world", "write a click log of simulated users, for when there is none"),
+    "small-policy": ("sft.small_policy", "build a tokenizer and a small policy from a click log"),
+    "plugins": ("list_plugins", "list the plugins, or show the options of one"),
     "doctor": (
-        "openrlhf_qs.doctor",
+        "doctor",
         "versions, devices, and whether each extension point of OpenRLHF is where it was",
     ),
-    "ablation": ("openrlhf_qs.ablation", "table and pictures of recipes/ablate_rewards.sh: what each reward is worth"),
-    "follow": ("openrlhf_qs.host.follow", "show the progress of a training run that is piped into it"),
+    "ablation": (
+        "evaluation.ablation",
+        "table and pictures of recipes/ablate_rewards.sh: what each reward is worth",
+    ),
+    "follow": ("host.follow", "show the progress of a training run that is piped into it"),
 }
 EPILOG = """\
 The whole way in one command:   bash recipes/grpo_garm.sh
@@ -105,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _module(command: str):
-    return importlib.import_module({**STAGES, **TOOLS}[command][0])
+    return importlib.import_module("openrlhf_qs." + {**STAGES, **TOOLS}[command][0])
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

@@ -115,7 +115,7 @@ REWARDS = Registry(
 )
 FUSIONS = Registry(
     "fusion",
-    "called with openrlhf_qs.fusion_data.FusionData, returns one weight a reward: list, adds up to 1",
+    "called with openrlhf_qs.reward.fusion_data.FusionData, returns one weight a reward: list, adds up to 1",
 )
 SFT_DATASETS = Registry(
     "sft dataset",

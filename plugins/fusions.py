@@ -9,9 +9,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from openrlhf_qs.fusion_data import FusionData
-from openrlhf_qs.pareto import knee, non_dominated
 from openrlhf_qs.registry import FUSIONS
+from openrlhf_qs.reward.fusion_data import FusionData
+from openrlhf_qs.reward.pareto import knee, non_dominated
 
 C_GRID = np.logspace(-4, 2, 13)
 MIN_SPAN = 0.05  # of an objective, in [0, 1], for the knee

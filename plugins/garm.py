@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.response import N_SUGGESTIONS
-from openrlhf_qs.rollout import RolloutBatch
+from openrlhf_qs.reward.rollout import RolloutBatch
 
 Uncertainty = Literal["aleatoric", "epistemic", "total"]
 

@@ -2,8 +2,8 @@
 
 In: what the head's linear layer says of a suggestion, ``[..., n_outputs]``. Out: mean, standard deviation and
 epistemic standard deviation, ``[..., 3]``, float32, reward units; and the loss of preference pairs. ``link`` names the
-likelihood (:mod:`openrlhf_qs.preference_likelihood`) by which they are read as probabilities. The model around a head
-is in :mod:`openrlhf_qs.reward_model`.
+likelihood (:mod:`openrlhf_qs.garm.preference_likelihood`) by which they are read as probabilities. The model around a
+head is in :mod:`openrlhf_qs.garm.reward_model`.
 
 ``n_members`` heads on one backbone are an ensemble. Each starts from weights of its own and counts the pairs of a
 batch by weights of its own (exponential, the Bayesian bootstrap of Rubin 1981), so that they agree where the pairs say
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openrlhf_qs.preference_likelihood import LOGISTIC_SCALE, GaussianLink, log_ndtr, preference_loss
+from openrlhf_qs.garm.preference_likelihood import LOGISTIC_SCALE, GaussianLink, log_ndtr, preference_loss
 from openrlhf_qs.registry import REWARD_MODELS
 
 UNIT_STD = math.log(math.e - 1)  # softplus of it is 1: a head that answers 0 has a standard deviation of 1

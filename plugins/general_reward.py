@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openrlhf_qs.prompt import Message, policy_messages
 from openrlhf_qs.registry import REWARDS
-from openrlhf_qs.rollout import RolloutBatch
+from openrlhf_qs.reward.rollout import RolloutBatch
 
 
 @REWARDS.register("general")

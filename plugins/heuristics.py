@@ -16,7 +16,7 @@ from torch import Tensor
 from openrlhf_qs.prompt import Message
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.response import N_SUGGESTIONS, ParsedResponse
-from openrlhf_qs.rollout import RolloutBatch
+from openrlhf_qs.reward.rollout import RolloutBatch
 
 
 @REWARDS.register("rules")

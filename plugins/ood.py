@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from openrlhf_qs.registry import REWARDS
-from openrlhf_qs.rollout import RolloutBatch
+from openrlhf_qs.reward.rollout import RolloutBatch
 
 
 @REWARDS.register("ood")

@@ -1,8 +1,8 @@
 """SFT datasets: which three of a conversation's candidates the policy is first taught to write.
 
 In: all rows of the SFT set, ``{"conversation", "candidates": [{"text", ...}]}`` (see
-:mod:`openrlhf_qs.candidates`). Out: for each row three suggestions, or ``None`` to drop it. ``diverse`` is the one to
-use, ``raw`` the baseline beside it.
+:mod:`openrlhf_qs.sft.candidates`). Out: for each row three suggestions, or ``None`` to drop it. ``diverse`` is the one
+to use, ``raw`` the baseline beside it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from openrlhf_qs import assembly
-from openrlhf_qs.candidates import Ledger, log_quality, read_candidates
-from openrlhf_qs.embedding import embed, load_embedder
 from openrlhf_qs.registry import SFT_DATASETS
 from openrlhf_qs.response import N_SUGGESTIONS
+from openrlhf_qs.sft import assembly
+from openrlhf_qs.sft.candidates import Ledger, log_quality, read_candidates
+from openrlhf_qs.sft.embedding import embed, load_embedder
 
 PROGRESS = Console(stderr=True)
 MAX_SIMILARITY_BY_TRIGRAMS, MAX_SIMILARITY_BY_MEANING = 0.6, 0.85  # measured, see docs/ASSEMBLY.md

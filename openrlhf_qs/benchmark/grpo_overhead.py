@@ -118,7 +118,7 @@ class Seconds(NamedTuple):
 def scoring_speed(folder: Path, reward: str, conversations: Sequence[Any], responses: Sequence[str]) -> dict[str, Any]:
     """CPU seconds to score all responses in one call and one by one; parts that need the reference stay out."""
     from openrlhf_qs.registry import REWARDS
-    from openrlhf_qs.remote_reward import Rollout, load_reward
+    from openrlhf_qs.reward.remote import Rollout, load_reward
 
     names = [name for name in reward.split(",") if "reference" not in getattr(REWARDS[name], "needs", ())]
     environ = {"OPENRLHF_QS_REWARD": ",".join(names), "OPENRLHF_QS_REWARD_MODEL": str(folder / "garm")}
@@ -152,12 +152,12 @@ def write_models(folder: Path, n_prompts: int, n_samples: int, seed: int) -> tup
     """
     from transformers import AutoConfig, AutoTokenizer, Qwen3Model, Qwen3PreTrainedModel
 
-    from openrlhf_qs.click_log import read_click_log
+    from openrlhf_qs.clicks.click_log import read_click_log
+    from openrlhf_qs.garm.reward_model import reward_model_class
     from openrlhf_qs.plugins.built_in_world import cold_start_suggestions, contexts, write_click_log
     from openrlhf_qs.registry import load_plugins
     from openrlhf_qs.response import format_response
-    from openrlhf_qs.reward_model import reward_model_class
-    from openrlhf_qs.small_policy import build_small_policy
+    from openrlhf_qs.sft.small_policy import build_small_policy
 
     load_plugins()
     write_click_log(folder / "clicks.jsonl", 2000, 1000, seed)
@@ -179,7 +179,7 @@ class Step:
         from openrlhf.models import Actor, PolicyLoss
         from transformers import AutoTokenizer
 
-        from openrlhf_qs.reward_model import load_reward_model
+        from openrlhf_qs.garm.reward_model import load_reward_model
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
         self.policy, reference = (

@@ -28,20 +28,20 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from torch import nn
 
-from openrlhf_qs.calibration import (
+from openrlhf_qs.clicks.mimics import pane_pairs, read_panes
+from openrlhf_qs.clicks.upworthy import SIGNIFICANT_Z, headline_arms, headline_pairs, read_packages, usable_packages
+from openrlhf_qs.files import write_whole
+from openrlhf_qs.garm.calibration import (
     accuracy,
     calibrated_ece,
     expected_calibration_error,
     negative_log_likelihood,
     preference_probability,
 )
-from openrlhf_qs.embedding import embed, load_embedder
-from openrlhf_qs.files import write_whole
-from openrlhf_qs.mimics import pane_pairs, read_panes
 from openrlhf_qs.plugins.built_in_world import contexts, gold_utility, read_scene, suggestion_of_kind
 from openrlhf_qs.plugins.built_in_world_language import DOMAINS
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins, parse_options
-from openrlhf_qs.upworthy import SIGNIFICANT_Z, headline_arms, headline_pairs, read_packages, usable_packages
+from openrlhf_qs.sft.embedding import embed, load_embedder
 
 HEADS = ("bradley_terry", "dpl", "purm", "gaussian", "gaussian:gauge=0.01")
 KINDS = ("next_step", "next_step", "other_step", "other_step", "repetition", "bland", "neighbour", "off_topic")

@@ -30,9 +30,9 @@ from openrlhf_qs.benchmark.garm_training import (
     setting,
     write_backbone,
 )
+from openrlhf_qs.garm.reward_model import reward_model_class, suggestion_rows
 from openrlhf_qs.registry import load_plugins
-from openrlhf_qs.reward_model import reward_model_class, suggestion_rows
-from openrlhf_qs.small_policy import MAX_TOKENS
+from openrlhf_qs.sft.small_policy import MAX_TOKENS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ PROGRESS = re.compile(
     r"[^|\r]*\|[^|]*\|\s*(\d+)/(\d+) \[([^\]]*)"
 )
 STEP = re.compile(r"Global step (\d+): (\{.*\})")
-ALARM = re.compile(r"(monitor \w+, step \d+: [^\x1b\r\n]*)")  # openrlhf_qs.monitors.Alarm
+ALARM = re.compile(r"(monitor \w+, step \d+: [^\x1b\r\n]*)")  # openrlhf_qs.reward.monitors.Alarm
 NUMBER = r"(-?(?:[\d.]+(?:e[-+]?\d+)?|nan|inf))"
 STEP_KEYS = ("reward", "kl", "malformed", "response_length")
 SHOWN_KEYS = ("loss", "gpt_loss", "acc", "grad_norm")

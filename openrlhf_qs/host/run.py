@@ -17,8 +17,8 @@ from pathlib import Path
 from openrlhf_qs.host.bootstrap import install
 from openrlhf_qs.host.patches import TESTED, openrlhf_version
 from openrlhf_qs.host.settings import Settings
-from openrlhf_qs.monitors import Monitors, parse_thresholds
 from openrlhf_qs.registry import JUDGES, REWARD_MODELS, SFT_DATASETS, check_options, load_plugins, parse_options
+from openrlhf_qs.reward.monitors import Monitors, parse_thresholds
 
 ENTRY_POINTS = {"sft": "openrlhf.cli.train_sft", "garm": "openrlhf.cli.train_rm", "grpo": "openrlhf.cli.train_ppo_ray"}
 
@@ -206,8 +206,8 @@ def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
 
 
 def _check_rewards(settings: Settings, host_argv: Sequence[str]) -> None:
-    from openrlhf_qs.composite import NEEDS, composite_of
-    from openrlhf_qs.reward_model import check_checkpoint
+    from openrlhf_qs.garm.reward_model import check_checkpoint
+    from openrlhf_qs.reward.composite import NEEDS, composite_of
 
     Monitors(settings.monitor_thresholds, settings.monitor_window)
     if settings.monitor_judge:
@@ -222,7 +222,7 @@ def _check_rewards(settings: Settings, host_argv: Sequence[str]) -> None:
     if "--algo.dynamic_filtering_enable" in host_argv:
         raise ValueError(
             "--algo.dynamic_filtering_enable drops prompts by scores that it takes from a reward function, before our "
-            'rewards are computed: give --qs.reward "" and openrlhf_qs/remote_reward.py as --reward.remote_url'
+            'rewards are computed: give --qs.reward "" and openrlhf_qs/reward/remote.py as --reward.remote_url'
         )
     if "reward_model" in needs:
         if model is None:

@@ -36,7 +36,7 @@ def sft_dataset(module: ModuleType, settings: Settings) -> None:
     def policy_instances(rows: list[dict], strategy) -> list[tuple[list[dict], str]]:
         from rich.console import Console
 
-        from openrlhf_qs.sft_set import assemble, report_table, write_report
+        from openrlhf_qs.sft.sft_set import assemble, report_table, write_report
 
         assembled, report = assemble(choose, rows)
         if strategy.is_rank_0():
@@ -77,9 +77,9 @@ def reward_model_class(module: ModuleType, settings: Settings) -> None:
 
     @functools.wraps(host_function)
     def get_llm_for_sequence_regression(model_name_or_path: str, model_type: str, **kwargs):
+        from openrlhf_qs.garm.reward_model import check_checkpoint, is_adapter, read_mark
+        from openrlhf_qs.garm.reward_model import reward_model_class as our_class
         from openrlhf_qs.registry import load_plugins
-        from openrlhf_qs.reward_model import check_checkpoint, is_adapter, read_mark
-        from openrlhf_qs.reward_model import reward_model_class as our_class
 
         load_plugins(settings.plugin_files)
         mark = None
@@ -119,8 +119,8 @@ def reward_dataset(module: ModuleType, settings: Settings) -> None:
     end, is cut off."""
     from transformers import AutoConfig
 
-    from openrlhf_qs.impressions import ImpressionDataset
-    from openrlhf_qs.reward_model import can_share_prefix
+    from openrlhf_qs.garm.impressions import ImpressionDataset
+    from openrlhf_qs.garm.reward_model import can_share_prefix
 
     class RewardDataset(ImpressionDataset):
         def __init__(self, dataset, tokenizer, max_length, strategy, **kwargs) -> None:
@@ -144,7 +144,7 @@ def reward_dataset(module: ModuleType, settings: Settings) -> None:
 def reward_model_trainer(module: ModuleType, settings: Settings) -> None:
     """The trainer's loss takes scalar rewards of two texts a pair. Without this a mean and a standard deviation are
     compared with each other."""
-    from openrlhf_qs.gradient_monitor import GradientMonitor
+    from openrlhf_qs.garm.gradient_monitor import GradientMonitor
     from openrlhf_qs.registry import REWARD_MODELS, load_plugins
 
     load_plugins(settings.plugin_files)
@@ -189,11 +189,11 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
     import torch
     from openrlhf.models.utils import masked_mean
 
-    from openrlhf_qs.composite import composite_of
-    from openrlhf_qs.monitors import batch_statistics, watch
     from openrlhf_qs.registry import JUDGES, load_plugins
     from openrlhf_qs.response import parse_response
-    from openrlhf_qs.rollout import RolloutBatch, reward_fields
+    from openrlhf_qs.reward.composite import composite_of
+    from openrlhf_qs.reward.monitors import batch_statistics, watch
+    from openrlhf_qs.reward.rollout import RolloutBatch, reward_fields
 
     load_plugins(settings.plugin_files)
 
@@ -211,7 +211,7 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
             if self.with_reward_model:
                 from transformers import AutoConfig, AutoTokenizer
 
-                from openrlhf_qs.reward_model import can_share_prefix
+                from openrlhf_qs.garm.reward_model import can_share_prefix
 
                 path, ds = self.args.reward.model_name_or_path, self.args.ds
                 self.reward_tokenizer = AutoTokenizer.from_pretrained(path)
@@ -277,7 +277,7 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
 
         def dispatch_reward_model(self, conversations: Sequence, parsed: Sequence):
             """Send every suggestion of the batch to the reward-model group in micro-batches; do not wait for it."""
-            from openrlhf_qs.reward_model import suggestion_rows
+            from openrlhf_qs.garm.reward_model import suggestion_rows
 
             pairs = [(c, s) for c, p in zip(conversations, parsed, strict=True) for s in p.suggestions]
             # A batch without one suggestion still makes the call: the group wants work for each of its processes.

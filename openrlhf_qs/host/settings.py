@@ -22,7 +22,7 @@ class Settings:
         rewards: the parts of the composite reward, in order; empty for OpenRLHF's own scalar reward.
         weights: file of the fusion stage, empty for weight 1 on raw parts.
         normalisation: of the parts, one of ``NORMALISATIONS``; empty for that of the weights.
-        on_failure: what a part that fails leads to, one of :data:`openrlhf_qs.composite.ON_FAILURE`.
+        on_failure: what a part that fails leads to, one of :data:`openrlhf_qs.reward.composite.ON_FAILURE`.
         gate_floor: the total reward of a response that a gate stops.
         plugin_files: absolute paths of Python files that register plugins.
         options: plugin name to its options.

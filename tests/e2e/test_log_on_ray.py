@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from openrlhf_qs.click_log import read_click_log
-from openrlhf_qs.log_check import check_log
+from openrlhf_qs.clicks.check import check_log
+from openrlhf_qs.clicks.click_log import read_click_log
 
 
 @pytest.fixture

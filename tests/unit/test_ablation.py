@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from openrlhf_qs import ablation
-from openrlhf_qs.ablation import finished_runs, good_same_bad, over_seeds, overoptimisation_curve, t_interval
+from openrlhf_qs.evaluation import ablation
+from openrlhf_qs.evaluation.ablation import (
+    finished_runs,
+    good_same_bad,
+    over_seeds,
+    overoptimisation_curve,
+    t_interval,
+)
 
 ROOT = Path(__file__).parents[2]
 CONVERSATIONS = [[{"role": "user", "content": f"Question {n}?"}] for n in range(4)]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_qs.assembly import (
+from openrlhf_qs.sft.assembly import (
     MAX_ROWS,
     determinantal_map,
     maximal_marginal_relevance,

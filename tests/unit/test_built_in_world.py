@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_qs.click_log import read_click_log
+from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files import read_json_lines
 from openrlhf_qs.plugins import built_in_world as world
 from openrlhf_qs.plugins.built_in_world import (

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_qs.calibration import (
+from openrlhf_qs.garm.calibration import (
     accuracy,
     brier_score,
     calibrated_ece,

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from openrlhf_qs.candidates import PRIOR_SHOWS, Ledger, log_quality, read_candidates
+from openrlhf_qs.sft.candidates import PRIOR_SHOWS, Ledger, log_quality, read_candidates
 
 ALL = {"clicks": 1.0, "log_prob": 1.0, "garm": 1.0}
 

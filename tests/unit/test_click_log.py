@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_qs.click_log import (
+from openrlhf_qs.clicks.click_log import (
     SCHEMA,
     clicks_by_position,
     conversation_keys,

@@ -12,10 +12,10 @@ import pytest
 
 from openrlhf_qs import cli
 from openrlhf_qs import endpoint as chat
-from openrlhf_qs.click_log import read_click_log
-from openrlhf_qs.cold_start import TEMPLATES, read_suggestions, read_template
+from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files import read_json_lines, write_json_lines
 from openrlhf_qs.prompt import policy_messages
+from openrlhf_qs.sft.cold_start import TEMPLATES, read_suggestions, read_template
 
 RIGHT = "1. How long?\n2. Which flour?\n3. Why salt?"
 

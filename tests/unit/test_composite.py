@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-from openrlhf_qs.composite import CompositeReward, Part, Weights, read_weights, variance_shares
-from openrlhf_qs.offline import offline_batch
 from openrlhf_qs.registry import REWARDS
+from openrlhf_qs.reward.composite import CompositeReward, Part, Weights, read_weights, variance_shares
+from openrlhf_qs.reward.offline import offline_batch
 
 
 def batch(*responses, group=None):
@@ -220,7 +220,7 @@ def test_within_a_group_each_part_has_mean_0_and_its_deviation_but_not_less_than
 
 
 def test_running_statistics_begin_with_the_sft_policy_and_end_with_what_is_seen():
-    from openrlhf_qs.normalisation import RunningStatistics
+    from openrlhf_qs.reward.normalisation import RunningStatistics
 
     values = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 7
     prior = RunningStatistics(torch.tensor([1.0, -1.0]), torch.tensor([2.0, 0.5]))

@@ -4,8 +4,8 @@ import json
 import pytest
 from datasets import load_dataset
 
-from openrlhf_qs import data
-from openrlhf_qs.click_log import conversation_keys, read_click_log
+from openrlhf_qs.clicks import data
+from openrlhf_qs.clicks.click_log import conversation_keys, read_click_log
 from openrlhf_qs.files import read_json_lines
 from openrlhf_qs.prompt import policy_messages
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openrlhf_qs import cli
-from openrlhf_qs.assembly import normalise
-from openrlhf_qs.distil import merge_samples, read_conversations, report_table
 from openrlhf_qs.files import write_json_lines
+from openrlhf_qs.sft.assembly import normalise
+from openrlhf_qs.sft.distil import merge_samples, read_conversations, report_table
 
 CONVERSATION = [{"role": "user", "content": "Hi"}]
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from openrlhf_qs import cli, registry
-from openrlhf_qs.click_log import REQUIRED, SCHEMA
+from openrlhf_qs.clicks.click_log import REQUIRED, SCHEMA
 from openrlhf_qs.doctor import PACKAGES
-from openrlhf_qs.evaluate import load_judge
-from openrlhf_qs.fusion_data import FusionData
+from openrlhf_qs.evaluation.evaluate import load_judge
 from openrlhf_qs.host.patches import all_patches
-from openrlhf_qs.offline import offline_batch
 from openrlhf_qs.registry import FUSIONS, JUDGES, KINDS, REWARD_MODELS, REWARDS, SFT_DATASETS
+from openrlhf_qs.reward.fusion_data import FusionData
+from openrlhf_qs.reward.offline import offline_batch
 
 ROOT = Path(__file__).parents[2]
 README, DOCS = ROOT / "README.md", ROOT / "docs"

@@ -7,8 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from openrlhf_qs import evaluate
-from openrlhf_qs.evaluate import (
+from openrlhf_qs.evaluation import evaluate
+from openrlhf_qs.evaluation.evaluate import (
     ArmResult,
     Shown,
     clicked_suggestions,
@@ -373,7 +373,7 @@ def scorer(monkeypatch):
 
     monkeypatch.setitem(
         sys.modules,
-        "openrlhf_qs.reward_model",
+        "openrlhf_qs.garm.reward_model",
         types.SimpleNamespace(SuggestionScorer=SuggestionScorer),
     )
 

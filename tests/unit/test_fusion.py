@@ -9,11 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
-from openrlhf_qs import fusion as stage
-from openrlhf_qs.composite import Part, Weights, read_weights
-from openrlhf_qs.fusion_data import FusionData, impression_pairs, topics
-from openrlhf_qs.hacked import HACKS, hacked_responses
-from openrlhf_qs.pareto import knee, non_dominated
 from openrlhf_qs.plugins.fusions import (
     OBJECTIVES,
     EqualFusion,
@@ -29,6 +24,11 @@ from openrlhf_qs.plugins.fusions import (
     variance_inflation,
 )
 from openrlhf_qs.response import parse_response
+from openrlhf_qs.reward import fusion as stage
+from openrlhf_qs.reward.composite import Part, Weights, read_weights
+from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, topics
+from openrlhf_qs.reward.hacked import HACKS, hacked_responses
+from openrlhf_qs.reward.pareto import knee, non_dominated
 
 
 def synthetic(coefs, n=4000, seed=0, **fields):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from openrlhf_qs import garm_calibrate
 from openrlhf_qs.files import write_json_lines
-from openrlhf_qs.garm_calibrate import fit_scale, rescale_means, significant_outcomes
-from openrlhf_qs.garm_eval import Scored
-from openrlhf_qs.reward_model import SuggestionScorer
+from openrlhf_qs.garm import calibrate as garm_calibrate
+from openrlhf_qs.garm.calibrate import fit_scale, rescale_means, significant_outcomes
+from openrlhf_qs.garm.eval import Scored
+from openrlhf_qs.garm.reward_model import SuggestionScorer
 
 TEXTS = ["Which flour?", "Why salt?", "How long does the dough rest?"]
 

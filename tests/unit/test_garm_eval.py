@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from openrlhf_qs import garm_eval
-from openrlhf_qs.calibration import accuracy_by, calibration_metrics
 from openrlhf_qs.files import write_json_lines
-from openrlhf_qs.garm_eval import (
+from openrlhf_qs.garm import eval as garm_eval
+from openrlhf_qs.garm.calibration import accuracy_by, calibration_metrics
+from openrlhf_qs.garm.eval import (
     Scored,
     by_log_ppl,
     evaluate_pairs,
@@ -20,8 +20,8 @@ from openrlhf_qs.garm_eval import (
     stress_test,
     verdict,
 )
-from openrlhf_qs.preference_likelihood import Link
-from openrlhf_qs.reward_model import SuggestionScorer
+from openrlhf_qs.garm.preference_likelihood import Link
+from openrlhf_qs.garm.reward_model import SuggestionScorer
 
 TURN = {"role": "user", "content": "How do I bake bread?"}
 

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from openrlhf_qs import garm_score
-from openrlhf_qs.reward_model import SuggestionScorer
+from openrlhf_qs.garm import score as garm_score
+from openrlhf_qs.garm.reward_model import SuggestionScorer
 
 HEADLINES = [
     "Cats, and why they purr",

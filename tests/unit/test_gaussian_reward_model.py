@@ -7,8 +7,8 @@ import torch
 from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
 
+from openrlhf_qs.garm.preference_likelihood import preference_loss
 from openrlhf_qs.plugins.gaussian_reward_model import DPL, LOGISTIC_STD, PURM, UNIT_STD, BradleyTerry, Gaussian
-from openrlhf_qs.preference_likelihood import preference_loss
 from openrlhf_qs.registry import REWARD_MODELS
 
 

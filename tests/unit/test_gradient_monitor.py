@@ -2,7 +2,7 @@ import warnings
 
 import pytest
 
-from openrlhf_qs.gradient_monitor import GradientMonitor
+from openrlhf_qs.garm.gradient_monitor import GradientMonitor
 
 
 def test_a_large_norm_is_warned_of_once_with_the_cure():

@@ -22,13 +22,13 @@ MADE = """
 import json, os, sys, tempfile
 from pathlib import Path
 from openrlhf_qs.benchmark.grpo_overhead import LocalGroup, host_arguments, local_experience_maker, local_rollout
-from openrlhf_qs.click_log import read_click_log
+from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files import read_json_lines
 from openrlhf_qs.host.bootstrap import install
 from openrlhf_qs.host.settings import Settings
 from openrlhf_qs.plugins.built_in_world import cold_start_suggestions, contexts, write_click_log
 from openrlhf_qs.response import format_response
-from openrlhf_qs.small_policy import train_tokenizer
+from openrlhf_qs.sft.small_policy import train_tokenizer
 import random, torch
 install()
 estimators, n_samples = json.loads(sys.argv[1]), int(sys.argv[2])

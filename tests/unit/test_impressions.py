@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from openrlhf_qs.click_log import read_click_log
-from openrlhf_qs.impressions import ImpressionDataset
-from openrlhf_qs.reward_model import suggestion_ids
-from openrlhf_qs.small_policy import train_tokenizer
+from openrlhf_qs.clicks.click_log import read_click_log
+from openrlhf_qs.garm.impressions import ImpressionDataset
+from openrlhf_qs.garm.reward_model import suggestion_ids
+from openrlhf_qs.sft.small_policy import train_tokenizer
 
 CONTEXT = [{"role": "user", "content": "How do I bake bread?"}, {"role": "assistant", "content": "Mix, wait, bake."}]
 A, B, C = "How long does dough rise?", "Which flour is best?", "Why do cats purr?"

@@ -2,12 +2,12 @@ import json
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from openrlhf_qs import log_batches
-from openrlhf_qs.log_batches import check_batch, file_parts, log_files, map_log, read_part
-from openrlhf_qs.log_rows import SCHEMA, BadRow, checked_row
+from openrlhf_qs.clicks import batches as log_batches
+from openrlhf_qs.clicks.batches import check_batch, file_parts, log_files, map_log, read_part
+from openrlhf_qs.clicks.rows import SCHEMA, BadRow, checked_row
 
 GOOD = {
     "impression_id": "i",
@@ -39,9 +39,24 @@ odd_lines = st.one_of(
     odd_rows.map(lambda row: json.dumps(row, ensure_ascii=False)),
     odd_rows.map(lambda row: json.dumps(row, separators=(",", ":"))),
     st.sampled_from(
-        ["", "  ", "null", "[]", "5", "{", "{}", '{"a": 1} null', '{"a": 1} {"b": 2}', '{"a": "\\ud83c"}']
+        [
+            "",
+            "  ",
+            "null",
+            "[]",
+            "5",
+            "{",
+            "}",
+            "{}",
+            '{"a": 1} {',
+            '{"a": 1} null',
+            '{"a": 1} {"b": 2}',
+            '{"a": "\\ud83c"}',
+        ]
     ),
-    st.sampled_from(['{"a": NaN}', '{"a": 1, "a": 2}', '{"impression_id": "x"} 5', "\ufeff{}", '{"a": "\x01"}']),
+    st.sampled_from(
+        ['{"a": 1} null', '{"a": NaN}', '{"a": 1, "a": 2}', '{"impression_id": "x"} 5', "\ufeff{}", '{"a": "\x01"}']
+    ),
 )
 
 
@@ -67,6 +82,8 @@ def numbered(n):
 
 
 @settings(max_examples=200, deadline=None)
+@example(["", '{"a": 1} {"b": 2}'])
+@example(['{"a": 1} {', "}"])
 @given(st.lists(odd_lines, max_size=8))
 def test_a_batch_is_judged_as_its_rows_are_one_by_one(lines):
     encoded = [line.encode() for line in lines]

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_qs import cli, log_batches, log_check
-from openrlhf_qs.click_log import describe, read_click_log
-from openrlhf_qs.log_check import SpilledHashes, check_log
-from openrlhf_qs.propensity import estimate, shown_counts
+from openrlhf_qs import cli
+from openrlhf_qs.clicks import batches as log_batches
+from openrlhf_qs.clicks import check as log_check
+from openrlhf_qs.clicks.check import SpilledHashes, check_log
+from openrlhf_qs.clicks.click_log import describe, read_click_log
+from openrlhf_qs.clicks.propensity import estimate, shown_counts
 
 
 def test_the_description_is_that_of_the_log_read_whole(tiny_log, monkeypatch):

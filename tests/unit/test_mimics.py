@@ -4,8 +4,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from openrlhf_qs.mimics import pane_pairs, read_panes
-from openrlhf_qs.pairs import SCHEMA
+from openrlhf_qs.clicks.mimics import pane_pairs, read_panes
+from openrlhf_qs.clicks.pairs import SCHEMA
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "mimics"
 HEAD = ["query", "question", *(f"option_{n}" for n in range(1, 6)), "impression_level", "engagement_level"]

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openrlhf_qs.monitors import (
+from openrlhf_qs.reward.monitors import (
     MONITORS,
     LastGood,
     Monitors,
@@ -22,7 +22,7 @@ from openrlhf_qs.monitors import (
     parse_thresholds,
     watch,
 )
-from openrlhf_qs.offline import offline_batch
+from openrlhf_qs.reward.offline import offline_batch
 
 FLAT = {
     "proxy": 0.1,

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_qs.click_log import SCHEMA, read_click_log
-from openrlhf_qs.pairs import POSITION_POLICIES, click_rate_pairs, disliked_probability, preference_pairs
-from openrlhf_qs.pairs import SCHEMA as PAIRS
-from openrlhf_qs.propensity import examination_propensities
+from openrlhf_qs.clicks.click_log import SCHEMA, read_click_log
+from openrlhf_qs.clicks.pairs import POSITION_POLICIES, click_rate_pairs, disliked_probability, preference_pairs
+from openrlhf_qs.clicks.pairs import SCHEMA as PAIRS
+from openrlhf_qs.clicks.propensity import examination_propensities
 
 CONVERSATION = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 

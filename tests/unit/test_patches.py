@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from openrlhf_qs.composite import CompositeReward
 from openrlhf_qs.host import cpu, flash_attn_stand_in, operators, patches, seams
 from openrlhf_qs.host.patches import TESTED, Patch, all_patches, apply_when_imported
 from openrlhf_qs.host.settings import VARIABLE, Settings
 from openrlhf_qs.registry import REWARDS
+from openrlhf_qs.reward.composite import CompositeReward
 
 NO_OPENRLHF = pytest.mark.skipif(importlib.util.find_spec("openrlhf") is None, reason="OpenRLHF is not installed")
 

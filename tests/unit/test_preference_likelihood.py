@@ -9,7 +9,13 @@ from scipy.integrate import quad
 from scipy.special import expit
 from scipy.stats import norm
 
-from openrlhf_qs.preference_likelihood import Link, log_ndtr, log_preference, preference_loss, preference_probability
+from openrlhf_qs.garm.preference_likelihood import (
+    Link,
+    log_ndtr,
+    log_preference,
+    preference_loss,
+    preference_probability,
+)
 
 LINKS = Link.__args__
 PROBABILITIES = [link for link in LINKS if link != "jensen"]  # jensen trains on a bound of one

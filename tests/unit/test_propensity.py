@@ -2,8 +2,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from openrlhf_qs.click_log import SCHEMA
-from openrlhf_qs.propensity import (
+from openrlhf_qs.clicks.click_log import SCHEMA
+from openrlhf_qs.clicks.propensity import (
     COUNTS,
     METHODS,
     estimate,

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openrlhf_qs import remote_reward
-from openrlhf_qs.composite import CompositeReward
 from openrlhf_qs.prompt import policy_messages
 from openrlhf_qs.registry import load_plugins
-from openrlhf_qs.remote_reward import Batcher, RemoteReward, RewardFailed, load_reward, read_rollout, response_text
 from openrlhf_qs.response import format_response
+from openrlhf_qs.reward import remote as remote_reward
+from openrlhf_qs.reward.composite import CompositeReward
+from openrlhf_qs.reward.remote import Batcher, RemoteReward, RewardFailed, load_reward, read_rollout, response_text
 
 CONVERSATION = [
     {"role": "user", "content": "How do I bake bread?"},
@@ -251,9 +251,9 @@ def folders(tmp_path_factory):
     import polars as pl
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    from openrlhf_qs.click_log import SCHEMA
-    from openrlhf_qs.reward_model import reward_model_class
-    from openrlhf_qs.small_policy import build_small_policy
+    from openrlhf_qs.clicks.click_log import SCHEMA
+    from openrlhf_qs.garm.reward_model import reward_model_class
+    from openrlhf_qs.sft.small_policy import build_small_policy
 
     policy, garm = (tmp_path_factory.mktemp("models") / name for name in ("policy", "garm"))
     rows = {"conversation": [CONVERSATION], "suggestions": [["How long?", "Which flour?", "Can it be frozen?"]]}
@@ -332,7 +332,7 @@ def test_the_executor_calls_with_lists_of_one_in_a_thread_and_swallows_exception
 
 
 def test_the_executor_gets_rewards_scores_and_parts_from_our_file(agent, monkeypatch, tokenizer, folders):
-    from openrlhf_qs.reward_model import SuggestionScorer
+    from openrlhf_qs.garm.reward_model import SuggestionScorer
 
     responses = [format_response([f"{word} long is it?", "Which flour?", "Why?"]) for word in ("How", "What", "Where")]
     ended = [response + tokenizer.eos_token for response in responses]

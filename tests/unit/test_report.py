@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from openrlhf_qs.evaluation.report import STAGES, read_scalars, stage_durations, write_report
 from openrlhf_qs.files import write_whole
-from openrlhf_qs.report import STAGES, read_scalars, stage_durations, write_report
 
 EVIL = "<script>alert('x')</script> & $x_1 \\frac \"quoted\" 😀 \u202eright to left"
 VOID = {"meta", "img", "br"}

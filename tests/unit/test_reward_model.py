@@ -12,10 +12,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoTokenizer, BertModel, BertPreTrainedModel, Qwen3Config, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3PreTrainedModel
 
-from openrlhf_qs.click_log import read_click_log
-from openrlhf_qs.merge import merge
-from openrlhf_qs.plugins.gaussian_reward_model import LOGISTIC_STD
-from openrlhf_qs.reward_model import (
+from openrlhf_qs.clicks.click_log import read_click_log
+from openrlhf_qs.garm.merge import merge
+from openrlhf_qs.garm.reward_model import (
     Float32Linear,
     SuggestionScorer,
     check_checkpoint,
@@ -25,7 +24,8 @@ from openrlhf_qs.reward_model import (
     reward_model_class,
     suggestion_ids,
 )
-from openrlhf_qs.small_policy import train_tokenizer
+from openrlhf_qs.plugins.gaussian_reward_model import LOGISTIC_STD
+from openrlhf_qs.sft.small_policy import train_tokenizer
 
 GAUSSIAN = {"name": "gaussian", "options": {"std_floor": "0.2"}}
 CONVERSATIONS = [

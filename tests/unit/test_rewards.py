@@ -4,13 +4,13 @@ import pytest
 import torch
 from rapidfuzz.fuzz import token_set_ratio
 
-from openrlhf_qs.offline import offline_batch
 from openrlhf_qs.plugins.garm import Garm, GarmSigma
 from openrlhf_qs.plugins.general_reward import GeneralReward
 from openrlhf_qs.plugins.heuristics import Diversity, GateMalformed, Relevance, Repetition, Rules
 from openrlhf_qs.plugins.ood import OODPenalty
 from openrlhf_qs.response import format_response, parse_response
-from openrlhf_qs.rollout import RolloutBatch
+from openrlhf_qs.reward.offline import offline_batch
+from openrlhf_qs.reward.rollout import RolloutBatch
 
 GOOD = "1. How long does it take?\n2. Which flour is the best one?\n3. Can I bake bread without an oven?"
 SHORT = "1. How long does it take?\n2. Which flour?\n3. Can I bake bread without an oven?"
@@ -265,8 +265,8 @@ def classifier(tmp_path_factory):
     """Folder of a sequence classifier with one label and random weights, as Skywork's are made."""
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
 
-    from openrlhf_qs.click_log import SCHEMA
-    from openrlhf_qs.small_policy import build_small_policy
+    from openrlhf_qs.clicks.click_log import SCHEMA
+    from openrlhf_qs.sft.small_policy import build_small_policy
 
     folder = tmp_path_factory.mktemp("classifier")
     rows = {"conversation": [[{"role": "user", "content": "How do I bake bread?"}]] * 4, "suggestions": [["a b"]] * 4}

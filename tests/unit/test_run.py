@@ -123,7 +123,7 @@ def test_an_empty_reward_leaves_openrlhf_its_own():
         ("grpo", ["--qs.reward", "garm", "--reward.model_name_or_path", "no/"], "no/+config.json does not exist"),
         ("grpo", ["--qs.reward", "ood", "--algo.kl.init_coef", "0"], "reward ood needs the reference .*found 0"),
         ("grpo", ["--qs.reward", "ood", "--algo.kl.init_coef=0.0"], "set --algo.kl.init_coef above 0"),
-        ("grpo", [*RULES, "--algo.dynamic_filtering_enable"], "remote_reward.py as --reward.remote_url"),
+        ("grpo", [*RULES, "--algo.dynamic_filtering_enable"], "reward/remote.py as --reward.remote_url"),
         ("grpo", [*RULES, "--qs.monitor_threshold", "sigmas=1"], "unknown monitor 'sigmas'; known: malformed"),
         ("grpo", [*RULES, "--qs.monitor_threshold", "sigma"], "--qs.monitor_threshold sigma: give NAME=NUMBER"),
         ("grpo", [*RULES, "--qs.monitor_window", "0"], "window is 0 steps"),

@@ -5,13 +5,13 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from openrlhf_qs.click_log import read_click_log
-from openrlhf_qs.embedding import MINILM_MODULE
+from openrlhf_qs.clicks.click_log import read_click_log
+from openrlhf_qs.clicks.propensity import examination_propensities
 from openrlhf_qs.plugins.sft_datasets import MIN_BOILERPLATE_ROWS, Diverse
-from openrlhf_qs.propensity import examination_propensities
 from openrlhf_qs.registry import SFT_DATASETS
 from openrlhf_qs.response import format_response, parse_response
-from openrlhf_qs.sft_set import assemble, sft_candidates
+from openrlhf_qs.sft.embedding import MINILM_MODULE
+from openrlhf_qs.sft.sft_set import assemble, sft_candidates
 
 METHODS = pytest.mark.parametrize("method", ["mmr", "dpp"])
 WORDS = (

@@ -4,10 +4,10 @@ import polars as pl
 import pytest
 
 from openrlhf_qs import cli
-from openrlhf_qs.click_log import SCHEMA, read_click_log
+from openrlhf_qs.clicks.click_log import SCHEMA, read_click_log
+from openrlhf_qs.clicks.propensity import examination_propensities
 from openrlhf_qs.files import read_json_lines, write_json_lines
-from openrlhf_qs.propensity import examination_propensities
-from openrlhf_qs.sft_set import assemble, sft_candidates
+from openrlhf_qs.sft.sft_set import assemble, sft_candidates
 
 
 def click_log(*impressions):

@@ -6,9 +6,9 @@ from transformers import LlamaConfig, LlamaModel, Qwen3Config, Qwen3Model
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 from transformers.models.qwen3.modeling_qwen3 import Qwen3PreTrainedModel
 
+from openrlhf_qs.garm.reward_model import can_share_prefix, pad_left, reward_model_class
+from openrlhf_qs.garm.shared_prefix import ends, positions, share_prefixes, tree_mask
 from openrlhf_qs.registry import load_plugins
-from openrlhf_qs.reward_model import can_share_prefix, pad_left, reward_model_class
-from openrlhf_qs.shared_prefix import ends, positions, share_prefixes, tree_mask
 
 load_plugins()
 SIZES = dict(

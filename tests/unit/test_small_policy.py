@@ -8,11 +8,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from openrlhf_qs import small_policy
-from openrlhf_qs.click_log import SCHEMA
+from openrlhf_qs.clicks.click_log import SCHEMA
 from openrlhf_qs.prompt import INSTRUCTION, policy_messages
 from openrlhf_qs.response import format_response
-from openrlhf_qs.small_policy import build_small_policy
+from openrlhf_qs.sft import small_policy
+from openrlhf_qs.sft.small_policy import build_small_policy
 
 QUESTIONS = ["How long should the dough rise?", "Which flour is best for bread?", "Can I bake without an oven?"]
 

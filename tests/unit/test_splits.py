@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_qs.click_log import SCHEMA, conversation_keys, read_click_log
-from openrlhf_qs.splits import SPLITS, conversation_roots, split_log
+from openrlhf_qs.clicks.click_log import SCHEMA, conversation_keys, read_click_log
+from openrlhf_qs.clicks.splits import SPLITS, conversation_roots, split_log
 
 DAY = datetime(2025, 1, 1, tzinfo=UTC)
 

@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openrlhf_qs.click_log import read_click_log
+from openrlhf_qs.clicks.click_log import read_click_log
+from openrlhf_qs.clicks.propensity import examination_propensities
 from openrlhf_qs.plugins.teacher import Single, systematic_counts
-from openrlhf_qs.propensity import examination_propensities
 from openrlhf_qs.registry import SFT_DATASETS
-from openrlhf_qs.sft_set import sft_candidates
+from openrlhf_qs.sft.sft_set import sft_candidates
 
 CONVERSATION = [{"role": "user", "content": "Hi"}]
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from openrlhf_qs import upworthy
-from openrlhf_qs.upworthy import (
+from openrlhf_qs.clicks import upworthy
+from openrlhf_qs.clicks.upworthy import (
     SCHEMA,
     count_pairs,
     headline_arms,

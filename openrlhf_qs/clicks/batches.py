@@ -1,0 +1,460 @@
+"""A click log in batches: read, checked and handed to a function, on this machine or on a Ray cluster.
+
+A batch is a few megabytes, so memory does not grow with the log. Polars expressions check it as a whole; the rows that
+look odd to them go through :func:`openrlhf_qs.clicks.rows.checked_row`, which has the last word and the exact message.
+JSON is parsed by Arrow, which is twice as fast as Polars at nested lists; a batch that it does not take is parsed
+row by row.
+"""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import re
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet
+from rich.progress import track
+
+from openrlhf_qs.clicks.rows import MAX_CHARACTERS, MESSAGES, ROLES, SCHEMA, BadRow, checked_row, meta_text
+
+ENGINES = {"polars": "on this machine, in threads", "ray": "Ray Data, on the cluster that Ray finds, or this machine"}
+SHOWN_PROBLEMS = 20
+BATCH_BYTES = 4 << 20  # of JSON Lines
+BATCH_ROWS = 8192  # of Parquet: about as much memory
+Raw = bytes | pl.DataFrame | BadRow  # lines of JSON, rows of Parquet, or why the file cannot be read on
+T = TypeVar("T")
+
+
+class Part(NamedTuple):
+    """A piece of a file that can be read by itself.
+
+    Attributes:
+        start, stop: bytes of JSON Lines, or row groups of Parquet; ``stop`` is None for gzip, which is read from its
+            beginning to its end.
+    """
+
+    path: str
+    start: int
+    stop: int | None
+
+
+class Problem(NamedTuple):
+    """Why a row is left out.
+
+    Attributes:
+        line: from 1 in the batch; 0 is the file as a whole.
+        reason: the same for all rows of one fault.
+        message: what was found; what to do.
+    """
+
+    line: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A checked batch.
+
+    Attributes:
+        rows: the good ones, in the order of the file, with the columns of ``SCHEMA`` and ``line``: from 1 in
+            the batch.
+        problems: the others, in their order.
+        n_lines: how many lines of the file the batch takes, blank ones included.
+    """
+
+    rows: pl.DataFrame
+    problems: list[Problem]
+    n_lines: int
+
+
+class Result(NamedTuple):
+    """What the function made of one batch.
+
+    Attributes:
+        line: line of the file before the batch: add it to the lines of the batch.
+    """
+
+    path: str
+    line: int
+    value: Any
+
+
+def map_log(
+    paths: Sequence[str], step: Callable[[Batch], T], engine: str = "polars", label: str = ""
+) -> Iterator[Result]:
+    """``step`` of every batch, in the order of the files.
+
+    Args:
+        paths: see :func:`log_files`.
+        step: what to do with a batch. It runs in other threads or, under ``ray``, on other machines, which must see
+            ``paths``; what it returns must be picklable and should be small.
+        engine: one of ``ENGINES``; both give the same results.
+        label: of the progress bar; empty shows none.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    parts = [part for path in paths for part in file_parts(path)]
+    run = _on_ray if engine == "ray" else _in_threads
+    results = run(parts, step)
+    path, line = "", 0
+    for part, n_lines, value in track(results, label, total=None, transient=True) if label else results:
+        path, line = (path, line) if part.path == path else (part.path, 0)
+        yield Result(path, line, value)
+        line += n_lines
+
+
+def log_files(patterns: Sequence[str | Path]) -> list[str]:
+    """The files that paths and globs name, in their order, none twice. ValueError where one names no file."""
+    files: dict[str, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        found = sorted(path.parent.glob(path.name)) if not path.is_file() and "*" in path.name else [path]
+        if not found or not found[0].is_file():
+            raise ValueError(f"{pattern}: there is no such file; give a click log, .jsonl, .jsonl.gz or .parquet")
+        files |= dict.fromkeys(map(str, found))
+    _check_same_columns(list(files))
+    return list(files)
+
+
+def file_parts(path: str) -> list[Part]:
+    """The pieces of one file; a piece of JSON Lines ends with its line."""
+    kind = _kind(path)
+    if kind == "gzip":
+        return [Part(path, 0, None)]
+    if kind == "parquet":
+        return [Part(path, group, group + 1) for group in range(pa.parquet.read_metadata(path).num_row_groups)]
+    ends = [0]
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        while ends[-1] < size:
+            file.seek(min(ends[-1] + BATCH_BYTES, size))
+            file.readline()
+            ends.append(file.tell())
+    return [Part(path, start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+
+
+def read_part(part: Part) -> Iterator[Raw]:
+    """The batches of a piece, not checked; what cannot be read ends with a :class:`BadRow`."""
+    kind = _kind(part.path)
+    if kind == "parquet":
+        try:
+            groups = range(part.start, part.stop)
+            for batch in pa.parquet.ParquetFile(part.path).iter_batches(BATCH_ROWS, row_groups=groups):
+                yield pl.from_arrow(batch)
+        except (pa.ArrowException, OSError) as error:
+            yield BadRow("damaged Parquet", f"damaged Parquet ({error}); write it again")
+    elif kind == "gzip":
+        yield from _read_gzip(part.path)
+    else:
+        with open(part.path, "rb") as file:
+            file.seek(part.start)
+            yield file.read(part.stop - part.start)
+
+
+def _read_gzip(path: str) -> Iterator[Raw]:
+    """Whole lines; of a damaged file those before the damage."""
+    block = b""
+    try:
+        with gzip.open(path, "rb") as file:
+            while piece := file.read1(BATCH_BYTES):
+                block += piece
+                if len(block) > BATCH_BYTES and (end := block.rfind(b"\n") + 1):
+                    yield block[:end]
+                    block = block[end:]
+        yield block
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        yield block[: block.rfind(b"\n") + 1]
+        yield BadRow("damaged gzip", f"damaged gzip ({error}); copy it again")
+
+
+def check_batch(raw: Raw) -> Batch:
+    """Check every row: all at once where that is possible, one by one where something looks odd."""
+    if isinstance(raw, BadRow):
+        return Batch(_frame([]), [Problem(0, raw.reason, str(raw))], 0)
+    parsed = _from_json(raw) if isinstance(raw, bytes) else _from_parquet(raw)
+    lines, n_lines, one_each = _lines(raw)
+    if parsed is None or not one_each or parsed.height != len(lines):
+        odd, good = range(len(lines)), _frame([])
+    else:
+        sound = parsed.select(_is_sound()).to_series()
+        odd = sound.not_().arg_true().to_list()
+        numbered = parsed.with_columns(pl.Series("line", lines, dtype=pl.Int64))
+        good = numbered.filter(sound).select(_frame([]).columns)
+    rows, problems = [], []
+    source = raw.split(b"\n") if odd and isinstance(raw, bytes) else raw
+    for index in odd:
+        line = lines[index]
+        try:
+            row = checked_row(source[line - 1] if isinstance(raw, bytes) else source.row(index, named=True))
+            rows.append(row | {"line": line})
+        except BadRow as error:
+            problems.append(Problem(line, error.reason, str(error)))
+    if rows:
+        good = pl.concat([good, _frame(rows)]).sort("line")
+    return Batch(good, problems, n_lines)
+
+
+class Problems:
+    """Bad rows of a log: the first of them to show, and how many there are of each reason.
+
+    Attributes:
+        counts: bad rows by reason.
+    """
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.counts: Counter[str] = Counter()
+        self._files = list(files)
+        self._shown: list[tuple[int, int, str]] = []  # file, line, message
+        self._fields: dict[str, set[str]] = {}
+
+    def add(self, path: str, line: int, problems: Sequence[Problem]) -> None:
+        """Bad rows of a batch that comes after ``line`` lines of its file."""
+        self.counts.update(problem.reason for problem in problems)
+        file = self._files.index(path)
+        self._show((file, line + one.line if one.line else 0, one.message) for one in problems[:SHOWN_PROBLEMS])
+
+    def add_duplicate(self, file: int, line: int, first_file: int, first_line: int) -> None:
+        """An impression_id that was seen before; files by their number."""
+        self.counts["impression_id seen before"] += 1
+        where = f"line {first_line}" + ("" if file == first_file else f" of {self._files[first_file]}")
+        self._show([(file, line, f"impression_id is that of {where}; give each its own")])
+
+    def see_fields(self, path: str, fields: set[str]) -> None:
+        """The file has these of the fields that may be left out."""
+        self._fields.setdefault(path, set()).update(fields)
+
+    def check_fields(self) -> None:
+        """ValueError where a field that may be left out is in some files and nowhere in another one."""
+        for path, fields in self._fields.items():
+            first, expected = next(iter(self._fields.items()))
+            if fields != expected:
+                names = ", ".join(sorted(fields ^ expected))
+                there, absent = (path, first) if fields > expected else (first, path)
+                raise ValueError(f"{names}: in {there}, but not in {absent}; give files of one schema")
+
+    def raise_any(self) -> None:
+        """ValueError with the first 20 bad rows, where there are any."""
+        if self._shown:
+            lines = [f"{self._files[file]}{f':{line}' if line else ''}: {text}" for file, line, text in self._shown]
+            n_left = self.counts.total() - len(lines)
+            raise ValueError("\n".join(lines) + (f"\nand {n_left} more" if n_left > 0 else ""))
+
+    def _show(self, problems: Iterable[tuple[int, int, str]]) -> None:
+        self._shown = sorted([*self._shown, *problems], key=lambda one: one[:2])[:SHOWN_PROBLEMS]
+
+
+def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=SCHEMA | {"line": pl.Int64})
+
+
+def _lines(raw: bytes | pl.DataFrame) -> tuple[Sequence[int], int, bool]:
+    """The line numbers of the rows, from 1, and how many lines there are; blank lines are no rows. And whether each
+    row's line holds whole objects: then as many objects as lines are one a line. Arrow takes them wherever they stand.
+    """
+    if isinstance(raw, pl.DataFrame):
+        return range(1, raw.height + 1), raw.height, True
+    n_lines = raw.count(b"\n") + (raw[-1:] not in (b"\n", b""))
+    if raw[:1] == b"{" and raw[-2:] == b"}\n" and raw.count(b"}\n{") == n_lines - 1:
+        return range(1, n_lines + 1), n_lines, True
+    lines = {n: line for n, line in enumerate(map(bytes.strip, raw.split(b"\n")), start=1) if line}
+    return list(lines), n_lines, all(line[:1] == b"{" and line[-1:] == b"}" for line in lines.values())
+
+
+_ARROW_SCHEMA = pa.schema(
+    {
+        "impression_id": pa.string(),
+        "timestamp": pa.string(),
+        "conversation": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        "suggestions": pa.list_(pa.string()),
+        "clicks": pa.list_(pa.int8()),
+        "user_id": pa.string(),
+        "policy": pa.string(),
+    }
+)
+# Arrow crashes on a null in the place of an object, so such a batch is not given to it.
+_BARE_NULL = re.compile(rb"(?:^|[}\n])\s*null")
+
+
+def _from_json(block: bytes) -> pl.DataFrame | None:
+    """The rows with the types of ``SCHEMA``; None where something is not as JSON Lines of this schema are."""
+    if b"null" in block and _BARE_NULL.search(block):
+        return None
+    try:
+        block.isascii() or block.decode()
+        table = pa.json.read_json(
+            pa.BufferReader(block),
+            read_options=pa.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+            parse_options=pa.json.ParseOptions(explicit_schema=_ARROW_SCHEMA, unexpected_field_behavior="ignore"),
+        )
+        meta = pl.scan_ndjson(block, schema={"meta": pl.String}).collect() if b'"meta"' in block else None
+    except (pa.ArrowInvalid, UnicodeDecodeError, pl.exceptions.PolarsError):
+        return None
+    if meta is not None and meta.height != table.num_rows:
+        return None
+    return _typed(pl.from_arrow(table).with_columns(pl.lit(None, pl.String).alias("meta") if meta is None else meta))
+
+
+def _from_parquet(rows: pl.DataFrame) -> pl.DataFrame | None:
+    """The rows with the types of ``SCHEMA``; None where the types of a column must be looked at row by row."""
+    absent = [pl.lit(None, pl.String).alias(name) for name in SCHEMA if name not in rows.columns]
+    types = rows.schema
+    messages, clicks = (getattr(types.get(name), "inner", pl.Null) for name in ("conversation", "clicks"))
+    fields = messages.to_schema() if isinstance(messages, pl.Struct) else {}
+    known = (
+        all(dtype == pl.String for dtype in (types.get("impression_id"), fields.get("role"), fields.get("content")))
+        and all(types.get(name, pl.Null) in (pl.String, pl.Null) for name in ("user_id", "policy", "meta"))
+        and isinstance(types.get("timestamp"), pl.Datetime | pl.String)
+        and types.get("suggestions") == pl.List(pl.String)
+        and (clicks.is_integer() or clicks == pl.Boolean)
+    )
+    return _typed(rows.with_columns(absent)) if known else None
+
+
+def _typed(rows: pl.DataFrame) -> pl.DataFrame:
+    """Columns as in ``SCHEMA``; what cannot be had so is null, and ``meta_is_odd`` where that is the meta."""
+    metas = rows["meta"].cast(pl.String)
+    known = metas.drop_nulls().unique()
+    texts = pl.Series([_meta_or_none(meta) for meta in known], dtype=pl.String)
+    meta = metas.replace_strict(known, texts, default=None, return_dtype=pl.String)
+    conversation, message = pl.col("conversation"), pl.struct(pl.element().struct.field("role", "content"))
+    return rows.select(
+        "impression_id",
+        _timestamp(rows.schema["timestamp"]),
+        conversation if rows.schema["conversation"] == MESSAGES else conversation.list.eval(message),
+        "suggestions",
+        pl.col("clicks").cast(pl.List(pl.Int8), strict=False),
+        pl.col("user_id", "policy").cast(pl.String),
+        meta.alias("meta"),
+        (meta.is_null() & metas.is_not_null()).alias("meta_is_odd"),
+    )
+
+
+def _meta_or_none(meta: str) -> str | None:
+    try:
+        return meta_text(meta)
+    except BadRow:
+        return None
+
+
+# What datetime.fromisoformat takes and Polars reads alike; other forms go through checked_row.
+_TIME = r"^[12][0-9]{3}-[0-9]{2}-[0-9]{2}[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{3}|\.[0-9]{6})?"
+_ZONE = r"([+-]([01][0-9]|2[0-3]):[0-5][0-9]|Z)?$"
+
+
+def _timestamp(dtype: pl.DataType) -> pl.Expr:
+    """``timestamp`` in UTC; null where it is in another form than ``_TIME``."""
+    time = pl.col("timestamp")
+    if dtype == pl.String:
+        plain = pl.when(time.str.contains(_TIME + _ZONE)).then(time).str.replace(" ", "T").str.strip_suffix("Z")
+        zoned = pl.when(plain.str.contains("[+-][0-9:]{5}$")).then(plain).otherwise(plain + "+00:00")
+        return zoned.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False)
+    time = time.dt.convert_time_zone("UTC") if dtype.time_zone else time.dt.replace_time_zone("UTC")
+    return time.dt.cast_time_unit("us")
+
+
+# What str.splitlines() splits at, and a character that str.strip() leaves.
+_LINE_BREAK = r"[\n\r\x0b\x0c\x1c-\x1e\x85\u{2028}\u{2029}]"
+_VISIBLE = r"[^\s\x1c-\x1f]"
+
+
+def _is_sound() -> pl.Expr:
+    """Whether a row is good; false also for a few good ones, such as those with a line break at the very end."""
+    one = pl.element()
+    message = one.struct.field("content").is_not_null() & one.struct.field("role").is_in(ROLES)
+    text = one.str.contains(_VISIBLE) & ~one.str.contains(_LINE_BREAK) & (one.str.len_chars() <= MAX_CHARACTERS)
+    checks = {"conversation": message, "suggestions": text, "clicks": one.is_between(0, 1)}
+    return (
+        pl.all_horizontal(
+            pl.col("impression_id") != "",
+            pl.col("timestamp").is_not_null(),
+            *(pl.col(name).list.len() > 0 for name in checks),
+            *(pl.col(name).list.eval(check.fill_null(False)).list.all() for name, check in checks.items()),
+            pl.col("clicks").list.len() == pl.col("suggestions").list.len(),
+            ~pl.col("meta_is_odd"),
+        )
+        .fill_null(False)
+        .alias("is_sound")
+    )
+
+
+def _in_threads(parts: Sequence[Part], step: Callable[[Batch], T]) -> Iterator[tuple[Part, int, T]]:
+    """In order, with only a few batches in memory: the next is read while others are worked on."""
+    n_threads = pl.thread_pool_size()
+    waiting: deque[tuple[Part, Future]] = deque()
+    with ThreadPoolExecutor(n_threads) as pool:
+        for part in parts:
+            for raw in read_part(part):
+                waiting.append((part, pool.submit(_work, raw, step)))
+                if len(waiting) > n_threads + 1:
+                    done, future = waiting.popleft()
+                    yield done, *future.result()
+        for done, future in waiting:
+            yield done, *future.result()
+
+
+def _on_ray(parts: Sequence[Part], step: Callable[[Batch], T]) -> Iterator[tuple[Part, int, T]]:
+    """In order, each piece a task; this process only takes the results in."""
+    import ray.data
+
+    def run(row: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
+        part = Part(*row["part"][0])
+        for raw in read_part(part):
+            yield {"part": [tuple(part)], "result": [pickle.dumps(_work(raw, step))]}
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    rows = ray.data.from_items([{"part": tuple(part)} for part in parts], override_num_blocks=len(parts))
+    for row in rows.map_batches(run, batch_size=1).iter_rows():
+        yield Part(*row["part"]), *pickle.loads(row["result"])
+
+
+def _work(raw: Raw, step: Callable[[Batch], T]) -> tuple[int, T]:
+    batch = check_batch(raw)
+    return batch.n_lines, step(batch)
+
+
+def _kind(path: str) -> str:
+    endings = [suffix.lower() for suffix in Path(path).suffixes]
+    if endings[-1:] == [".parquet"]:
+        return "parquet"
+    if endings[-2:] in ([".jsonl", ".gz"], [".json", ".gz"]):
+        return "gzip"
+    if endings[-1:] in ([".jsonl"], [".json"]):
+        return "lines"
+    raise ValueError(f"{path}: unknown kind of file; give .jsonl, .jsonl.gz (one object a line) or .parquet")
+
+
+def _check_same_columns(paths: Sequence[str]) -> None:
+    """ValueError where Parquet files have a column of ``SCHEMA`` in different types, or only one of them has it."""
+    first: tuple[str, dict[str, Any]] | None = None
+    for path in paths:
+        if _kind(path) != "parquet":
+            continue
+        try:
+            schema = pl.read_parquet_schema(path)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise ValueError(f"{path}: not a Parquet file ({error}); write it again") from error
+        types = {name: schema.get(name) for name in SCHEMA}
+        first = first or (path, types)
+        for name, dtype in types.items():
+            if dtype != first[1][name]:
+                raise ValueError(
+                    f"{path}: {name} is {_words(dtype)}, but {_words(first[1][name])} in {first[0]}; "
+                    "give files of one schema"
+                )
+
+
+def _words(dtype: Any) -> str:
+    return "not there" if dtype is None else str(dtype)

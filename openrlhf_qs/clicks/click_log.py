@@ -1,0 +1,148 @@
+"""The click log: what was suggested under which conversation, and what was clicked.
+
+In: JSON Lines (``.jsonl`` or ``.json``, also ``.gz``) or Parquet, one impression a row, in one file or several. Every
+row is checked, and bad rows are reported together, by file and line, or left out and counted. Out: a Polars DataFrame
+with the columns of ``SCHEMA``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from openrlhf_qs.clicks.batches import Batch, Problems, log_files, map_log
+from openrlhf_qs.clicks.rows import REQUIRED, SCHEMA
+from openrlhf_qs.files import write_json_lines
+
+__all__ = ["REQUIRED", "SCHEMA"]  # of a row, see openrlhf_qs.clicks.rows
+ON_ERROR = {"raise": "name the first 20 and stop", "skip": "leave them out, and count them by reason"}
+
+
+def read_click_log(
+    paths: str | Path | Sequence[str | Path],
+    on_error: str = "raise",
+    engine: str = "polars",
+    skipped: Counter[str] | None = None,
+) -> pl.DataFrame:
+    """Read and check a click log; fields the schema does not know are left out.
+
+    Args:
+        paths: files or globs: ``.jsonl``, ``.json`` (one object a line), either with ``.gz``, or ``.parquet``.
+        on_error: one of ``ON_ERROR``: what to do about bad rows. Of rows with one impression_id the first is good.
+        engine: one of :data:`openrlhf_qs.clicks.batches.ENGINES`.
+        skipped: the rows that were left out are added here, by reason.
+
+    Returns:
+        One impression a row, in the order of the files, with the columns of ``SCHEMA``.
+
+    Raises:
+        ValueError: the first 20 bad rows as ``file:line: what; what to do``; a log without one click; files of
+            different schemas, whatever ``on_error`` says.
+    """
+    if on_error not in ON_ERROR:
+        raise ValueError(f"unknown on_error {on_error!r}; known: {', '.join(ON_ERROR)}")
+    files = log_files([paths] if isinstance(paths, str | Path) else paths)
+    problems, frames = Problems(files), []
+    for result in map_log(files, _whole, engine):
+        problems.add(result.path, result.line, result.value.problems)
+        problems.see_fields(result.path, fields_in(result.value.rows))
+        place = {"file": pl.lit(files.index(result.path)), "line": pl.col("line") + result.line}
+        frames.append(result.value.rows.with_columns(**place))
+    rows = pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA | {"file": pl.Int32, "line": pl.Int64})
+    first = rows["impression_id"].is_first_distinct()
+    if not first.all():
+        again = rows.filter(~first).join(
+            rows.filter(first), on="impression_id", suffix="_first", maintain_order="left"
+        )
+        for places in again.select("file", "line", "file_first", "line_first").iter_rows():
+            problems.add_duplicate(*places)
+    problems.check_fields()
+    if on_error == "raise":
+        problems.raise_any()
+    if skipped is not None:
+        skipped.update(problems.counts)
+    log = rows.filter(first).select(*SCHEMA)
+    if not (log["clicks"].list.max() == 1).any():
+        where = f"{files[0]}" + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
+        raise ValueError(f"{where}: {log.height} impressions without one click; give a log to learn from")
+    return log
+
+
+def fields_in(rows: pl.DataFrame) -> set[str]:
+    """Those fields that may be left out, and are not in all of ``rows``."""
+    return {name for name in SCHEMA if name not in REQUIRED and rows[name].null_count() < rows.height}
+
+
+def _whole(batch: Batch) -> Batch:
+    return batch
+
+
+def write_click_log(log: pl.DataFrame, path: str | Path) -> None:
+    """Write ``log`` as JSON Lines that :func:`read_click_log` reads back the same; what is null is left out."""
+    write_json_lines(path, (_written_form(row) for row in log.iter_rows(named=True)))
+
+
+def describe(log: pl.DataFrame) -> dict[str, Any]:
+    """What is in ``log``, as numbers ready for JSON.
+
+    Returns:
+        ``n_impressions``, ``n_conversations`` (different ones), ``n_clicks``, ``clicked_share`` (of the impressions,
+        those with a click), ``ctr`` (clicks per suggestion shown), ``ctr_by_position`` (the first is the top one),
+        ``policies`` (impressions by policy; ``unknown`` where the log does not say), ``first`` and ``last`` timestamp.
+    """
+    positions = clicks_by_position(log)
+    policies = log.group_by(pl.col("policy").fill_null("unknown")).len().sort("policy")
+    return {
+        "n_impressions": log.height,
+        "n_conversations": conversation_keys(log).n_unique(),
+        "n_clicks": positions["n_clicked"].sum(),
+        "clicked_share": log["clicks"].list.max().mean(),
+        "ctr": positions["n_clicked"].sum() / positions["n_shown"].sum(),
+        "ctr_by_position": (positions["n_clicked"] / positions["n_shown"]).to_list(),
+        "policies": dict(policies.iter_rows()),
+        "first": log["timestamp"].min().isoformat(),
+        "last": log["timestamp"].max().isoformat(),
+    }
+
+
+def conversation_keys(log: pl.DataFrame) -> pl.Series:
+    """``[impressions]``, text: equal where roles and contents of the conversations are equal."""
+    as_text = pl.col("conversation").list.eval(pl.element().struct.json_encode()).list.join("\n")
+    return log.select(as_text).to_series()
+
+
+def text_key(text: str) -> str:
+    """Equal for suggestions that differ in case or white space only."""
+    return " ".join(text.casefold().split())
+
+
+def text_keys(texts: pl.Series) -> pl.Series:
+    """:func:`text_key` of each."""
+    plain = texts.str.contains(r"^[\x20-\x7e]*$")
+    keys = texts.str.to_lowercase().str.replace_all(" +", " ").str.strip_chars()
+    if plain.all():
+        return keys
+    other = texts.filter(~plain).unique()
+    exact = texts.replace_strict(other, [text_key(text) for text in other], default=None, return_dtype=pl.String)
+    return exact.fill_null(keys)
+
+
+def clicks_by_position(log: pl.DataFrame) -> pl.DataFrame:
+    """``n_shown`` and ``n_clicked`` of each position, the top one first."""
+    n_positions = log["clicks"].list.len().max() or 0
+    columns = [log["clicks"].list.get(position, null_on_oob=True) for position in range(n_positions)]
+    counts = {"n_shown": [column.count() for column in columns], "n_clicked": [column.sum() for column in columns]}
+    return pl.DataFrame(counts, schema={"n_shown": pl.Int64, "n_clicked": pl.Int64})
+
+
+def _written_form(row: dict[str, Any]) -> dict[str, Any]:
+    row = {name: value for name, value in row.items() if value is not None}
+    row["timestamp"] = row["timestamp"].isoformat()
+    if "meta" in row:
+        row["meta"] = json.loads(row["meta"])
+    return row

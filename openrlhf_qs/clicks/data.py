@@ -1,0 +1,237 @@
+"""The stage ``data``: a click log to everything the later stages read.
+
+In: a click log. Out, under ``--out``:
+
+- ``sft.jsonl``: conversations of the training split with all their suggestions; an SFT dataset plugin picks three
+- ``pairs.jsonl``, ``pairs.heldout.jsonl``: preference pairs of the training and of the held-out split
+- ``prompts.jsonl``: one prompt for each conversation of the training split; its ``label`` is the conversation as JSON
+- ``fusion.jsonl``, ``heldout.jsonl``: the impressions of those splits, as a click log
+- ``log.json``: what was read, skipped, written and left out, and the examination propensities; it is written last
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from openrlhf_qs.clicks.batches import ENGINES
+from openrlhf_qs.clicks.click_log import ON_ERROR, conversation_keys, describe, read_click_log, write_click_log
+from openrlhf_qs.clicks.pairs import DEFAULT_POLICY, POSITION_POLICIES, click_rate_pairs, preference_pairs
+from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, estimate, shown_counts
+from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
+from openrlhf_qs.files import write_json_lines
+from openrlhf_qs.prompt import policy_messages
+from openrlhf_qs.sft.sft_set import sft_candidates
+
+PAIR_SOURCES = {
+    "impressions": "of one impression, the clicked one against the others",
+    "click_rates": "of one conversation, by click-through rates over all its impressions, with soft labels",
+}
+
+
+OPTIONS = (
+    "log",
+    "position_policy",
+    "seed",
+    "heldout_share",
+    "fusion_share",
+    "on_error",
+    "engine",
+    "split",
+    "time_cuts",
+    "propensity",
+    "pairs_from",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="click log, in one file or several (globs too): .jsonl or .json (one impression a line), either with "
+        ".gz, or .parquet",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; files of these names go")
+    parser.add_argument(
+        "--heldout_share",
+        type=float,
+        default=0.2,
+        help="share of the conversations that no training sees, for the evaluation; default 0.2",
+    )
+    parser.add_argument(
+        "--fusion_share",
+        type=float,
+        default=0.1,
+        help="share of the conversations kept to fit the weights of the rewards, which must not be those that the "
+        "reward model was trained on; default 0.1",
+    )
+    parser.add_argument(
+        "--position_policy",
+        choices=POSITION_POLICIES,
+        default=DEFAULT_POLICY,
+        help="what is made of people looking at the top first, in pairs of impressions. "
+        + "; ".join(f"{name}: {what}" for name, what in POSITION_POLICIES.items())
+        + f"; default {DEFAULT_POLICY}",
+    )
+    for flag, choices, default, what in (
+        ("--on_error", ON_ERROR, "raise", "what to do about bad rows"),
+        ("--engine", ENGINES, "polars", "where the log is read and checked"),
+        ("--split", SPLITS, "conversation", "what no two of the splits share"),
+        ("--propensity", METHODS, DEFAULT_METHOD, "how it is estimated how much each position is looked at"),
+        ("--pairs_from", PAIR_SOURCES, "impressions", "what the preference pairs compare"),
+    ):
+        listed = "; ".join(f"{name}: {meaning}" for name, meaning in choices.items())
+        parser.add_argument(flag, choices=choices, default=default, help=f"{what}. {listed}; default {default}")
+    parser.add_argument(
+        "--time_cuts",
+        nargs=2,
+        type=_time,
+        metavar=("FUSION", "HELDOUT"),
+        help="where these begin under --split time, as 2025-01-31T12:00:00Z; default: where the shares fall",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another one gives another split; default 0")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read the log, split it, write every file; ValueError where a split has nothing to offer."""
+    console, out = Console(), Path(args.out)
+    with console.status("reading the click log") as status:
+        skipped: Counter[str] = Counter()
+        log = read_click_log(args.log, args.on_error, args.engine, skipped)
+        splits, moved = split_log(log, args.split, args.heldout_share, args.fusion_share, args.seed, args.time_cuts)
+        _check_clicks(splits)
+        examination = estimate(shown_counts(splits.train), args.propensity)
+        propensities = examination.values
+
+        status.update("making preference pairs")
+        pairs, pairs_heldout = (_pairs(split, args, propensities) for split in (splits.train, splits.heldout))
+        status.update("gathering SFT candidates")
+        candidates = sft_candidates(splits.train, propensities)
+        prompts = list(_prompts(splits.train))
+
+        status.update("writing")
+        write_json_lines(out / "sft.jsonl", candidates)
+        write_json_lines(out / "pairs.jsonl", pairs.iter_rows(named=True))
+        write_json_lines(out / "pairs.heldout.jsonl", pairs_heldout.iter_rows(named=True))
+        write_json_lines(out / "prompts.jsonl", prompts)
+        write_click_log(splits.fusion, out / "fusion.jsonl")
+        write_click_log(splits.heldout, out / "heldout.jsonl")
+        summary = {
+            "options": {name: _plain(getattr(args, name)) for name in OPTIONS},
+            "log": describe(log),
+            "splits": {name: describe(split) for name, split in splits._asdict().items()},
+            "propensities": propensities,
+            "propensities_ci95": list(zip(examination.low, examination.high, strict=True)),
+            "skipped": dict(skipped),
+            "written": {
+                "sft.jsonl": len(candidates),
+                "pairs.jsonl": pairs.height,
+                "pairs.heldout.jsonl": pairs_heldout.height,
+                "prompts.jsonl": len(prompts),
+                "fusion.jsonl": splits.fusion.height,
+                "heldout.jsonl": splits.heldout.height,
+            },
+            "left_out": {
+                "conversations_without_click": len(prompts) - len(candidates),
+                "impressions_without_pair": _n_without_pair(splits.train, pairs),
+                "impressions_without_pair_heldout": _n_without_pair(splits.heldout, pairs_heldout),
+                "impressions_of_two_splits": moved["n_left_out"],
+            },
+            "conversations_over_two_splits": moved["n_spanning"],
+        }
+        write_json_lines(out / "log.json", [summary])  # last: where it is, all the others are
+    console.print(_table(summary, out))
+
+
+def _pairs(log: pl.DataFrame, args: argparse.Namespace, propensities: list[float]) -> pl.DataFrame:
+    if args.pairs_from == "click_rates":
+        return click_rate_pairs(log, propensities)
+    return preference_pairs(log, args.position_policy, propensities)
+
+
+def _n_without_pair(log: pl.DataFrame, pairs: pl.DataFrame) -> int | None:
+    """None where pairs are not of impressions."""
+    return None if pairs["chosen_position"].is_null().all() else log.height - pairs["impression_id"].n_unique()
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON has it; one file as its name alone."""
+    if isinstance(value, list):
+        return value[0] if len(value) == 1 else [str(one) for one in value]
+    return value
+
+
+def _check_clicks(splits: Splits) -> None:
+    for name, split in splits._asdict().items():
+        if not split["clicks"].list.max().sum():
+            n_conversations = sum(conversation_keys(part).n_unique() for part in splits)
+            raise ValueError(
+                f"no click in the {name} split, {split.height} impressions; {n_conversations} conversations in all: "
+                "give a larger log, larger shares or another --seed"
+            )
+
+
+def _prompts(log: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    """One row for each different conversation, in the order they are first seen."""
+    first_of_each = log.filter(conversation_keys(log).is_first_distinct())
+    for conversation in first_of_each["conversation"].to_list():
+        label = json.dumps(conversation, ensure_ascii=False)
+        yield {"prompt": policy_messages(conversation), "label": label}
+
+
+def _table(summary: dict[str, Any], out: Path) -> Table:
+    """What was read, written and left out; the numbers are those of ``log.json``."""
+    log, splits, written, left_out = (summary[part] for part in ("log", "splits", "written", "left_out"))
+
+    def numbers(part: dict[str, Any]) -> str:
+        return f"{part['n_conversations']:,} conversations, {part['n_impressions']:,} impressions"
+
+    ctr = " ".join(f"{rate:.3f}" for rate in log["ctr_by_position"])
+    policy = summary["options"]["position_policy"]
+    table = Table(title=f"data: {summary['options']['log']} to {out}", title_justify="left")
+    table.add_column("")
+    table.add_column("rows", justify="right")
+    table.add_column("what", overflow="fold")
+    table.add_row("read", f"{log['n_impressions']:,}", f"{numbers(log)}; click-through by position {ctr}")
+    table.add_section()
+    for name, what in {
+        "sft.jsonl": "conversations with their candidates",
+        "pairs.jsonl": f"preference pairs from {summary['options']['pairs_from']}, position policy {policy}",
+        "pairs.heldout.jsonl": "preference pairs never trained on",
+        "prompts.jsonl": f"train: {numbers(splits['train'])}",
+        "fusion.jsonl": f"fusion: {numbers(splits['fusion'])}",
+        "heldout.jsonl": f"heldout: {numbers(splits['heldout'])}",
+    }.items():
+        table.add_row(name, f"{written[name]:,}", what)
+    table.add_section()
+    table.add_row("left out of sft", f"{left_out['conversations_without_click']:,}", "conversations without any click")
+    if left_out["impressions_without_pair"] is not None:
+        reason = {"skip_above": "no click below one passed over", "adjacent": "no click beside one passed over"}.get(
+            policy, "all or none clicked"
+        )
+        for split, key in {
+            "train": "impressions_without_pair",
+            "held-out": "impressions_without_pair_heldout",
+        }.items():
+            table.add_row("left out of pairs", f"{left_out[key]:,}", f"{split} impressions: {reason}")
+    if left_out["impressions_of_two_splits"]:
+        table.add_row("left out", f"{left_out['impressions_of_two_splits']:,}", "impressions that join two splits")
+    for reason, n in summary["skipped"].items():
+        table.add_row("skipped", f"{n:,}", f"rows: {reason}")
+    return table

@@ -1,0 +1,1 @@
+"""Evaluation: policies side by side before users who click, and the report."""

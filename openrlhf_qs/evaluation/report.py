@@ -1,0 +1,522 @@
+"""The report of a run: one HTML file that carries its plots and needs no script, no server and no other file.
+
+In: the run folder (``.done``, ``data/log.json``, ``fusion/weights.json`` and TensorBoard event files, whatever of them
+is there) and the metrics of stage ``evaluate``. Out: ``report/report.html``, its sections in the order of the stages.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from openrlhf_qs.files import read_json_lines, write_whole
+from openrlhf_qs.reward.monitors import ALARMS
+
+STAGES = {
+    "data": "The click log, split by conversation into training rows, preference pairs and held-out impressions.",
+    "sft": "The policy learns to write three suggestions from what was clicked.",
+    "garm": "The Gaussian reward model learns from pairs which suggestion is preferred, and how sure that is.",
+    "fusion": "The weights of the parts of the composite reward. Each part is normalised by its mean and std first.",
+    "grpo": "The policy is trained on the composite reward, against its own other responses to the same prompt.",
+    "evaluate": "All policies on the same held-out conversations.",
+}
+FIRST_CURVES = (
+    "train/rollout/reward_mean",
+    "train/reward/",
+    "train/kl",
+    "train/rollout/response_length_mean",
+    "train/loss",
+    "train/acc",
+)
+N_CURVE_POINTS = 400  # a longer curve is averaged down to as many points: the file stays light
+ARM_COLORS = {"cold_start": "#8b929c", "sft": "#3572b0", "grpo": "#d4622a"}
+OTHER_COLORS = ("#5d8a54", "#8a6bb0", "#b0913a")
+INK, MUTED, LINE = "#1f2430", "#667085", "#3572b0"
+PLOT_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, and sharp at any size
+    "svg.hashsalt": "openrlhf-qs",  # the same numbers give the same file
+    "text.parse_math": False,  # a name with a dollar sign is a name
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#c5cad3",
+    "axes.labelcolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": INK,
+}
+
+
+def write_report(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
+    """Write ``report/report.html`` of a run.
+
+    Args:
+        run_dir: the run folder; what is not there is said to be missing.
+        metrics: what ``evaluate`` measured, as in ``report/metrics.json``.
+
+    Returns:
+        Path of the file.
+    """
+    run_dir = Path(run_dir)
+    bodies = {
+        "data": _data(run_dir),
+        "sft": _curves(run_dir / "sft"),
+        "garm": _curves(run_dir / "garm") + _calibration(metrics.get("garm")),
+        "fusion": _fusion(run_dir / "fusion" / "weights.json"),
+        "grpo": _alarms(run_dir / "grpo") + _curves(run_dir / "grpo"),
+        "evaluate": _evaluation(metrics),
+    }
+    name = escape(run_dir.resolve().name)
+    sections = "".join(
+        f'<section id="{stage}"><h2>{stage}</h2><p class="lead">{what}</p>'
+        f"{bodies[stage] or _note(f'Nothing in this run folder to show of stage {stage}.')}</section>"
+        for stage, what in STAGES.items()
+    )
+    links = "".join(f'<a href="#{stage}">{stage}</a>' for stage in STAGES)
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name} · openrlhf-qs</title><style>{CSS}</style></head><body><main>"
+        f'<header><p class="product">openrlhf-qs</p><h1>{name}</h1><nav>{links}</nav></header>'
+        f"{_headline(metrics)}{_durations(stage_durations(run_dir))}{sections}</main></body></html>\n"
+    )
+    path = run_dir / "report" / "report.html"
+    write_whole(path, page)
+    return path
+
+
+def stage_durations(run_dir: Path) -> dict[str, float | None]:
+    """Wall-clock seconds of each finished stage, from its ``.done``; None where that holds no number."""
+    durations: dict[str, float | None] = {}
+    for stage in STAGES:
+        done = run_dir / stage / ".done"
+        if done.is_file():
+            try:
+                durations[stage] = float(done.read_text(encoding="utf-8"))
+            except ValueError:  # an empty file: finished, but nobody held a watch
+                durations[stage] = None
+    return durations
+
+
+def read_scalars(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every scalar in the TensorBoard event files under ``folder``: tag to steps and values, by step.
+
+    Where a resumed run wrote a step twice, the later one counts.
+    """
+    event_folders = sorted({file.parent for file in folder.rglob("events.out.tfevents.*")})
+    if not event_folders:
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    points: dict[str, dict[int, tuple[float, float]]] = {}
+    for event_folder in event_folders:
+        events = EventAccumulator(str(event_folder), size_guidance={SCALARS: 0}).Reload()
+        for tag in events.Tags()[SCALARS]:
+            of_tag = points.setdefault(tag, {})
+            for event in events.Scalars(tag):
+                of_tag[event.step] = max(of_tag.get(event.step, (0.0, 0.0)), (event.wall_time, event.value))
+    return {
+        tag: (np.array(sorted(of_tag)), np.array([of_tag[step][1] for step in sorted(of_tag)]))
+        for tag, of_tag in points.items()
+    }
+
+
+def _headline(metrics: Mapping[str, Any]) -> str:
+    cards = []
+    ab, lift = metrics.get("ab", {}), metrics.get("lift", {})
+    for name, arm in ab.items():
+        low, high = arm["ci95"]
+        cards.append((f"CTR {name}", f"{arm['ctr']:.1%}", f"{low:.1%} to {high:.1%}", _arm_colors(ab)[name]))
+    for name, value in lift.items():
+        if value is not None and name in ("grpo_over_sft", "grpo_over_cold_start"):
+            low, high = metrics["lift_ci95"][name]
+            cards.append(
+                (f"lift, {name.replace('_over_', ' over ')}", f"{value:+.1%}", f"{low:+.1%} to {high:+.1%}", INK)
+            )
+    quality = metrics.get("quality", {})
+    if not ab:
+        colors = _arm_colors(quality)
+        cards += [
+            (f"well formed {name}", f"{1 - arm['malformed']:.1%}", f"{arm['n_responses']:,} responses", colors[name])
+            for name, arm in quality.items()
+        ]
+    garm = metrics.get("garm", {})
+    if garm.get("n_pairs"):
+        low, high = garm["accuracy_ci95"]
+        cards.append(("GaRM accuracy", f"{garm['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", INK))
+        low, high = garm["ece_ci95"]
+        cards.append(("GaRM ECE", f"{garm['ece']:.3f}", f"{low:.3f} to {high:.3f}", INK))
+    tiles = "".join(
+        f'<div class="card" style="border-top-color:{color}"><p>{escape(label)}</p><strong>{escape(figure)}</strong>'
+        f"<small>{escape(below)}</small></div>"
+        for label, figure, below, color in cards
+    )
+    verdict = f'<p class="verdict">{escape(metrics["verdict"])}</p>' if metrics.get("verdict") else ""
+    return f'<div class="cards">{tiles}</div>{verdict}'
+
+
+def _durations(durations: Mapping[str, float | None]) -> str:
+    if not durations:
+        return ""
+    times = [_duration(seconds) for seconds in durations.values()]
+    total = sum(seconds or 0.0 for seconds in durations.values())
+    return _table([*durations, "together"], [[*times, _duration(total)]])
+
+
+def _data(run_dir: Path) -> str:
+    file = run_dir / "data" / "log.json"
+    if not file.is_file():
+        return ""
+    return _facts(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _fusion(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    rewards = json.loads(file.read_text(encoding="utf-8"))["rewards"]
+    largest = max((abs(reward["weight"]) for reward in rewards.values()), default=0.0) or 1.0
+    rows = [
+        [
+            escape(name),
+            _number(reward["weight"]),
+            f'<div class="bar" style="width:{abs(reward["weight"]) / largest * 8:.2f}rem"></div>',
+            _number(reward["mean"]),
+            _number(reward["std"]),
+        ]
+        for name, reward in rewards.items()
+    ]
+    return _table(["reward", "weight", "", "mean", "std"], rows)
+
+
+def _calibration(garm: Mapping[str, Any] | None) -> str:
+    if garm is None:
+        return ""
+    verdict = f'<p class="verdict">{escape(garm["verdict"])}</p>'
+    if not garm["n_pairs"]:
+        return verdict
+    rows = [
+        [label, f"{garm[key]:.4f}", "{:.4f} to {:.4f}".format(*garm[f"{key}_ci95"]), what]
+        for key, label, what in (
+            ("accuracy", "accuracy", "0.5 is a coin"),
+            ("nll", "NLL, nats", "0.693 is a coin"),
+            ("brier", "Brier", "0.25 is a coin"),
+            ("ece", f"ECE, {garm['n_bins']} bins", f"a calibrated model would show {garm['ece_if_calibrated']:.4f}"),
+        )
+    ]
+    about = (
+        f"{garm['n_pairs']:,} held-out pairs of {garm['n_impressions']:,} impressions, intervals by bootstrap over "
+        "impressions. Every pair is in the diagram from both sides, so it is mirrored; bars are 95 % Wilson intervals."
+    )
+    return (
+        f"{verdict}{_table(['figure', 'value', '95 % interval', ''], rows)}"
+        f"{_image(reliability_diagram(garm['reliability']), 'Reliability diagram of the reward model')}{_note(about)}"
+    )
+
+
+def _evaluation(metrics: Mapping[str, Any]) -> str:
+    parts = []
+    ab = metrics.get("ab")
+    if ab:
+        parts.append(_image(_ab_chart(ab), "CTR of each arm with its 95 % interval"))
+        n_slots = max(len(arm["slot_ctr"]) for arm in ab.values())
+        rows = []
+        for name, arm in ab.items():
+            slots = [f"{share:.1%}" for share in arm["slot_ctr"]] + ["–"] * (n_slots - len(arm["slot_ctr"]))
+            interval = "{:.2%} to {:.2%}".format(*arm["ci95"])
+            rows.append([escape(name), f"{arm['ctr']:.2%}", interval, f"{arm['n_users']:,}", *slots])
+        slot_heads = [f"slot {n + 1}" for n in range(n_slots)]
+        parts.append(_table(["arm", "CTR", "95 % interval", "users", *slot_heads], rows))
+        rows = []
+        for name, value in metrics["lift"].items():
+            interval = metrics["lift_ci95"][name]
+            shown = ["–", "–"] if value is None else [f"{value:+.2%}", "{:+.2%} to {:+.2%}".format(*interval)]
+            rows.append([escape(name.replace("_over_", " over ")), *shown])
+        parts.append(_table(["relative lift", "CTR", "95 % interval"], rows))
+        parts.append(
+            _note(
+                f"Simulated users of judge {metrics['judge']}. CTR is the share of users with at least one click; "
+                "intervals are clustered by conversation, lifts compare the arms on the same conversations."
+            )
+        )
+    else:
+        parts.append(_note("No judge, so no A/B test: the held-out clicks alone speak here."))
+    if metrics.get("quality"):
+        parts.append(_quality(metrics["quality"]))
+    if metrics.get("examples"):
+        parts.append("<h3>Held-out conversations</h3>")
+        parts += [_example(example, _arm_colors(metrics["quality"])) for example in metrics["examples"]]
+    return "".join(parts)
+
+
+def _quality(quality: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = {
+        "n_responses": ("responses", ","),
+        "malformed": ("malformed", ".2%"),
+        "near_duplicates": ("near duplicates", ".2%"),
+        "distinct_1": ("distinct-1", ".3f"),
+        "distinct_2": ("distinct-2", ".3f"),
+        "words": ("words", ".1f"),
+        "likeness": ("likeness to clicked", ".3f"),
+        "log_ppl": ("log-perplexity", ".3f"),
+    }
+    rows = [
+        [escape(name), *("–" if arm[key] is None else format(arm[key], spec) for key, (_, spec) in columns.items())]
+        for name, arm in quality.items()
+    ]
+    about = (
+        "Malformed: not three suggestions with letters. Near duplicates: responses with two suggestions that say the "
+        "same. Distinct-n: different n-grams per n-gram of the whole arm. Words: of a suggestion. Likeness, 0 to 1: "
+        "to the nearest suggestion clicked under the same conversation; cold_start holds some of those itself, so "
+        "compare the other arms with each other. Log-perplexity: nats per token under the SFT policy."
+    )
+    return _table(["arm", *(heading for heading, _ in columns.values())], rows) + _note(about)
+
+
+def _example(example: Mapping[str, Any], colors: Mapping[str, str]) -> str:
+    turns = "".join(
+        f"<p><b>{escape(message['role'])}</b> {escape(message['content'])}</p>" for message in example["conversation"]
+    )
+    columns, clicked = [], ' class="clicked"'
+    for name, arm in example["arms"].items():
+        items = "".join(
+            f"<li{clicked if text in example['clicked'] else ''}>{escape(text)}</li>" for text in arm["suggestions"]
+        )
+        ctr = "" if arm["ctr"] is None else f" · {arm['ctr']:.0%} click"
+        malformed = ' <em class="flag">malformed</em>' if arm["malformed"] else ""
+        columns.append(
+            f'<div style="border-color:{colors[name]}"><h4>{escape(name)}<small>{ctr}</small>{malformed}</h4>'
+            f"<ol>{items}</ol></div>"
+        )
+    return f'<article><div class="turns">{turns}</div><div class="arms">{"".join(columns)}</div></article>'
+
+
+def _alarms(stage_dir: Path) -> str:
+    file = stage_dir / ALARMS
+    if not file.is_file():
+        return ""
+    alarms = read_json_lines(file)
+    if not alarms:
+        return _note("No monitor gave an alarm.")
+    rows = [[str(alarm["step"]), escape(alarm["monitor"]), escape(alarm["sentence"])] for alarm in alarms]
+    return _table(["step", "monitor", "what was seen, and what to do"], rows)
+
+
+def _curves(stage_dir: Path) -> str:
+    """Small multiples of every scalar a stage logged; a name for the folder where event files lie."""
+    scalars = read_scalars(stage_dir / "tensorboard")
+    if not scalars:
+        return ""
+    figure = _small_multiples({tag: scalars[tag] for tag in sorted(scalars, key=_curve_order)})
+    return _image(figure, f"Training curves of stage {stage_dir.name}")
+
+
+def _curve_order(tag: str) -> tuple[int, str]:
+    for place, beginning in enumerate(FIRST_CURVES):
+        if tag.startswith(beginning):
+            return place, tag
+    return len(FIRST_CURVES), tag
+
+
+def _small_multiples(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    n_columns = min(len(scalars), 4)
+    n_rows = -(-len(scalars) // n_columns)
+    with mpl.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(2.75 * n_columns, 1.75 * n_rows), layout="constrained")
+        axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+        for axis, (tag, (steps, values)) in zip(axes, scalars.items(), strict=False):
+            steps, values = _averaged_down(steps), _averaged_down(values)
+            smooth = len(values) >= 20
+            axis.plot(steps, values, color=LINE, linewidth=0.8 if smooth else 1.4, alpha=0.35 if smooth else 1.0)
+            if len(values) == 1:
+                axis.plot(steps, values, "o", color=LINE, markersize=4)
+            if smooth:
+                axis.plot(steps, _running_mean(values, len(values) // 10), color=LINE, linewidth=1.6)
+            axis.set_title(tag.removeprefix("train/"), fontsize=9, loc="left")
+            axis.tick_params(labelsize=7)
+            axis.locator_params(nbins=4)
+        for axis in axes[len(scalars) :]:
+            axis.set_axis_off()
+        return figure
+
+
+def _averaged_down(values: np.ndarray) -> np.ndarray:
+    if len(values) <= N_CURVE_POINTS:
+        return values
+    return np.array([chunk.mean() for chunk in np.array_split(values, N_CURVE_POINTS)])
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean over ``width`` neighbours, over fewer at the ends; the same length as ``values``."""
+    window = np.ones(width)
+    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values, dtype=float), window, "same")
+
+
+def _ab_chart(ab: Mapping[str, Mapping[str, Any]]) -> Figure:
+    names, colors = list(ab), _arm_colors(ab)
+    ctr = np.array([ab[name]["ctr"] for name in names])
+    low, high = np.array([ab[name]["ci95"] for name in names]).T
+    with mpl.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(8, 0.55 * len(names) + 0.7), layout="constrained")
+        axis = figure.subplots()
+        axis.barh(names, ctr, color=[colors[name] for name in names], height=0.62)
+        axis.errorbar(ctr, names, xerr=[ctr - low, high - ctr], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+        for name, share, end in zip(names, ctr, high, strict=True):
+            axis.annotate(
+                f"{share:.1%}", (end, name), xytext=(7, 0), textcoords="offset points", va="center", weight="bold"
+            )
+        axis.invert_yaxis()
+        axis.set_xlim(0, max(float(high.max()) * 1.15, 0.01))
+        axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+        axis.spines["left"].set_visible(False)
+        axis.tick_params(left=False)
+        axis.set_xlabel("users with at least one click, 95 % interval")
+        return figure
+
+
+def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
+    """Observed against predicted share with Wilson intervals, and the pairs in each bin below."""
+    predicted = np.array([b["predicted"] for b in bins])
+    observed = np.array([b["observed"] for b in bins])
+    low, high = np.array([b["ci95"] for b in bins]).T
+    with mpl.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(4.6, 5.2), layout="constrained")
+        diagram, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+        diagram.plot([0, 1], [0, 1], color="#c5cad3", linewidth=1, linestyle="--")
+        # a weighted mean may leave its own interval by a rounding of the last bit
+        errors = [np.maximum(observed - low, 0), np.maximum(high - observed, 0)]
+        diagram.errorbar(
+            predicted, observed, yerr=errors, fmt="o", color=LINE, markersize=4, elinewidth=1.1, capsize=2
+        )
+        diagram.set(xlim=(0, 1), ylim=(0, 1), ylabel="observed share preferred")
+        widths = [b["upper"] - b["lower"] for b in bins]
+        counts.bar(
+            [b["lower"] for b in bins], [b["n_pairs"] for b in bins], width=widths, align="edge", color="#c9d8ea"
+        )
+        counts.set(xlabel="predicted probability of being preferred", ylabel="pairs")
+        return figure
+
+
+def accuracy_curve(groups: Sequence[Mapping[str, Any]], of: str, diagonal: bool = False) -> Figure:
+    """Accuracy with Wilson intervals over groups of rising ``of``; the diagonal is where accuracy equals ``of``."""
+    mean, accuracy = (np.array([group[key] for group in groups]) for key in ("mean", "accuracy"))
+    low, high = np.array([group["ci95"] for group in groups]).T
+    with mpl.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axis = figure.subplots()
+        if diagonal:
+            axis.plot([0.5, 1], [0.5, 1], color="#c5cad3", linewidth=1, linestyle="--")
+        errors = [np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)]
+        axis.errorbar(mean, accuracy, yerr=errors, fmt="o-", color=LINE, markersize=4, linewidth=1.1, capsize=2)
+        axis.set(ylim=(min(0.4, float(low.min())), 1), xlabel=of, ylabel="accuracy")
+        return figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG text; the same figure gives the same text."""
+    file = io.StringIO()
+    with mpl.rc_context(PLOT_STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def _image(figure: Figure, alt: str) -> str:
+    """The figure as an SVG inside an ``img``: nothing in it can run or reach outside."""
+    data = base64.b64encode(svg(figure).encode()).decode("ascii")
+    return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
+
+
+def _table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table; ``headings`` are text, cells of ``rows`` are HTML already."""
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    """A JSON object as a table of two columns; objects inside as tables inside."""
+    rows = [[escape(str(name).replace("_", " ")), _value(value)] for name, value in facts.items()]
+    body = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
+    return f'<table class="facts"><tbody>{body}</tbody></table>'
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return _facts(value)
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return _number(value) if isinstance(value, int | float) and not isinstance(value, bool) else escape(str(value))
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _arm_colors(arms: Iterable[str]) -> dict[str, str]:
+    others = cycle(OTHER_COLORS)
+    return {name: ARM_COLORS.get(name) or next(others) for name in arms}
+
+
+CSS = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f6f7f9; color: #1f2430; font: 15px/1.55 system-ui, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+header { margin-bottom: 1.5rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; }
+h2 { font-size: 1.3rem; margin: 0; }
+h3 { font-size: 1.05rem; margin: 2rem 0 .75rem; }
+h4 { font-size: .9rem; margin: 0 0 .3rem; }
+h4 small { color: #667085; font-weight: 400; }
+.product { color: #667085; margin: 0; }
+nav a { color: #3572b0; margin-right: 1rem; text-decoration: none; }
+nav a:hover { text-decoration: underline; }
+section { background: #fff; border: 1px solid #e4e7ec; border-radius: 10px; padding: 1.4rem 1.6rem; }
+section { margin-top: 1.25rem; }
+.lead { color: #667085; margin: .15rem 0 1rem; }
+.note { color: #667085; font-size: .85rem; max-width: 80ch; }
+.verdict { font-size: 1.02rem; max-width: 85ch; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem; }
+.card { background: #fff; border: 1px solid #e4e7ec; border-top: 4px solid; border-radius: 10px; padding: .8rem 1rem; }
+.card p { margin: 0; color: #667085; font-size: .85rem; }
+.card strong { display: block; font-size: 1.7rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.card small { color: #667085; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid #eceef2; white-space: nowrap; }
+th { color: #667085; font-weight: 500; }
+th:first-child, td:first-child, .facts td, .facts th { text-align: left; white-space: normal; }
+.facts th { vertical-align: top; padding-right: 2rem; }
+.facts .facts { margin: 0; }
+.bar { background: #3572b0; height: .7rem; border-radius: 2px; }
+img { max-width: 100%; height: auto; display: block; margin: .8rem 0; }
+article { border-top: 1px solid #eceef2; padding: 1rem 0; }
+.turns { max-height: 14rem; overflow-y: auto; }
+.turns p { margin: 0 0 .4rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.turns b { color: #667085; font-weight: 500; font-size: .85rem; margin-right: .4rem; }
+.arms { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 1rem; margin-top: .6rem; }
+.arms > div { border-left: 3px solid; padding-left: .8rem; }
+.arms ol { margin: 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
+.clicked::after { content: " ✓ clicked"; color: #2e7d4f; font-size: .8rem; white-space: nowrap; }
+.flag { color: #b3361d; font-size: .8rem; font-style: normal; }
+"""

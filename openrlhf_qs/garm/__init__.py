@@ -1,0 +1,1 @@
+"""The Gaussian reward model: its input, its likelihood, and how far it can be trusted."""

@@ -1,0 +1,125 @@
+"""One temperature for a trained reward model, fitted on pairs that it was not trained on, and written into its head.
+
+Training longer makes a reward model surer, not better calibrated. Multiplying all its means by one number, as the
+temperature of Guo et al. (2017) does, changes no order and no standard deviation, only how sure the probabilities are.
+A head is linear in its means, so the number goes into its weights: whoever loads the checkpoint needs to know nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from rich import print as rich_print
+from rich.table import Table
+from scipy.optimize import minimize_scalar
+
+from openrlhf_qs.clicks.upworthy import SIGNIFICANT_Z
+from openrlhf_qs.files import write_whole
+from openrlhf_qs.garm.calibration import expected_calibration_error, negative_log_likelihood, preference_probability
+from openrlhf_qs.garm.eval import Scored, read_pairs, score_pairs
+from openrlhf_qs.registry import load_plugins
+
+MAX_SCALE = 50.0  # and its inverse: beyond, something else than the temperature is wrong
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pairs", metavar="PAIRS.jsonl", help="held-out pairs, of neither training nor the evaluation")
+    parser.add_argument("--model", required=True, metavar="DIR", help="reward model; its means are rescaled in place")
+    parser.add_argument(
+        "--on",
+        choices=("soft", "significant"),
+        default="soft",
+        help="fit to the labels of all pairs, or to the outcomes of those with |z| > 1.96; default soft",
+    )
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="registers heads; repeatable")
+
+
+def run(args: argparse.Namespace) -> None:
+    load_plugins(args.plugin)
+    scored, link = score_pairs(read_pairs(args.pairs), args.model)
+    if args.on == "significant":
+        scored = significant_outcomes(scored)
+    scale = fit_scale(scored, link)
+    rescale_means(args.model, scale)
+    table = Table("", "before", "after", title=args.model, title_justify="left")
+    sides = [_probability(scored, link, one) for one in (1.0, scale)]
+    table.add_row("means times", "1", f"{scale:.3f}")
+    for name, figure in (("NLL", negative_log_likelihood), ("ECE", expected_calibration_error)):
+        table.add_row(
+            f"{name}, {len(scored.label):,} pairs",
+            *(f"{figure(p, scored.weight, label=scored.label):.4f}" for p in sides),
+        )
+    rich_print(table)
+
+
+def significant_outcomes(scored: Scored) -> Scored:
+    """The pairs with ``|z| > 1.96``, whose outcome is taken as known: label 1. ValueError where there is none."""
+    keep = scored.z > SIGNIFICANT_Z
+    if not keep.any():
+        raise ValueError(
+            f"no pair with |z| > {SIGNIFICANT_Z}: the file has no column z, or too few counts; use --on soft"
+        )
+    impression = [one for one, kept in zip(scored.impression, keep, strict=True) if kept]
+    kept = Scored(*(column[keep] for column in scored[:-1]), impression)
+    return kept._replace(label=np.ones(keep.sum()))
+
+
+def fit_scale(scored: Scored, link: str) -> float:
+    """The factor of the means with the least negative log-likelihood. ValueError where it is out of bounds."""
+
+    def nll(log_scale: float) -> float:
+        return negative_log_likelihood(_probability(scored, link, np.exp(log_scale)), scored.weight, scored.label)
+
+    limit = np.log(MAX_SCALE)
+    best = minimize_scalar(nll, bounds=(-limit, limit), method="bounded").x
+    if abs(best) > 0.99 * limit:
+        raise ValueError(
+            f"the best factor of the means is beyond 1/{MAX_SCALE:g} to {MAX_SCALE:g}: on these {len(scored.label)} "
+            "pairs the model is no better than a coin, or never wrong; give more pairs, or train again"
+        )
+    return float(np.exp(best))
+
+
+def rescale_means(path: str | Path, scale: float) -> None:
+    """Multiply the means of the checkpoint in the folder ``path``; ``mean_scale`` in its config keeps the product."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from openrlhf_qs.garm.reward_model import check_checkpoint
+    from openrlhf_qs.plugins.gaussian_reward_model import BradleyTerry, Gaussian
+    from openrlhf_qs.registry import REWARD_MODELS
+
+    mark = check_checkpoint(path)
+    head = REWARD_MODELS.create(mark["name"], **mark["options"])
+    if not isinstance(head, Gaussian | BradleyTerry):
+        raise ValueError(
+            f"{path}: reward model {mark['name']!r} is not ours, so its means cannot be told from the rest"
+        )
+    step = 2 if isinstance(head, Gaussian) else 1  # a mean, then a standard deviation, for each member
+    config = json.loads((Path(path) / "config.json").read_text())
+    prefix = config.get("value_head_prefix", "score")
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            tensors = {name: weights.get_tensor(name) for name in weights.keys()}
+            metadata = weights.metadata()
+        heads = [name for name in (f"{prefix}.weight", f"{prefix}.bias") if name in tensors]
+        if heads:
+            for name in heads:
+                tensors[name][::step] *= scale
+            temporary = file.with_name(f".{file.name}.writing")
+            save_file(tensors, temporary, metadata=metadata)
+            os.replace(temporary, file)
+    config["mean_scale"] = config.get("mean_scale", 1.0) * scale
+    for name in ("mean", "std"):  # of the means, for those who normalise rewards by them
+        if name in config:
+            config[name] *= scale
+    write_whole(Path(path) / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _probability(scored: Scored, link: str, scale: float) -> np.ndarray:
+    std = scored.std / np.sqrt(2)
+    return preference_probability(scale * scored.difference, std, np.zeros_like(std), std, link)

@@ -1,0 +1,309 @@
+r"""How far a reward model's preference probabilities can be trusted, measured on pairs whose answer is known.
+
+In: ``probability``, for each pair the model's :math:`P(\text{chosen better})`, and a ``weight`` a pair. Out: accuracy,
+negative log-likelihood, Brier score and expected calibration error, with intervals that respect that the pairs of one
+impression hang together.
+
+Which suggestion of a pair comes first says nothing, so a pair is one observation seen from two sides: ``(p, 1)`` from
+the chosen and ``(1 - p, 0)`` from the rejected suggestion; with a soft ``label`` y, ``(p, y)`` and ``(1 - p, 1 - y)``.
+Binning only the first side would compare ``p`` with a label that is always 1, and report ``1 - mean(p)`` for any
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+N_BINS = 20
+Z_95 = 1.959964  # two-sided 95 % quantile of the standard normal
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """One bin of the reliability diagram.
+
+    Attributes:
+        lower, upper: edges of the bin of predicted probability.
+        predicted: weighted mean of the predicted probabilities in it.
+        observed: weighted share that really was the chosen one.
+        ci95: Wilson interval of ``observed``.
+        n_pairs: pairs with one of their two sides in this bin.
+    """
+
+    lower: float
+    upper: float
+    predicted: float
+    observed: float
+    ci95: tuple[float, float]
+    n_pairs: int
+
+
+def preference_probability(
+    mean_a: ArrayLike, std_a: ArrayLike, mean_b: ArrayLike, std_b: ArrayLike, link: str = "probit"
+) -> np.ndarray:
+    """Probability that suggestion ``a`` is better than ``b``, both rewards independent Gaussians.
+
+    Args:
+        mean_a, mean_b: ``[n]``, reward units.
+        std_a, std_b: ``[n]``, reward units, > 0.
+        link: the likelihood of :mod:`openrlhf_qs.garm.preference_likelihood` that the reward model was trained with,
+            as in :attr:`openrlhf_qs.garm.reward_model.SuggestionScorer.link`.
+
+    Returns:
+        ``[n]``, in [0, 1]. ValueError where a mean or standard deviation is not finite or a deviation not positive.
+    """
+    mean_a, std_a, mean_b, std_b = (np.asarray(x, dtype=np.float64) for x in (mean_a, std_a, mean_b, std_b))
+    bad = ~(np.isfinite(mean_a - mean_b) & np.isfinite(std_a + std_b) & (std_a > 0) & (std_b > 0))
+    if bad.any():
+        raise ValueError(
+            f"{bad.sum()} of {bad.size} pairs have a mean that is not finite or a std that is not positive, the first "
+            f"at {int(np.flatnonzero(bad)[0])}; check the reward model"
+        )
+    import torch
+
+    from openrlhf_qs.garm import preference_likelihood
+
+    values = (torch.from_numpy(value) for value in np.broadcast_arrays(mean_a, std_a, mean_b, std_b))
+    return preference_likelihood.preference_probability(*values, link).numpy()
+
+
+def accuracy(probability: np.ndarray, weight: np.ndarray, label: ArrayLike = 1.0) -> float:
+    """Weighted share of pairs with the better suggestion on top; a tie (probability 0.5) counts one half."""
+    return float(np.average(correctness(probability, label), weights=weight))
+
+
+def correctness(probability: np.ndarray, label: ArrayLike = 1.0) -> np.ndarray:
+    """``[n]``: the label of the side that the model prefers, 1 or 0 for a hard label; a tie is one half."""
+    prefers = np.heaviside(probability - 0.5, 0.5)
+    return label * prefers + (1 - np.asarray(label)) * (1 - prefers)
+
+
+def negative_log_likelihood(probability: np.ndarray, weight: np.ndarray, label: ArrayLike = 1.0) -> float:
+    r"""Weighted mean of :math:`-y\log p-(1-y)\log(1-p)`, nats; a coin scores 0.693. 1e-12 is the least probability."""
+    chosen, rejected = (-np.log(np.maximum(p, 1e-12)) for p in (probability, 1 - probability))
+    return float(np.average(label * chosen + (1 - np.asarray(label)) * rejected, weights=weight))
+
+
+def brier_score(probability: np.ndarray, weight: np.ndarray, label: ArrayLike = 1.0) -> float:
+    """Weighted mean of ``y (1 - p)^2 + (1 - y) p^2``, the same from either side of a pair; a coin scores 0.25."""
+    label = np.asarray(label)
+    return float(np.average(label * (1 - probability) ** 2 + (1 - label) * probability**2, weights=weight))
+
+
+def expected_calibration_error(
+    probability: np.ndarray, weight: np.ndarray, n_bins: int = N_BINS, label: ArrayLike = 1.0
+) -> float:
+    r"""Weighted mean distance between predicted and observed, over bins of the symmetrised pairs.
+
+    :math:`\sum_b \frac{w_b}{\sum w}\,|\bar p_b-\bar y_b|` with ``n_bins`` bins of equal width over [0, 1]. For an even
+    ``n_bins`` this equals the confidence form, :math:`|\text{confidence}-\text{accuracy}|` over ``n_bins / 2`` bins of
+    [0.5, 1]. An odd number has a bin around 0.5 where the two sides of a pair cancel and hide its error: refused.
+
+    A finite sample never shows 0, however good the model: see :func:`calibrated_ece`.
+    """
+    sums = _bin_sums(probability, weight, n_bins, label)
+    return float(np.abs(sums.predicted - sums.observed).sum() / sums.weight.sum())
+
+
+def reliability_bins(
+    probability: np.ndarray, weight: np.ndarray, n_bins: int = N_BINS, label: ArrayLike = 1.0
+) -> list[ReliabilityBin]:
+    """The bins of :func:`expected_calibration_error` that are not empty, from 0 to 1; mirrored at (0.5, 0.5).
+
+    The Wilson interval takes Kish's effective number of pairs, ``(sum w)^2 / sum w^2``, for n.
+    """
+    sums = _bin_sums(probability, weight, n_bins, label)
+    bins = []
+    for b in np.flatnonzero(sums.n_pairs):
+        observed = sums.observed[b] / sums.weight[b]
+        bins.append(
+            ReliabilityBin(
+                lower=b / n_bins,
+                upper=(b + 1) / n_bins,
+                predicted=float(sums.predicted[b] / sums.weight[b]),
+                observed=float(observed),
+                ci95=wilson_interval(observed, sums.weight[b] ** 2 / sums.weight_squared[b]),
+                n_pairs=int(sums.n_pairs[b]),
+            )
+        )
+    return bins
+
+
+def wilson_interval(share: float, n: float) -> tuple[float, float]:
+    r"""95 % interval of a share seen in ``n`` trials, inside [0, 1] also at 0 and 1.
+
+    :math:`\frac{\hat p+z^2/2n}{1+z^2/n}\pm\frac{z}{1+z^2/n}\sqrt{\hat p(1-\hat p)/n+z^2/4n^2}`.
+    """
+    scale = 1.0 + Z_95**2 / n
+    middle = (share + Z_95**2 / (2 * n)) / scale
+    half = Z_95 / scale * np.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
+    return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
+
+
+def calibrated_ece(
+    probability: np.ndarray, weight: np.ndarray, n_bins: int = N_BINS, n_draws: int = 200, seed: int = 0
+) -> float:
+    """The error a perfectly calibrated model with these very probabilities would show on average: the noise floor.
+
+    Draws which suggestion of each pair is the chosen one from the probabilities themselves, ``n_draws`` times.
+    """
+    rng = np.random.default_rng(seed)
+    errors = []
+    for _ in range(n_draws):
+        drawn = np.where(rng.random(probability.shape) < probability, probability, 1 - probability)
+        errors.append(expected_calibration_error(drawn, weight, n_bins))
+    return float(np.mean(errors))
+
+
+def cluster_bootstrap(
+    statistic: Callable[[np.ndarray], Sequence[float]],
+    weight: np.ndarray,
+    clusters: Sequence[str],
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """95 % percentile intervals, resampling whole clusters (the pairs of one impression) with replacement.
+
+    Args:
+        statistic: takes pair weights ``[n]``, all at least 0, returns ``k`` numbers.
+        weight: ``[n]``, > 0; a cluster drawn twice counts with twice its weight.
+        clusters: ``[n]``, the cluster of each pair.
+
+    Returns:
+        ``[k, 2]``, lower and upper.
+    """
+    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    n_clusters = int(cluster.max()) + 1
+    rng = np.random.default_rng(seed)
+    resamples = []
+    for _ in range(n_resamples):
+        times_drawn = np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters)
+        resamples.append(statistic(weight * times_drawn[cluster]))
+    return np.percentile(np.asarray(resamples), [2.5, 97.5], axis=0).T
+
+
+def calibration_metrics(
+    probability: ArrayLike,
+    weight: ArrayLike,
+    clusters: Sequence[str],
+    n_bins: int = N_BINS,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    label: ArrayLike = 1.0,
+) -> dict[str, object]:
+    """All figures of this module at once, ready for JSON.
+
+    Args:
+        probability: ``[n]``, P(chosen better) in [0, 1].
+        weight: ``[n]``, > 0.
+        clusters: ``[n]``, the impression each pair comes from.
+        n_bins: bins over [0, 1], even.
+        label: ``[n]`` or one for all, in [0, 1]: how probable it really is that the chosen one is the better one.
+
+    Returns:
+        ``n_pairs``, ``n_impressions``, ``n_bins``; ``accuracy``, ``nll``, ``brier``, ``ece``, each with its
+        ``*_ci95``; ``ece_if_calibrated``, None for soft labels, whose own noise is not known; ``reliability``, the
+        bins. Resampling adds noise to the bins, so the interval of the ECE leans upwards.
+    """
+    probability, weight = np.asarray(probability, dtype=np.float64), np.asarray(weight, dtype=np.float64)
+    if not (probability.ndim == 1 and 0 < len(probability) == len(weight) == len(clusters)):
+        raise ValueError(
+            f"probabilities of shape {probability.shape}, {len(weight)} weights and {len(clusters)} clusters; "
+            "give one of each a pair, and at least one pair"
+        )
+    if not ((weight > 0) & np.isfinite(weight)).all():
+        raise ValueError("pair weights must be finite and greater than 0; leave out the pairs that must not count")
+    label = np.asarray(label, dtype=np.float64)
+    if not ((label >= 0) & (label <= 1)).all():
+        raise ValueError("pair labels must be probabilities, in [0, 1]; check the column label")
+
+    def figures(weight: np.ndarray) -> list[float]:
+        return [
+            accuracy(probability, weight, label),
+            negative_log_likelihood(probability, weight, label),
+            brier_score(probability, weight, label),
+            expected_calibration_error(probability, weight, n_bins, label),
+        ]
+
+    metrics: dict[str, object] = {"n_pairs": len(probability), "n_impressions": len(set(clusters)), "n_bins": n_bins}
+    values = figures(weight)
+    intervals = cluster_bootstrap(figures, weight, clusters, n_resamples, seed)
+    for name, value, interval in zip(("accuracy", "nll", "brier", "ece"), values, intervals, strict=True):
+        metrics[name] = value
+        metrics[f"{name}_ci95"] = interval.tolist()
+    hard = (label == 1).all()
+    metrics["ece_if_calibrated"] = calibrated_ece(probability, weight, n_bins, seed=seed) if hard else None
+    bins = reliability_bins(probability, weight, n_bins, label)
+    metrics["reliability"] = [vars(b) | {"ci95": list(b.ci95)} for b in bins]
+    return metrics
+
+
+def accuracy_by(
+    value: np.ndarray, probability: np.ndarray, weight: np.ndarray, n_groups: int = 10
+) -> list[dict[str, object]]:
+    """Accuracy in groups of equally many pairs, by rising ``value``; of fewer pairs than groups, one group a pair.
+
+    Args:
+        value: ``[n]``, what the pairs are sorted by, as confidence or log-perplexity.
+
+    Returns:
+        A row a group: ``lower``, ``upper`` and ``mean`` of the value, ``accuracy``, ``ci95`` (Wilson, of Kish's
+        effective number of pairs), ``n_pairs``.
+    """
+    right = correctness(probability)
+    groups = []
+    for rows in np.array_split(np.argsort(value, kind="stable"), min(n_groups, len(value))):
+        share = np.average(right[rows], weights=weight[rows])
+        groups.append(
+            {
+                "lower": float(value[rows].min()),
+                "upper": float(value[rows].max()),
+                "mean": float(np.average(value[rows], weights=weight[rows])),
+                "accuracy": float(share),
+                "ci95": list(wilson_interval(share, weight[rows].sum() ** 2 / (weight[rows] ** 2).sum())),
+                "n_pairs": len(rows),
+            }
+        )
+    return groups
+
+
+@dataclass(frozen=True)
+class _BinSums:
+    """Sums over the sides in each bin, ``[n_bins]`` each; ``predicted`` and ``observed`` are weighted."""
+
+    weight: np.ndarray
+    weight_squared: np.ndarray
+    predicted: np.ndarray
+    observed: np.ndarray
+    n_pairs: np.ndarray
+
+
+def _bin_sums(probability: np.ndarray, weight: np.ndarray, n_bins: int, label: ArrayLike = 1.0) -> _BinSums:
+    if n_bins < 2 or n_bins % 2:
+        raise ValueError(f"n_bins = {n_bins}: give an even number, an odd one hides the error of the pairs around 0.5")
+    if not ((probability >= 0) & (probability <= 1)).all():
+        raise ValueError("a preference probability is outside [0, 1] or not a number; check the reward model")
+    # The two sides of a pair lie in mirrored bins also when p is on an edge, which plain rounding would not give.
+    upper_bin = np.minimum((np.maximum(probability, 1 - probability) * n_bins).astype(int), n_bins - 1)
+    chosen_bin = np.where(probability >= 0.5, upper_bin, n_bins - 1 - upper_bin)
+    chosen_observed = np.where(probability == 0.5, 0.5, label)  # a tie is half right, from either side
+
+    bins = np.concatenate([chosen_bin, n_bins - 1 - chosen_bin])
+    predicted = np.concatenate([probability, 1 - probability])
+    observed = np.concatenate([chosen_observed, 1 - chosen_observed])
+    weight = np.concatenate([weight, weight])
+
+    def per_bin(values: np.ndarray) -> np.ndarray:
+        return np.bincount(bins, weights=values, minlength=n_bins)
+
+    return _BinSums(
+        weight=per_bin(weight),
+        weight_squared=per_bin(weight**2),
+        predicted=per_bin(weight * predicted),
+        observed=per_bin(weight * observed),
+        n_pairs=np.bincount(bins, minlength=n_bins),
+    )

@@ -1,0 +1,447 @@
+"""The reward model: a backbone, and a registered head that gives each suggestion a mean and standard deviations.
+
+In: messages that end in a suggestion (:func:`openrlhf_qs.prompt.suggestion_messages`). Out: ``[batch, 3]``, float32,
+reward units (:class:`Scores`). One class serves every registered head: ``config.json`` of a checkpoint says which one
+it has, under ``reward_model``. OpenRLHF builds it in ``train_rm`` and ``RewardModelActor``; without OpenRLHF::
+
+    scorer = SuggestionScorer("runs/default/garm")
+    mean, std, epistemic_std = scorer([conversation], ["How long does it take?"])
+
+or, as a module::
+
+    model = load_reward_model("runs/default/garm")
+    tokenizer = AutoTokenizer.from_pretrained("runs/default/garm")
+    rewards = model(*encode_suggestions(tokenizer, [conversation], ["How long does it take?"], max_len=512))
+
+The backbone is a decoder, read at the last token of the chat template's text, or a bidirectional encoder such as BERT
+or MiniLM, read as the mean over its tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openrlhf_qs.garm.shared_prefix import (
+    ATTENTION,
+    SharedRows,
+    ends,
+    is_shared,
+    n_before,
+    positions,
+    share_prefixes,
+    tree_mask,
+    use_attention,
+)
+from openrlhf_qs.prompt import Message, suggestion_messages
+from openrlhf_qs.registry import REWARD_MODELS, load_plugins
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32, whatever its weights are: bfloat16 makes ties within a group."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden.float(), self.weight.float(), self.bias.float())
+
+
+def reward_model_class(
+    base_pretrained_model: type,
+    base_llm_model: type,
+    value_head_prefix: str = "score",
+    packing_samples: bool = False,
+    *,
+    mark: dict | None = None,
+) -> type:
+    """The reward-model class over one backbone; takes what OpenRLHF gives to its own ``_get_reward_model``.
+
+    Args:
+        base_pretrained_model, base_llm_model: of transformers, as ``Qwen3PreTrainedModel`` and ``Qwen3Model``.
+        value_head_prefix: name of the head among the weights.
+        packing_samples: whether sequences come padded but run packed (needs flash-attn). Decoders only.
+        mark: ``{"name": a registered head, "options": {...}}`` for a new head; None keeps the config's own.
+    """
+
+    class SuggestionRewardModel(base_pretrained_model):
+        supports_gradient_checkpointing = True
+
+        def __init__(self, config):
+            super().__init__(config)
+            if mark is not None:
+                config.reward_model = mark
+            config.value_head_prefix = value_head_prefix
+            self.head = REWARD_MODELS.create(config.reward_model["name"], **config.reward_model["options"])
+            self.is_encoder = is_encoder(config)
+            if self.is_encoder and packing_samples:
+                raise ValueError(
+                    f"{config.model_type} is an encoder, which cannot run packed; leave out packing_samples"
+                )
+            # BERT's pooler reads the first token, which nothing of ours does.
+            has_pooler = "add_pooling_layer" in inspect.signature(base_llm_model).parameters
+            options = {"add_pooling_layer": False} if has_pooler else {}
+            setattr(self, self.base_model_prefix, base_llm_model(config, **options))
+            setattr(self, value_head_prefix, Float32Linear(config.hidden_size, self.head.n_outputs))
+            if not self.is_encoder:
+                use_attention(config)
+            # OpenRLHF's evaluation writes the mean and deviation of the means into the config. They are applied where
+            # reward normalisation is asked for.
+            self.normalize_reward = getattr(config, "normalize_reward", False)
+            self.mean = getattr(config, "mean", 0.0)
+            self.std = getattr(config, "std", 1.0)
+            self.post_init()
+
+        def forward(
+            self,
+            input_ids: Tensor,
+            attention_mask: Tensor,
+            return_output: bool = False,
+            ring_attn_group=None,
+            pad_sequence: bool = False,
+            packed_seq_lens=None,
+        ):
+            """Token ids and mask ``[batch, length]`` to mean, standard deviation and epistemic standard deviation
+            ``[batch, 3]``, float32. With ``return_output`` the head's raw outputs ``[batch, n_outputs]``, which its
+            loss takes, and the backbone's outputs. Where the mask holds segment ids
+            (:mod:`openrlhf_qs.garm.shared_prefix`) the results are the suggestions', row by row."""
+            if self.is_encoder:
+                raw, outputs = self.read_mean(input_ids, attention_mask)
+            elif is_shared(attention_mask):
+                raw, outputs = self.read_ends(input_ids, attention_mask)
+            else:
+                raw, outputs = self.read_last(input_ids, attention_mask, ring_attn_group)
+            if return_output:
+                return raw, outputs
+            rewards = self.head.output(raw)
+            if not self.training and self.normalize_reward:
+                rewards = (rewards - rewards.new_tensor([self.mean, 0.0, 0.0])) / self.std
+            return rewards
+
+        def read_mean(self, input_ids: Tensor, attention_mask: Tensor):
+            """Raw outputs from the mean over the text's tokens, and the backbone's outputs."""
+            # The padding goes to the right, so that the backbone's own positions count from the text's first token.
+            order = attention_mask.long().argsort(dim=1, descending=True, stable=True)
+            mask = attention_mask.gather(1, order)
+            outputs = getattr(self, self.base_model_prefix)(input_ids.gather(1, order), attention_mask=mask)
+            hidden = outputs["last_hidden_state"].float() * mask[..., None]
+            return getattr(self, value_head_prefix)(hidden.sum(1) / mask.sum(1, keepdim=True)), outputs
+
+        def read_ends(self, input_ids: Tensor, segments: Tensor):
+            """Raw outputs from the last token of each suggestion in the rows, and the backbone's outputs."""
+            outputs = getattr(self, self.base_model_prefix)(
+                input_ids,
+                attention_mask=tree_mask(segments, self.dtype),
+                position_ids=positions(segments),
+                n_before=n_before(segments),
+            )
+            return getattr(self, value_head_prefix)(outputs["last_hidden_state"][ends(segments)]), outputs
+
+        def read_last(self, input_ids: Tensor, attention_mask: Tensor, ring_attn_group=None):
+            """Raw outputs from the text's last token, and the backbone's outputs."""
+            batch, length = input_ids.shape
+            last = length - 1 - attention_mask.long().fliplr().argmax(dim=1)
+            if packing_samples:
+                from openrlhf.models.ring_attn_utils import gather_and_pad_tensor, unpad_and_slice_tensor
+
+                input_ids, position_ids, _, pad_len, indices = unpad_and_slice_tensor(
+                    input_ids, attention_mask, ring_attn_group
+                )
+                mask = None
+            else:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)
+                mask = attention_mask
+            outputs = getattr(self, self.base_model_prefix)(input_ids, attention_mask=mask, position_ids=position_ids)
+            hidden = outputs["last_hidden_state"]
+            if packing_samples:
+                raw = getattr(self, value_head_prefix)(hidden)
+                raw = torch.stack(
+                    [
+                        gather_and_pad_tensor(r, ring_attn_group, pad_len, indices, batch, length)
+                        for r in raw.unbind(-1)
+                    ],
+                    dim=-1,
+                )[torch.arange(batch, device=raw.device), last]
+            else:
+                raw = getattr(self, value_head_prefix)(hidden[torch.arange(batch, device=hidden.device), last])
+            return raw, outputs
+
+    return SuggestionRewardModel
+
+
+def is_encoder(config) -> bool:
+    """Whether a backbone reads in both directions, as one that transformers trains on masked words does."""
+    from transformers import AutoModelForMaskedLM
+
+    known = type(config) in AutoModelForMaskedLM._model_mapping
+    return known and not (config.is_decoder or config.is_encoder_decoder)
+
+
+def can_share_prefix(config, attn_implementation: str, packing_samples: bool = False) -> bool:
+    """Whether a backbone reads segment ids: a decoder whose attention takes any mask and looks back without limit."""
+    layers = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    unlimited = set(layers) == {"full_attention"} if layers else window is None
+    free_mask = attn_implementation in ("sdpa", ATTENTION, "eager") and not packing_samples
+    return free_mask and unlimited and not is_encoder(config) and _takes_any_mask(config)
+
+
+def _takes_any_mask(config) -> bool:
+    """Whether transformers' model hands a 4-D mask on to its attention as it is, and our arguments with it."""
+    from transformers import AutoModel
+
+    if type(config) not in AutoModel._model_mapping:
+        return False
+    base = AutoModel._model_mapping[type(config)]
+    parameters = inspect.signature(base.forward).parameters
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    masked_by_transformers = hasattr(sys.modules[base.__module__], "create_causal_mask")
+    return hands_on and masked_by_transformers and "position_ids" in parameters
+
+
+def load_reward_model(path: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The reward model of a checkpoint, ready to score. ValueError where ``path`` has none.
+
+    Args:
+        path: folder that ``recipes/garm.sh`` wrote. Where it holds LoRA weights they are merged into the backbone that
+            they name, which must still be there.
+        dtype: of the backbone; the head computes in float32.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    check_checkpoint(path)
+    config = AutoConfig.from_pretrained(path)
+    base = AutoModel._model_mapping[type(config)]
+    model_class = reward_model_class(base.__base__, base, config.value_head_prefix)
+    if not is_adapter(path):
+        return model_class.from_pretrained(path, config=config, dtype=dtype).eval()
+    from peft import PeftConfig, PeftModel
+
+    backbone = PeftConfig.from_pretrained(path).base_model_name_or_path
+    model = model_class.from_pretrained(backbone, config=config, dtype=dtype)
+    return PeftModel.from_pretrained(model, path).merge_and_unload().eval()
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a checkpoint holds LoRA weights only, beside the head."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def read_mark(path: str | Path) -> dict | None:
+    """``config.json``'s ``reward_model`` entry of a local checkpoint, None where it is none of ours or not local."""
+    config_file = Path(path) / "config.json"
+    if not config_file.is_file():
+        return None
+    return json.loads(config_file.read_text()).get("reward_model")
+
+
+def check_checkpoint(path: str | Path) -> dict:
+    """The mark of the reward model at ``path``. ValueError where it has none, or its weights are not what it says.
+
+    A head that is missing among the weights would be loaded with random numbers, with no more than a table in the log.
+    """
+    from safetensors import safe_open
+
+    if not (Path(path) / "config.json").is_file():
+        raise ValueError(
+            f"{path}/config.json does not exist: give the folder of a reward model that recipes/garm.sh wrote"
+        )
+    mark = read_mark(path)
+    if mark is None:
+        raise ValueError(
+            f"{path}/config.json has no entry `reward_model`: this is no reward model of ours; "
+            "train one with recipes/garm.sh"
+        )
+    load_plugins()
+    prefix = json.loads((Path(path) / "config.json").read_text()).get("value_head_prefix", "score")
+    shapes = {}
+    for file in Path(path).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            shapes.update({key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()})
+    for file in Path(path).glob("adapter_model.bin"):  # of LoRA under ZeRO-3
+        shapes.update({key: tuple(value.shape) for key, value in torch.load(file, weights_only=True).items()})
+    found = shapes.get(f"{'base_model.model.' if is_adapter(path) else ''}{prefix}.weight")
+    n_outputs = REWARD_MODELS.create(mark["name"], **mark["options"]).n_outputs
+    if found is None or found[0] != n_outputs:
+        raise ValueError(
+            f"{path}: head {prefix}.weight should have {n_outputs} rows for {mark['name']!r}, found "
+            f"{'none' if found is None else found[0]}; the checkpoint is damaged or its value_head_prefix is wrong"
+        )
+    return mark
+
+
+def encode_suggestions(
+    tokenizer, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str], max_len: int
+) -> tuple[Tensor, Tensor]:
+    """Token ids and mask ``[n, length]`` of :func:`suggestion_ids`, padded left."""
+    return pad_left(suggestion_ids(tokenizer, conversations, suggestions, max_len), tokenizer.pad_token_id)
+
+
+def suggestion_rows(
+    tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    suggestions: Sequence[str],
+    max_len: int,
+    share_prefix: bool,
+) -> SharedRows:
+    """What the model reads of suggestions, those of one conversation in one row where ``share_prefix`` says so."""
+    ids = suggestion_ids(tokenizer, conversations, suggestions, max_len)
+    if share_prefix:
+        groups = [json.dumps(conversation, ensure_ascii=False) for conversation in conversations]
+        return share_prefixes(ids, groups, tokenizer.pad_token_id)
+    return SharedRows(*pad_left(ids, tokenizer.pad_token_id), torch.arange(len(ids)))
+
+
+def suggestion_ids(
+    tokenizer, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str], max_len: int
+) -> list[list[int]]:
+    """The tokens that a reward model reads, a list for each suggestion; of a long conversation the beginning is cut,
+    for a decoder by a multiple of an eighth of the limit, so that its suggestions share the rest.
+
+    A tokenizer with a chat template writes the conversation and the suggestion as its last user turn, closed by the
+    end-of-sequence token, as in training. One with a separator instead (BERT, MiniLM) writes them as a pair of texts,
+    and the suggestion alone where the conversation is empty; both texts have token type 0.
+
+    Args:
+        max_len: tokens; the tokenizer's own limit where that is lower. ValueError where a suggestion has more, or has
+            no text.
+    """
+    for n, suggestion in enumerate(suggestions):
+        if not suggestion.strip():
+            raise ValueError(f"suggestion {n} of {len(suggestions)} has no text; leave it out")
+    limit = min(max_len, tokenizer.model_max_length)
+    if tokenizer.chat_template:
+        return _chat_ids(tokenizer, conversations, suggestions, limit)
+    if tokenizer.sep_token:
+        return _pair_ids(tokenizer, conversations, suggestions, limit)
+    raise ValueError(
+        f"the tokenizer of {tokenizer.name_or_path} has neither a chat template nor a separator token, so a "
+        "suggestion cannot be told from its conversation; give it a chat template"
+    )
+
+
+def _chat_ids(tokenizer, conversations, suggestions, limit: int) -> list[list[int]]:
+    texts = [
+        tokenizer.apply_chat_template(suggestion_messages(conversation, suggestion), tokenize=False).rstrip("\n")
+        for conversation, suggestion in zip(conversations, suggestions, strict=True)
+    ]
+    eos = tokenizer.eos_token
+    texts = [text if text.endswith(eos) else f"{text} {eos}" for text in texts]
+    rows = _tokenize(tokenizer, texts, add_special_tokens=False)
+    # Cut by a multiple of it, texts of almost one length keep the same beginning and can share it.
+    step = max(1, limit // 8)
+    for n, (row, text, suggestion) in enumerate(zip(rows, texts, suggestions, strict=True)):
+        if len(row) > limit:
+            _, found, after = text.rpartition(suggestion.strip())
+            [end] = _tokenize(tokenizer, [found + after if found else suggestion], add_special_tokens=False)
+            _check_length(len(end), limit, suggestion)
+            n_cut = step * math.ceil((len(row) - limit) / step)
+            rows[n] = row[min(n_cut, len(row) - len(end)) :]
+    return rows
+
+
+def _pair_ids(tokenizer, conversations, suggestions, limit: int) -> list[list[int]]:
+    turns = f" {tokenizer.sep_token} "
+    contexts = [turns.join(message["content"] for message in conversation).strip() for conversation in conversations]
+    pairs = [(c, s) if c else s for c, s in zip(contexts, suggestions, strict=True)]
+    rows = _tokenize(tokenizer, pairs)
+    tokenizer.truncation_side = "left"
+    for n, suggestion in enumerate(suggestions):
+        if len(rows[n]) > limit:
+            [alone] = _tokenize(tokenizer, [suggestion])
+            _check_length(len(alone), limit, suggestion)
+            # A separator and one token of the conversation need room too.
+            rows[n] = alone
+            if len(alone) + 2 <= limit:
+                [rows[n]] = _tokenize(tokenizer, [pairs[n]], truncation="only_first", max_length=limit)
+    return rows
+
+
+def _tokenize(tokenizer, texts: list, **options) -> list[list[int]]:
+    return tokenizer(texts, verbose=False, **options)["input_ids"] if texts else []
+
+
+def _check_length(n_tokens: int, limit: int, suggestion: str) -> None:
+    if n_tokens > limit:
+        raise ValueError(
+            f"suggestion {suggestion[:40]!r}... needs {n_tokens} tokens, the limit is {limit}; raise max_len as far "
+            "as the backbone goes, or leave it out"
+        )
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int | None) -> tuple[Tensor, Tensor]:
+    """Token ids and mask ``[n, length]`` of rows of different lengths."""
+    length = max(map(len, rows), default=0)
+    ids = [[pad_token_id or 0] * (length - len(row)) + list(row) for row in rows]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+    shape = (len(rows), length)
+    return torch.tensor(ids, dtype=torch.long).view(shape), torch.tensor(mask, dtype=torch.long).view(shape)
+
+
+class Scores(NamedTuple):
+    """What a reward model says of ``n`` suggestions: float64 ``[n]`` each, reward units.
+
+    Attributes:
+        mean: the expected reward.
+        std: aleatoric standard deviation: how far the rewards of users differ.
+        epistemic_std: how far the members of an ensemble differ in their means; 0 where there is no ensemble.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    epistemic_std: np.ndarray
+
+
+class SuggestionScorer:
+    """A trained reward model as a function: conversations and suggestions to :class:`Scores`.
+
+    Attributes:
+        link: the likelihood that it was trained with, for
+            :func:`openrlhf_qs.garm.preference_likelihood.preference_probability`.
+    """
+
+    def __init__(self, path: str | Path, device: str = "cpu", max_len: int = 1024) -> None:
+        """
+        Args:
+            path: folder of a checkpoint that ``recipes/garm.sh`` wrote. ValueError where it is not one.
+            max_len: tokens; of longer texts the beginning is cut.
+        """
+        from transformers import AutoTokenizer
+
+        self.model = load_reward_model(path).to(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.max_len = max_len
+        self.share_prefix = can_share_prefix(self.model.config, self.model.config._attn_implementation)
+        self.link = getattr(self.model.head, "link", "probit")
+
+    @torch.no_grad()
+    def __call__(
+        self, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str], batch_size: int = 128
+    ) -> Scores:
+        """Float64 ``[n]`` each, reward units; row i is suggestion i of conversation i."""
+        rewards = torch.empty(len(suggestions), 3)
+        for batch in self.batches(conversations, suggestions, batch_size):
+            input_ids, mask, order = suggestion_rows(
+                self.tokenizer,
+                [conversations[n] for n in batch],
+                [suggestions[n] for n in batch],
+                self.max_len,
+                self.share_prefix,
+            )
+            places = torch.tensor(batch)[order]
+            rewards[places] = self.model(input_ids.to(self.model.device), mask.to(self.model.device)).cpu()
+        return Scores(*rewards.double().numpy().T)
+
+    def batches(self, conversations, suggestions, batch_size: int) -> Iterator[list[int]]:
+        """Places of suggestions to score together: those of one conversation, and of equal length, side by side."""
+        texts = [json.dumps(conversation, ensure_ascii=False) for conversation in conversations]
+        order = sorted(range(len(texts)), key=lambda n: (len(texts[n]), texts[n], len(suggestions[n])))
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]

@@ -1,0 +1,317 @@
+"""The fusion stage: from clicks and the SFT policy's responses to the weights of the composite reward.
+
+In: held-back impressions, samples of the SFT policy with their log-perplexity, the reward model. Every part is scored
+on both, and on hacked responses made from the samples (:mod:`openrlhf_qs.reward.hacked`); a fusion plugin learns the
+weights.
+Out: ``weights.json``, and ``front.png`` beside it where the plugin found a Pareto front.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from openrlhf_qs.files import read_json_lines, write_whole
+from openrlhf_qs.generate import reference_log_ppl
+from openrlhf_qs.prompt import Message
+from openrlhf_qs.registry import FUSIONS, REWARDS, load_plugins, parse_options
+from openrlhf_qs.response import format_response
+from openrlhf_qs.reward.composite import CompositeReward, Part
+from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, topics
+from openrlhf_qs.reward.hacked import hacked_responses
+from openrlhf_qs.reward.normalisation import NORMALISATIONS
+from openrlhf_qs.reward.offline import offline_batch
+from openrlhf_qs.reward.rollout import RolloutBatch
+
+N_HACKED = 200  # responses that hacked ones are made from
+N_TOPICS = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reward", default="garm,garm_sigma,ood,rules,relevance,diversity", help="parts, separated by commas"
+    )
+    parser.add_argument("--fusion", default="logistic_regression", help="fusion plugin; default: logistic_regression")
+    parser.add_argument(
+        "--normalisation",
+        choices=NORMALISATIONS,
+        default="sft",
+        help="how parts are made comparable, here and in grpo. "
+        + "; ".join(f"{name}: {what}" for name, what in NORMALISATIONS.items())
+        + "; default sft",
+    )
+    parser.add_argument("--reference", required=True, help="folder of the SFT policy: the reference of GRPO")
+    parser.add_argument("--reward_model", default="", help="folder of the reward model, where a part needs one")
+    parser.add_argument(
+        "--impressions", required=True, metavar="FILE", help="logged impressions, not used in training"
+    )
+    parser.add_argument("--responses", required=True, metavar="FILE", help="the SFT policy's: openrlhf-qs generate")
+    parser.add_argument(
+        "--propensities",
+        default="",
+        metavar="FILE",
+        help="log.json of the data stage: how much each place is looked at; default: click rates of the impressions",
+    )
+    parser.add_argument("--n_max", type=int, default=4000, help="impressions at most, the first ones; default 4000")
+    parser.add_argument("--out", required=True, metavar="FILE", help="weights.json")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; repeatable"
+    )
+    parser.add_argument("--option", action="append", default=[], metavar="NAME.OPTION=VALUE", help="repeatable")
+
+
+def run(args: argparse.Namespace) -> None:
+    from openrlhf_qs.clicks.click_log import read_click_log
+
+    load_plugins(args.plugin)
+    options = parse_options(args.option)
+    composite = CompositeReward(args.reward.split(","), options)
+    fusion = FUSIONS.create(args.fusion, **options.get(args.fusion, {}))
+    scorer = load_scorer(composite, args.reward_model)
+
+    responses = read_json_lines(args.responses)
+    log = read_click_log(args.impressions).head(args.n_max)
+    impressions = log.to_dicts()
+    sampled = sampled_batch(responses, scorer)
+    calibrated = calibrate(composite, sampled)
+    conversations = [row["conversation"] for row in impressions]
+    shown = [format_response(row["suggestions"]) for row in impressions]
+    logged = offline_batch(conversations, shown, reference_log_ppl(args.reference, conversations, shown), scorer)
+
+    names = list(composite.parts)
+    hacks = getattr(fusion, "wants_hacked", False)
+    raw = composite.raw(sampled)
+    sampled_parts, logged_parts = stack(raw, names), stack(composite.raw(logged), names)
+    mean, std = statistics(names, sampled_parts, logged_parts, sampled.group.numpy(), args.normalisation)
+    data = FusionData(
+        names,
+        **_click_pairs(logged_parts / std, conversations, impressions, _examination(args, log)),
+        **(_against_hacked(composite, *hacked_batches(sampled, args.reference, scorer), names, std) if hacks else {}),
+        **_samples(raw, sampled, (sampled_parts - mean) / std, composite.gates),
+    )
+    weights = fusion(data)
+    parts = {
+        name: Part(float(w), float(m), float(s), calibrated.get(name, {}))
+        for name, w, m, s in zip(names, weights, mean, std, strict=True)
+    }
+    report = {"n_impressions": len(impressions), "n_responses": len(responses), **getattr(fusion, "report", {})}
+    write(args.out, parts, args.normalisation, args.fusion, report)
+    show(parts, report)
+
+
+def load_scorer(composite: CompositeReward, reward_model: str):
+    """The reward model where a part needs it, else None. ValueError where it is not given."""
+    if "reward_model" not in composite.needs():
+        return None
+    if not reward_model:
+        raise ValueError(
+            f"reward {','.join(composite.rewards)} needs a reward model: give its folder as --reward_model"
+        )
+    from openrlhf_qs.garm.reward_model import SuggestionScorer
+
+    return SuggestionScorer(reward_model)
+
+
+def sampled_batch(rows: Sequence[Mapping[str, Any]], scorer) -> RolloutBatch:
+    """The SFT policy's samples; those of one conversation are a group."""
+    numbers: dict[str, int] = {}
+    group = [numbers.setdefault(json.dumps(row["conversation"]), len(numbers)) for row in rows]
+    return offline_batch(
+        [row["conversation"] for row in rows],
+        [row["response"] for row in rows],
+        [row["log_ppl"] for row in rows],
+        scorer,
+        group,
+    )
+
+
+def calibrate(composite: CompositeReward, sampled: RolloutBatch) -> dict[str, dict[str, Any]]:
+    """By part, the options that the SFT policy's samples decide; the parts hold them from now on."""
+    return {
+        name: reward.calibrate(sampled) for name, reward in composite.rewards.items() if hasattr(reward, "calibrate")
+    }
+
+
+def hacked_batches(sampled: RolloutBatch, reference: str, scorer) -> tuple[RolloutBatch, dict[str, RolloutBatch]]:
+    """Well-formed samples, one a conversation, and by the kind of hack what was made of them."""
+    first: dict[int, int] = {}
+    for row, (number, parsed) in enumerate(zip(sampled.group.tolist(), sampled.parsed, strict=True)):
+        if parsed.well_formed:
+            first.setdefault(number, row)
+    rows = list(first.values())[:N_HACKED]
+    if not rows:
+        raise ValueError("the SFT policy gave no well-formed response: train it longer, or give it MAX_NEW_TOKENS")
+    clean = sampled.take(rows)
+    topic = topics([_text(conversation) for conversation in clean.conversations], N_TOPICS)
+    texts = hacked_responses(clean.conversations, [parsed.suggestions for parsed in clean.parsed], topic.tolist())
+    flat = [text for some in texts.values() for text in some]
+    log_ppl = np.array(reference_log_ppl(reference, [*clean.conversations] * len(texts), flat)).reshape(len(texts), -1)
+    hacked = {
+        kind: offline_batch(clean.conversations, some, values.tolist(), scorer)
+        for (kind, some), values in zip(texts.items(), log_ppl, strict=True)
+    }
+    return clean, hacked
+
+
+def statistics(
+    names: Sequence[str], sampled: np.ndarray, logged: np.ndarray, group: np.ndarray, normalisation: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each part, ``[k]``, for that normalisation.
+
+    The SFT policy's mean is the zero from which training measures. The deviation is that of samples and impressions
+    together; under ``group`` that of the samples to one prompt, for so a part is seen there.
+
+    Args:
+        sampled: ``[m, k]``, raw parts of the SFT policy's samples; ``group``: ``[m]``, their prompts.
+        logged: ``[n, k]``, raw parts of logged impressions.
+    """
+    mean, std = sampled.mean(0), np.concatenate((sampled, logged)).std(0)
+    if normalisation == "group":
+        n_groups = len(np.unique(group))
+        if n_groups == len(sampled):
+            raise ValueError(
+                "--normalisation group needs several responses a conversation: openrlhf-qs generate --n_samples 4"
+            )
+        number = np.unique(group, return_inverse=True)[1]
+        means = np.stack([np.bincount(number, column) / np.bincount(number) for column in sampled.T], axis=-1)
+        std = np.sqrt(((sampled - means[number]) ** 2).sum(0) / (len(sampled) - n_groups))
+    for name, one in zip(names, std, strict=True):
+        if one < 1e-6:
+            raise ValueError(f"reward {name!r} is the same for every response: it cannot be weighed; leave it out")
+    return mean, std
+
+
+def stack(raw: Mapping[str, torch.Tensor], names: Sequence[str]) -> np.ndarray:
+    """``[n, k]``, the parts in the order of ``names``."""
+    return torch.stack([raw[name] for name in names], dim=-1).double().numpy()
+
+
+def _click_pairs(parts: np.ndarray, conversations: list, impressions: list[dict], examination: list[float]) -> dict:
+    from openrlhf_qs.clicks.propensity import inverse_propensity
+
+    texts = [_text(conversation) for conversation in conversations]
+    number = np.unique(texts, return_inverse=True)[1]
+    clicks = [
+        sum(click * inverse_propensity(p) for click, p in zip(row["clicks"], examination, strict=False))
+        for row in impressions
+    ]
+    chosen, rejected, weight = impression_pairs(number, clicks)
+    return {
+        "difference": parts[chosen] - parts[rejected],
+        "weight": weight,
+        "conversation": number[chosen],
+        "topic": topics(texts, N_TOPICS)[chosen],
+    }
+
+
+def _against_hacked(composite, clean: RolloutBatch, hacked: Mapping[str, RolloutBatch], names, std) -> dict:
+    good, differences, stopped = stack(composite.raw(clean), names), {}, {}
+    for kind, batch in hacked.items():
+        raw = composite.raw(batch)
+        passed = _passed(raw, composite.gates)
+        differences[kind] = ((good - stack(raw, names)) / std)[passed]
+        stopped[kind] = int((~passed).sum())
+    return {"clean_minus_hacked": differences, "stopped": stopped}
+
+
+def _samples(raw: Mapping[str, torch.Tensor], sampled: RolloutBatch, parts: np.ndarray, gates: Sequence[str]) -> dict:
+    """The samples as ``[c, n, ...]``: of the conversations that have the most of them."""
+    group = sampled.group.tolist()
+    counts = Counter(group)
+    n = max(counts.values())
+    rows = np.array(sorted((row for row, g in enumerate(group) if counts[g] == n), key=lambda row: group[row]))
+    rows = rows.reshape(-1, n)
+    diversity = REWARDS.create("diversity")(sampled).double().numpy()
+    valid = np.array([parsed.well_formed for parsed in sampled.parsed])
+    passed = _passed(raw, gates)
+    return {"samples": parts[rows], "valid": valid[rows], "diversity": diversity[rows], "passed": passed[rows]}
+
+
+def _passed(raw: Mapping[str, torch.Tensor], gates: Sequence[str]) -> np.ndarray:
+    passed = np.ones(len(next(iter(raw.values()))), dtype=bool)
+    for name in gates:
+        passed &= raw[name].numpy() == 1
+    return passed
+
+
+def _examination(args: argparse.Namespace, log) -> list[float]:
+    from openrlhf_qs.clicks.propensity import examination_propensities
+
+    if not args.propensities:
+        return examination_propensities(log)
+    try:
+        return [float(p) for p in json.loads(Path(args.propensities).read_text())["propensities"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{args.propensities} has no propensities of the data stage: {error!r}") from None
+
+
+def _text(conversation: Sequence[Message]) -> str:
+    return "\n".join(message["content"] for message in conversation)
+
+
+def write(path: str, parts: Mapping[str, Part], normalisation: str, fusion: str, report: Mapping[str, Any]) -> None:
+    """Write the weights file, and the picture of the front where ``report`` has one."""
+    weights = {
+        "normalisation": normalisation,
+        "rewards": {name: vars(part) for name, part in parts.items()},
+        "fusion": fusion,
+        **report,
+    }
+    if "front" in report:
+        draw_front(report, Path(path).with_name("front.png"))
+    write_whole(Path(path), json.dumps(weights, indent=2))
+
+
+def draw_front(report: Mapping[str, Any], path: Path) -> None:
+    """The front as a PNG: every objective against the first, the start and the choice marked."""
+    from matplotlib.figure import Figure
+
+    first, *others = report["chosen"]["objectives"]
+    figure = Figure(figsize=(3.2 * max(len(others), 1), 3.2), layout="constrained")
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, max(len(others), 1))), others or [first], strict=True):
+        axes.scatter(
+            [point["objectives"][first] for point in report["front"]],
+            [point["objectives"][name] for point in report["front"]],
+            s=10,
+            color="0.6",
+            label="front",
+        )
+        for key, marker, colour in (("start", "x", "tab:blue"), ("chosen", "o", "tab:red")):
+            objectives = report[key]["objectives"]
+            label = {"start": "first stage", "chosen": f"chosen: {report['chosen']['rule']}"}[key]
+            axes.scatter(objectives[first], objectives[name], marker=marker, color=colour, s=50, label=label)
+        axes.set(xlabel=first, ylabel=name)
+    figure.axes[0].legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def show(parts: Mapping[str, Part], report: Mapping[str, Any]) -> None:
+    """Print the weights, the first stage's coefficients with their errors, and the objectives of the choice."""
+    from rich.console import Console
+    from rich.table import Table
+
+    first = report.get("first_stage")
+    table = Table(title="composite reward: weight * (reward - mean) / deviation")
+    for heading in ("reward", "weight", "mean", "deviation", *(("log-odds", "standard error") if first else ())):
+        table.add_column(heading, justify="left" if heading == "reward" else "right")
+    for name, part in parts.items():
+        numbers = [part.weight, part.mean, part.std]
+        numbers += [first["coefficient"][name], first["standard_error"][name]] if first else []
+        table.add_row(name, *(f"{number:.3f}" for number in numbers))
+    Console().print(table)
+    if "front" in report:
+        table = Table(title=f"{len(report['front'])} weights on the Pareto front; chosen: {report['chosen']['rule']}")
+        for heading in ("objective", "first stage", "chosen", "best on the front"):
+            table.add_column(heading, justify="left" if heading == "objective" else "right")
+        for name, value in report["chosen"]["objectives"].items():
+            best = max(point["objectives"][name] for point in report["front"])
+            table.add_row(name, *(f"{v:.3f}" for v in (report["start"]["objectives"][name], value, best)))
+        Console().print(table)

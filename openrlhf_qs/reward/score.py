@@ -1,0 +1,165 @@
+"""``openrlhf-qs reward score``: a reward tried on a file, before a GPU is spent on it.
+
+In: JSON Lines, CSV or Parquet, a row with ``conversation`` and ``response`` (or ``suggestions``, a list). Rows of one
+conversation are a group, as in GRPO. Out: a table of each part raw and weighted, the gates and the total; under
+``--out`` the rows with these numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from openrlhf_qs.prompt import Message, check_conversation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help=".jsonl, .csv (both also .gz) or .parquet with the rows to score")
+    parser.add_argument("--reward", required=True, help="parts, separated by commas")
+    parser.add_argument("--weights", default="", metavar="FILE", help="weights.json; default: weight 1 on raw parts")
+    parser.add_argument(
+        "--normalisation", default=None, help="sft, group or running; default: what the weights were learned for"
+    )
+    parser.add_argument("--on_failure", default="raise", help="raise or skip_group; default raise")
+    parser.add_argument("--reward_model", default="", help="folder of the reward model, where a part needs one")
+    parser.add_argument(
+        "--reference",
+        default="",
+        help="policy whose log-perplexity a part needs, mostly the SFT policy; default: the column log_ppl",
+    )
+    parser.add_argument("--n_shown", type=int, default=5, help="responses in the table, the first ones; default 5")
+    parser.add_argument("--out", default="", metavar="FILE", help=".jsonl, .csv or .parquet to write; default: none")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; repeatable"
+    )
+    parser.add_argument("--option", action="append", default=[], metavar="NAME.OPTION=VALUE", help="repeatable")
+
+
+def run(args: argparse.Namespace) -> None:
+    from openrlhf_qs.garm.score import read_rows, write_rows
+    from openrlhf_qs.registry import load_plugins, parse_options
+    from openrlhf_qs.reward.composite import CompositeReward, read_weights
+    from openrlhf_qs.reward.fusion import load_scorer
+
+    load_plugins(args.plugin)
+    weights = read_weights(args.weights) if args.weights else None
+    composite = CompositeReward(
+        args.reward.split(","), parse_options(args.option), weights, args.normalisation, args.on_failure
+    )
+    scorer = load_scorer(composite, args.reward_model)
+    columns, rows = read_rows(args.file)
+    conversations, responses = read_texts(args.file, rows)
+    log_ppl = None
+    if "reference" in composite.needs():
+        log_ppl = _log_ppl(args, rows, conversations, responses)
+    scored = score(composite, conversations, responses, log_ppl, scorer)
+    show(responses, scored, composite, args.n_shown)
+    if args.out:
+        table = {name: value.tolist() for name, value in scored.logged().items()} | {"reward": scored.total.tolist()}
+        added = [{name: values[n] for name, values in table.items()} for n in range(len(rows))]
+        write_rows(args.out, [*dict.fromkeys([*columns, *table])], [a | b for a, b in zip(rows, added, strict=True)])
+        print(f"{len(rows)} rows in {args.out}")
+
+
+def score(composite, conversations: Sequence, responses: Sequence[str], log_ppl: Sequence[float] | None, scorer):
+    """The :class:`~openrlhf_qs.reward.composite.Scored` of these responses; those to one conversation are a group."""
+    from openrlhf_qs.reward.offline import offline_batch
+
+    numbers: dict[str, int] = {}
+    group = [numbers.setdefault(json.dumps(conversation), len(numbers)) for conversation in conversations]
+    return composite.score(offline_batch(conversations, responses, log_ppl, scorer, group))
+
+
+def read_texts(where: str, rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[Message]], list[str]]:
+    """Conversations and responses of the rows. ValueError names the row that has none, and what to give."""
+    from openrlhf_qs.response import format_response
+
+    conversations, responses = [], []
+    for number, row in enumerate(rows, start=1):
+        try:
+            conversations.append(_conversation(row.get("conversation")))
+            if row.get("response") is not None:
+                responses.append(_response(row["response"]))
+            else:
+                responses.append(format_response(_suggestions(row.get("suggestions"))))
+        except ValueError as error:
+            raise ValueError(f"{where}: row {number}: {error}") from None
+    return conversations, responses
+
+
+def _conversation(value: Any) -> list[Message]:
+    """Messages, as a list or as JSON; other text is one user turn."""
+    if isinstance(value, str) and not value.startswith("["):
+        return [{"role": "user", "content": value}]
+    conversation = _from_json(value)
+    check_conversation(conversation)
+    return conversation
+
+
+def _response(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"response {str(value)[:40]!r}; give text")
+    return value
+
+
+def _suggestions(value: Any) -> list[str]:
+    texts = _from_json(value)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"no response, and suggestions {str(value)[:40]!r}; give a response or a list of suggestions")
+    return texts
+
+
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _log_ppl(args: argparse.Namespace, rows: Sequence[Mapping], conversations: Sequence, responses: Sequence[str]):
+    if args.reference:
+        from openrlhf_qs.generate import reference_log_ppl
+
+        return reference_log_ppl(args.reference, conversations, responses)
+    try:
+        return [float(row["log_ppl"]) for row in rows]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"reward {args.reward} needs the log-perplexity of every response: give the SFT policy as --reference, or "
+            "a column log_ppl in nats per token"
+        ) from None
+
+
+def show(responses: Sequence[str], scored, composite, n_shown: int) -> None:
+    """Print every number of the first responses, then the averages over all of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{len(responses)} responses, normalisation {composite.normalisation}")
+    table.add_column("response, its parts", overflow="ellipsis", no_wrap=True, max_width=34)
+    for heading in ("raw", "normalised", "weight", "reward"):
+        table.add_column(heading, justify="right")
+
+    def add_parts(number) -> None:
+        for name, part in composite.parts.items():
+            values = (number(scored.raw[name]), number(scored.normalised[name]), part.weight)
+            table.add_row(f"  {name}", *(f"{value:.3f}" for value in (*values, number(scored.weighted[name]))))
+        for name in composite.gates:
+            table.add_row(f"  {name}", f"{number(scored.raw[name]):.3f}", "", "gate", "")
+        table.add_section()
+
+    for n, response in enumerate(responses[:n_shown]):
+        mark = "closed" if scored.closed[n] else "skipped" if scored.failed[n] else ""
+        table.add_row(" / ".join(response.split("\n")), "", "", mark, f"{scored.total[n].item():.3f}")
+        add_parts(lambda value, n=n: value[n].item())
+    table.add_row(f"average of {len(responses)}", "", "", "", f"{scored.total.mean().item():.3f}")
+    add_parts(lambda value: value.nanmean().item())
+    Console(markup=False).print(table)
+    print(f"gate closed: {int(scored.closed.sum())} of {len(responses)}; skipped: {int(scored.failed.sum())}")
+    if not scored.no_signal.all():
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in scored.share.items())
+        print(f"share of the variance within a conversation: {shares}")

@@ -1,0 +1,224 @@
+"""The stage ``distil``: sample many suggestions for each conversation from a teacher, for the student's SFT.
+
+In: JSON Lines with a ``conversation`` a row, or the ``prompts.jsonl`` of the stage ``data``, and a teacher that was
+trained on the SFT dataset ``single``. Out: one row a conversation, ``{"conversation", "candidates": [{"text",
+"log_prob", "n_sampled"}], "left_out"}``, which SFT datasets read as they read ``sft.jsonl``.
+
+A killed run goes on where it was. On several GPUs the conversations are shared out over Ray workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from openrlhf_qs.files import read_json_lines
+from openrlhf_qs.generate import load_engine, sample
+from openrlhf_qs.journal import Journal, job_keys, model_print
+from openrlhf_qs.prompt import Message, check_conversation, teacher_messages
+from openrlhf_qs.sft.assembly import normalise, problem
+
+LEFT_OUT = {
+    "cut_off": "ended by --max_new_tokens, not by the teacher",
+    "malformed": "not one line of text with a letter in it",
+    "prompt_too_long": "the conversation leaves no room for an answer",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--teacher", required=True, help="folder or hub name of the teacher")
+    parser.add_argument(
+        "--prompts", required=True, metavar="FILE", help="JSON Lines with a conversation a row, or data/prompts.jsonl"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON Lines to write, a row a conversation")
+    parser.add_argument("--n_samples", type=int, default=16, help="samples a conversation; default 16")
+    parser.add_argument("--n_max", type=int, default=0, help="distinct conversations, the first ones; default all")
+    parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens a suggestion may have; default 32")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; default 1")
+    parser.add_argument(
+        "--chunk", type=int, default=256, help="conversations sampled in one go, which a kill costs; default 256"
+    )
+    parser.add_argument(
+        "--n_shards",
+        type=int,
+        default=0,
+        help="engines to share the conversations; more than one are Ray actors, on $RAY_ADDRESS where it is set; "
+        "default: as many as there are GPUs for",
+    )
+    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of one engine; default 1")
+    parser.add_argument("--seed", type=int, default=0, help="of the first engine, the next ones count on; default 0")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Sample what is not sampled yet, write the file, show what came out and what was left out."""
+    for name in ("n_samples", "max_new_tokens", "chunk", "tensor_parallel_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)}: give at least 1")
+    conversations = read_conversations(args.prompts)[: args.n_max or None]
+    options = Options(args.teacher, args.n_samples, args.max_new_tokens, args.temperature, args.tensor_parallel_size)
+    job = {**options._asdict(), "teacher": model_print(args.teacher), "seed": args.seed}
+    keys = job_keys(job, conversations)
+    journal = Journal(args.out, keys)
+    missing = journal.missing()
+    by_key = dict(zip(keys, conversations, strict=True))
+    chunks = [{key: by_key[key] for key in missing[n : n + args.chunk]} for n in range(0, len(missing), args.chunk)]
+    if len(missing) < len(keys):
+        print(f"going on: {len(keys) - len(missing):,} of {len(keys):,} conversations were sampled before")
+    started = time.monotonic()
+    n_shards = min(args.n_shards or shards_at_hand(args.tensor_parallel_size), len(chunks))
+    sampled = sample_on_ray if n_shards > 1 else sample_here
+    for rows in track(sampled(options, chunks, args.seed, n_shards), "sampling", total=len(chunks)):
+        journal.add(rows)
+    elapsed_s = time.monotonic() - started
+    table = report_table(journal.rows(), args.n_samples, f"distil: {args.teacher} to {args.out}")
+    journal.finish()
+    Console().print(table)
+    print(f"{len(missing) * args.n_samples:,} samples in {elapsed_s:.0f} s, start of the engine included")
+
+
+def read_conversations(path: str) -> list[list[Message]]:
+    """The distinct conversations of a file in the order they are first seen; the label of a prompt is one too."""
+    conversations = {}
+    for number, row in enumerate(read_json_lines(path), start=1):
+        try:
+            conversation = json.loads(row["label"]) if "label" in row else row.get("conversation")
+            check_conversation(conversation)
+        except ValueError as error:
+            field = "label" if "label" in row else "conversation"
+            raise ValueError(f"{path}:{number}: {field}: {error}") from None
+        conversations.setdefault(json.dumps(conversation), conversation)
+    return list(conversations.values())
+
+
+class Options(NamedTuple):
+    """How the teacher is sampled; see the flags of the same names."""
+
+    teacher: str
+    n_samples: int
+    max_new_tokens: int
+    temperature: float
+    tensor_parallel_size: int
+
+
+class Sampler:
+    """One engine with the teacher in it, in this process or as a Ray actor."""
+
+    def __init__(self, options: Options, seed: int) -> None:
+        self.options = options
+        self.llm = load_engine(options.teacher, seed, options.tensor_parallel_size)
+
+    def rows(self, chunk: Mapping[str, list[Message]]) -> dict[str, dict[str, Any]]:
+        """A row for each conversation of ``chunk``, under its key."""
+        answers = sample(
+            self.llm,
+            [teacher_messages(conversation) for conversation in chunk.values()],
+            n=self.options.n_samples,
+            max_tokens=self.options.max_new_tokens,
+            temperature=self.options.temperature,
+            logprobs=0,  # of the sampled token alone, before the temperature
+        )
+        rows = {}
+        for (key, conversation), outputs in zip(chunk.items(), answers, strict=True):
+            if isinstance(outputs, str):
+                candidates, left_out = [], dict.fromkeys(LEFT_OUT, 0) | {"prompt_too_long": self.options.n_samples}
+            else:
+                candidates, left_out = merge_samples(
+                    (o.text, o.cumulative_logprob / len(o.token_ids), o.finish_reason == "stop") for o in outputs
+                )
+            rows[key] = {"conversation": conversation, "candidates": candidates, "left_out": left_out}
+        return rows
+
+
+def merge_samples(samples: Iterable[tuple[str, float, bool]]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The different suggestions among the samples of one conversation, the likeliest first.
+
+    Samples that :func:`openrlhf_qs.sft.assembly.normalise` makes equal are one candidate, in the likeliest of its
+    forms.
+
+    Args:
+        samples: text; mean log-probability, nats per token, the end counted; whether the teacher ended it.
+
+    Returns:
+        ``[{"text", "log_prob", "n_sampled"}]``, and how many samples were left out for each reason of ``LEFT_OUT``.
+    """
+    candidates: dict[str, dict[str, Any]] = {}
+    left_out = dict.fromkeys(LEFT_OUT, 0)
+    for text, log_prob, ended in samples:
+        if not ended or problem(text, max_chars=len(text)):
+            left_out["malformed" if ended else "cut_off"] += 1
+            continue
+        new = {"text": text.strip(), "log_prob": log_prob, "n_sampled": 0}
+        known = candidates.setdefault(normalise(text) or text.strip(), new)
+        if log_prob > known["log_prob"]:
+            known.update(text=new["text"], log_prob=log_prob)
+        known["n_sampled"] += 1
+    return sorted(candidates.values(), key=lambda candidate: -candidate["log_prob"]), left_out
+
+
+def sample_here(
+    options: Options, chunks: Sequence[Mapping[str, list[Message]]], seed: int, n_shards: int = 1
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """The rows of each chunk, from one engine in this process; without a chunk no engine is started."""
+    sampler = Sampler(options, seed) if chunks else None
+    for chunk in chunks:
+        yield sampler.rows(chunk)
+
+
+def sample_on_ray(
+    options: Options, chunks: Sequence[Mapping[str, list[Message]]], seed: int, n_shards: int
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """The rows of each chunk, as they are finished, from ``n_shards`` engines that take the next chunk when free."""
+    import ray
+    from ray.util import ActorPool
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False)
+    on_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    actor = ray.remote(num_cpus=1, num_gpus=options.tensor_parallel_size if on_gpus else 0)(Sampler)
+    pool = ActorPool([actor.remote(options, seed + shard) for shard in range(n_shards)])
+    yield from pool.map_unordered(lambda sampler, chunk: sampler.rows.remote(chunk), chunks)
+
+
+def shards_at_hand(tensor_parallel_size: int) -> int:
+    """How many engines the GPUs of this host, or of the Ray cluster at ``$RAY_ADDRESS``, have room for; at least 1."""
+    if os.environ.get("RAY_ADDRESS"):
+        import ray
+
+        ray.init(ignore_reinit_error=True)
+        n_gpus = int(ray.cluster_resources().get("GPU", 0))
+    else:
+        import torch
+
+        n_gpus = torch.cuda.device_count()
+    return max(1, n_gpus // tensor_parallel_size)
+
+
+def report_table(rows: Iterable[Mapping[str, Any]], n_samples: int, title: str) -> Table:
+    """How many samples became how many candidates, and why the others did not."""
+    n_rows = n_candidates = n_few = 0
+    left_out = dict.fromkeys(LEFT_OUT, 0)
+    for row in rows:
+        n_rows += 1
+        n_candidates += len(row["candidates"])
+        n_few += len(row["candidates"]) < 3
+        for reason, count in row["left_out"].items():
+            left_out[reason] += count
+    n = n_rows * n_samples
+    table = Table("", "number", "what", title=title, title_justify="left")
+    table.columns[1].justify = "right"
+    table.add_row("conversations", f"{n_rows:,}", f"{n_few:,} with fewer than three candidates")
+    table.add_row("samples", f"{n:,}", f"{n_samples} a conversation")
+    for reason, what in LEFT_OUT.items():
+        table.add_row(f"  {reason}", f"{left_out[reason]:,}", what)
+    repeated = n - sum(left_out.values()) - n_candidates
+    table.add_row("  repeated", f"{repeated:,}", "the same but for case, punctuation and white space")
+    table.add_row("candidates", f"{n_candidates:,}", f"{n_candidates / max(n_rows, 1):.1f} a conversation")
+    return table

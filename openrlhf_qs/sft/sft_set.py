@@ -1,0 +1,185 @@
+"""The SFT set: for each conversation its candidates and how well they did, then the three that an SFT dataset chose.
+
+In: a click log. Out: rows ``{"conversation", "candidates"}``. Of these, or of a teacher's samples in the same form,
+:func:`assemble` makes ``{"conversation", "suggestions", "chosen_from"}`` and a report; the stage ``sft`` calls it, and
+so does ``openrlhf-qs assemble``, which writes both for a look before any training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from openrlhf_qs.clicks.click_log import conversation_keys
+from openrlhf_qs.clicks.propensity import inverse_propensity
+from openrlhf_qs.files import read_json_lines, write_json_lines, write_whole
+from openrlhf_qs.registry import SFT_DATASETS, check_options, load_plugins, parse_options
+from openrlhf_qs.response import format_response, parse_response
+from openrlhf_qs.sft.assembly import normalise
+from openrlhf_qs.sft.candidates import PRIOR_SHOWS, shortened
+
+N_SAMPLES = 10  # assembled rows that the report shows with what they were chosen from
+
+
+def sft_candidates(log: pl.DataFrame, propensities: Sequence[float]) -> list[dict[str, Any]]:
+    """Merge the impressions of each conversation; those without any click are left out.
+
+    Args:
+        log: see :mod:`openrlhf_qs.clicks.click_log`.
+        propensities: of each position from the top, see :func:`openrlhf_qs.clicks.pairs.examination_propensities`.
+
+    Returns:
+        One row a conversation, in the order they are first seen: ``{"conversation": messages, "candidates": [{"text",
+        "n_shown", "n_clicked", "weight"}]}``. Texts that differ in case, white space or punctuation only (see
+        :func:`openrlhf_qs.sft.assembly.normalise`) are one candidate, in the form seen first. ``weight`` is clicks per
+        show, each click counted by its inverse propensity (at most 5), smoothed by ``PRIOR_SHOWS`` shows at the log's
+        average; the highest comes first.
+    """
+    factors = [inverse_propensity(p) for p in propensities]
+    n_shown, weighted_clicks = 0, 0.0
+    rows: dict[str, tuple[list[dict[str, str]], dict[str, dict[str, Any]]]] = {}
+    impressions = log.select("conversation", "suggestions", "clicks").iter_rows()
+    for key, (conversation, suggestions, clicks) in zip(conversation_keys(log), impressions, strict=True):
+        _, candidates = rows.setdefault(key, (conversation, {}))
+        for suggestion, click, factor in zip(suggestions, clicks, factors[: len(clicks)], strict=True):
+            candidate = candidates.setdefault(
+                normalise(suggestion) or suggestion,
+                {"text": suggestion.strip(), "n_shown": 0, "n_clicked": 0, "weight": 0.0},
+            )
+            candidate["n_shown"] += 1
+            candidate["n_clicked"] += click
+            candidate["weight"] += click * factor
+            n_shown += 1
+            weighted_clicks += click * factor
+
+    average = weighted_clicks / max(n_shown, 1)
+    for _, candidates in rows.values():
+        for candidate in candidates.values():
+            shows = candidate["n_shown"] + PRIOR_SHOWS
+            candidate["weight"] = (candidate["weight"] + PRIOR_SHOWS * average) / shows
+    return [
+        {"conversation": conversation, "candidates": sorted(candidates.values(), key=lambda c: -c["weight"])}
+        for conversation, candidates in rows.values()
+        if any(candidate["n_clicked"] for candidate in candidates.values())
+    ]
+
+
+def assemble(
+    choose: Callable[[Sequence[Mapping[str, Any]]], list[list[str] | None]], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Let an SFT dataset choose three suggestions for each row.
+
+    Args:
+        choose: the plugin; where it has a ``report``, that goes into ours.
+        rows: ``{"conversation", "candidates"}``.
+
+    Returns:
+        The rows that have three, ``{"conversation", "suggestions", "chosen_from": texts}``, and the report: counts of
+        rows, what the plugin reports, and the first ``N_SAMPLES`` assembled rows.
+
+    Raises:
+        ValueError: no row, a row without a conversation, or an answer that is no well-formed response.
+    """
+    for number, row in enumerate(rows, start=1):
+        if not row.get("conversation"):
+            raise ValueError(f"row {number} has no conversation; give a list of messages, at least one")
+    answers = choose(rows)
+    if len(answers) != len(rows):
+        raise ValueError(f"the SFT dataset gave {len(answers)} answers to {len(rows)} rows; give one a row, or None")
+    assembled = []
+    for number, (row, suggestions) in enumerate(zip(rows, answers, strict=True), start=1):
+        if suggestions is None:
+            continue
+        parsed = parse_response(format_response(suggestions))
+        if not parsed.well_formed:
+            raise ValueError(f"row {number}: the SFT dataset's answer is no response: {parsed.problem}")
+        texts = [candidate["text"] for candidate in row["candidates"]]
+        assembled.append({"conversation": row["conversation"], "suggestions": suggestions, "chosen_from": texts})
+    report = {"n_rows": len(rows), "n_assembled": len(assembled), **getattr(choose, "report", {})}
+    return assembled, report | {"samples": assembled[:N_SAMPLES]}
+
+
+def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
+    """The report of :func:`assemble` as JSON."""
+    write_whole(Path(path), json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+
+
+def report_table(title: str, report: Mapping[str, Any]) -> Table:
+    """What was kept, what was dropped and why, with an example of each reason."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("number", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("example", overflow="fold")
+    counts = report.get("rows") or {
+        "assembled": report["n_assembled"],
+        "dropped": report["n_rows"] - report["n_assembled"],
+    }
+    for part, reasons in {"rows": counts, "candidates": report.get("candidates", {})}.items():
+        n = sum(reasons.values())
+        table.add_row(part, f"{n:,}", "", "", style="bold")
+        for reason, count in reasons.items():
+            examples = report["examples"].get(reason, []) if part == "candidates" else []
+            table.add_row(f"  {reason}", f"{count:,}", f"{count / n:.1%}", _in_words(examples))
+        table.add_section()
+    return table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``openrlhf-qs assemble``."""
+    parser.add_argument("file", metavar="FILE", help="JSON Lines of conversations and candidates, as data/sft.jsonl")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="JSON Lines to write; the report goes beside it, .report.json"
+    )
+    parser.add_argument("--sft_dataset", default="diverse", help="plugin that chooses the three; default diverse")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME.OPTION=VALUE",
+        help="as in diverse.method=dpp; may be repeated",
+    )
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; may be repeated"
+    )
+    parser.add_argument("--show", type=int, default=3, help="assembled rows to print, at most 10; default 3")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Assemble the file, write the rows and the report, print both."""
+    load_plugins(args.plugin)
+    options = parse_options(args.option)
+    check_options(options)
+    choose = SFT_DATASETS.create(args.sft_dataset, **options.get(args.sft_dataset, {}))
+    assembled, report = assemble(choose, read_json_lines(args.file))
+    out = Path(args.out)
+    write_json_lines(out, assembled)
+    write_report(out.with_suffix(".report.json"), {"sft_dataset": args.sft_dataset, "options": options, **report})
+    console = Console(markup=False, emoji=False)
+    for sample in report["samples"][: args.show]:
+        console.print(_sample_table(sample))
+    console.print(report_table(f"assemble: {args.file} to {out}", report))
+
+
+def _sample_table(sample: Mapping[str, Any]) -> Table:
+    question = next((m["content"] for m in reversed(sample["conversation"]) if m["role"] == "user"), "")
+    table = Table("", "candidate", title=shortened(question), title_justify="left")
+    taken = [(str(number), text) for number, text in enumerate(sample["suggestions"], start=1)]
+    left = [("", text) for text in sample["chosen_from"] if text.strip() not in sample["suggestions"]]
+    for number, text in taken + left:
+        table.add_row(number, shortened(text), style="bold" if number else "dim")
+    return table
+
+
+def _in_words(examples: Sequence[Mapping[str, Any]]) -> str:
+    if not examples:
+        return ""
+    because = examples[0].get("because_of")
+    return examples[0]["text"] + (f"  (there is: {because})" if because else "")
