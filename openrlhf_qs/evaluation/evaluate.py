@@ -27,18 +27,18 @@ from rich import print as rich_print
 from rich.markup import escape
 from rich.table import Table
 
+from openrlhf_qs.evaluation import rewards
 from openrlhf_qs.evaluation.report import write_report
 from openrlhf_qs.files import read_json_lines, write_whole
-from openrlhf_qs.garm.calibration import Z_95, calibration_metrics, preference_probability
+from openrlhf_qs.garm.calibration import Z_95
 from openrlhf_qs.prompt import Message
 from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
-from openrlhf_qs.response import N_SUGGESTIONS, parse_response
+from openrlhf_qs.response import N_SUGGESTIONS, format_response, parse_response
 
 Judge = Callable[[Sequence[list[Message]], Sequence[Sequence[str]]], list[list[float]]]
 
 COLD_START = "cold_start"
 NEAR_DUPLICATE = 90  # token_set_ratio of rapidfuzz, 0 to 100, from which two suggestions say the same
-ECE_LIMIT = 0.15  # above it the probabilities of a reward model are flagged
 N_EXAMPLES = 12  # conversations that the report shows
 SHOWN_PROBLEMS = 20
 
@@ -50,6 +50,7 @@ class Shown(NamedTuple):
     suggestions: Sequence[str]
     well_formed: bool
     log_ppl: float | None = None
+    response: str = ""  # the text that the suggestions were read from
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class ArmResult:
         n_users, n_contexts: users are spread evenly over contexts.
         slot_ctr: share of all users who clicked each slot, top first.
         context_ctr: ``[n_contexts]``, ``ctr`` of each context.
+        clicks: ``[n_contexts, users of a context, n_slots]``.
     """
 
     ctr: float
@@ -70,6 +72,7 @@ class ArmResult:
     n_contexts: int
     slot_ctr: list[float]
     context_ctr: np.ndarray
+    clicks: np.ndarray
 
 
 class Lift(NamedTuple):
@@ -138,7 +141,27 @@ def run(args: argparse.Namespace) -> None:
         metrics |= ab_metrics(results, metrics["quality"])
     if (folder / "garm").is_dir():
         rich_print("reward model on held-out pairs")
-        metrics["garm"] = garm_on_heldout_pairs(folder, args.seed)
+        metrics["garm"] = rewards.on_heldout_pairs(folder, args.seed)
+        metrics["garm_on_policy"] = {}
+        for name, result in results.items():
+            rich_print(f"reward model on the clicks of arm {escape(name)}")
+            rows = arms[name]
+            found = rewards.on_clicks(
+                folder, [row.conversation for row in rows], [row.suggestions for row in rows], result.clicks, args.seed
+            )
+            if found is not None:
+                metrics["garm_on_policy"][name] = found
+    if (folder / "fusion" / "weights.json").is_file():
+        options = parse_options(args.option)
+        for name, rows in arms.items():
+            log_ppl = [row.log_ppl for row in rows]
+            metrics["quality"][name]["reward"] = rewards.parts_of_reward(
+                folder,
+                [row.conversation for row in rows],
+                [row.response for row in rows],
+                None if None in log_ppl else log_ppl,
+                options,
+            )
     metrics["examples"] = _examples(arms, results, clicked, args.seed)
 
     write_whole(folder / "report" / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
@@ -175,7 +198,8 @@ def run_ab_test(
         probability = click_probabilities(judge, [u[0] for u in users], [u[1] for u in users], where=f"arm {name}")
         rng = np.random.default_rng([seed, *name.encode()])
         clicks = rng.random(probability.shape) < probability  # [n_users, n_slots]
-        context_ctr = clicks.any(axis=1).reshape(n_contexts, users_per_context).mean(axis=1)
+        clicks = clicks.reshape(n_contexts, users_per_context, -1)
+        context_ctr = clicks.any(axis=2).mean(axis=1)
         ctr = float(context_ctr.mean())
         half = Z_95 * float(context_ctr.std(ddof=1)) / math.sqrt(n_contexts)
         results[name] = ArmResult(
@@ -183,8 +207,9 @@ def run_ab_test(
             ci95=(max(ctr - half, 0.0), min(ctr + half, 1.0)),
             n_users=len(users),
             n_contexts=n_contexts,
-            slot_ctr=clicks.mean(axis=0).tolist(),
+            slot_ctr=clicks.mean(axis=(0, 1)).tolist(),
             context_ctr=context_ctr,
+            clicks=clicks,
         )
     return results
 
@@ -292,7 +317,12 @@ def load_arms(run_dir: Path, impressions: Sequence[Mapping[str, Any]]) -> dict[s
     arms = {COLD_START: []}
     for row in _first_of_each(impressions, "conversation").values():
         arms[COLD_START].append(
-            Shown(row["conversation"], row["suggestions"], _three_with_letters(row["suggestions"]))
+            Shown(
+                row["conversation"],
+                row["suggestions"],
+                _three_with_letters(row["suggestions"]),
+                response=format_response(row["suggestions"]),
+            )
         )
 
     def problem(row: dict) -> str:
@@ -308,7 +338,9 @@ def load_arms(run_dir: Path, impressions: Sequence[Mapping[str, Any]]) -> dict[s
         arms[name] = []
         for row in _read_checked(files[name], problem):
             parsed = parse_response(row["response"])
-            arms[name].append(Shown(row["conversation"], parsed.suggestions, parsed.well_formed, row.get("log_ppl")))
+            arms[name].append(
+                Shown(row["conversation"], parsed.suggestions, parsed.well_formed, row.get("log_ppl"), row["response"])
+            )
     return arms
 
 
@@ -404,47 +436,6 @@ def compare(name: str, arm: ArmResult, other: str, over: ArmResult) -> str:
     )
 
 
-def garm_on_heldout_pairs(run_dir: Path, seed: int = 0) -> dict[str, Any]:
-    """The reward model of a run on ``data/pairs.heldout.jsonl``: calibration figures and a ``verdict`` in words."""
-
-    def problem(row: dict) -> str:
-        for side in ("chosen", "rejected"):
-            if not (_is_conversation(row.get(side)) and len(row[side]) >= 2):
-                return f"no {side} messages; give the conversation, then the suggestion"
-        if not (_is_number(row.get("weight")) and row["weight"] > 0):
-            return f"weight {row.get('weight')!r}; give a number greater than 0"
-        return "" if isinstance(row.get("impression_id"), str) else "no impression_id"
-
-    pairs = _read_checked(run_dir / "data" / "pairs.heldout.jsonl", problem)
-    if not pairs:
-        return {"n_pairs": 0, "verdict": "No held-out pair to measure the reward model on."}
-    import torch
-
-    from openrlhf_qs.garm.reward_model import SuggestionScorer
-
-    scorer = SuggestionScorer(run_dir / "garm", device="cuda" if torch.cuda.is_available() else "cpu")
-    messages = [pair["chosen"] for pair in pairs] + [pair["rejected"] for pair in pairs]
-    mean, std, _ = scorer([m[:-1] for m in messages], [m[-1]["content"] for m in messages])
-    n = len(pairs)
-    probability = preference_probability(mean[:n], std[:n], mean[n:], std[n:], scorer.link)
-    weight = np.array([pair["weight"] for pair in pairs], dtype=np.float64)
-    metrics = calibration_metrics(probability, weight, [pair["impression_id"] for pair in pairs], seed=seed)
-    return metrics | {"verdict": calibration_verdict(metrics)}
-
-
-def calibration_verdict(metrics: Mapping[str, Any]) -> str:
-    """Accuracy and ECE in words; says so where the ECE is above ``ECE_LIMIT``."""
-    low, high = metrics["ece_ci95"]
-    verdict = (
-        f"GaRM prefers the clicked suggestion in {metrics['accuracy']:.1%} of {metrics['n_pairs']:,} held-out pairs. "
-        f"Its ECE is {metrics['ece']:.3f} (95 % interval {low:.3f} to {high:.3f}; a perfectly calibrated model would "
-        f"show {metrics['ece_if_calibrated']:.3f} on as many pairs)"
-    )
-    if metrics["ece"] > ECE_LIMIT:
-        return f"{verdict}: above {ECE_LIMIT}, its probabilities and sigmas are not to be trusted as they are."
-    return f"{verdict}: at most {ECE_LIMIT}, its probabilities can be used."
-
-
 def _examples(
     arms: Mapping[str, Sequence[Shown]],
     results: Mapping[str, ArmResult],
@@ -495,9 +486,29 @@ def _print_table(metrics: Mapping[str, Any]) -> None:
             ),
         )
     rich_print(table)
-    for verdict in (metrics.get("verdict"), metrics.get("garm", {}).get("verdict")):
-        if verdict:
-            rich_print(escape(verdict))
+    if verdict := metrics.get("verdict"):
+        rich_print(escape(verdict))
+    if garm := metrics.get("garm"):
+        _print_reward_model({"held-out clicks": garm} | metrics["garm_on_policy"])
+        rich_print(escape(garm["verdict"]))
+
+
+def _print_reward_model(measured: Mapping[str, Mapping[str, Any]]) -> None:
+    table = Table(title="the reward model on pairs of", title_justify="left")
+    table.add_column("")
+    for heading in ("pairs", "accuracy", "95 % interval", "ECE", "if calibrated", "NLL"):
+        table.add_column(heading, justify="right")
+    for name, figures in measured.items():
+        if figures["n_pairs"]:
+            table.add_row(
+                escape(name),
+                f"{figures['n_pairs']:,}",
+                f"{figures['accuracy']:.1%}",
+                "{:.1%} to {:.1%}".format(*figures["accuracy_ci95"]),
+                *(f"{figures[key]:.3f}" for key in ("ece", "ece_if_calibrated", "nll")),
+            )
+    if table.row_count:
+        rich_print(table)
 
 
 def _read_checked(path: Path, problem: Callable[[dict], str]) -> list[dict]:

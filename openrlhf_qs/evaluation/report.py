@@ -72,7 +72,7 @@ def write_report(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
     bodies = {
         "data": _data(run_dir),
         "sft": _curves(run_dir / "sft"),
-        "garm": _curves(run_dir / "garm") + _calibration(metrics.get("garm")),
+        "garm": _curves(run_dir / "garm") + _calibration(metrics),
         "fusion": _fusion(run_dir / "fusion" / "weights.json"),
         "grpo": _alarms(run_dir / "grpo") + _curves(run_dir / "grpo"),
         "evaluate": _evaluation(metrics),
@@ -199,29 +199,46 @@ def _fusion(file: Path) -> str:
     return _table(["reward", "weight", "", "mean", "std"], rows)
 
 
-def _calibration(garm: Mapping[str, Any] | None) -> str:
+def _calibration(metrics: Mapping[str, Any]) -> str:
+    garm = metrics.get("garm")
     if garm is None:
         return ""
     verdict = f'<p class="verdict">{escape(garm["verdict"])}</p>'
     if not garm["n_pairs"]:
         return verdict
+    measured = {"held-out clicks": garm, **metrics.get("garm_on_policy", {})}
+    columns = {
+        "accuracy": "accuracy, 0.5 is a coin",
+        "nll": "NLL, 0.693 is a coin",
+        "brier": "Brier, 0.25 is a coin",
+        "ece": f"ECE, {garm['n_bins']} bins",
+    }
     rows = [
-        [label, f"{garm[key]:.4f}", "{:.4f} to {:.4f}".format(*garm[f"{key}_ci95"]), what]
-        for key, label, what in (
-            ("accuracy", "accuracy", "0.5 is a coin"),
-            ("nll", "NLL, nats", "0.693 is a coin"),
-            ("brier", "Brier", "0.25 is a coin"),
-            ("ece", f"ECE, {garm['n_bins']} bins", f"a calibrated model would show {garm['ece_if_calibrated']:.4f}"),
-        )
+        [
+            escape(name),
+            f"{one['n_pairs']:,}",
+            *("{:.3f} ({:.3f} to {:.3f})".format(one[key], *one[f"{key}_ci95"]) for key in columns),
+            f"{one['ece_if_calibrated']:.3f}",
+        ]
+        for name, one in measured.items()
     ]
-    about = (
-        f"{garm['n_pairs']:,} held-out pairs of {garm['n_impressions']:,} impressions, intervals by bootstrap over "
-        "impressions. Every pair is in the diagram from both sides, so it is mirrored; bars are 95 % Wilson intervals."
+    parts = [verdict, _table(["pairs of", "N", *columns.values(), "ECE if calibrated"], rows)]
+    parts.append(
+        _note(
+            f"Held-out clicks: {garm['n_impressions']:,} impressions of the log. The other rows: what users clicked "
+            "of an arm's suggestions in the A/B test; those of grpo are what it was never taught. Intervals "
+            "by bootstrap over impressions. Every pair is in the diagram from both sides, so it is mirrored; bars are "
+            "95 % Wilson intervals."
+        )
     )
-    return (
-        f"{verdict}{_table(['figure', 'value', '95 % interval', ''], rows)}"
-        f"{_image(reliability_diagram(garm['reliability']), 'Reliability diagram of the reward model')}{_note(about)}"
-    )
+    parts.append(_image(reliability_diagram(garm["reliability"]), "Reliability diagram of the reward model"))
+    if "confidence" in garm:
+        figure = accuracy_curve(garm["confidence"], "confidence of the reward model", diagonal=True)
+        parts.append(_image(figure, "Accuracy of the reward model by its confidence"))
+    if "log_ppl" in garm:
+        figure = accuracy_curve(garm["log_ppl"]["bins"], "log-perplexity under the SFT policy, nats per token")
+        parts.append(_image(figure, "Accuracy of the reward model by log-perplexity"))
+    return "".join(parts)
 
 
 def _evaluation(metrics: Mapping[str, Any]) -> str:
@@ -280,7 +297,17 @@ def _quality(quality: Mapping[str, Mapping[str, Any]]) -> str:
         "to the nearest suggestion clicked under the same conversation; cold_start holds some of those itself, so "
         "compare the other arms with each other. Log-perplexity: nats per token under the SFT policy."
     )
-    return _table(["arm", *(heading for heading, _ in columns.values())], rows) + _note(about)
+    return _table(["arm", *(heading for heading, _ in columns.values())], rows) + _note(about) + _reward_of(quality)
+
+
+def _reward_of(quality: Mapping[str, Mapping[str, Any]]) -> str:
+    rewards = {name: arm["reward"] for name, arm in quality.items() if "reward" in arm}
+    if not rewards:
+        return ""
+    parts = list(next(iter(rewards.values())))
+    rows = [[escape(name), *(f"{reward[part]:.3f}" for part in parts)] for name, reward in rewards.items()]
+    about = "Means over the arm's responses: each part of the reward in its own unit, and the weighted sum."
+    return _table(["arm", *map(escape, parts)], rows) + _note(about)
 
 
 def _example(example: Mapping[str, Any], colors: Mapping[str, str]) -> str:

@@ -12,13 +12,15 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 N_BINS = 20
+ECE_LIMIT = 0.15  # above it the probabilities of a reward model are flagged
 Z_95 = 1.959964  # two-sided 95 % quantile of the standard normal
 
 
@@ -240,6 +242,19 @@ def calibration_metrics(
     bins = reliability_bins(probability, weight, n_bins, label)
     metrics["reliability"] = [vars(b) | {"ci95": list(b.ci95)} for b in bins]
     return metrics
+
+
+def calibration_verdict(metrics: Mapping[str, Any]) -> str:
+    """Accuracy and ECE in words; says so where the ECE is above ``ECE_LIMIT``."""
+    low, high = metrics["ece_ci95"]
+    verdict = (
+        f"GaRM prefers the clicked suggestion in {metrics['accuracy']:.1%} of {metrics['n_pairs']:,} held-out pairs. "
+        f"Its ECE is {metrics['ece']:.3f} (95 % interval {low:.3f} to {high:.3f}; a perfectly calibrated model would "
+        f"show {metrics['ece_if_calibrated']:.3f} on as many pairs)"
+    )
+    if metrics["ece"] > ECE_LIMIT:
+        return f"{verdict}: above {ECE_LIMIT}, its probabilities and sigmas are not to be trusted as they are."
+    return f"{verdict}: at most {ECE_LIMIT}, its probabilities can be used."
 
 
 def accuracy_by(

@@ -24,12 +24,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from openrlhf_qs.clicks.upworthy import SIGNIFICANT_Z
-from openrlhf_qs.evaluation.evaluate import calibration_verdict
 from openrlhf_qs.files import read_json_lines, write_whole
 from openrlhf_qs.garm.calibration import (
     N_BINS,
     accuracy_by,
     calibration_metrics,
+    calibration_verdict,
     cluster_bootstrap,
     correctness,
     preference_probability,

@@ -32,6 +32,7 @@ PAGES = [
     PLUGINS,
     DOCS / "ASSEMBLY.md",
     DOCS / "CLICK_LOG.md",
+    DOCS / "EVALUATION.md",
     DOCS / "GARM.md",
     DOCS / "MONITORS.md",
     DOCS / "REWARDS.md",

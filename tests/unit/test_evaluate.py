@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from openrlhf_qs.evaluation import evaluate
+from openrlhf_qs.evaluation import evaluate, rewards
 from openrlhf_qs.evaluation.evaluate import (
     ArmResult,
     Shown,
@@ -20,7 +20,8 @@ from openrlhf_qs.evaluation.evaluate import (
     response_quality,
     run_ab_test,
 )
-from openrlhf_qs.files import write_json_lines
+from openrlhf_qs.files import write_json_lines, write_whole
+from openrlhf_qs.garm.calibration import calibration_verdict
 from openrlhf_qs.registry import JUDGES, load_plugins
 
 
@@ -41,7 +42,8 @@ def result(context_ctr):
     context_ctr = np.array(context_ctr, dtype=float)
     ctr = context_ctr.mean()
     half = 1.959964 * context_ctr.std(ddof=1) / math.sqrt(len(context_ctr))
-    return ArmResult(ctr, (ctr - half, ctr + half), 10 * len(context_ctr), len(context_ctr), [], context_ctr)
+    interval = (ctr - half, ctr + half)
+    return ArmResult(ctr, interval, 10 * len(context_ctr), len(context_ctr), [], context_ctr, np.array([]))
 
 
 # ---- the A/B test
@@ -215,9 +217,10 @@ def test_the_arms_of_a_run_come_in_order_and_know_what_is_malformed(tmp_path):
         ],
     )
     assert list(arms) == ["cold_start", "sft", "grpo", "alpha", "zeta"]
-    assert arms["cold_start"][0] == Shown(conversation(0), ["First?", "Second?", "???"], False)
+    logged = "1. First?\n2. Second?\n3. ???"
+    assert arms["cold_start"][0] == Shown(conversation(0), ["First?", "Second?", "???"], False, None, logged)
     assert arms["cold_start"][1].well_formed
-    assert arms["sft"] == [Shown(conversation(0), ("How long?",), False, 1.5)]
+    assert arms["sft"] == [Shown(conversation(0), ("How long?",), False, 1.5, "1. How long?\nno number")]
     assert arms["grpo"][0].well_formed
 
 
@@ -406,11 +409,35 @@ def test_the_stage_writes_what_it_measured_and_a_report(run_dir, scorer, capsys,
     # longer is better: right on 30 of 40 pairs, those with n % 4 > 0, of weight 1, 2 and 2 in turn: wrong ones weigh 1
     assert metrics["garm"]["accuracy"] == pytest.approx(50 / 60)
     assert metrics["garm"]["n_impressions"] == 20
+    assert set(metrics["garm_on_policy"]) == {"cold_start", "sft", "grpo"}
+    assert {found["n_impressions"] for found in metrics["garm_on_policy"].values()} == {8}
     assert len(metrics["examples"]) == 8
     assert "<h2>evaluate</h2>" in (run_dir / "report" / "report.html").read_text()
     shown = " ".join(capsys.readouterr().out.split())
     assert "grpo beats sft" in shown and "cold_start" in shown
     assert not list(run_dir.rglob(".*writing"))
+
+
+def test_the_reward_model_is_judged_by_what_users_click_among_what_an_arm_says(run_dir, scorer):
+    """Longer is better to this model; users click "long one", or nothing, wherever it stands."""
+    conversations = [conversation(n) for n in range(30)]
+    suggestions = [["short", "long one"] if n % 2 else ["long one", "short"] for n in range(30)]
+    clicks = np.zeros((30, 4, 2), dtype=int)
+    for n, texts in enumerate(suggestions):
+        clicks[n, :2, texts.index("long one")] = 1
+    found = rewards.on_clicks(run_dir, conversations, suggestions, clicks)
+    assert (found["accuracy"], found["n_pairs"], found["n_impressions"]) == (1.0, 60, 30)
+    assert rewards.on_clicks(run_dir, conversations, suggestions, np.ones_like(clicks)) is None
+
+
+def test_the_parts_of_the_reward_are_measured_on_what_every_arm_says(run_dir, scorer):
+    parts = {"rules": {"weight": 2.0, "mean": 0.0, "std": 1.0}, "ood": {"weight": 1.0, "mean": 0.0, "std": 1.0}}
+    write_whole(run_dir / "fusion" / "weights.json", json.dumps({"rewards": parts}))
+    conversations = [conversation(0), conversation(1)]
+    responses = ["1. How long?\n2. Which flour?\n3. Why so?", "nothing at all"]
+    found = rewards.parts_of_reward(run_dir, conversations, responses, [1.0, 9.0], {"ood": {"threshold": "3"}})
+    assert found["ood"] == pytest.approx(-3.0) and found["rules"] < 0  # by a hinge: 0 and 3 - 9, averaged
+    assert found["total"] == pytest.approx(2 * found["rules"] + found["ood"])
 
 
 def test_without_a_judge_the_heldout_clicks_speak(run_dir, scorer):
@@ -425,13 +452,13 @@ def test_without_a_judge_the_heldout_clicks_speak(run_dir, scorer):
 
 def test_a_reward_model_far_off_is_flagged_in_words():
     figures = {"accuracy": 0.6, "n_pairs": 4000, "ece": 0.21, "ece_ci95": [0.2, 0.22], "ece_if_calibrated": 0.02}
-    assert "above 0.15, its probabilities and sigmas are not to be trusted" in evaluate.calibration_verdict(figures)
-    assert "can be used" in evaluate.calibration_verdict(figures | {"ece": 0.05})
+    assert "above 0.15, its probabilities and sigmas are not to be trusted" in calibration_verdict(figures)
+    assert "can be used" in calibration_verdict(figures | {"ece": 0.05})
 
 
 def test_a_run_without_a_reward_model_or_pairs_goes_on_without(run_dir, scorer):
     write_json_lines(run_dir / "data" / "pairs.heldout.jsonl", [])
-    assert evaluate.garm_on_heldout_pairs(run_dir)["n_pairs"] == 0
+    assert rewards.on_heldout_pairs(run_dir)["n_pairs"] == 0
     (run_dir / "garm").rmdir()
     run_stage("--run", run_dir)
     assert "garm" not in json.loads((run_dir / "report" / "metrics.json").read_text())

@@ -1,0 +1,110 @@
+"""The reward of a run, measured: the reward model against clicks, and each part on what every arm says.
+
+What a policy says after training is where a reward model is asked and was never taught: out of distribution. The A/B
+test's own clicks judge it there, made into pairs as the log's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from openrlhf_qs.clicks.pairs import preference_pairs
+from openrlhf_qs.clicks.rows import MESSAGES
+from openrlhf_qs.files import read_json_lines
+from openrlhf_qs.garm.calibration import calibration_verdict
+from openrlhf_qs.garm.eval import by_log_ppl, evaluate_pairs, pair_log_ppl, read_pairs, score_pairs
+from openrlhf_qs.generate import reference_log_ppl
+from openrlhf_qs.prompt import Message
+from openrlhf_qs.reward.composite import CompositeReward, read_weights
+from openrlhf_qs.reward.fusion import load_scorer
+from openrlhf_qs.reward.offline import offline_batch
+
+N_LOG_PPL = 5000  # pairs whose log-perplexity is measured, at most
+
+
+def on_heldout_pairs(run_dir: Path, seed: int = 0) -> dict[str, Any]:
+    """The reward model of a run on ``data/pairs.heldout.jsonl``.
+
+    Returns:
+        ``observed`` of :func:`openrlhf_qs.garm.eval.evaluate_pairs` at the top, with ``position`` and ``std`` beside
+        it; ``log_ppl``, accuracy by log-perplexity under the SFT policy, where there is one; a ``verdict`` in words.
+    """
+    path = run_dir / "data" / "pairs.heldout.jsonl"
+    if not read_json_lines(path):
+        return {"n_pairs": 0, "verdict": "No held-out pair to measure the reward model on."}
+    pairs = read_pairs(path)
+    metrics, scored = _measured(pairs, run_dir / "garm", seed)
+    if (run_dir / "sft" / "config.json").is_file():
+        some = np.random.default_rng(seed).permutation(len(pairs))[:N_LOG_PPL]
+        part = [pairs[n] for n in some]
+        of_part = type(scored)(*(np.asarray(column)[some] for column in scored))
+        metrics["log_ppl"] = by_log_ppl(of_part, pair_log_ppl(part, str(run_dir / "sft")), seed)
+    return metrics | {"verdict": calibration_verdict(metrics)}
+
+
+def on_clicks(
+    run_dir: Path,
+    conversations: Sequence[Sequence[Message]],
+    suggestions: Sequence[Sequence[str]],
+    clicks: np.ndarray,
+    seed: int = 0,
+) -> dict[str, Any] | None:
+    """The reward model of a run on what one arm of the A/B test showed.
+
+    Args:
+        conversations, suggestions: ``n_contexts`` each; what the users of a context saw, in the order shown.
+        clicks: ``[n_contexts, users, slots]``, 0 or 1.
+
+    Returns:
+        As :func:`on_heldout_pairs`, without ``log_ppl``; the users of one context are one cluster of the bootstrap.
+        None where no user clicked one suggestion and passed over another.
+    """
+    rows = [
+        (str(number), list(conversation), list(texts), user[: len(texts)].tolist())
+        for number, (conversation, texts, users) in enumerate(zip(conversations, suggestions, clicks, strict=True))
+        for user in users
+        if len(texts)
+    ]
+    if not any(0 < sum(clicked) < len(clicked) for *_, clicked in rows):
+        return None
+    columns = {"impression_id": pl.String, "conversation": MESSAGES, "suggestions": pl.List(pl.String)}
+    log = pl.DataFrame(rows, schema=columns | {"clicks": pl.List(pl.Int8)}, orient="row")
+    metrics, _ = _measured(preference_pairs(log).to_dicts(), run_dir / "garm", seed)
+    return metrics | {"verdict": calibration_verdict(metrics)}
+
+
+def parts_of_reward(
+    run_dir: Path,
+    conversations: Sequence[Sequence[Message]],
+    responses: Sequence[str],
+    log_ppl: Sequence[float] | None,
+    options: Mapping[str, Mapping[str, str]],
+) -> dict[str, float]:
+    """The parts that ``fusion/weights.json`` weighs, on one arm's responses, and their weighted sum.
+
+    Args:
+        log_ppl: of each response under the SFT policy, nats per token; None where it must be computed.
+        options: of plugins, by name.
+
+    Returns:
+        Part to its mean, in its own unit; ``total`` to that of the composite reward.
+    """
+    weights = read_weights(run_dir / "fusion" / "weights.json")
+    composite = CompositeReward(list(weights.parts), options, weights, on_failure="skip_group")
+    if log_ppl is None and "reference" in composite.needs():
+        log_ppl = reference_log_ppl(str(run_dir / "sft"), conversations, responses)
+    scorer = load_scorer(composite, str(run_dir / "garm"))
+    scored = composite.score(offline_batch(conversations, responses, log_ppl, scorer))
+    means = {name: float(values.nanmean()) for name, values in scored.raw.items()}
+    return means | {"total": float(scored.total.mean())}
+
+
+def _measured(pairs: Sequence[Mapping[str, Any]], model: Path, seed: int):
+    scored, _ = score_pairs(pairs, model)
+    metrics = evaluate_pairs(scored, seed=seed)
+    return metrics.pop("observed") | metrics, scored
