@@ -108,7 +108,8 @@ class Registry(Mapping[str, type]):
 REWARD_MODELS = Registry(
     "reward model",
     "class with n_outputs, output(raw [batch, n_outputs]) to mean, std and epistemic std [batch, 3], "
-    "and loss(chosen_raw, rejected_raw [pairs, n_outputs], weight, label [pairs]) to one number",
+    "and loss(chosen_raw, rejected_raw [pairs, n_outputs], weight, label [pairs]) to one number; mean_outputs, a "
+    "slice, where `garm calibrate` shall rescale its means",
 )
 REWARDS = Registry(
     "reward", "called with a RolloutBatch, returns one number a response: Tensor [batch], higher is better"

@@ -38,22 +38,25 @@ class Gaussian:
     """A mean and a standard deviation for each suggestion, trained by the probability that one beats the other.
 
     Args:
-        link: the likelihood. ``probit`` knows the unit of the rewards only by ``gauge``; those with logistic noise
-            (``probit_logistic``, ``mackay``, ``quadrature``) have gradients that no small deviation makes large.
+        link: the likelihood. ``probit`` knows the unit of the rewards only by ``kl`` or ``gauge``; those with logistic
+            noise (``probit_logistic``, ``mackay``, ``quadrature``) have gradients that no small deviation makes large.
         scale: from the head's number to a standard deviation, 1 at 0: ``softplus``; ``variance_softplus``, the root of
             a softplus (arXiv:2605.11865); ``exp`` of a tenth (arXiv:2503.22480); ``log_variance``, between -6 and 6 by
             a hyperbolic tangent.
         std_floor: reward units; the smallest standard deviation, added to the scale's. Bounds the gradient of
             ``probit`` and ``dpl``.
-        gauge: weight of ``mean(log std)^2 + mean(mean)^2`` over the batch. Pairs say nothing of the common unit and
-            zero of the rewards; this fixes both (std around 1, mean around 0) and leaves their differences free.
-        kl: weight of the mean KL divergence of ``N(mean, std^2)`` from ``N(0, 1)``, nats.
+        kl: weight of the mean KL divergence of ``N(mean, std^2)`` from ``N(0, 1)``, nats. Pairs say nothing of the
+            common unit and zero of the rewards; this fixes both, and is what keeps a deviation from vanishing or
+            growing without end.
+        gauge: weight of ``mean(log std)^2 + mean(mean)^2`` over the batch, which fixes them too and leaves the
+            differences free. All suggestions of a batch push the same way, so its noise drowns the signal of the
+            pairs: with weight 1 training is several times slower (docs/GARM.md).
         mean_variance: weight of the mean variance. With ``probit`` it only shrinks the unit.
         log_variance: weight of the mean squared log-variance, a log-normal prior on it.
         anchor: weight of two anchors, nats: a chosen suggestion lies above 0.5, a rejected one below -0.5 (ordinal
             probit, as in arXiv:2605.11865, with the label in the place of an external score).
         beta: each pair counts by its deviation to the power ``2 * beta``, without gradient, as in beta-NLL
-            (arXiv:2203.09168); above 0 it holds what the model takes for noise from being ignored.
+            (arXiv:2203.09168); above 0 it keeps what the model takes for noise from being ignored.
         n_members: heads of the ensemble.
     """
 
@@ -62,17 +65,17 @@ class Gaussian:
         link: GaussianLink = "probit",
         scale: Scale = "softplus",
         std_floor: float = 0.1,
-        gauge: float = 1.0,
-        kl: float = 0.0,
+        kl: float = 0.1,
+        gauge: float = 0.0,
         mean_variance: float = 0.0,
         log_variance: float = 0.0,
         anchor: float = 0.0,
-        beta: float = 0.0,
+        beta: float = 0.5,
         n_members: int = 1,
     ) -> None:
         weights = {
-            "gauge": gauge,
             "kl": kl,
+            "gauge": gauge,
             "mean_variance": mean_variance,
             "log_variance": log_variance,
             "anchor": anchor,
@@ -92,14 +95,15 @@ class Gaussian:
         self.link = link
         self.scale = scale
         self.std_floor = std_floor
-        self.gauge = gauge
         self.kl = kl
+        self.gauge = gauge
         self.mean_variance = mean_variance
         self.log_variance = log_variance
         self.anchor = anchor
         self.beta = beta
         self.n_members = _checked_members(n_members)
         self.n_outputs = 2 * n_members
+        self.mean_outputs = slice(0, None, 2)  # a mean, then a standard deviation, for each member
 
     def output(self, raw: Tensor) -> Tensor:
         """Head outputs ``[..., n_outputs]`` to mean, standard deviation, epistemic standard deviation ``[..., 3]``."""
@@ -153,7 +157,7 @@ class DPL(Gaussian):
     """
 
     def __init__(self, mean_variance: float = 0.0) -> None:
-        super().__init__(link="dpl", std_floor=1e-6, gauge=0.0, mean_variance=mean_variance)
+        super().__init__(link="dpl", std_floor=1e-6, kl=0.0, beta=0.0, mean_variance=mean_variance)
 
 
 @REWARD_MODELS.register("purm")
@@ -164,7 +168,7 @@ class PURM(Gaussian):
     """
 
     def __init__(self) -> None:
-        super().__init__(link="jensen", scale="exp", std_floor=0.0, gauge=0.0)
+        super().__init__(link="jensen", scale="exp", std_floor=0.0, kl=0.0, beta=0.0)
 
 
 @REWARD_MODELS.register("bradley_terry")
@@ -181,6 +185,7 @@ class BradleyTerry:
     """
 
     link = "bradley_terry"
+    mean_outputs = slice(None)
 
     def __init__(self, gauge: float = 0.0, n_members: int = 1) -> None:
         if not 0 <= gauge < math.inf:

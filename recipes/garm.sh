@@ -4,6 +4,7 @@
 #   REWARD_MODEL=bradley_terry bash recipes/garm.sh                       # the usual scalar head, to compare
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+: "${CALIBRATE:=soft}"        # the temperature is fitted on pairs kept apart: to their labels (soft), or not at all (no)
 : "${MAX_LEN:=512}"           # tokens of a conversation with one suggestion; of longer ones the beginning is cut
 
 set_up
@@ -40,4 +41,6 @@ else
    )
 fi
 launch garm "${DATA[@]}" "${CKPT[@]}" "${SIZE[@]}" "$@"
+[ "$CALIBRATE" = no ] ||
+   run openrlhf-qs garm calibrate "$RUN/data/pairs.calibration.jsonl" --model "$RUN/garm" --on "$CALIBRATE"
 finish

@@ -43,7 +43,7 @@ from openrlhf_qs.plugins.built_in_world_language import DOMAINS
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins, parse_options
 from openrlhf_qs.sft.embedding import embed, load_embedder
 
-HEADS = ("bradley_terry", "dpl", "purm", "gaussian", "gaussian:gauge=0.01")
+HEADS = ("bradley_terry", "dpl", "purm", "gaussian")
 KINDS = ("next_step", "next_step", "other_step", "other_step", "repetition", "bland", "neighbour", "off_topic")
 OTHER_DOMAINS = tuple(sorted(DOMAINS))[::4]  # every fourth is out of distribution
 BEST_OF = (1, 4, 16, 64, 256, 1024)

@@ -3,7 +3,8 @@
 In: a click log. Out, under ``--out``:
 
 - ``sft.jsonl``: conversations of the training split with all their suggestions; an SFT dataset plugin picks three
-- ``pairs.jsonl``, ``pairs.heldout.jsonl``: preference pairs of the training and of the held-out split
+- ``pairs.jsonl``, ``pairs.calibration.jsonl``, ``pairs.heldout.jsonl``: preference pairs of the training split, of the
+  one that the fusion weights come from, and of the held-out split
 - ``prompts.jsonl``: one prompt for each conversation of the training split; its ``label`` is the conversation as JSON
 - ``fusion.jsonl``, ``heldout.jsonl``: the impressions of those splits, as a click log
 - ``log.json``: what was read, skipped, written and left out, and the examination propensities; it is written last
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         propensities = examination.values
 
         status.update("making preference pairs")
-        pairs, pairs_heldout = (_pairs(split, args, propensities) for split in (splits.train, splits.heldout))
+        pairs, pairs_heldout, pairs_calibration = (_pairs(split, args, propensities) for split in splits)
         status.update("gathering SFT candidates")
         candidates = sft_candidates(splits.train, propensities)
         prompts = list(_prompts(splits.train))
@@ -123,6 +124,7 @@ def run(args: argparse.Namespace) -> None:
         status.update("writing")
         write_json_lines(out / "sft.jsonl", candidates)
         write_json_lines(out / "pairs.jsonl", pairs.iter_rows(named=True))
+        write_json_lines(out / "pairs.calibration.jsonl", pairs_calibration.iter_rows(named=True))
         write_json_lines(out / "pairs.heldout.jsonl", pairs_heldout.iter_rows(named=True))
         write_json_lines(out / "prompts.jsonl", prompts)
         write_click_log(splits.fusion, out / "fusion.jsonl")
@@ -137,6 +139,7 @@ def run(args: argparse.Namespace) -> None:
             "written": {
                 "sft.jsonl": len(candidates),
                 "pairs.jsonl": pairs.height,
+                "pairs.calibration.jsonl": pairs_calibration.height,
                 "pairs.heldout.jsonl": pairs_heldout.height,
                 "prompts.jsonl": len(prompts),
                 "fusion.jsonl": splits.fusion.height,
@@ -213,6 +216,7 @@ def _table(summary: dict[str, Any], out: Path) -> Table:
     for name, what in {
         "sft.jsonl": "conversations with their candidates",
         "pairs.jsonl": f"preference pairs from {summary['options']['pairs_from']}, position policy {policy}",
+        "pairs.calibration.jsonl": "the same for the reward model's temperature",
         "pairs.heldout.jsonl": "preference pairs never trained on",
         "prompts.jsonl": f"train: {numbers(splits['train'])}",
         "fusion.jsonl": f"fusion: {numbers(splits['fusion'])}",

@@ -90,16 +90,16 @@ def rescale_means(path: str | Path, scale: float) -> None:
     from safetensors.torch import save_file
 
     from openrlhf_qs.garm.reward_model import check_checkpoint
-    from openrlhf_qs.plugins.gaussian_reward_model import BradleyTerry, Gaussian
     from openrlhf_qs.registry import REWARD_MODELS
 
     mark = check_checkpoint(path)
     head = REWARD_MODELS.create(mark["name"], **mark["options"])
-    if not isinstance(head, Gaussian | BradleyTerry):
+    means = getattr(head, "mean_outputs", None)
+    if means is None:
         raise ValueError(
-            f"{path}: reward model {mark['name']!r} is not ours, so its means cannot be told from the rest"
+            f"{path}: reward model {mark['name']!r} does not say which of its outputs are means: give its class "
+            "mean_outputs, a slice of them, or leave it as it is (CALIBRATE=no in the recipes)"
         )
-    step = 2 if isinstance(head, Gaussian) else 1  # a mean, then a standard deviation, for each member
     config = json.loads((Path(path) / "config.json").read_text())
     prefix = config.get("value_head_prefix", "score")
     for file in sorted(Path(path).glob("*.safetensors")):
@@ -109,7 +109,7 @@ def rescale_means(path: str | Path, scale: float) -> None:
         heads = [name for name in (f"{prefix}.weight", f"{prefix}.bias") if name in tensors]
         if heads:
             for name in heads:
-                tensors[name][::step] *= scale
+                tensors[name][means] *= scale
             temporary = file.with_name(f".{file.name}.writing")
             save_file(tensors, temporary, metadata=metadata)
             os.replace(temporary, file)

@@ -12,6 +12,7 @@ from openrlhf_qs.prompt import policy_messages
 FILES = {
     "sft.jsonl",
     "pairs.jsonl",
+    "pairs.calibration.jsonl",
     "pairs.heldout.jsonl",
     "prompts.jsonl",
     "fusion.jsonl",

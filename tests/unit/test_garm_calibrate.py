@@ -1,5 +1,6 @@
 import argparse
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from openrlhf_qs.garm import calibrate as garm_calibrate
 from openrlhf_qs.garm.calibrate import fit_scale, rescale_means, significant_outcomes
 from openrlhf_qs.garm.eval import Scored
 from openrlhf_qs.garm.reward_model import SuggestionScorer
+from openrlhf_qs.registry import REWARD_MODELS
 
 TEXTS = ["Which flour?", "Why salt?", "How long does the dough rest?"]
 
@@ -52,6 +54,15 @@ def test_means_are_multiplied_and_deviations_are_not(write_small_garm, name, opt
     np.testing.assert_allclose(after.std, before.std, rtol=1e-6)
     np.testing.assert_allclose(after.epistemic_std, 2.25 * before.epistemic_std, rtol=1e-4, atol=1e-6)
     assert json.loads((folder / "config.json").read_text())["mean_scale"] == 2.25
+
+
+def test_a_head_that_does_not_name_its_means_is_left_alone(write_small_garm, monkeypatch):
+    folder = write_small_garm()
+    monkeypatch.setattr(REWARD_MODELS, "create", lambda name, **options: SimpleNamespace(n_outputs=2))
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="give its class mean_outputs, a slice of them, or leave it .*CALIBRATE=no"):
+        rescale_means(folder, 2.0)
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_the_command_lowers_the_nll_of_its_pairs(tmp_path, write_small_garm, capsys):

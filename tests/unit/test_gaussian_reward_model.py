@@ -22,8 +22,9 @@ def raw(mean, std, floor=0.0):
     return torch.stack((torch.as_tensor(mean, dtype=torch.float64), std.expm1().log() - UNIT_STD), dim=-1).float()
 
 
-def without_gauge(**options):
-    return Gaussian(**({"gauge": 0.0, "std_floor": 1e-6} | options))
+def plain(**options):
+    """No regulariser, and no floor to speak of."""
+    return Gaussian(**({"kl": 0.0, "beta": 0.0, "std_floor": 1e-6} | options))
 
 
 ONE_PAIR = raw([2.0], [3.0]), raw([-3.0], [4.0])  # z = 5 / 5 = 1: P(chosen better) = 0.841345 under probit
@@ -78,19 +79,19 @@ def test_the_loss_is_the_weighted_mean_and_the_gauge():
     chosen, rejected = raw([1.0, 0.0], [3.0, 1.0], 1e-3), raw([-4.0, 0.0], [4.0, 1.0], 1e-3)
     # z = 5 / 5 = 1 with weight 0.5, z = 0 with weight 2: (0.5 * 0.172753 + 2 * 0.693147) / 2 = 0.736336
     # gauge: log stds log 3, 0, log 4, 0: (log 12 / 4)^2 = 0.385917;  means 1, 0, -4, 0: (-3 / 4)^2 = 0.5625
-    loss = Gaussian(gauge=2.0, std_floor=1e-3).loss(chosen, rejected, numbers(0.5, 2.0), torch.ones(2))
+    loss = plain(gauge=2.0, std_floor=1e-3).loss(chosen, rejected, numbers(0.5, 2.0), torch.ones(2))
     torch.testing.assert_close(loss, torch.tensor(0.736336 + 2 * (0.385917 + 0.5625)), rtol=1e-5, atol=1e-5)
 
 
 def test_a_soft_label_is_shared_between_the_two_suggestions():
-    loss = without_gauge().loss(*ONE_PAIR, numbers(1.0), numbers(0.7))
+    loss = plain().loss(*ONE_PAIR, numbers(1.0), numbers(0.7))
     expected = -0.7 * norm.logcdf(1.0) - 0.3 * norm.logcdf(-1.0)
     torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("link", ["probit_logistic", "mackay", "quadrature"])
 def test_the_link_is_an_option(link):
-    loss = without_gauge(link=link).loss(*ONE_PAIR, numbers(1.0), numbers(1.0))
+    loss = plain(link=link).loss(*ONE_PAIR, numbers(1.0), numbers(1.0))
     expected = preference_loss(numbers(2.0), numbers(3.0), numbers(-3.0), numbers(4.0), link=link)[0]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
@@ -108,9 +109,9 @@ def test_the_link_is_an_option(link):
 )
 def test_a_penalty_is_its_formula(penalty, expected):
     one = numbers(1.0)
-    plain = without_gauge().loss(*ONE_PAIR, one, one)
-    with_penalty = without_gauge(**{penalty: 0.1}).loss(*ONE_PAIR, one, one)
-    assert (with_penalty - plain).item() == pytest.approx(0.1 * expected, rel=1e-4)
+    without = plain().loss(*ONE_PAIR, one, one)
+    with_penalty = plain(**{penalty: 0.1}).loss(*ONE_PAIR, one, one)
+    assert (with_penalty - without).item() == pytest.approx(0.1 * expected, rel=1e-4)
 
 
 def test_beta_weighs_a_pair_by_its_variance_without_a_gradient_through_it():
@@ -119,11 +120,11 @@ def test_beta_weighs_a_pair_by_its_variance_without_a_gradient_through_it():
     gradients = []
     for beta in (0.0, 0.5):
         pair = [value.clone().requires_grad_() for value in ONE_PAIR]
-        loss = without_gauge(beta=beta).loss(*pair, one, one)
+        loss = plain(beta=beta).loss(*pair, one, one)
         loss.backward()
         gradients.append((loss.detach(), pair[0].grad))
-    for plain, weighed in zip(*gradients, strict=True):
-        torch.testing.assert_close(weighed, plain * 12.5**0.5, rtol=1e-4, atol=1e-6)
+    for equal, weighed in zip(*gradients, strict=True):
+        torch.testing.assert_close(weighed, equal * 12.5**0.5, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("head", [Gaussian(), Gaussian(n_members=3), BradleyTerry(), DPL(), PURM()], ids=repr)
@@ -154,7 +155,7 @@ def test_gradients_stay_finite_however_wrong_or_sure_the_model_is(link, scale, d
 
 def test_the_gradient_of_a_pair_ten_thousand_deviations_off_pulls_it_right():
     chosen = numbers(-1e4 * 0.1 * math.sqrt(2), -1e3)[None].requires_grad_()  # both deviations at the floor of 0.1
-    Gaussian(gauge=0.0).loss(chosen, numbers(0.0, -1e3)[None], torch.ones(1), torch.ones(1)).backward()
+    plain(std_floor=0.1).loss(chosen, numbers(0.0, -1e3)[None], torch.ones(1), torch.ones(1)).backward()
     # -phi(z) / Phi(z) = z for z this low, over the deviation of the difference
     assert chosen.grad[0, 0].item() == pytest.approx(-1e4 / (0.1 * math.sqrt(2)), rel=1e-3)
 

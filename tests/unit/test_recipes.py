@@ -45,7 +45,7 @@ FORMS: dict[str, dict[str, str]] = {
     "2 nodes": {"GPUS": "8", "NODES": "2", "HOSTFILE": "hosts"} | OWN,
     "2 nodes, async": {"GPUS": "8", "NODES": "2", "HOSTFILE": "hosts", "ASYNC": "1"} | OWN,
 }
-STAGES = ["data", "sft", "garm", "generate", "fusion", "grpo", "generate", "generate", "evaluate"]
+STAGES = ["data", "sft", "garm", "garm calibrate", "generate", "fusion", "grpo", "generate", "generate", "evaluate"]
 DEEPSPEED_MODULE = "openrlhf_qs.cli"
 
 
@@ -69,8 +69,9 @@ def dry_run(form: str, recipe: str = "grpo_garm.sh") -> list[list[str]]:
 
 
 def ours(command: list[str]) -> list[str]:
-    """``command`` from our subcommand on, whatever launches it."""
-    return command[1 if command[0] == "openrlhf-qs" else command.index(DEEPSPEED_MODULE) + 1 :]
+    """``command`` from our subcommand on, of one word or two, whatever launches it."""
+    words = command[1 if command[0] == "openrlhf-qs" else command.index(DEEPSPEED_MODULE) + 1 :]
+    return [" ".join(words[:2]), *words[2:]] if " ".join(words[:2]) in cli.TOOLS else words
 
 
 def host_command(command: list[str]) -> tuple[str, list[str]]:
