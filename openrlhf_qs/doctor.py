@@ -12,7 +12,8 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from openrlhf_qs.host.patches import TESTED, all_patches
+from openrlhf_qs.host.bootstrap import all_patches
+from openrlhf_qs.host.patches import TESTED
 from openrlhf_qs.host.settings import Settings
 
 PACKAGES = {

@@ -8,6 +8,10 @@ vLLM and Ray work as ever in an environment that merely has this package install
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from openrlhf_qs.host.patches import Patch
 
 
 @functools.cache
@@ -24,4 +28,12 @@ def install() -> None:
     if settings.device == "cpu":
         cpu.keep_freed_memory()
     flash_attn_stand_in.install()
-    apply_when_imported(settings)
+    apply_when_imported(all_patches(), settings)
+
+
+def all_patches() -> list[Patch]:
+    """Every patch there is: the modules that register them are imported."""
+    from openrlhf_qs.host import cpu, operators, seams  # noqa: F401
+    from openrlhf_qs.host.patches import PATCHES
+
+    return PATCHES

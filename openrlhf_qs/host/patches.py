@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from types import ModuleType
@@ -60,7 +60,7 @@ class Patch:
         return ""
 
 
-PATCHES: list[Patch] = []  # of the modules imported so far; see all_patches
+PATCHES: list[Patch] = []  # of the modules imported so far; all are in bootstrap.all_patches
 
 
 def patch(
@@ -80,16 +80,9 @@ def patch(
     return add
 
 
-def all_patches() -> list[Patch]:
-    """Every patch there is: the modules that register them are imported."""
-    from openrlhf_qs.host import cpu, operators, seams  # noqa: F401
-
-    return PATCHES
-
-
-def apply_when_imported(settings: Settings) -> None:
-    """Register every patch that ``settings`` ask for; nothing is imported here."""
-    for one in all_patches():
+def apply_when_imported(patches: Iterable[Patch], settings: Settings) -> None:
+    """Register those of ``patches`` that ``settings`` ask for; nothing is imported here."""
+    for one in patches:
         if one.device in ("any", settings.device) and one.wanted(settings):
             wrapt.register_post_import_hook(_checked(one, settings), one.module)
 

@@ -16,7 +16,7 @@ from openrlhf_qs import cli, registry
 from openrlhf_qs.clicks.click_log import REQUIRED, SCHEMA
 from openrlhf_qs.doctor import PACKAGES
 from openrlhf_qs.evaluation.evaluate import load_judge
-from openrlhf_qs.host.patches import all_patches
+from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.registry import FUSIONS, JUDGES, KINDS, REWARD_MODELS, REWARDS, SFT_DATASETS
 from openrlhf_qs.reward.fusion_data import FusionData
 from openrlhf_qs.reward.offline import offline_batch
@@ -134,7 +134,7 @@ def test_every_option_of_a_plugin_exists(page):
 def test_every_recipe_and_stage_is_in_the_table_of_stages():
     named = {Path(recipe).stem for recipe in table(README, "recipe")}
     recipes = {path.stem for path in (ROOT / "recipes").glob("*.sh")}
-    others = {"ablate_rewards", "common", "garm_upworthy", "grpo_garm", "test"}
+    others = {"ablate_rewards", "ablate_sft", "common", "garm_upworthy", "grpo_garm", "test"}
     assert named == recipes - others == {*cli.STAGES} - {"generate"}
 
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from openrlhf_qs.host import cpu, flash_attn_stand_in, operators, patches, seams
-from openrlhf_qs.host.patches import TESTED, Patch, all_patches, apply_when_imported
+from openrlhf_qs.host.bootstrap import all_patches
+from openrlhf_qs.host.patches import TESTED, Patch, apply_when_imported
 from openrlhf_qs.host.settings import VARIABLE, Settings
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.composite import CompositeReward
@@ -35,7 +36,8 @@ CONTRACT = """
 import importlib.util, json, os
 os.environ["DS_ACCELERATOR"] = "cpu"
 from openrlhf_qs.host import flash_attn_stand_in
-from openrlhf_qs.host.patches import all_patches, openrlhf_version
+from openrlhf_qs.host.bootstrap import all_patches
+from openrlhf_qs.host.patches import openrlhf_version
 found = importlib.util.find_spec("flash_attn") is not None
 flash_attn_stand_in.install()
 ring = importlib.import_module("openrlhf.models.ring_attn_utils")
@@ -147,7 +149,7 @@ def host_module(tmp_path, monkeypatch):
     sys.modules.pop("host_of_the_test", None)
 
 
-def test_a_patch_is_applied_when_its_module_is_imported(host_module, monkeypatch):
+def test_a_patch_is_applied_when_its_module_is_imported(host_module):
     applied = []
 
     def replace(module, settings):
@@ -155,18 +157,16 @@ def test_a_patch_is_applied_when_its_module_is_imported(host_module, monkeypatch
         module.make = lambda samples: "ours"
 
     one = one_patch(replace, target="make", module=host_module, parameters=("samples",))
-    monkeypatch.setattr(patches, "all_patches", lambda: [one])
     settings = Settings("cpu")
-    apply_when_imported(settings)
+    apply_when_imported([one], settings)
     assert applied == []
     assert importlib.import_module(host_module).make([]) == "ours"
     assert applied == [settings]
 
 
-def test_a_patch_that_does_not_fit_stops_the_import_with_both_versions(host_module, monkeypatch):
+def test_a_patch_that_does_not_fit_stops_the_import_with_both_versions(host_module):
     one = one_patch(target="make", module=host_module, parameters=("rollouts",))
-    monkeypatch.setattr(patches, "all_patches", lambda: [one])
-    apply_when_imported(Settings("cpu"))
+    apply_when_imported([one], Settings("cpu"))
     message = r"host_of_the_test.make takes \(samples\), not \(rollouts\) in OpenRLHF 9.9: .* tested with ==0.11.2"
     with pytest.raises(RuntimeError, match=message):
         importlib.import_module(host_module)
@@ -177,7 +177,7 @@ def registered(monkeypatch, settings):
     names = []
     monkeypatch.setattr(patches.wrapt, "register_post_import_hook", lambda hook, module: names.append(hook))
     monkeypatch.setattr(patches, "_checked", lambda one, settings: one.apply.__name__)
-    apply_when_imported(settings)
+    apply_when_imported(all_patches(), settings)
     return set(names)
 
 
