@@ -125,29 +125,42 @@ def reference_log_ppl(
 ) -> list[float]:
     """Mean negative log-probability of each response and its end under ``reference``, ``[n]``, nats per token."""
     import torch
+    import torch.nn.functional as F
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(reference)
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side = "left"  # responses end together, and the logits of what stands before are left out
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         reference, dtype=torch.bfloat16 if device == "cuda" else torch.float32
     )
     model.to(device).eval()
-    values = []
-    for start in range(0, len(responses), batch_size):
-        rows = slice(start, start + batch_size)
-        prompts = [
-            tokenizer.apply_chat_template(policy_messages(conversation), tokenize=False, add_generation_prompt=True)
-            for conversation in conversations[rows]
-        ]
-        n_prompt = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
-        texts = [f"{p}{r}{tokenizer.eos_token}" for p, r in zip(prompts, responses[rows], strict=True)]
-        encoded = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt").to(device)
+    prompts = [
+        tokenizer.apply_chat_template(policy_messages(conversation), tokenize=False, add_generation_prompt=True)
+        for conversation in conversations
+    ]
+    n_prompt = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]] if prompts else []
+    texts = [f"{p}{r}{tokenizer.eos_token}" for p, r in zip(prompts, responses, strict=True)]
+    values = [0.0] * len(texts)
+    by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    for start in range(0, len(texts), batch_size):
+        rows = by_length[start : start + batch_size]
+        encoded = tokenizer(
+            [texts[row] for row in rows], padding=True, add_special_tokens=False, return_tensors="pt"
+        ).to(device)
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        n_response = mask.sum(-1) - torch.tensor([n_prompt[row] for row in rows], device=device)
+        kept = int(n_response.max())
         with torch.no_grad():
-            logits = model(**encoded).logits[:, :-1].float()
-        log_probs = logits.log_softmax(-1).gather(-1, encoded["input_ids"][:, 1:, None]).squeeze(-1)
-        position = torch.arange(1, encoded["input_ids"].shape[1], device=device)
-        mask = (position >= torch.tensor(n_prompt, device=device)[:, None]) * encoded["attention_mask"][:, 1:]
-        values.extend((-(log_probs * mask).sum(-1) / mask.sum(-1)).tolist())
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                logits_to_keep=kept + 1,
+            ).logits[:, -kept - 1 : -1]
+        nll = F.cross_entropy(logits.float().transpose(1, 2), ids[:, -kept:], reduction="none")
+        of_response = torch.arange(kept, 0, -1, device=device) <= n_response[:, None]
+        means = (nll * of_response).sum(-1) / n_response
+        for row, value in zip(rows, means.tolist(), strict=True):
+            values[row] = value
     return values

@@ -63,7 +63,7 @@ if [ "$FORM" = gpu ]; then
       SIZE+=("--$model.num_nodes" "$NODES" "--$model.num_gpus_per_node" "$TRAIN_GPUS")
    done
 else
-   : "${STEPS:=60}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${MICRO_BATCH:=64}" "${TRAIN_BATCH:=64}"
+   : "${STEPS:=50}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${MICRO_BATCH:=64}" "${TRAIN_BATCH:=64}"
    SIZE=(
       --actor.adam.lr "${LR:-5e-4}"
       --ds.zero_stage 0 --ds.attn_implementation sdpa

@@ -24,7 +24,8 @@ from openrlhf_qs.reward.composite import CompositeReward, read_weights
 from openrlhf_qs.reward.fusion import load_scorer
 from openrlhf_qs.reward.offline import offline_batch
 
-N_LOG_PPL = 5000  # pairs whose log-perplexity is measured, at most
+N_LOG_PPL = 2000  # pairs whose log-perplexity is measured, at most
+N_CONTEXTS = 500  # conversations of an arm that its reward is measured on, at most
 
 
 def on_heldout_pairs(run_dir: Path, seed: int = 0) -> dict[str, Any]:
@@ -57,7 +58,8 @@ def on_clicks(
     """The reward model of a run on what one arm of the A/B test showed.
 
     Args:
-        conversations, suggestions: ``n_contexts`` each; what the users of a context saw, in the order shown.
+        conversations, suggestions: ``n_contexts`` each, of which the first ``N_CONTEXTS`` are looked at; what the
+            users of a context saw, in the order shown.
         clicks: ``[n_contexts, users, slots]``, 0 or 1.
 
     Returns:
@@ -68,7 +70,7 @@ def on_clicks(
         (str(number), list(conversation), list(texts), user[: len(texts)].tolist())
         for number, (conversation, texts, users) in enumerate(zip(conversations, suggestions, clicks, strict=True))
         for user in users
-        if len(texts)
+        if len(texts) and number < N_CONTEXTS
     ]
     if not any(0 < sum(clicked) < len(clicked) for *_, clicked in rows):
         return None
@@ -88,12 +90,15 @@ def parts_of_reward(
     """The parts that ``fusion/weights.json`` weighs, on one arm's responses, and their weighted sum.
 
     Args:
+        conversations, responses: the first ``N_CONTEXTS`` are looked at.
         log_ppl: of each response under the SFT policy, nats per token; None where it must be computed.
         options: of plugins, by name.
 
     Returns:
         Part to its mean, in its own unit; ``total`` to that of the composite reward.
     """
+    conversations, responses = conversations[:N_CONTEXTS], responses[:N_CONTEXTS]
+    log_ppl = None if log_ppl is None else log_ppl[:N_CONTEXTS]
     weights = read_weights(run_dir / "fusion" / "weights.json")
     composite = CompositeReward(list(weights.parts), options, weights, on_failure="skip_group")
     if log_ppl is None and "reference" in composite.needs():
