@@ -139,8 +139,10 @@ def test_every_arm_differs_from_the_whole_reward_in_what_its_name_says():
 def test_each_seed_has_data_and_models_of_its_own_and_its_arms_have_them_in_common():
     lines = [line for line in dry_run(SEEDS="0 1", ARMS="mean bradley_terry").stdout.splitlines()]
     commands = [line.split()[1] for line in lines if line.startswith("openrlhf-qs")]
+    calibrations = sum(line.startswith("openrlhf-qs garm calibrate") for line in lines)
     assert commands.count("sft") == commands.count("data") == 2
-    assert commands.count("garm") == 4  # one a seed, and one a seed with the head of bradley_terry
+    assert calibrations == 4  # one a seed, and one a seed with the head of bradley_terry
+    assert commands.count("garm") == 4 + calibrations
     assert commands.count("grpo") == commands.count("evaluate") == 6
 
 
@@ -149,3 +151,23 @@ def test_an_unknown_arm_is_refused_before_the_work():
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("unknown arm meen; known: mean sigma ppl")
     assert "arm no_odd: odd is not in REWARD=garm" in dry_run(ARMS="no_odd").stderr
+
+
+def test_the_arms_of_the_sft_ablation_differ_in_what_they_learn_from_and_nothing_else():
+    recipe = ROOT / "recipes" / "ablate_sft.sh"
+    env = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "RUN": "/runs/of_no_one", "SEEDS": "0"}
+    done = subprocess.run(["bash", recipe], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    arms, arm = {}, "teacher"
+    for line in done.stdout.splitlines():
+        words = line.split()
+        if line.startswith("# seed"):
+            arm = words[-1]
+        elif words[:2] == ["openrlhf-qs", "sft"]:
+            arms[arm] = " ".join(words).replace(f"/seed0/{arm}", "/seed0")
+    assert list(arms) == ["teacher", "raw", "clicks", "distilled", "distilled_diverse"]
+    assert arms["clicks"] == arms["raw"].replace("--qs.sft_dataset raw", "--qs.sft_dataset diverse")
+    assert arms["distilled_diverse"] == arms["clicks"].replace("data/sft.jsonl", "distil/candidates.jsonl")
+    alike = " --qs.option diverse.max_similarity=1 --qs.option diverse.near_duplicate=1"
+    assert arms["distilled"] == arms["distilled_diverse"] + alike
+    assert done.stdout.splitlines()[-1].startswith("openrlhf-qs evaluate --run /runs/of_no_one/seed0 ")
