@@ -12,38 +12,20 @@ from openrlhf_qs.host import run as host
 
 # Modules are imported when their subcommand is called: `--help` must not wait for torch.
 STAGES = {
-    "data": (
-        "clicks.data",
-        "click log to SFT candidates, preference pairs, prompts and held-out impressions",
-    ),
+    "data": ("clicks.data", "click log to SFT candidates, preference pairs, prompts and held-out impressions"),
     "distil": ("sft.distil", "sample many suggestions for each conversation from a teacher, for sft"),
     "sft": ("", "train the policy on assembled suggestions: OpenRLHF's train_sft with our dataset"),
     "garm": ("", "train the Gaussian reward model on pairs: OpenRLHF's train_rm with our head"),
     "fusion": ("reward.fusion", "learn the weights of the composite reward"),
     "grpo": ("", "train the policy on the composite reward: OpenRLHF's train_ppo_ray with our rewards"),
     "generate": ("generate", "let a policy answer conversations, for fusion and evaluate"),
-    "evaluate": (
-        "evaluation.evaluate",
-        "A/B test of the policies on held-out conversations, and the report",
-    ),
+    "evaluate": ("evaluation.evaluate", "A/B test of the policies on held-out conversations, and the report"),
 }
 TOOLS = {
-    "cold-start": (
-        "sft.cold_start",
-        "let a language model write the first suggestions, when there are no clicks yet",
-    ),
-    "assemble": (
-        "sft.sft_set",
-        "choose three of each conversation's candidates, as sft does, to look at them",
-    ),
-    "benchmark assembly": (
-        "benchmark.assembly",
-        "contexts a second of the assembly, and what each option is worth",
-    ),
-    "garm merge": (
-        "garm.merge",
-        "write a reward model that was trained with LoRA as a whole model, for grpo",
-    ),
+    "cold-start": ("sft.cold_start", "let a language model write the first suggestions, when there are no clicks yet"),
+    "assemble": ("sft.sft_set", "choose three of each conversation's candidates, as sft does, to look at them"),
+    "benchmark assembly": ("benchmark.assembly", "contexts a second of the assembly, and what each option is worth"),
+    "garm merge": ("garm.merge", "write a reward model that was trained with LoRA as a whole model, for grpo"),
     "log check": ("clicks.check", "check a click log and describe it, in constant memory"),
     "benchmark log": (
         "benchmark.log",
@@ -52,10 +34,7 @@ TOOLS = {
     "upworthy": ("clicks.upworthy", "headline A/B tests of the Upworthy archive to preference pairs"),
     "mimics": ("clicks.mimics", "clarification panes of MIMICS-Duo to preference pairs"),
     "garm eval": ("garm.eval", "accuracy, calibration and position preference of a reward model on pairs"),
-    "garm calibrate": (
-        "garm.calibrate",
-        "one temperature, fitted on held-out pairs, into a reward model",
-    ),
+    "garm calibrate": ("garm.calibrate", "one temperature, fitted on held-out pairs, into a reward model"),
     "garm score": ("garm.score", "add a reward model's mean and std to every row of a file"),
     "benchmark garm-training": (
         "benchmark.garm_training",
@@ -77,14 +56,8 @@ TOOLS = {
     "world": ("plugins.built_in_world", "write a click log of simulated users, for when there is none"),
     "small-policy": ("sft.small_policy", "build a tokenizer and a small policy from a click log"),
     "plugins": ("list_plugins", "list the plugins, or show the options of one"),
-    "doctor": (
-        "doctor",
-        "versions, devices, and whether each extension point of OpenRLHF is where it was",
-    ),
-    "ablation": (
-        "evaluation.ablation",
-        "table and pictures of recipes/ablate_rewards.sh: what each reward is worth",
-    ),
+    "doctor": ("doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
+    "ablation": ("evaluation.ablation", "table and pictures of recipes/ablate_rewards.sh: what each reward is worth"),
     "follow": ("host.follow", "show the progress of a training run that is piped into it"),
 }
 EPILOG = """\

@@ -15,14 +15,19 @@ def read_json_lines(path: str | Path) -> list[dict]:
     rows = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: no JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: {line.strip()[:40]!r} is no JSON object")
-            rows.append(row)
+            rows.append(json_object(path, number, line))
     return rows
+
+
+def json_object(path: str | Path, number: int, line: str) -> dict:
+    """The object in a line. ValueError names file and line where it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}:{number}: no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}:{number}: {line.strip()[:40]!r} is no JSON object")
+    return row
 
 
 def write_json_lines(path: str | Path, rows: Iterable[dict]) -> None:

@@ -31,6 +31,7 @@ from openrlhf_qs.evaluation import rewards
 from openrlhf_qs.evaluation.report import write_report
 from openrlhf_qs.files import read_json_lines, write_whole
 from openrlhf_qs.garm.calibration import Z_95
+from openrlhf_qs.garm.eval import load_on_device
 from openrlhf_qs.prompt import Message
 from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
 from openrlhf_qs.response import N_SUGGESTIONS, format_response, parse_response
@@ -139,28 +140,25 @@ def run(args: argparse.Namespace) -> None:
         rich_print(f"A/B test with judge {escape(args.judge)}, at least {args.n_users:,} users an arm")
         results = run_ab_test(arms, judge, args.n_users, args.seed)
         metrics |= ab_metrics(results, metrics["quality"])
-    if (folder / "garm").is_dir():
+    some = {name: rows[: rewards.N_CONTEXTS] for name, rows in arms.items()}
+    conversations = [row.conversation for row in some[COLD_START]]
+    scorer = load_on_device(folder / "garm") if (folder / "garm").is_dir() else None
+    if scorer is not None:
         rich_print("reward model on held-out pairs")
-        metrics["garm"] = rewards.on_heldout_pairs(folder, args.seed)
+        metrics["garm"] = rewards.on_heldout_pairs(folder, scorer, args.seed)
         metrics["garm_on_policy"] = {}
         for name, result in results.items():
             rich_print(f"reward model on the clicks of arm {escape(name)}")
-            rows = arms[name]
-            found = rewards.on_clicks(
-                folder, [row.conversation for row in rows], [row.suggestions for row in rows], result.clicks, args.seed
-            )
+            suggestions, clicks = [row.suggestions for row in some[name]], result.clicks[: rewards.N_CONTEXTS]
+            found = rewards.on_clicks(scorer, conversations, suggestions, clicks, args.seed)
             if found is not None:
                 metrics["garm_on_policy"][name] = found
     if (folder / "fusion" / "weights.json").is_file():
-        options = parse_options(args.option)
-        for name, rows in arms.items():
+        reward = rewards.RunReward(folder, scorer, parse_options(args.option))
+        for name, rows in some.items():
             log_ppl = [row.log_ppl for row in rows]
-            metrics["quality"][name]["reward"] = rewards.parts_of_reward(
-                folder,
-                [row.conversation for row in rows],
-                [row.response for row in rows],
-                None if None in log_ppl else log_ppl,
-                options,
+            metrics["quality"][name]["reward"] = reward(
+                conversations, [row.response for row in rows], None if None in log_ppl else log_ppl
             )
     metrics["examples"] = _examples(arms, results, clicked, args.seed)
 

@@ -21,14 +21,13 @@ from openrlhf_qs.garm.eval import by_log_ppl, evaluate_pairs, pair_log_ppl, read
 from openrlhf_qs.generate import reference_log_ppl
 from openrlhf_qs.prompt import Message
 from openrlhf_qs.reward.composite import CompositeReward, read_weights
-from openrlhf_qs.reward.fusion import load_scorer
 from openrlhf_qs.reward.offline import offline_batch
 
 N_LOG_PPL = 2000  # pairs whose log-perplexity is measured, at most
 N_CONTEXTS = 500  # conversations of an arm that its reward is measured on, at most
 
 
-def on_heldout_pairs(run_dir: Path, seed: int = 0) -> dict[str, Any]:
+def on_heldout_pairs(run_dir: Path, scorer, seed: int = 0) -> dict[str, Any]:
     """The reward model of a run on ``data/pairs.heldout.jsonl``.
 
     Returns:
@@ -39,7 +38,7 @@ def on_heldout_pairs(run_dir: Path, seed: int = 0) -> dict[str, Any]:
     if not read_json_lines(path):
         return {"n_pairs": 0, "verdict": "No held-out pair to measure the reward model on."}
     pairs = read_pairs(path)
-    metrics, scored = _measured(pairs, run_dir / "garm", seed)
+    metrics, scored = _measured(pairs, scorer, seed)
     if (run_dir / "sft" / "config.json").is_file():
         some = np.random.default_rng(seed).permutation(len(pairs))[:N_LOG_PPL]
         part = [pairs[n] for n in some]
@@ -49,7 +48,7 @@ def on_heldout_pairs(run_dir: Path, seed: int = 0) -> dict[str, Any]:
 
 
 def on_clicks(
-    run_dir: Path,
+    scorer,
     conversations: Sequence[Sequence[Message]],
     suggestions: Sequence[Sequence[str]],
     clicks: np.ndarray,
@@ -58,8 +57,7 @@ def on_clicks(
     """The reward model of a run on what one arm of the A/B test showed.
 
     Args:
-        conversations, suggestions: ``n_contexts`` each, of which the first ``N_CONTEXTS`` are looked at; what the
-            users of a context saw, in the order shown.
+        conversations, suggestions: ``n_contexts`` each; what the users of a context saw, in the order shown.
         clicks: ``[n_contexts, users, slots]``, 0 or 1.
 
     Returns:
@@ -70,46 +68,51 @@ def on_clicks(
         (str(number), list(conversation), list(texts), user[: len(texts)].tolist())
         for number, (conversation, texts, users) in enumerate(zip(conversations, suggestions, clicks, strict=True))
         for user in users
-        if len(texts) and number < N_CONTEXTS
+        if len(texts)
     ]
     if not any(0 < sum(clicked) < len(clicked) for *_, clicked in rows):
         return None
     columns = {"impression_id": pl.String, "conversation": MESSAGES, "suggestions": pl.List(pl.String)}
     log = pl.DataFrame(rows, schema=columns | {"clicks": pl.List(pl.Int8)}, orient="row")
-    metrics, _ = _measured(preference_pairs(log).to_dicts(), run_dir / "garm", seed)
+    metrics, _ = _measured(preference_pairs(log).to_dicts(), scorer, seed)
     return metrics | {"verdict": calibration_verdict(metrics)}
 
 
-def parts_of_reward(
-    run_dir: Path,
-    conversations: Sequence[Sequence[Message]],
-    responses: Sequence[str],
-    log_ppl: Sequence[float] | None,
-    options: Mapping[str, Mapping[str, str]],
-) -> dict[str, float]:
-    """The parts that ``fusion/weights.json`` weighs, on one arm's responses, and their weighted sum.
+class RunReward:
+    """The composite reward of a run, with the weights of ``fusion/weights.json``, on what an arm says.
 
     Args:
-        conversations, responses: the first ``N_CONTEXTS`` are looked at.
-        log_ppl: of each response under the SFT policy, nats per token; None where it must be computed.
+        scorer: of the run's reward model; None where there is none.
         options: of plugins, by name.
-
-    Returns:
-        Part to its mean, in its own unit; ``total`` to that of the composite reward.
     """
-    conversations, responses = conversations[:N_CONTEXTS], responses[:N_CONTEXTS]
-    log_ppl = None if log_ppl is None else log_ppl[:N_CONTEXTS]
-    weights = read_weights(run_dir / "fusion" / "weights.json")
-    composite = CompositeReward(list(weights.parts), options, weights, on_failure="skip_group")
-    if log_ppl is None and "reference" in composite.needs():
-        log_ppl = reference_log_ppl(str(run_dir / "sft"), conversations, responses)
-    scorer = load_scorer(composite, str(run_dir / "garm"))
-    scored = composite.score(offline_batch(conversations, responses, log_ppl, scorer))
-    means = {name: float(values.nanmean()) for name, values in scored.raw.items()}
-    return means | {"total": float(scored.total.mean())}
+
+    def __init__(self, run_dir: Path, scorer, options: Mapping[str, Mapping[str, str]]) -> None:
+        weights = read_weights(run_dir / "fusion" / "weights.json")
+        self.composite = CompositeReward(list(weights.parts), options, weights, on_failure="skip_group")
+        if scorer is None and "reward_model" in self.composite.needs():
+            raise ValueError(f"{run_dir / 'garm'} is missing, and fusion/weights.json weighs what it says: run garm")
+        self.scorer = scorer if "reward_model" in self.composite.needs() else None
+        self.reference = str(run_dir / "sft")
+
+    def __call__(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        responses: Sequence[str],
+        log_ppl: Sequence[float] | None,
+    ) -> dict[str, float]:
+        """Part to its mean, in its own unit; ``total`` to that of the weighted sum.
+
+        Args:
+            log_ppl: of each response under the SFT policy, nats per token; None where it must be computed.
+        """
+        if log_ppl is None and "reference" in self.composite.needs():
+            log_ppl = reference_log_ppl(self.reference, conversations, responses)
+        scored = self.composite.score(offline_batch(conversations, responses, log_ppl, self.scorer))
+        means = {name: float(values.nanmean()) for name, values in scored.raw.items()}
+        return means | {"total": float(scored.total.mean())}
 
 
-def _measured(pairs: Sequence[Mapping[str, Any]], model: Path, seed: int):
-    scored, _ = score_pairs(pairs, model)
+def _measured(pairs: Sequence[Mapping[str, Any]], scorer, seed: int):
+    scored = score_pairs(pairs, scorer)
     metrics = evaluate_pairs(scored, seed=seed)
     return metrics.pop("observed") | metrics, scored

@@ -20,7 +20,7 @@ from scipy.optimize import minimize_scalar
 from openrlhf_qs.clicks.upworthy import SIGNIFICANT_Z
 from openrlhf_qs.files import write_whole
 from openrlhf_qs.garm.calibration import expected_calibration_error, negative_log_likelihood, preference_probability
-from openrlhf_qs.garm.eval import Scored, read_pairs, score_pairs
+from openrlhf_qs.garm.eval import Scored, load_on_device, read_pairs, score_pairs
 from openrlhf_qs.registry import load_plugins
 
 MAX_SCALE = 50.0  # and its inverse: beyond, something else than the temperature is wrong
@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     load_plugins(args.plugin)
-    scored, link = score_pairs(read_pairs(args.pairs), args.model)
+    pairs, scorer = read_pairs(args.pairs), load_on_device(args.model)
+    scored, link = score_pairs(pairs, scorer), scorer.link
     if args.on == "significant":
         scored = significant_outcomes(scored)
     scale = fit_scale(scored, link)

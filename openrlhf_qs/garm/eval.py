@@ -83,14 +83,15 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--n_bins {args.n_bins}: give an even number, at least 2")
     load_plugins(args.plugin)
     pairs = read_pairs(args.pairs)
-    scored, link = score_pairs(pairs, args.model)
+    scorer = load_on_device(args.model)
+    scored = score_pairs(pairs, scorer)
     if args.equal_weights:
         scored = scored._replace(weight=np.ones_like(scored.weight))
     metrics = {"pairs": str(args.pairs), "model": str(args.model), "seed": args.seed}
     metrics |= evaluate_pairs(scored, args.n_bins, args.seed)
     if args.reference:
         metrics["log_ppl"] = by_log_ppl(scored, pair_log_ppl(pairs, args.reference), args.seed)
-    metrics["stress"] = stress_test(link)
+    metrics["stress"] = stress_test(scorer.link)
     metrics["verdict"] = verdict(metrics)
     if args.out:
         write_whole(Path(args.out), json.dumps(metrics, indent=1, allow_nan=False))
@@ -110,13 +111,17 @@ def read_pairs(path: str | Path) -> list[dict]:
     return [_turned(row) if row.get("label", 1.0) < 0.5 else row for row in rows]
 
 
-def score_pairs(pairs: Sequence[Mapping[str, Any]], model: str | Path) -> tuple[Scored, str]:
-    """What the reward model in the folder ``model`` says of ``pairs``, and the link it was trained with."""
+def load_on_device(model: str | Path):
+    """The :class:`~openrlhf_qs.garm.reward_model.SuggestionScorer` of a folder, on a GPU where there is one."""
     import torch
 
     from openrlhf_qs.garm.reward_model import SuggestionScorer
 
-    scorer = SuggestionScorer(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    return SuggestionScorer(model, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def score_pairs(pairs: Sequence[Mapping[str, Any]], scorer) -> Scored:
+    """What a reward model says of ``pairs``; ``scorer.link`` makes probabilities of it."""
     scores = score_texts(scorer, [pair[side] for side in ("chosen", "rejected") for pair in pairs])
     n = len(pairs)
     (mean_c, std_c, _), (mean_r, std_r, _) = scores[:n].T, scores[n:].T
@@ -134,7 +139,7 @@ def score_pairs(pairs: Sequence[Mapping[str, Any]], model: str | Path) -> tuple[
         position=column("chosen_position", np.nan) - column("rejected_position", np.nan),
         z=np.abs(column("z", np.nan)),
         impression=[str(pair["impression_id"]) for pair in pairs],
-    ), scorer.link
+    )
 
 
 def score_texts(scorer, messages: Sequence[Sequence[dict]]) -> np.ndarray:

@@ -22,6 +22,7 @@ from typing import Any
 from rich import print as rich_print
 from rich.table import Table
 
+from openrlhf_qs.files import json_object
 from openrlhf_qs.prompt import Message, suggestion_messages
 from openrlhf_qs.registry import load_plugins
 
@@ -175,19 +176,8 @@ def _read_csv(path: str | Path) -> tuple[list[str], list[dict]]:
 
 
 def _read_json(path: str | Path) -> list[dict]:
-    rows = []
     with _open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: no JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: {line.strip()[:40]!r} is no JSON object")
-            rows.append(row)
-    return rows
+        return [json_object(path, number, line) for number, line in enumerate(file, start=1) if line.strip()]
 
 
 def _open_text(path: str | Path) -> io.StringIO:

@@ -22,6 +22,7 @@ from openrlhf_qs.evaluation.evaluate import (
 )
 from openrlhf_qs.files import write_json_lines, write_whole
 from openrlhf_qs.garm.calibration import calibration_verdict
+from openrlhf_qs.garm.eval import load_on_device
 from openrlhf_qs.registry import JUDGES, load_plugins
 
 
@@ -425,9 +426,11 @@ def test_the_reward_model_is_judged_by_what_users_click_among_what_an_arm_says(r
     clicks = np.zeros((30, 4, 2), dtype=int)
     for n, texts in enumerate(suggestions):
         clicks[n, :2, texts.index("long one")] = 1
-    found = rewards.on_clicks(run_dir, conversations, suggestions, clicks)
+    found = rewards.on_clicks(load_on_device(run_dir / "garm"), conversations, suggestions, clicks)
     assert (found["accuracy"], found["n_pairs"], found["n_impressions"]) == (1.0, 60, 30)
-    assert rewards.on_clicks(run_dir, conversations, suggestions, np.ones_like(clicks)) is None
+    assert (
+        rewards.on_clicks(load_on_device(run_dir / "garm"), conversations, suggestions, np.ones_like(clicks)) is None
+    )
 
 
 def test_the_parts_of_the_reward_are_measured_on_what_every_arm_says(run_dir, scorer):
@@ -435,7 +438,8 @@ def test_the_parts_of_the_reward_are_measured_on_what_every_arm_says(run_dir, sc
     write_whole(run_dir / "fusion" / "weights.json", json.dumps({"rewards": parts}))
     conversations = [conversation(0), conversation(1)]
     responses = ["1. How long?\n2. Which flour?\n3. Why so?", "nothing at all"]
-    found = rewards.parts_of_reward(run_dir, conversations, responses, [1.0, 9.0], {"ood": {"threshold": "3"}})
+    reward = rewards.RunReward(run_dir, None, {"ood": {"threshold": "3"}})
+    found = reward(conversations, responses, [1.0, 9.0])
     assert found["ood"] == pytest.approx(-3.0) and found["rules"] < 0  # by a hinge: 0 and 3 - 9, averaged
     assert found["total"] == pytest.approx(2 * found["rules"] + found["ood"])
 
@@ -458,7 +462,7 @@ def test_a_reward_model_far_off_is_flagged_in_words():
 
 def test_a_run_without_a_reward_model_or_pairs_goes_on_without(run_dir, scorer):
     write_json_lines(run_dir / "data" / "pairs.heldout.jsonl", [])
-    assert rewards.on_heldout_pairs(run_dir)["n_pairs"] == 0
+    assert rewards.on_heldout_pairs(run_dir, None)["n_pairs"] == 0
     (run_dir / "garm").rmdir()
     run_stage("--run", run_dir)
     assert "garm" not in json.loads((run_dir / "report" / "metrics.json").read_text())

@@ -14,6 +14,7 @@ from openrlhf_qs.garm.eval import (
     Scored,
     by_log_ppl,
     evaluate_pairs,
+    load_on_device,
     position_preference,
     read_pairs,
     score_pairs,
@@ -195,7 +196,8 @@ def test_a_bad_row_is_named(tmp_path, columns, message):
 def test_a_pair_is_scored_as_its_two_suggestions_are(tmp_path, write_small_garm):
     model = write_small_garm()
     pairs = read_pairs(write(tmp_path, pair(), pair("Why salt?", "Which flour?")))
-    found, link = score_pairs(pairs, model)
+    scorer = load_on_device(model)
+    found, link = score_pairs(pairs, scorer), scorer.link
     texts = ["Which flour?", "Why salt?", "Is it?", "Which flour?"]
     mean, std, _ = SuggestionScorer(model)([[TURN]] * 4, texts)
     np.testing.assert_allclose(found.difference, mean[:2] - mean[2:], rtol=1e-4, atol=1e-5)
