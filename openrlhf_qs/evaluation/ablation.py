@@ -1,10 +1,13 @@
-"""``openrlhf-qs ablation``: what each part of the reward is worth, from the runs of ``recipes/ablate_rewards.sh``.
+"""``openrlhf-qs ablation``: arms side by side over several seeds.
 
-In: ``seedN/ARM`` folders under ``--run``: ``report/metrics.json``, ``report/responses.*.jsonl``, and
-``grpo/statistics.jsonl`` with the gold reward of every step. Out: a table, ``ablation.json``, ``arms.svg`` (CTR of
-each arm) and ``overoptimisation.svg`` (proxy and gold reward against the square root of the KL).
+In, under ``--run``: of ``recipes/ablate_rewards.sh``, ``seedN/ARM`` folders, each a whole run whose GRPO policy is the
+arm (``report/metrics.json``, ``report/responses.*.jsonl``, and ``grpo/statistics.jsonl`` with the gold reward of every
+step); of ``recipes/ablate_sft.sh``, ``seedN/report/metrics.json``, whose policies are the arms. Out: a table,
+``ablation.json``, ``arms.svg`` (CTR of each arm) and, where there is gold, ``overoptimisation.svg`` (proxy and gold
+reward against the square root of the KL).
 
-Figures are means over seeds with 95 % t intervals; with one seed there is no interval.
+Figures are means over seeds with 95 % t intervals; with one seed there is no interval. Arms of one seed share its
+click log, so ``over_base`` is computed within each seed: what makes a seed easy for all arms cancels.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,16 +35,28 @@ from openrlhf_qs.reward.monitors import STATISTICS
 SAME = 0.02  # two responses whose chance of a click differs by less are the same to a user
 N_USERS = 16  # of each conversation, who see both responses
 N_BINS = 12  # of sqrt(KL) in the picture
+BASES = ("all", "raw")  # the arm that the others are compared with; the first that there is
 COLUMNS = {
     "ctr": ("CTR", ".1%"),
+    "over_base": ("over {base}", "+.1%"),
     "lift_over_sft": ("over SFT", "+.1%"),
     "lift_over_cold_start": ("over cold start", "+.1%"),
     "gsb": ("GSB", "+.3f"),
     "valid": ("valid", ".2%"),
+    "distinct_1": ("distinct-1", ".3f"),
     "distinct_2": ("distinct-2", ".3f"),
     "near_duplicates": ("near dup.", ".2%"),
+    "same_meaning": ("same meaning", ".2%"),
+    "self_similarity": ("self-similarity", ".3f"),
     "log_ppl": ("log-ppl", ".2f"),
 }
+
+
+class Run(NamedTuple):
+    """Where an arm of one seed is: the run folder, and the name of its policy there."""
+
+    folder: Path
+    policy: str
 
 
 class Interval(NamedTuple):
@@ -53,7 +68,7 @@ class Interval(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", required=True, metavar="DIR", help="folder of seedN/ARM runs")
+    parser.add_argument("--run", required=True, metavar="DIR", help="RUN of the recipe: the folder of its seedN")
     parser.add_argument(
         "--gold", default="none", metavar="NAME|FILE.py|none", help="judge of GSB; default none: no GSB"
     )
@@ -64,43 +79,68 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.run)
     judge = load_judge(args.gold)
     runs = finished_runs(folder)
-    figures = {arm: [arm_figures(path, judge) for path in paths] for arm, paths in runs.items()}
-    table = {arm: over_seeds(rows) for arm, rows in figures.items()}
-    curves = {arm: curve for arm, paths in runs.items() if (curve := overoptimisation_curve(paths))}
+    figures = {arm: {seed: arm_figures(run, judge) for seed, run in seeds.items()} for arm, seeds in runs.items()}
+    base = next((arm for arm in BASES if arm in figures), None)
+    if base is not None:
+        figures = over_base(figures, base)
+    table = {arm: over_seeds(list(seeds.values())) for arm, seeds in figures.items()}
+    curves = {arm: curve for arm, seeds in runs.items() if (curve := overoptimisation_curve(seeds.values()))}
     result = {
+        "base": base,
         "arms": {arm: {name: one._asdict() for name, one in row.items()} for arm, row in table.items()},
-        "seeds": {arm: [path.parent.name for path in paths] for arm, paths in runs.items()},
+        "seeds": {arm: list(seeds) for arm, seeds in runs.items()},
         "overoptimisation": curves,
     }
     write_whole(folder / "ablation.json", json.dumps(result, indent=1).replace("NaN", "null"))
     write_whole(folder / "arms.svg", svg(arms_figure(table)))
     if curves:
         write_whole(folder / "overoptimisation.svg", svg(overoptimisation_figure(curves)))
-    Console().print(_table(table))
+    Console().print(_table(table, base))
     print(f"table and pictures: {folder}/ablation.json, arms.svg{', overoptimisation.svg' if curves else ''}")
 
 
-def finished_runs(folder: Path) -> dict[str, list[Path]]:
-    """Arm to its evaluated runs, one a seed; ``all`` first, then by name. ValueError where there is none."""
-    done = sorted(path.parent.parent for path in folder.glob("seed*/*/report/metrics.json"))
-    if not done:
-        raise ValueError(f"{folder}: no seedN/ARM/report/metrics.json in it; run recipes/ablate_rewards.sh first")
-    arms = sorted({path.name for path in done}, key=lambda name: (name != "all", name))
-    return {arm: [path for path in done if path.name == arm] for arm in arms}
+def finished_runs(folder: Path) -> dict[str, dict[str, Run]]:
+    """Arm to seed to run; ``BASES`` first, then by name. ValueError where nothing is finished."""
+    found: dict[str, dict[str, Run]] = {}
+    for path in sorted(folder.glob("seed*/*/report/metrics.json")):
+        run_dir = path.parent.parent
+        found.setdefault(run_dir.name, {})[run_dir.parent.name] = Run(run_dir, "grpo")
+    for path in [] if found else sorted(folder.glob("seed*/report/metrics.json")):
+        run_dir = path.parent.parent
+        for policy in _metrics(run_dir)["quality"]:
+            found.setdefault(policy, {})[run_dir.name] = Run(run_dir, policy)
+    if not found:
+        raise ValueError(
+            f"{folder}: no seedN/ARM/report/metrics.json or seedN/report/metrics.json in it; "
+            "run recipes/ablate_rewards.sh or recipes/ablate_sft.sh first"
+        )
+    return {arm: found[arm] for arm in sorted(found, key=lambda name: (name not in BASES, name))}
 
 
-def arm_figures(run_dir: Path, judge: Judge | None) -> dict[str, float]:
-    """The figures of ``COLUMNS`` that one run has."""
-    metrics = json.loads((run_dir / "report" / "metrics.json").read_text(encoding="utf-8"))
-    quality = metrics["quality"]["grpo"]
-    figures = {"valid": 1 - quality["malformed"]}
-    figures |= {name: quality[name] for name in ("distinct_2", "near_duplicates", "log_ppl")}
+def arm_figures(run: Run, judge: Judge | None) -> dict[str, float]:
+    """The figures of ``COLUMNS`` that one run has, ``over_base`` apart."""
+    metrics = _metrics(run.folder)
+    quality = metrics["quality"][run.policy]
+    figures = {"valid": 1 - quality["malformed"]} | {name: quality.get(name) for name in COLUMNS if name in quality}
     if "ab" in metrics:
-        figures["ctr"] = metrics["ab"]["grpo"]["ctr"]
-        figures |= {f"lift_over_{other}": metrics["lift"][f"grpo_over_{other}"] for other in ("sft", "cold_start")}
-    if judge is not None:
-        figures["gsb"] = good_same_bad(run_dir, judge)
+        figures["ctr"] = metrics["ab"][run.policy]["ctr"]
+        for other in ("sft", "cold_start"):
+            figures[f"lift_over_{other}"] = metrics["lift"].get(f"{run.policy}_over_{other}")
+    if judge is not None and (run.folder / "report" / "responses.sft.jsonl").is_file():
+        figures["gsb"] = good_same_bad(run.folder, judge)
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def over_base(
+    figures: Mapping[str, Mapping[str, dict[str, float]]], base: str
+) -> dict[str, dict[str, dict[str, float]]]:
+    """``figures`` (arm, seed, name) with ``over_base``: CTR over that of ``base`` of the same seed, minus 1."""
+    ctr = {seed: row["ctr"] for seed, row in figures[base].items() if row.get("ctr")}
+
+    def compared(arm: str, seed: str, row: dict[str, float]) -> dict[str, float]:
+        return row | {"over_base": row["ctr"] / ctr[seed] - 1} if arm != base and seed in ctr and "ctr" in row else row
+
+    return {arm: {seed: compared(arm, seed, row) for seed, row in seeds.items()} for arm, seeds in figures.items()}
 
 
 def good_same_bad(run_dir: Path, judge: Judge) -> float:
@@ -142,15 +182,15 @@ def t_interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), float(half), n)
 
 
-def overoptimisation_curve(runs: Sequence[Path]) -> dict[str, list[float]] | None:
+def overoptimisation_curve(runs: Iterable[Run]) -> dict[str, list[float]] | None:
     """``sqrt_kl``, ``proxy`` and ``gold`` of an arm, in bins of sqrt(KL) over all its seeds; None without gold.
 
     The proxy is counted from the mean of its first steps, in its deviation within a batch there: rewards of different
     arms have different units.
     """
     points = []
-    for path in runs:
-        file = path / "grpo" / STATISTICS
+    for run in runs:
+        file = run.folder / "grpo" / STATISTICS
         rows = [row for row in read_json_lines(file) if {"gold", "kl"} <= row.keys()] if file.is_file() else []
         if not rows:
             continue
@@ -173,7 +213,7 @@ def arms_figure(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
     with mpl.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(7, 0.32 * len(names) + 0.9), layout="constrained")
         axis = figure.subplots()
-        colors = [ARM_COLORS["grpo"] if arm == "all" else ARM_COLORS["sft"] for arm in names]
+        colors = [ARM_COLORS["grpo"] if arm in BASES else ARM_COLORS["sft"] for arm in names]
         axis.barh(names, values, color=colors, height=0.62)
         axis.errorbar(values, names, xerr=halves, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2)
         axis.invert_yaxis()
@@ -199,9 +239,10 @@ def overoptimisation_figure(curves: Mapping[str, Mapping[str, Sequence[float]]])
         return figure
 
 
-def _table(table: Mapping[str, Mapping[str, Interval]]) -> Table:
+def _table(table: Mapping[str, Mapping[str, Interval]], base: str | None) -> Table:
     shown = [name for name in COLUMNS if any(name in row for row in table.values())]
-    out = Table("arm", "seeds", *(COLUMNS[name][0] for name in shown), title="mean over seeds ± 95 % t interval")
+    headings = [COLUMNS[name][0].format(base=base) for name in shown]
+    out = Table("arm", "seeds", *headings, title="mean over seeds ± 95 % t interval")
     for arm, row in table.items():
         out.add_row(
             arm,
@@ -209,6 +250,10 @@ def _table(table: Mapping[str, Mapping[str, Interval]]) -> Table:
             *(_cell(row.get(name), COLUMNS[name][1]) for name in shown),
         )
     return out
+
+
+def _metrics(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "report" / "metrics.json").read_text(encoding="utf-8"))
 
 
 def _cell(one: Interval | None, spec: str) -> str:

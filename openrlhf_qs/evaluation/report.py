@@ -281,6 +281,8 @@ def _quality(quality: Mapping[str, Mapping[str, Any]]) -> str:
         "n_responses": ("responses", ","),
         "malformed": ("malformed", ".2%"),
         "near_duplicates": ("near duplicates", ".2%"),
+        "same_meaning": ("same meaning", ".2%"),
+        "self_similarity": ("self-similarity", ".3f"),
         "distinct_1": ("distinct-1", ".3f"),
         "distinct_2": ("distinct-2", ".3f"),
         "words": ("words", ".1f"),
@@ -293,9 +295,11 @@ def _quality(quality: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     about = (
         "Malformed: not three suggestions with letters. Near duplicates: responses with two suggestions that say the "
-        "same. Distinct-n: different n-grams per n-gram of the whole arm. Words: of a suggestion. Likeness, 0 to 1: "
-        "to the nearest suggestion clicked under the same conversation; cold_start holds some of those itself, so "
-        "compare the other arms with each other. Log-perplexity: nats per token under the SFT policy."
+        "same in nearly the same words. Same meaning: with two whose vectors are alike, where there was an embedder. "
+        "Self-similarity, 0 to 1: of two suggestions of a response, by character trigrams. Distinct-n: different "
+        "n-grams per n-gram of the whole arm. Words: of a suggestion. Likeness, 0 to 1: to the nearest suggestion "
+        "clicked under the same conversation; cold_start holds some of those itself, so compare the other arms with "
+        "each other. Log-perplexity: nats per token under the SFT policy."
     )
     return _table(["arm", *(heading for heading, _ in columns.values())], rows) + _note(about) + _reward_of(quality)
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from openrlhf_qs.evaluation import ablation
 from openrlhf_qs.evaluation.ablation import (
+    Run,
     finished_runs,
     good_same_bad,
     over_seeds,
@@ -71,11 +72,11 @@ def test_a_figure_that_a_seed_lacks_is_left_out():
 
 def test_the_curve_counts_the_proxy_from_its_start_in_its_deviations(tmp_path):
     steps = [{"step": n, "kl": n**2, "proxy": 1 + n, "proxy_std": 2.0, "gold": 0.4 - n / 100} for n in range(6)]
-    curve = overoptimisation_curve([write_run(tmp_path, gold=steps)])
+    curve = overoptimisation_curve([Run(write_run(tmp_path, gold=steps), "grpo")])
     assert curve["sqrt_kl"] == [0, 1, 2, 3, 4, 5]
     assert curve["proxy"] == pytest.approx([-0.5, 0, 0.5, 1, 1.5, 2])  # the first three have mean 2
     assert curve["gold"] == pytest.approx([0.4, 0.39, 0.38, 0.37, 0.36, 0.35])
-    assert overoptimisation_curve([write_run(tmp_path / "without")]) is None
+    assert overoptimisation_curve([Run(write_run(tmp_path / "without"), "grpo")]) is None
 
 
 def test_the_command_writes_table_and_pictures_of_all_finished_arms(tmp_path, capsys):
@@ -91,13 +92,37 @@ def test_the_command_writes_table_and_pictures_of_all_finished_arms(tmp_path, ca
     assert result["arms"]["all"]["ctr"]["mean"] == pytest.approx(0.52) and result["arms"]["all"]["ctr"]["n"] == 2
     assert result["arms"]["long_ppl"]["ctr"]["half"] is None
     assert set(result["overoptimisation"]) == {"long_ppl", "mean"}
+    assert result["base"] == "all" and "over_base" not in result["arms"]["all"]
+    over = [0.40 / 0.50 - 1, 0.44 / 0.54 - 1]  # each within its seed
+    assert result["arms"]["mean"]["over_base"]["mean"] == pytest.approx(np.mean(over))
+    assert result["arms"]["mean"]["over_base"]["half"] == pytest.approx(t_interval(over).half)
     for name in ("arms.svg", "overoptimisation.svg"):
         assert (tmp_path / name).read_text().startswith("<?xml")
     assert "52.0%" in capsys.readouterr().out
 
 
+def test_the_policies_of_one_run_folder_a_seed_are_arms_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for seed, distilled in ((0, 0.5), (1, 0.6)):
+        report = tmp_path / f"seed{seed}" / "report"
+        report.mkdir(parents=True)
+        rates = {"cold_start": 0.3, "raw": 0.4, "distilled": distilled}
+        quality = {"malformed": 0.0, "distinct_2": 0.3, "near_duplicates": 0.1, "log_ppl": None}
+        metrics = {"quality": dict.fromkeys(rates, quality), "ab": {name: {"ctr": ctr} for name, ctr in rates.items()}}
+        metrics["lift"] = {f"{name}_over_cold_start": ctr / 0.3 - 1 for name, ctr in rates.items()}
+        (report / "metrics.json").write_text(json.dumps(metrics))
+    ablation.run(argparse.Namespace(run=str(tmp_path), gold="none"))
+    result = json.loads((tmp_path / "ablation.json").read_text())
+    assert list(result["arms"]) == ["raw", "cold_start", "distilled"] and result["base"] == "raw"
+    assert result["arms"]["distilled"]["ctr"]["mean"] == pytest.approx(0.55)
+    assert result["arms"]["distilled"]["over_base"]["mean"] == pytest.approx((0.25 + 0.5) / 2)
+    assert result["seeds"]["distilled"] == ["seed0", "seed1"]
+    assert not (tmp_path / "overoptimisation.svg").exists()
+    assert "over raw" in capsys.readouterr().out
+
+
 def test_without_a_finished_run_it_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="run recipes/ablate_rewards.sh first"):
+    with pytest.raises(ValueError, match="run recipes/ablate_rewards.sh or recipes/ablate_sft.sh first"):
         finished_runs(tmp_path)
 
 
@@ -170,4 +195,6 @@ def test_the_arms_of_the_sft_ablation_differ_in_what_they_learn_from_and_nothing
     assert arms["distilled_diverse"] == arms["clicks"].replace("data/sft.jsonl", "distil/candidates.jsonl")
     alike = " --qs.option diverse.max_similarity=1 --qs.option diverse.near_duplicate=1"
     assert arms["distilled"] == arms["distilled_diverse"] + alike
-    assert done.stdout.splitlines()[-1].startswith("openrlhf-qs evaluate --run /runs/of_no_one/seed0 ")
+    evaluate, ablation = done.stdout.splitlines()[-2:]
+    assert evaluate.startswith("openrlhf-qs evaluate --run /runs/of_no_one/seed0 ")
+    assert ablation.split() == ["openrlhf-qs", "ablation", "--run", "/runs/of_no_one"]

@@ -264,6 +264,27 @@ def test_quality_by_hand():
     assert quality["words"] == pytest.approx(9 / 4)
     assert quality["n_likeness"] == 3  # nothing was clicked under the second conversation
     assert quality["log_ppl"] == 1.5
+    assert quality["self_similarity"] == pytest.approx(1 / 3)  # one of three pairs is the same
+    assert quality["same_meaning"] is None  # nobody looked at the meaning
+
+
+def test_same_meaning_is_the_share_of_responses_with_two_of_one_direction():
+    directions = {"a": [1, 0], "b": [0, 1], "c": [0.8, 0.6], "d": [0.6, 0.8]}
+
+    class Embedder:
+        def get_embedding_dimension(self):
+            return 2
+
+        def encode(self, texts, **_):
+            return np.array([directions[text] for text in texts], dtype=np.float32)
+
+    def share(*responses):
+        rows = [Shown(conversation(n), texts, True) for n, texts in enumerate(responses)]
+        return response_quality(rows, {}, Embedder())["same_meaning"]
+
+    assert share("abb", "abd", "bca", "a", "") == 0.2  # the nearest others: 0.8, 0.8, none, none
+    assert share("acd", "abc") == 0.5  # c and d: 0.96
+    assert share() is None
 
 
 def test_likeness_is_one_for_the_clicked_text_itself_and_takes_the_nearest():

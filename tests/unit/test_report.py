@@ -48,6 +48,8 @@ def quality(**figures):
         "distinct_1": 0.1,
         "distinct_2": 0.2,
         "near_duplicates": 0.03,
+        "same_meaning": None,
+        "self_similarity": 0.2,
         "words": 7.2,
         "likeness": 0.5,
         "n_likeness": 90,
