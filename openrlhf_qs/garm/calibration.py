@@ -248,7 +248,7 @@ def calibration_verdict(metrics: Mapping[str, Any]) -> str:
     """Accuracy and ECE in words; says so where the ECE is above ``ECE_LIMIT``."""
     low, high = metrics["ece_ci95"]
     verdict = (
-        f"GaRM prefers the clicked suggestion in {metrics['accuracy']:.1%} of {metrics['n_pairs']:,} held-out pairs. "
+        f"GaRM prefers the clicked suggestion in {metrics['accuracy']:.1%} of {metrics['n_pairs']:,} pairs. "
         f"Its ECE is {metrics['ece']:.3f} (95 % interval {low:.3f} to {high:.3f}; a perfectly calibrated model would "
         f"show {metrics['ece_if_calibrated']:.3f} on as many pairs)"
     )

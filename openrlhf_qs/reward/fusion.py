@@ -114,9 +114,9 @@ def load_scorer(composite: CompositeReward, reward_model: str):
         raise ValueError(
             f"reward {','.join(composite.rewards)} needs a reward model: give its folder as --reward_model"
         )
-    from openrlhf_qs.garm.reward_model import SuggestionScorer
+    from openrlhf_qs.garm.eval import load_on_device
 
-    return SuggestionScorer(reward_model)
+    return load_on_device(reward_model)
 
 
 def sampled_batch(rows: Sequence[Mapping[str, Any]], scorer) -> RolloutBatch:

@@ -120,6 +120,26 @@ def test_killed_in_grpo_it_goes_on_from_the_last_checkpoint(finished_run, tmp_pa
     assert (run / "grpo" / "config.json").is_file()
 
 
+def test_a_monitor_stops_the_run_and_it_goes_on_from_the_last_good_checkpoint(finished_run, tmp_path):
+    run = tmp_path / "stopped"
+    subprocess.run(["cp", "-r", str(finished_run), str(run)], check=True)
+    subprocess.run(["rm", "-rf", str(run / "grpo")], check=True)
+    # Every change of the mean length is an alarm, so the second step stops the run.
+    flags = ["--qs.monitor_window", "1", "--qs.monitor_threshold", "length=1e-9"]
+    result = recipe("grpo.sh", run, *flags, MONITOR="stop", SAVE_STEPS="1")
+    assert result.returncode != 0 and not (run / "grpo" / ".done").exists()
+    (alarm,) = [json.loads(line) for line in (run / "grpo" / "alarms.jsonl").read_text().splitlines()]
+    good = run / "grpo" / "ckpt" / "last_good"
+    assert alarm["monitor"] == "length" and alarm["step"] >= 2
+    assert f"the last good checkpoint is {good}" in re.sub(r"\s+", " ", result.stdout + result.stderr)
+    assert (good / "_actor" / "latest").read_text() == f"global_step{alarm['step'] - 1}"
+    (run / "grpo" / "log.txt").unlink()
+
+    result = recipe("grpo.sh", run, "--ckpt.path", str(good))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert sorted(grpo_steps(run)) == list(range(alarm["step"], 5))
+
+
 def test_the_rollout_policy_is_the_trained_policy_after_every_weight_sync(finished_run, tmp_path):
     run = tmp_path / "sync"
     subprocess.run(["cp", "-r", str(finished_run), str(run)], check=True)

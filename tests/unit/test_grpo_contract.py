@@ -39,22 +39,29 @@ rng = random.Random(0)
 prompts = [[(c, format_response(cold_start_suggestions(c, rng)[: 2 + n % 2])) for n in range(n_samples)]
            for c in contexts(6, 0)]
 
-def log_probs(shift):
-    # a log-prob that depends on the token, so that every response has a perplexity of its own
-    return LocalGroup(lambda sequences, action_mask, attention_mask: -shift - (sequences[:, 1:] % 7) / 10)
+n_forwards = {"policy": 0, "reference": 0}
 
-def made(estimator, form):
+def log_probs(name, shift):
+    def forward(sequences, action_mask, attention_mask):
+        n_forwards[name] += 1
+        # a log-prob that depends on the token, so that every response has a perplexity of its own
+        return -shift - (sequences[:, 1:] % 7) / 10
+    return LocalGroup(forward)
+
+def made(estimator, form, rewards=("ood", "rules", "diversity")):
     arguments = host_arguments(folder, n_samples, 8, estimator)
     arguments.algo.kl.init_coef = 0.0  # so that an advantage is the shaped reward and nothing else
     arguments.algo.kl.use_loss = form == "use_loss"
     arguments.train.dynamic_batch_enable = form == "dynamic_batch"
     arguments.rollout.max_tokens_per_gpu = 600
-    settings = Settings("cpu", rewards=("ood", "rules", "diversity"), monitor="warn")
+    settings = Settings("cpu", rewards=rewards, monitor="warn")
     critic = LocalGroup(lambda sequences, action_mask, attention_mask: torch.zeros(action_mask.shape))
-    maker = local_experience_maker(settings, arguments, tokenizer, actor=log_probs(1.0), reference=log_probs(1.5),
+    maker = local_experience_maker(settings, arguments, tokenizer, actor=log_probs("policy", 1.0),
+                                   reference=log_probs("reference", 1.5),
                                    critic=critic if estimator == "gae" else None)
     order = [3, 0, 5, 1, 4, 2] if form == "other_order" else range(len(prompts))
     rollouts = [local_rollout(tokenizer, c, r) for n in order for c, r in prompts[n]]
+    n_forwards.update(policy=0, reference=0)
     experiences = maker.make_experience_batch(rollouts)
     rows = {}
     for one in experiences:
@@ -68,9 +75,12 @@ def made(estimator, form):
                 "keys": sorted(one.info),
             }
     (statistics,) = read_json_lines(folder / "statistics.jsonl")
-    return {"rows": [rows[n] for n in range(len(rows))], "statistics": statistics}
+    return {"rows": [rows[n] for n in range(len(rows))], "statistics": statistics, "n_forwards": dict(n_forwards)}
 
-print(json.dumps({f"{e}, {form}": made(e, form) for e in estimators for form in sys.argv[3].split(",")}))
+forms = sys.argv[3].split(",")
+found = {f"{e}, {form}": made(e, form) for e in estimators for form in forms}
+found |= {f"without ood, {form}": made("group_norm", form, rewards=("rules",)) for form in forms}
+print(json.dumps(found))
 """
 
 CLASSES = """
@@ -137,9 +147,17 @@ def test_the_rewards_do_not_depend_on_how_openrlhf_batches_and_orders_the_rollou
 
 
 def test_every_response_logs_the_same_keys(made):
-    for rows in (one["rows"] for one in made.values()):
+    for name, rows in ((name, one["rows"]) for name, one in made.items()):
         assert len({tuple(row["keys"]) for row in rows}) == 1
-        assert {"reward", "malformed", "reward/ood", "kl"} <= set(rows[0]["keys"])
+        assert {"reward", "malformed", "kl"} <= set(rows[0]["keys"])
+        assert ("reward/ood" in rows[0]["keys"]) == ("without ood" not in name)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_perplexity_costs_no_forward_pass(made, form):
+    with_ood = made[f"group_norm, {form}"]["n_forwards"]
+    assert with_ood == made[f"without ood, {form}"]["n_forwards"]
+    assert with_ood["policy"] == with_ood["reference"] > 1  # one of each model for each micro-batch
 
 
 @pytest.mark.parametrize("form", FORMS)
