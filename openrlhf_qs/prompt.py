@@ -11,19 +11,31 @@ from typing import Any
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
+ROLES = ("system", "user", "assistant")
 INSTRUCTION = "Suggest three short questions the user may ask next, numbered 1 to 3."
 TEACHER_INSTRUCTION = "Suggest one short question the user may ask next."
 
 
+class BadConversation(ValueError):
+    """What was found and what to give; ``reason`` is the same for all conversations that have the same fault."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def check_conversation(conversation: Any) -> None:
-    """ValueError where ``conversation`` is no list of messages, or an empty one: what was found; what to give."""
+    """BadConversation where it is no list of messages, an empty one, or one with another role than ``ROLES``."""
     if not isinstance(conversation, list) or not conversation:
-        raise ValueError(f"conversation {str(conversation)[:40]!r}; give a list of messages, at least one")
+        found = repr(conversation)[:60]
+        raise BadConversation("empty conversation", f"conversation {found}; give a list of messages, at least one")
     for message in conversation:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError(f"message {str(message)[:40]!r}; give {{'role': ..., 'content': text}}")
-        if message.get("role") not in ("system", "user", "assistant"):
-            raise ValueError(f"role {message.get('role')!r}; give system, user or assistant")
+            found = repr(message)[:60]
+            raise BadConversation("bad message", f'message {found}; give {{"role": ..., "content": text}}')
+        if message.get("role") not in ROLES:
+            found = repr(message.get("role"))[:60]
+            raise BadConversation("unknown role", f"role {found}; give one of {', '.join(ROLES)}")
 
 
 def policy_messages(conversation: Sequence[Message]) -> list[Message]:

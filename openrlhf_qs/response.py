@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 N_SUGGESTIONS = 3
+_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # of a model that thinks before it answers
 _NUMBERED_LINE = re.compile(r"([1-9][0-9]?)[.)][ \t]*(.*)", re.ASCII)
 
 
@@ -48,7 +49,9 @@ def parse_response(text: str) -> ParsedResponse:
     """Read the suggestions out of ``text``; never raises.
 
     Well formed are exactly ``N_SUGGESTIONS`` lines, numbered 1, 2, 3 with ASCII digits and a dot or bracket, each with
-    a letter in it, and nothing else but blank lines. All else is malformed, and read like this:
+    a letter in it, and nothing else but blank lines. What a model thought before it answered is no part of the
+    answer: templates such as Qwen3's put an empty ``<think>`` block before what the policy learns to write. All else
+    is malformed, and read like this:
 
     - A line that is not numbered so ("One. ...", "- ...", "١. ...", a greeting) is no suggestion.
     - A numbered line is one, whatever its number and however far it is indented, so the items of a nested list are.
@@ -56,7 +59,9 @@ def parse_response(text: str) -> ParsedResponse:
     - Of more than ``N_SUGGESTIONS`` suggestions the first ones count; of fewer, those that are there.
     """
     numbers, suggestions, problem = [], [], ""
-    for line in filter(None, (line.strip() for line in text.splitlines())):
+    thoughts = _THOUGHTS.match(text)
+    answer = text[thoughts.end() :] if thoughts else text
+    for line in filter(None, (line.strip() for line in answer.splitlines())):
         match = _NUMBERED_LINE.fullmatch(line)
         if match is None:
             problem = problem or f"a line without a number: {line[:40]!r}"

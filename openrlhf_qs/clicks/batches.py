@@ -25,7 +25,8 @@ import pyarrow.json
 import pyarrow.parquet
 from rich.progress import track
 
-from openrlhf_qs.clicks.rows import MAX_CHARACTERS, MESSAGES, ROLES, SCHEMA, BadRow, checked_row, meta_text
+from openrlhf_qs.clicks.rows import MAX_CHARACTERS, MESSAGES, SCHEMA, BadRow, checked_row, meta_text
+from openrlhf_qs.prompt import ROLES
 
 ENGINES = {"polars": "on this machine, in threads", "ray": "Ray Data, on the cluster that Ray finds, or this machine"}
 SHOWN_PROBLEMS = 20

@@ -11,6 +11,8 @@ from typing import Any
 
 import polars as pl
 
+from openrlhf_qs.prompt import BadConversation, check_conversation
+
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 SCHEMA = {
     "impression_id": pl.String,  # unique in the log
@@ -23,7 +25,6 @@ SCHEMA = {
     "meta": pl.String,  # JSON text of an object, whatever its shape; may be null
 }
 REQUIRED = ("impression_id", "timestamp", "conversation", "suggestions", "clicks")
-ROLES = ("system", "user", "assistant")
 MAX_CHARACTERS = 1000  # of one suggestion: what is longer is no suggestion but a mistake
 
 
@@ -47,7 +48,10 @@ def checked_row(raw: bytes | dict[str, Any]) -> dict[str, Any]:
         raise BadRow("missing field", f"no {', '.join(missing)}; an impression has {', '.join(REQUIRED)}")
     if not isinstance(row["impression_id"], str) or not row["impression_id"]:
         raise BadRow("bad impression_id", f"impression_id {row['impression_id']!r}; give it as text")
-    _check_conversation(row["conversation"])
+    try:
+        check_conversation(row["conversation"])
+    except BadConversation as error:
+        raise BadRow(error.reason, str(error)) from None
     _check_suggestions(row["suggestions"])
     _check_clicks(row["clicks"], len(row["suggestions"]))
     for name in ("user_id", "policy"):
@@ -86,18 +90,6 @@ def _parsed(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BadRow("bad JSON", f"a {type(row).__name__} in place of an object; give one object a line")
     return row
-
-
-def _check_conversation(conversation: Any) -> None:
-    if not isinstance(conversation, list) or not conversation:
-        raise BadRow(
-            "empty conversation", f"conversation {_short(conversation)}; give a list of messages, at least one"
-        )
-    for message in conversation:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise BadRow("bad message", f'message {_short(message)}; give {{"role": ..., "content": text}}')
-        if message.get("role") not in ROLES:
-            raise BadRow("unknown role", f"role {message.get('role')!r}; give one of {', '.join(ROLES)}")
 
 
 def _check_suggestions(suggestions: Any) -> None:

@@ -37,7 +37,6 @@ from openrlhf_qs.response import parse_response
 TEMPLATES = Path(__file__).parent / "templates"
 CHUNK = 256  # prompts that vLLM gets in one go, which a kill costs
 SHOWN_FAILURES = 20
-_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # of a model that thinks before it answers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,8 +202,8 @@ def read_template(name: str) -> PromptTemplate:
 
 
 def read_suggestions(text: str) -> tuple[str, ...]:
-    """The three suggestions of an answer, what a model thought before it aside. ValueError where it is malformed."""
-    parsed = parse_response(_THOUGHTS.sub("", text, count=1))
+    """The three suggestions of an answer. ValueError where it is malformed."""
+    parsed = parse_response(text)
     if not parsed.well_formed:
         raise ValueError(f"malformed answer: {parsed.problem}")
     return parsed.suggestions

@@ -204,8 +204,8 @@ def test_a_killed_run_goes_on_where_it_was(ask, server, tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({}, "conversations.jsonl:1: conversation 'None'"),
-        ({"conversation": []}, "conversations.jsonl:1: conversation '[]'"),
+        ({}, "conversations.jsonl:1: conversation None"),
+        ({"conversation": []}, "conversations.jsonl:1: conversation []"),
         ({"conversation": [{"role": "bot", "content": "Hi"}]}, "conversations.jsonl:1: role 'bot'"),
         ({"conversation": [{"role": "user"}]}, "conversations.jsonl:1: message"),
     ],

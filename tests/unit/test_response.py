@@ -36,8 +36,14 @@ def test_what_is_well_formed_says_the_same_when_it_is_written_again(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["1. a\n2. b\n3. c", "\n1) a\n\n  2)b\n3.\tc \n", "1. a\r\n2. b\r\n3. c\r\n"],
-    ids=["plain", "brackets, blanks and blank lines", "windows"],
+    [
+        "1. a\n2. b\n3. c",
+        "\n1) a\n\n  2)b\n3.\tc \n",
+        "1. a\r\n2. b\r\n3. c\r\n",
+        "<think>\n\n</think>\n\n1. a\n2. b\n3. c",
+        "<think>\n1. Hm\n</think>\n1. a\n2. b\n3. c",
+    ],
+    ids=["plain", "brackets, blanks and blank lines", "windows", "no thought", "a thought"],
 )
 def test_harmless_differences_are_well_formed(text):
     assert parse_response(text).suggestions == ("a", "b", "c")
@@ -62,6 +68,8 @@ def test_harmless_differences_are_well_formed(text):
         ("Sure!\n1. a\n2. b\n3. c", ("a", "b", "c"), "a line without a number: 'Sure!'"),
         ("1. a 2. b 3. c", ("a 2. b 3. c",), "numbers [1] instead of 1 to 3"),
         ("a\nb\nc", (), "a line without a number: 'a'"),
+        ("<think>\n1. a\n2. b\n3. c", ("a", "b", "c"), "a line without a number: '<think>'"),
+        ("1. a\n<think></think>\n2. b\n3. c", ("a", "b", "c"), "a line without a number: '<think></think>'"),
         ("0. a\n1. b\n2. c", ("b", "c"), "a line without a number: '0. a'"),
     ],
 )
