@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet
+from numpy.typing import NDArray
 from rich.progress import track
 
 from openrlhf_qs.clicks.rows import MAX_CHARACTERS, MESSAGES, SCHEMA, BadRow, checked_row, meta_text
@@ -30,8 +32,8 @@ from openrlhf_qs.prompt import ROLES
 
 ENGINES = {"polars": "on this machine, in threads", "ray": "Ray Data, on the cluster that Ray finds, or this machine"}
 SHOWN_PROBLEMS = 20
-BATCH_BYTES = 4 << 20  # of JSON Lines
-BATCH_ROWS = 8192  # of Parquet: about as much memory
+BATCH_BYTES = 8 << 20  # of JSON Lines
+BATCH_ROWS = 16_384  # of Parquet: about as much memory
 Raw = bytes | pl.DataFrame | BadRow  # lines of JSON, rows of Parquet, or why the file cannot be read on
 T = TypeVar("T")
 
@@ -183,8 +185,11 @@ def check_batch(raw: Raw) -> Batch:
     """Check every row: all at once where that is possible, one by one where something looks odd."""
     if isinstance(raw, BadRow):
         return Batch(_frame([]), [Problem(0, raw.reason, str(raw))], 0)
-    parsed = _from_json(raw) if isinstance(raw, bytes) else _from_parquet(raw)
-    lines, n_lines, one_each = _lines(raw)
+    if isinstance(raw, bytes):
+        ends = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord("\n")) + 1
+        parsed, (lines, n_lines, one_each) = _from_json(raw, ends), _lines(raw, ends)
+    else:
+        parsed, lines, n_lines, one_each = _from_parquet(raw), range(1, raw.height + 1), raw.height, True
     if parsed is None or not one_each or parsed.height != len(lines):
         odd, good = range(len(lines)), _frame([])
     else:
@@ -259,16 +264,22 @@ def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA | {"line": pl.Int64})
 
 
-def _lines(raw: bytes | pl.DataFrame) -> tuple[Sequence[int], int, bool]:
+def _lines(block: bytes, ends: NDArray[np.int64]) -> tuple[Sequence[int], int, bool]:
     """The line numbers of the rows, from 1, and how many lines there are; blank lines are no rows. And whether each
     row's line holds whole objects: then as many objects as lines are one a line. Arrow takes them wherever they stand.
+
+    ``ends`` are where lines end: behind each line break.
     """
-    if isinstance(raw, pl.DataFrame):
-        return range(1, raw.height + 1), raw.height, True
-    n_lines = raw.count(b"\n") + (raw[-1:] not in (b"\n", b""))
-    if raw[:1] == b"{" and raw[-2:] == b"}\n" and raw.count(b"}\n{") == n_lines - 1:
+    n_lines = len(ends) + (block[-1:] not in (b"\n", b""))
+    characters = np.frombuffer(block, np.uint8)
+    if (
+        block[:1] == b"{"
+        and block[-2:] == b"}\n"
+        and (characters[ends - 2] == ord("}")).all()
+        and (characters[ends[:-1]] == ord("{")).all()
+    ):
         return range(1, n_lines + 1), n_lines, True
-    lines = {n: line for n, line in enumerate(map(bytes.strip, raw.split(b"\n")), start=1) if line}
+    lines = {n: line for n, line in enumerate(map(bytes.strip, block.split(b"\n")), start=1) if line}
     return list(lines), n_lines, all(line[:1] == b"{" and line[-1:] == b"}" for line in lines.values())
 
 
@@ -287,7 +298,7 @@ _ARROW_SCHEMA = pa.schema(
 _BARE_NULL = re.compile(rb"(?:^|[}\n])\s*null")
 
 
-def _from_json(block: bytes) -> pl.DataFrame | None:
+def _from_json(block: bytes, ends: NDArray[np.int64]) -> pl.DataFrame | None:
     """The rows with the types of ``SCHEMA``; None where something is not as JSON Lines of this schema are."""
     if b"null" in block and _BARE_NULL.search(block):
         return None
@@ -298,12 +309,30 @@ def _from_json(block: bytes) -> pl.DataFrame | None:
             read_options=pa.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
             parse_options=pa.json.ParseOptions(explicit_schema=_ARROW_SCHEMA, unexpected_field_behavior="ignore"),
         )
-        meta = pl.scan_ndjson(block, schema={"meta": pl.String}).collect() if b'"meta"' in block else None
+        metas = _metas(block, ends, table.num_rows)
     except (pa.ArrowInvalid, UnicodeDecodeError, pl.exceptions.PolarsError):
         return None
-    if meta is not None and meta.height != table.num_rows:
-        return None
-    return _typed(pl.from_arrow(table).with_columns(pl.lit(None, pl.String).alias("meta") if meta is None else meta))
+    return _typed(pl.from_arrow(table).with_columns(metas.alias("meta"))) if len(metas) == table.num_rows else None
+
+
+def _metas(block: bytes, ends: NDArray[np.int64], n_rows: int) -> pl.Series:
+    """The text of each row's ``meta``; null where there is none.
+
+    Where it ends its line, as it does in most logs, it is cut off there; what is no JSON by itself is found odd later.
+    """
+    if b'"meta"' not in block:
+        return pl.repeat(None, n_rows, dtype=pl.String, eager=True)
+    if len(ends) == n_rows and ends[-1] == len(block):
+        offsets = pa.py_buffer(np.concatenate([[0], ends]))
+        lines = pl.from_arrow(pa.LargeStringArray.from_buffers(n_rows, offsets, pa.py_buffer(block)))
+        line = pl.col("line")
+        behind = line.cast(pl.Binary).bin.slice(line.str.find('"meta"', literal=True) + 6).cast(pl.String)
+        value = behind.str.strip_chars().str.strip_prefix(":").str.strip_suffix("}").str.strip_chars()
+        metas = lines.to_frame("line").select(value.replace("null", None)).to_series()
+        first = metas.drop_nulls().head(1)
+        if all(_meta_or_none(meta) for meta in first):
+            return metas
+    return pl.scan_ndjson(block, schema={"meta": pl.String}).collect().to_series()
 
 
 def _from_parquet(rows: pl.DataFrame) -> pl.DataFrame | None:
@@ -391,7 +420,7 @@ def _is_sound() -> pl.Expr:
 
 def _in_threads(parts: Sequence[Part], step: Callable[[Batch], T]) -> Iterator[tuple[Part, int, T]]:
     """In order, with only a few batches in memory: the next is read while others are worked on."""
-    n_threads = pl.thread_pool_size()
+    n_threads = pl.thread_pool_size() + 1  # one more than there are cores: a batch has moments when it waits
     waiting: deque[tuple[Part, Future]] = deque()
     with ThreadPoolExecutor(n_threads) as pool:
         for part in parts:

@@ -268,15 +268,17 @@ class SpilledHashes:
         return int(np.frombuffer(self._file.read(8), dtype=np.uint64)[0])
 
     def n_distinct(self) -> int:
-        return sum(len(np.unique(hashes)) for hashes, _ in self._shares())
+        return sum(pl.Series(hashes).n_unique() for hashes, _ in self._shares())
 
     def repeated(self) -> list[tuple[int, int]]:
         """(row, the first row with the same number), in order, of all that were there before."""
         found = []
         for hashes, rows in self._shares():
+            if pl.Series(hashes).n_unique() == len(hashes):
+                continue
             order = np.argsort(hashes, kind="stable")
             hashes, rows = hashes[order], rows[order]
-            new = np.concatenate([[True], hashes[1:] != hashes[:-1]])[: len(hashes)]
+            new = np.concatenate([[True], hashes[1:] != hashes[:-1]])
             first = rows[np.flatnonzero(new)][np.cumsum(new) - 1]
             found += zip(rows[~new].tolist(), first[~new].tolist(), strict=True)
         return sorted(found)

@@ -101,6 +101,28 @@ def test_each_odd_value_among_good_rows_is_judged_as_alone(name):
         assert batch.rows.equals(rows) and batch.problems == problems, value
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    metas=st.lists(
+        st.sampled_from([*ODD_VALUES["meta"], {"meta": {"a": 1}}, '"meta": {}}', ...]), min_size=1, max_size=5
+    ),
+    place=st.integers(0, len(GOOD)),
+    text=st.sampled_from(["Hi", '"meta": {"a": 1}}', "meta", "é"]),
+    nested=st.booleans(),
+    separators=st.sampled_from([(", ", ": "), (",", ":"), (" , ", " : ")]),
+)
+def test_meta_is_found_wherever_it_stands(metas, place, text, nested, separators):
+    lines = []
+    for meta in metas:
+        message = {"role": "user", "content": text} | ({"meta": {}} if nested else {})
+        fields = list((GOOD | {"conversation": [message], "policy": text}).items())
+        fields[place:place] = [] if meta is ... else [("meta", meta)]
+        lines.append(json.dumps(dict(fields), separators=separators, ensure_ascii=False).encode())
+    batch = check_batch(b"".join(line + b"\n" for line in lines))
+    rows, problems = one_by_one(lines)
+    assert batch.rows.equals(rows) and batch.problems == problems
+
+
 def test_bytes_that_are_no_utf8_and_half_surrogates_are_found_among_good_rows():
     good = json.dumps(GOOD).encode()
     bad = [
