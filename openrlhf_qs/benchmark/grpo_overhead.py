@@ -7,8 +7,9 @@ this process. Generation, the weight sync and DeepSpeed are left out: they would
 smaller, so it is an upper bound. It is a ratio of CPU seconds, which other processes do not touch; ``wall_ratio`` is
 that of seconds on the clock.
 
-``scoring.ratio``: CPU seconds of OpenRLHF's way, a reward function that is called with one response at a time, over
-those of one call with all of them; the same models and parts.
+``scoring.ratio``: CPU seconds of OpenRLHF's way, a reward function that is called with one response at a time and runs
+the reward model over each suggestion with its conversation, over those of our way, one call with all responses, in
+rows that share a conversation; the same models and parts. ``one_by_one_shared`` is one response at a time in our rows.
 """
 
 from __future__ import annotations
@@ -122,25 +123,27 @@ def scoring_speed(folder: Path, reward: str, conversations: Sequence[Any], respo
 
     names = [name for name in reward.split(",") if "reference" not in getattr(REWARDS[name], "needs", ())]
     environ = {"OPENRLHF_QS_REWARD": ",".join(names), "OPENRLHF_QS_REWARD_MODEL": str(folder / "garm")}
-    score = load_reward(environ | {"OPENRLHF_QS_DEVICE": "cpu"}).score
+    reward = load_reward(environ | {"OPENRLHF_QS_DEVICE": "cpu"})
     rollouts = [Rollout(c, r, truncated=False) for c, r in zip(conversations, responses, strict=True)]
 
-    def seconds(task: Callable[[], Any]) -> float:
+    def seconds(share_prefix: bool, calls: Sequence[Sequence[Rollout]]) -> float:
+        reward.scorer.share_prefix = share_prefix
         start = Seconds.now()
-        task()
+        for call in calls:
+            reward.score(call)
         return (Seconds.now() - start).cpu
 
-    batched, one_by_one = [], []
+    single = [[rollout] for rollout in rollouts]
+    ways = {"batched": (True, [rollouts]), "one_by_one": (False, single), "one_by_one_shared": (True, single)}
+    taken: dict[str, list[float]] = {way: [] for way in ways}
     for n in range(4):
-        batched_cpu_s = seconds(lambda: score(rollouts))
-        one_by_one_cpu_s = seconds(lambda: [score([rollout]) for rollout in rollouts])
-        if n:  # the first warms up
-            batched.append(batched_cpu_s)
-            one_by_one.append(one_by_one_cpu_s)
+        for way, how in ways.items():
+            cpu_s = seconds(*how)
+            if n:  # the first warms up
+                taken[way].append(cpu_s)
     return {
-        "ratio": round(median(one_by_one) / median(batched), 2),
-        "batched_cpu_s": round(median(batched), 4),
-        "one_by_one_cpu_s": round(median(one_by_one), 4),
+        "ratio": round(median(taken["one_by_one"]) / median(taken["batched"]), 2),
+        "cpu_s": {way: round(median(values), 4) for way, values in taken.items()},
         "reward": ",".join(names),
     }
 
