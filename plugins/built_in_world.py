@@ -369,7 +369,9 @@ def _question(rng: random.Random, intent: str, it: str) -> str:
     return rng.choice(INTENTS[intent].questions).format(it=it)
 
 
-def write_click_log(path: str | Path, n_impressions: int, n_contexts: int, seed: int) -> np.ndarray:
+def write_click_log(
+    path: str | Path, n_impressions: int, n_contexts: int, seed: int, ranker_noise: float | None = None
+) -> np.ndarray:
     """Show the suggestions of the cold start policy to simulated users and write what they click.
 
     Args:
@@ -377,6 +379,8 @@ def write_click_log(path: str | Path, n_impressions: int, n_contexts: int, seed:
         n_impressions: rows. Each context is shown ``n_impressions / n_contexts`` times, or once more.
         n_contexts: different conversations, at most ``n_impressions``.
         seed: the same seed writes the same file.
+        ranker_noise: None shows the suggestions in random order; else a ranker shows those first whose gold utility is
+            highest, as it sees it: with Gaussian noise of this deviation, in log-odds.
 
     Returns:
         The clicks, 0 or 1, ``[n_impressions, 3]``.
@@ -396,6 +400,10 @@ def write_click_log(path: str | Path, n_impressions: int, n_contexts: int, seed:
     for row, (context, day) in enumerate(zip(order, moments, strict=True)):
         conversation = conversations[context]
         suggestions = cold_start_suggestions(conversation, words)
+        if ranker_noise is not None:
+            utility, _ = gold_utility([conversation] * N_SUGGESTIONS, suggestions)
+            seen = utility + numbers.normal(0, ranker_noise, N_SUGGESTIONS)
+            suggestions = [suggestions[place] for place in np.argsort(-seen)]
         user = int(numbers.integers(N_USERS))
         clicks[row] = numbers.random(N_SUGGESTIONS) < click_probabilities(conversation, suggestions, users[user])
         scene = read_scene(conversation)
@@ -433,11 +441,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="different conversations (default 10000: each is shown about three times, to different users)",
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same log (default 0)")
+    parser.add_argument(
+        "--ranker_noise",
+        type=float,
+        metavar="LOG_ODDS",
+        help="show first what users like best, as a ranker with noise of this deviation sees it (default: the order "
+        "is random)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the log and print how often its users click."""
-    clicks = write_click_log(args.out, args.n_impressions, args.n_contexts, args.seed)
+    clicks = write_click_log(args.out, args.n_impressions, args.n_contexts, args.seed, args.ranker_noise)
     table = Table("measure", "value", title=f"built-in world: {args.out}")
     table.columns[1].justify = "right"
     table.add_row("impressions", str(args.n_impressions))

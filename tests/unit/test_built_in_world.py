@@ -342,6 +342,19 @@ def test_the_log_follows_the_seed(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
 
 
+def test_a_ranker_shows_the_better_ones_first_as_far_as_its_noise_lets_it(tmp_path):
+    def share_in_order(ranker_noise):
+        write_click_log(tmp_path / "log", n_impressions=300, n_contexts=100, seed=0, ranker_noise=ranker_noise)
+        steps = []
+        for row in read_json_lines(tmp_path / "log"):
+            utility, _ = gold_utility([row["conversation"]] * 3, row["suggestions"])
+            steps += [utility[0] >= utility[1], utility[1] >= utility[2]]
+        return np.mean(steps)
+
+    assert share_in_order(0.0) == 1
+    assert 0.5 < share_in_order(None) < share_in_order(3.0) < 0.95  # two that say the same are in order anyway
+
+
 def test_more_contexts_than_impressions_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="n_contexts 10 is more than n_impressions 5"):
         write_click_log(tmp_path / "log", n_impressions=5, n_contexts=10, seed=0)
