@@ -11,7 +11,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SEEDS:=0 1 2}"           # separated by blanks; each has a click log and a teacher of its own
 : "${MAX_NEW_TOKENS:=64}"     # tokens of a response
 : "${N_HELDOUT:=2000}"        # held-out conversations that each policy answers
-: "${EMBEDDER:=minilm}"      # tells which suggestions mean the same: a sentence-transformers model; empty: nobody asks
 : "${GOLD:=${JUDGE:-built_in_world}}"   # whose clicks are gold: a registered judge
 #   raw: the three with the most clicks · clicks: three of those shown that differ · distilled: the teacher's likeliest
 #   three · distilled_diverse: three of the teacher's that differ
@@ -21,7 +20,7 @@ ALIKE="diverse.max_similarity=1 diverse.near_duplicate=1"   # only exact duplica
 # arm NAME: its variables, in the array ARM.
 arm() {
    case $1 in
-      raw) ARM=(DISTIL=0 SFT_DATASET=raw) ;;
+      raw) ARM=(DISTIL=0 SFT_DATASET=raw EMBEDDER=) ;;
       clicks) ARM=(DISTIL=0 SFT_DATASET=diverse) ;;
       distilled) ARM=(DISTIL=1 SFT_DATASET=diverse "OPTION=$OPTION $ALIKE") ;;
       distilled_diverse) ARM=(DISTIL=1 SFT_DATASET=diverse) ;;
@@ -46,6 +45,6 @@ for seed in $SEEDS; do
          --max_new_tokens "$MAX_NEW_TOKENS" --n_max "$N_HELDOUT" --seed "$seed"
    done
    plugin_flags --
-   run openrlhf-qs evaluate --run "$BASE" --judge "$GOLD" --seed "$seed" --embedder "$EMBEDDER" "${PLUGIN_FLAGS[@]}"
+   run openrlhf-qs evaluate --run "$BASE" --judge "$GOLD" --seed "$seed" --embedder "${EMBEDDER:-minilm}" "${PLUGIN_FLAGS[@]}"
 done
 run openrlhf-qs ablation --run "$RUN"

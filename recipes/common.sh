@@ -12,6 +12,7 @@
 : "${JUDGE:=}"                  # plugin or FILE.py whose users click in evaluate; empty: the simulated users, where they wrote the log
 : "${PLUGIN:=}"                 # Python files that register plugins, separated by blanks
 : "${OPTION:=}"                 # plugin options, separated by blanks: "ood.threshold=3 rules.max_words=12"
+: "${EMBEDDER:=}"               # sentence-transformers model by which suggestions mean the same; empty: words alone
 : "${SEED:=0}"
 : "${DISTIL:=0}"                # 1: SFT on what a teacher, trained on single clicked suggestions, would suggest
 # What it is run with

@@ -15,5 +15,6 @@ for policy in sft grpo; do
       --reference "$RUN/sft" --prompts "$RUN/data/heldout.jsonl" --out "$RUN/report/responses.$policy.jsonl" \
       --max_new_tokens "$MAX_NEW_TOKENS" --n_max "$N_HELDOUT" --seed "$SEED"
 done
-run openrlhf-qs evaluate --run "$RUN" --judge "$JUDGE" --seed "$SEED" "${PLUGIN_FLAGS[@]}" "$@"
+run openrlhf-qs evaluate --run "$RUN" --judge "$JUDGE" --embedder "$EMBEDDER" --seed "$SEED" \
+   "${PLUGIN_FLAGS[@]}" "$@"
 finish

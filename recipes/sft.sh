@@ -9,6 +9,7 @@ set_up
 skip_if_done sft
 SET=$RUN/data/sft.jsonl
 [ "$DISTIL" = 1 ] && SET=$RUN/distil/candidates.jsonl
+[ -z "$EMBEDDER" ] || OPTION="$OPTION $SFT_DATASET.embedder=$EMBEDDER"
 sft_flags "$SET" "$RUN/sft" "${POLICY:-$RUN/data/policy}"
 launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset "$SFT_DATASET" "$@"
 finish

@@ -223,8 +223,8 @@ def arms_figure(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
 
 
 def overoptimisation_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Proxy above, gold below, both against sqrt(KL); only the long arms where there are some."""
-    shown = {arm: curve for arm, curve in curves.items() if arm.startswith("long_")} or curves
+    """Proxy above, gold below, both against sqrt(KL); of the long arms and ``BASES`` where there are some."""
+    shown = {arm: curve for arm, curve in curves.items() if arm.startswith("long_") or arm in BASES} or curves
     colors = (*ARM_COLORS.values(), *OTHER_COLORS)
     with mpl.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(6, 5), layout="constrained")

@@ -38,6 +38,7 @@ FORMS: dict[str, dict[str, str]] = {
     },
     "cpu, baselines": {"SFT_DATASET": "raw", "REWARD_MODEL": "bradley_terry", "FUSION": "equal", "JUDGE": "none"},
     "cpu, distilled": {"DISTIL": "1"},
+    "cpu, by meaning": {"EMBEDDER": "minilm"},
     "8 GPUs": {"GPUS": "8"},
     "8 GPUs, async": {"GPUS": "8", "ASYNC": "1"},
     "8 GPUs, own models and clicks": {"GPUS": "8"} | OWN,
@@ -213,6 +214,12 @@ def test_the_student_learns_from_what_the_teacher_would_suggest():
     assert chosen == ["single", "diverse"]
     alone = dry_run(form, "distil.sh")
     assert [command for command in dry_run(form) if command in alone] == alone
+
+
+def test_an_embedder_serves_the_assembly_and_the_comparison():
+    sft, *_, evaluate = (words for words in dry_run("cpu, by meaning") if words[1] in ("sft", "evaluate"))
+    assert sft[sft.index("--qs.option") + 1] == "diverse.embedder=minilm"
+    assert evaluate[evaluate.index("--embedder") + 1] == "minilm"
 
 
 def test_a_dry_run_touches_no_environment_and_writes_nothing(tmp_path):
