@@ -223,8 +223,9 @@ def arms_figure(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
 
 
 def overoptimisation_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Proxy above, gold below, both against sqrt(KL); of the long arms and ``BASES`` where there are some."""
-    shown = {arm: curve for arm, curve in curves.items() if arm.startswith("long_") or arm in BASES} or curves
+    """Proxy above, gold below, both against sqrt(KL); where there are long arms, of them and ``BASES`` alone."""
+    long = {arm: curve for arm, curve in curves.items() if arm.startswith("long_")}
+    shown = {arm: curves[arm] for arm in curves if arm in BASES or arm in long} if long else curves
     colors = (*ARM_COLORS.values(), *OTHER_COLORS)
     with mpl.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(6, 5), layout="constrained")
