@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from openrlhf_qs.evaluation.evaluate import Judge, click_probabilities, load_judge
+from openrlhf_qs.evaluation.ab_test import Judge, click_probabilities, load_judge
 from openrlhf_qs.evaluation.report import ARM_COLORS, INK, OTHER_COLORS, PLOT_STYLE, svg
 from openrlhf_qs.files import read_json_lines, write_whole
 from openrlhf_qs.response import parse_response

@@ -15,7 +15,7 @@ import torch
 from openrlhf_qs import cli, registry
 from openrlhf_qs.clicks.click_log import REQUIRED, SCHEMA
 from openrlhf_qs.doctor import PACKAGES
-from openrlhf_qs.evaluation.evaluate import load_judge
+from openrlhf_qs.evaluation.ab_test import load_judge
 from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.registry import FUSIONS, JUDGES, KINDS, REWARD_MODELS, REWARDS, SFT_DATASETS
 from openrlhf_qs.reward.fusion_data import FusionData

@@ -1,0 +1,199 @@
+"""The A/B test: simulated users see every arm's suggestions under the same conversations and click or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from openrlhf_qs.evaluation.arms import on_same_conversations
+from openrlhf_qs.garm.calibration import Z_95
+from openrlhf_qs.prompt import Message
+from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
+
+Judge = Callable[[Sequence[list[Message]], Sequence[Sequence[str]]], list[list[float]]]
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """How one arm did in the A/B test.
+
+    Attributes:
+        ctr: share of users with at least one click.
+        ci95: its interval, clustered by context: the users of one context see the same suggestions.
+        n_users, n_contexts: users are spread evenly over contexts.
+        slot_ctr: share of all users who clicked each slot, top first.
+        context_ctr: ``[n_contexts]``, ``ctr`` of each context.
+        clicks: ``[n_contexts, users of a context, n_slots]``.
+    """
+
+    ctr: float
+    ci95: tuple[float, float]
+    n_users: int
+    n_contexts: int
+    slot_ctr: list[float]
+    context_ctr: np.ndarray
+    clicks: np.ndarray
+
+
+class Lift(NamedTuple):
+    """``ctr / ctr of the other arm - 1`` and its 95 % interval."""
+
+    value: float
+    ci95: tuple[float, float]
+
+
+def run_ab_test(
+    arms: Mapping[str, Sequence[tuple]], judge: Judge, n_users: int = 20_000, seed: int = 0
+) -> dict[str, ArmResult]:
+    """Show every arm's suggestions to simulated users under the same conversations.
+
+    Args:
+        arms: name to rows that begin with (conversation, suggestions); of a conversation an arm has twice, the first
+            counts, and conversations that are not in every arm are left out.
+        judge: called once an arm, each row one fresh user; answers with click probabilities.
+        n_users: users of each arm at least.
+        seed: of the clicks. An arm's clicks do not depend on which other arms there are.
+
+    Returns:
+        The result of each arm. ValueError where fewer than two conversations are left, or the judge breaks its word.
+    """
+    if n_users < 1:
+        raise ValueError(f"n_users = {n_users}: give at least 1")
+    arms = on_same_conversations(arms)
+    n_contexts = len(next(iter(arms.values())))
+    if n_contexts < 2:
+        raise ValueError(f"{n_contexts} conversation is in every arm; an interval needs at least 2")
+    users_per_context = math.ceil(n_users / n_contexts)
+    results = {}
+    for name, rows in arms.items():
+        users = [row for row in rows for _ in range(users_per_context)]
+        probability = click_probabilities(judge, [u[0] for u in users], [u[1] for u in users], where=f"arm {name}")
+        rng = np.random.default_rng([seed, *name.encode()])
+        clicks = rng.random(probability.shape) < probability  # [n_users, n_slots]
+        clicks = clicks.reshape(n_contexts, users_per_context, -1)
+        context_ctr = clicks.any(axis=2).mean(axis=1)
+        ctr = float(context_ctr.mean())
+        half = Z_95 * float(context_ctr.std(ddof=1)) / math.sqrt(n_contexts)
+        results[name] = ArmResult(
+            ctr=ctr,
+            ci95=(max(ctr - half, 0.0), min(ctr + half, 1.0)),
+            n_users=len(users),
+            n_contexts=n_contexts,
+            slot_ctr=clicks.mean(axis=(0, 1)).tolist(),
+            context_ctr=context_ctr,
+            clicks=clicks,
+        )
+    return results
+
+
+def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
+    r"""How much higher ``arm``'s CTR is, relative to that of ``over``; None where nobody clicked in ``over``.
+
+    :math:`R-1` with :math:`R=\bar a/\bar b` over contexts; by the delta method its standard error is that of the mean
+    of :math:`(a_c-R\,b_c)/\bar b`. The arms share their contexts, so what makes one easy for both cancels.
+    """
+    if over.ctr == 0:
+        return None
+    ratio = arm.ctr / over.ctr
+    influence = (arm.context_ctr - ratio * over.context_ctr) / over.ctr
+    half = Z_95 * float(influence.std(ddof=1)) / math.sqrt(len(influence))
+    return Lift(ratio - 1, (ratio - 1 - half, ratio - 1 + half))
+
+
+def click_probabilities(
+    judge: Judge, conversations: Sequence[list[Message]], suggestions: Sequence[Sequence[str]], where: str
+) -> np.ndarray:
+    """The judge's answer as one array ``[n, most suggestions of a row]``; slots that a row does not have are 0.
+
+    ValueError names judge, ``where`` and row if the answer has another shape than ``suggestions`` or leaves [0, 1].
+    """
+    judge_name = getattr(judge, "__name__", type(judge).__name__)
+    answer = judge(conversations, suggestions)
+    if len(answer) != len(suggestions):
+        raise ValueError(
+            f"judge {judge_name}, {where}: {len(answer)} rows for {len(suggestions)} users; return one row a user"
+        )
+    probability = np.zeros((len(suggestions), max(map(len, suggestions), default=0)))
+    for n, (row, texts) in enumerate(zip(answer, suggestions, strict=True)):
+        if len(row) != len(texts):
+            raise ValueError(
+                f"judge {judge_name}, {where}, row {n}: {len(row)} probabilities for {len(texts)} suggestions; "
+                "return one a suggestion"
+            )
+        probability[n, : len(row)] = row
+    bad = np.argwhere(~((probability >= 0) & (probability <= 1)))
+    if len(bad):
+        n, slot = map(int, bad[0])
+        raise ValueError(
+            f"judge {judge_name}, {where}, row {n}: {probability[n, slot]} for suggestion {slot + 1}; "
+            "return a click probability in [0, 1]"
+        )
+    return probability
+
+
+def load_judge(judge: str, settings: Sequence[str] = ()) -> Judge | None:
+    """The judge of that name, or of that Python file, with its options; None for ``none``.
+
+    ValueError where a file registers no judge or several, and where an option is of no plugin: it would be ignored.
+    """
+    options = parse_options(settings)
+    name = judge
+    if judge == "none":
+        name = ""
+    elif judge.endswith(".py"):
+        file = Path(judge).resolve()
+        load_plugins([file])
+        names = [name for name in JUDGES if origin(JUDGES[name]) == str(file)]
+        if len(names) != 1:
+            raise ValueError(
+                f"--judge {judge}: it registers {len(names)} judges {names}; it must register exactly one"
+            )
+        name = names[0]
+    else:
+        load_plugins()
+    check_options(options)  # one list of options serves all stages: those of other plugins are well formed too
+    return JUDGES.create(name, **options.get(name, {})) if name else None
+
+
+def ab_metrics(results: Mapping[str, ArmResult], quality: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """``ab``, ``lift``, ``lift_ci95`` and ``verdict`` of metrics.json; each arm over every arm before it."""
+    metrics: dict[str, Any] = {"ab": {}, "lift": {}, "lift_ci95": {}}
+    for name, result in results.items():
+        metrics["ab"][name] = {
+            "ctr": result.ctr,
+            "ci95": list(result.ci95),
+            "malformed": quality[name]["malformed"],
+            "n_users": result.n_users,
+            "n_contexts": result.n_contexts,
+            "slot_ctr": result.slot_ctr,
+        }
+    sentences = []
+    names = list(results)
+    for position, name in enumerate(names):
+        for other in names[:position]:
+            lift = relative_lift(results[name], results[other])
+            metrics["lift"][f"{name}_over_{other}"] = lift and lift.value
+            metrics["lift_ci95"][f"{name}_over_{other}"] = lift and list(lift.ci95)
+            sentences.append(compare(name, results[name], other, results[other]))
+    metrics["verdict"] = " ".join(sentences)
+    return metrics
+
+
+def compare(name: str, arm: ArmResult, other: str, over: ArmResult) -> str:
+    """One sentence: who beats whom, by how much, and whether the intervals of the two CTRs are apart."""
+    rates = f"CTR {arm.ctr:.1%} against {over.ctr:.1%}"
+    lift = relative_lift(arm, over)
+    if lift is None:
+        return f"{name} cannot be compared with {other}, where nobody clicked: {rates}."
+    low, high = lift.ci95
+    apart = arm.ci95[0] > over.ci95[1] or arm.ci95[1] < over.ci95[0]
+    word = "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"
+    return (
+        f"{name} {word} {other}: {rates}, lift {lift.value:+.1%} (95 % interval {low:+.1%} to {high:+.1%}), "
+        f"the two intervals {'are apart' if apart else 'overlap'}."
+    )

@@ -1,0 +1,153 @@
+"""What the policies show: the held-out impressions, and each arm's suggestions under the same conversations.
+
+In: ``data/heldout.jsonl`` (arm ``cold_start``: what the log showed) and ``report/responses.NAME.jsonl`` (arm NAME).
+Out: :class:`Shown` of every arm, by conversation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from openrlhf_qs.files import read_json_lines
+from openrlhf_qs.prompt import Message
+from openrlhf_qs.response import N_SUGGESTIONS, format_response, parse_response
+
+COLD_START = "cold_start"
+SHOWN_PROBLEMS = 20
+
+
+class Shown(NamedTuple):
+    """What one arm shows under one conversation; ``log_ppl`` in nats per token, None where nobody measured it."""
+
+    conversation: list[Message]
+    suggestions: Sequence[str]
+    well_formed: bool
+    log_ppl: float | None = None
+    response: str = ""  # the text that the suggestions were read from
+
+
+def read_impressions(path: Path) -> list[dict]:
+    """Held-out impressions of the click log. ValueError names the first 20 rows that are none."""
+
+    def problem(row: dict) -> str:
+        if not _is_conversation(row.get("conversation")):
+            return "no conversation"
+        suggestions, clicks = row.get("suggestions"), row.get("clicks")
+        if not (isinstance(suggestions, list) and all(isinstance(text, str) for text in suggestions)):
+            return "no list of suggestions"
+        if not (isinstance(clicks, list) and len(clicks) == len(suggestions) and all(c in (0, 1) for c in clicks)):
+            return f"clicks {clicks!r} for {len(suggestions)} suggestions; give one 0/1 per suggestion"
+        return ""
+
+    return _read_checked(path, problem)
+
+
+def load_arms(run_dir: Path, impressions: Sequence[Mapping[str, Any]]) -> dict[str, list[Shown]]:
+    """The arms of a run: ``cold_start``, ``sft``, ``grpo``, then any other ``report/responses.NAME.jsonl`` by name.
+
+    Of ``impressions``, the first of each conversation is shown as it was logged. Of a malformed response, the
+    suggestions that can be read are shown.
+    """
+    files = {
+        path.name.split(".", 1)[1].removesuffix(".jsonl"): path for path in run_dir.glob("report/responses.*.jsonl")
+    }
+    if not files:
+        raise ValueError(f"{run_dir / 'report'}: no responses.NAME.jsonl there; run `openrlhf-qs generate` first")
+    if COLD_START in files:
+        raise ValueError(
+            f"{files[COLD_START]}: the arm {COLD_START} is what the log shows; give this one another name"
+        )
+    arms = {COLD_START: []}
+    for row in _first_of_each(impressions, "conversation").values():
+        arms[COLD_START].append(
+            Shown(
+                row["conversation"],
+                row["suggestions"],
+                _three_with_letters(row["suggestions"]),
+                response=format_response(row["suggestions"]),
+            )
+        )
+
+    def problem(row: dict) -> str:
+        if not _is_conversation(row.get("conversation")):
+            return "no conversation"
+        if not isinstance(row.get("response"), str):
+            return "no response; give the text the policy wrote"
+        if row.get("log_ppl") is not None and not _is_number(row["log_ppl"]):
+            return f"log_ppl {row['log_ppl']!r}; give nats per token, or leave it out"
+        return ""
+
+    for name in sorted(files, key=lambda name: ({"sft": 0, "grpo": 1}.get(name, 2), name)):
+        arms[name] = []
+        for row in _read_checked(files[name], problem):
+            parsed = parse_response(row["response"])
+            arms[name].append(
+                Shown(row["conversation"], parsed.suggestions, parsed.well_formed, row.get("log_ppl"), row["response"])
+            )
+    return arms
+
+
+def on_same_conversations(arms: Mapping[str, Sequence[tuple]]) -> dict[str, list[tuple]]:
+    """Each arm's rows for the conversations that all arms have, in the order of the first arm, one row a conversation.
+
+    Conversations are the same if their roles and texts are. ValueError where none is left.
+    """
+    rows = {name: _first_of_each(arm, 0) for name, arm in arms.items()}
+    keys = [key for key in next(iter(rows.values())) if all(key in by_key for by_key in rows.values())]
+    if not keys:
+        counts = ", ".join(f"{name} {len(by_key)}" for name, by_key in rows.items())
+        raise ValueError(f"no conversation is in every arm ({counts}); generate responses for data/heldout.jsonl")
+    return {name: [by_key[key] for key in keys] for name, by_key in rows.items()}
+
+
+def clicked_suggestions(impressions: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What was clicked under each conversation that has a click, by :func:`conversation_key`."""
+    clicked: dict[str, list[str]] = {}
+    for row in impressions:
+        texts = [text for text, click in zip(row["suggestions"], row["clicks"], strict=True) if click]
+        if texts:
+            clicked.setdefault(conversation_key(row["conversation"]), []).extend(texts)
+    return clicked
+
+
+def _read_checked(path: Path, problem: Callable[[dict], str]) -> list[dict]:
+    """Rows of a file; the first 20 with a problem are raised together, by line."""
+    rows = read_json_lines(path)
+    problems = [f"{path}:{n}: {found}" for n, row in enumerate(rows, start=1) if (found := problem(row))]
+    if problems:
+        more = f"\nand {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise ValueError("\n".join(problems[:SHOWN_PROBLEMS]) + more)
+    return rows
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value)
+        and all(isinstance(m.get("content"), str) for m in value)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def conversation_key(conversation: Sequence[Message]) -> str:
+    return json.dumps([[message["role"], message["content"]] for message in conversation])
+
+
+def _first_of_each(rows: Sequence[Any], conversation_at: str | int) -> dict[str, Any]:
+    """The first row of each conversation, by :func:`conversation_key`, in the order of the rows."""
+    first: dict[str, Any] = {}
+    for row in rows:
+        first.setdefault(conversation_key(row[conversation_at]), row)
+    return first
+
+
+def _three_with_letters(suggestions: Sequence[str]) -> bool:
+    return len(suggestions) == N_SUGGESTIONS and all(any(map(str.isalpha, text)) for text in suggestions)

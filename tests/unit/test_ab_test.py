@@ -1,0 +1,188 @@
+import math
+
+import numpy as np
+import pytest
+
+from openrlhf_qs.evaluation.ab_test import ArmResult, compare, load_judge, relative_lift, run_ab_test
+from openrlhf_qs.registry import JUDGES, load_plugins
+
+
+def conversation(n):
+    return [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": f"Answer {n}."}]
+
+
+def arm(*suggestion_lists):
+    return [(conversation(n), suggestions) for n, suggestions in enumerate(suggestion_lists)]
+
+
+def says(text_to_probability):
+    """A judge that gives each text the probability it stands for."""
+    return lambda conversations, suggestions: [[text_to_probability[text] for text in row] for row in suggestions]
+
+
+def result(context_ctr):
+    context_ctr = np.array(context_ctr, dtype=float)
+    ctr = context_ctr.mean()
+    half = 1.959964 * context_ctr.std(ddof=1) / math.sqrt(len(context_ctr))
+    interval = (ctr - half, ctr + half)
+    return ArmResult(ctr, interval, 10 * len(context_ctr), len(context_ctr), [], context_ctr, np.array([]))
+
+
+def test_ctr_is_the_share_of_users_with_a_click_whichever_slot():
+    judge = says({"no": 0.0, "yes": 1.0, "half": 0.5})
+    arms = {"none": arm(["no"] * 3, ["no"] * 3), "some": arm(["no", "yes", "half"], ["no", "no", "half"])}
+    results = run_ab_test(arms, judge, n_users=20_000)
+    assert results["none"].ctr == 0.0 and results["none"].ci95 == (0.0, 0.0)
+    # the first context always clicks, the second half of the time: (1 + 0.5) / 2
+    assert results["some"].ctr == pytest.approx(0.75, abs=0.01)
+    assert results["some"].slot_ctr == pytest.approx([0.0, 0.5, 0.5], abs=0.02)
+    assert results["some"].context_ctr[0] == 1.0
+
+
+def test_every_context_gets_the_same_number_of_users_and_never_fewer_than_asked_for():
+    seen = []
+
+    def judge(conversations, suggestions):
+        seen.extend(c[0]["content"] for c in conversations)
+        return [[0.5] for _ in suggestions]
+
+    results = run_ab_test({"one": arm(["a"], ["b"], ["c"])}, judge, n_users=10)
+    # ceil(10 / 3) = 4 users each
+    assert results["one"].n_users == 12 and results["one"].n_contexts == 3
+    assert seen == ["Question 0?"] * 4 + ["Question 1?"] * 4 + ["Question 2?"] * 4
+
+
+def test_the_interval_is_clustered_by_context():
+    # half of the contexts always click, half never: 10 contexts, 1,000 users each. Standard deviation of the context
+    # means 0.527 (ddof 1), / sqrt(10) * 1.96 = 0.327; counting users alone it would be 0.0098
+    judge = says({"no": 0.0, "yes": 1.0})
+    results = run_ab_test({"one": arm(*[["yes"], ["no"]] * 5)}, judge, n_users=10_000)
+    low, high = results["one"].ci95
+    assert (results["one"].ctr, low, high) == pytest.approx((0.5, 0.5 - 0.3267, 0.5 + 0.3267), abs=1e-3)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        truth = rng.beta(2, 3, size=60)  # mean 0.4
+        judge = says({f"{n}": p for n, p in enumerate(truth)})
+        arms = {"one": arm(*[[f"{n}"] for n in range(60)])}
+        low, high = run_ab_test(arms, judge, n_users=300, seed=seed)["one"].ci95
+        hits += low <= 0.4 <= high
+    assert 180 <= hits <= 199  # 190 expected
+
+
+def test_an_arm_does_not_depend_on_the_others_and_the_seed_decides():
+    judge = says({"x": 0.3})
+    one = arm(["x"], ["x"])
+    alone = run_ab_test({"b": one}, judge, 100, seed=1)["b"].ctr
+    assert run_ab_test({"a": one, "b": one}, judge, 100, seed=1)["b"].ctr == alone
+    assert run_ab_test({"b": one}, judge, 100, seed=2)["b"].ctr != alone
+
+
+def test_two_equal_arms_cannot_be_told_apart():
+    judge = says({"x": 0.3, "y": 0.6})
+    same = arm(*[["x", "y"], ["y", "x"], ["x", "x"], ["y", "y"]] * 25)
+    results = run_ab_test({"sft": same, "grpo": same}, judge, 20_000)
+    low, high = relative_lift(results["grpo"], results["sft"]).ci95
+    assert low < 0 < high
+    assert "cannot be told from" in compare("grpo", results["grpo"], "sft", results["sft"])
+
+
+def test_an_arm_that_suggests_nothing_is_never_clicked():
+    results = run_ab_test({"mute": arm([], []), "one": arm(["x"], [])}, says({"x": 1.0}), 10)
+    assert results["mute"].ctr == 0.0 and results["mute"].slot_ctr == []
+    assert results["one"].ctr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ([[0.5]], "1 rows for 4 users"),
+        ([[0.5], [0.5, 0.5], [0.5], [0.5]], "row 1: 2 probabilities for 1 suggestions"),
+        ([[0.5], [0.5], [1.5], [0.5]], "row 2: 1.5 for suggestion 1"),
+        ([[0.5], [0.5], [float("nan")], [0.5]], "row 2: nan for suggestion 1"),
+    ],
+)
+def test_a_judge_that_breaks_its_word_is_named_with_the_row(answer, said):
+    class Oracle:
+        def __call__(self, conversations, suggestions):
+            return answer
+
+    with pytest.raises(ValueError, match=f"judge Oracle, arm sft.*{said}"):
+        run_ab_test({"sft": arm(["x"], ["x"])}, Oracle(), 4)
+
+
+def test_one_conversation_alone_has_no_interval():
+    with pytest.raises(ValueError, match="an interval needs at least 2"):
+        run_ab_test({"sft": arm(["x"])}, says({"x": 0.5}), 10)
+
+
+def test_lift_by_hand():
+    # 0.6 / 0.5 - 1 = 20 %. Influence (a - 1.2 b) / 0.5 over contexts: (0.4 - 0.48, 0.8 - 0.72) / 0.5 = -0.16, 0.16;
+    # sd (ddof 1) 0.22627, / sqrt(2) = 0.16; times 1.96 = 0.3136
+    lift = relative_lift(result([0.4, 0.8]), result([0.4, 0.6]))
+    assert lift.value == pytest.approx(0.2)
+    assert lift.ci95 == pytest.approx((0.2 - 0.31359, 0.2 + 0.31359), abs=1e-4)
+
+
+def test_the_lift_of_an_arm_that_is_better_by_the_same_factor_everywhere_is_certain():
+    lift = relative_lift(result([0.2, 0.4, 0.6]), result([0.1, 0.2, 0.3]))
+    assert lift.value == pytest.approx(1.0) and lift.ci95 == pytest.approx((1.0, 1.0))
+
+
+def test_there_is_no_lift_over_nothing():
+    assert relative_lift(result([0.1, 0.2]), result([0.0, 0.0])) is None
+    assert "cannot be compared with sft" in compare("grpo", result([0.1, 0.2]), "sft", result([0.0, 0.0]))
+
+
+def test_the_sentence_says_who_beats_whom_and_whether_intervals_are_apart():
+    better, worse = result([0.58, 0.60, 0.62]), result([0.48, 0.50, 0.52])
+    assert compare("grpo", better, "sft", worse).startswith("grpo beats sft: CTR 60.0% against 50.0%, lift +20.0%")
+    assert compare("grpo", better, "sft", worse).endswith("the two intervals are apart.")
+    assert compare("grpo", worse, "sft", better).startswith("grpo loses to sft")
+    # better by 0.02 in every context, while contexts differ widely: certain in pairs, invisible in the two intervals
+    assert compare("grpo", result([0.12, 0.52, 0.92]), "sft", result([0.1, 0.5, 0.9])).endswith("overlap.")
+
+
+def write_judge(path, names, body="return [[0.5 for _ in row] for row in suggestions]"):
+    classes = [
+        f"@JUDGES.register({name!r})\nclass Judge{n}:\n"
+        f"    def __init__(self, scale: float = 1.0):\n        self.scale = scale\n"
+        f"    def __call__(self, conversations, suggestions):\n        {body}\n"
+        for n, name in enumerate(names)
+    ]
+    path.write_text("from openrlhf_qs.registry import JUDGES\n" + "\n".join(classes))
+    return str(path)
+
+
+@pytest.fixture
+def judges_of_this_test(monkeypatch):
+    """The registry of judges, put back as it was afterwards."""
+    load_plugins()
+    monkeypatch.setattr(JUDGES, "_plugins", dict(JUDGES._plugins))
+
+
+@pytest.mark.usefixtures("judges_of_this_test")
+def test_a_file_is_a_judge_with_options_also_when_it_was_loaded_before(tmp_path):
+    file = write_judge(tmp_path / "judge_of_a_file.py", ["of_a_file"])
+    for _ in range(2):
+        assert load_judge(file, ["of_a_file.scale=0.25"]).scale == 0.25
+
+
+@pytest.mark.usefixtures("judges_of_this_test")
+def test_a_file_must_register_exactly_one_judge(tmp_path):
+    with pytest.raises(ValueError, match="registers 0 judges"):
+        load_judge(write_judge(tmp_path / "judge_of_none.py", []))
+    with pytest.raises(ValueError, match="registers 2 judges .*must register exactly one"):
+        load_judge(write_judge(tmp_path / "judge_of_two.py", ["one_of_two", "two_of_two"]))
+
+
+def test_a_judge_that_is_unknown_or_an_option_of_no_plugin_is_refused():
+    assert load_judge("none") is None
+    with pytest.raises(ValueError, match="unknown judge 'nobody'; known: .*openai_endpoint"):
+        load_judge("nobody")
+    assert load_judge("none", ["ood.threshold=1"]) is None, "one list of options serves every stage"
+    with pytest.raises(ValueError, match="reward 'ood' has no option 'coef'"):
+        load_judge("none", ["ood.coef=1"])

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from openrlhf_qs.evaluation.arms import Shown, clicked_suggestions
+from openrlhf_qs.evaluation.quality import response_quality
+
+
+def conversation(n):
+    return [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": f"Answer {n}."}]
+
+
+def impression(n, suggestions, clicks, impression_id="i"):
+    return {
+        "impression_id": impression_id,
+        "timestamp": "2025-01-01T00:00:00Z",
+        "conversation": conversation(n),
+        "suggestions": suggestions,
+        "clicks": clicks,
+    }
+
+
+def test_quality_by_hand():
+    rows = [
+        Shown(conversation(0), ["bake the bread", "Bake the bread!", "buy flour"], True, 1.0),
+        Shown(conversation(1), ["why"], False, 2.0),
+    ]
+    quality = response_quality(rows, clicked_suggestions([impression(0, ["buy flour", "sleep"], [1, 0])]))
+    assert quality["n_responses"] == 2 and quality["malformed"] == 0.5
+    assert quality["near_duplicates"] == 0.5  # the first two say the same but for case and mark
+    assert quality["distinct_1"] == pytest.approx(6 / 9)  # bake the bread buy flour why, of 3 + 3 + 2 + 1
+    assert quality["distinct_2"] == pytest.approx(3 / 5)  # bake-the the-bread buy-flour, of 2 + 2 + 1
+    assert quality["words"] == pytest.approx(9 / 4)
+    assert quality["n_likeness"] == 3  # nothing was clicked under the second conversation
+    assert quality["log_ppl"] == 1.5
+    assert quality["self_similarity"] == pytest.approx(1 / 3)  # one of three pairs is the same
+    assert quality["same_meaning"] is None  # nobody looked at the meaning
+
+
+def test_same_meaning_is_the_share_of_responses_with_two_of_one_direction():
+    directions = {"a": [1, 0], "b": [0, 1], "c": [0.8, 0.6], "d": [0.6, 0.8]}
+
+    class Embedder:
+        def get_embedding_dimension(self):
+            return 2
+
+        def encode(self, texts, **_):
+            return np.array([directions[text] for text in texts], dtype=np.float32)
+
+    def share(*responses):
+        rows = [Shown(conversation(n), texts, True) for n, texts in enumerate(responses)]
+        return response_quality(rows, {}, Embedder())["same_meaning"]
+
+    assert share("abb", "abd", "bca", "a", "") == 0.2  # the nearest others: 0.8, 0.8, none, none
+    assert share("acd", "abc") == 0.5  # c and d: 0.96
+    assert share() is None
+
+
+def test_likeness_is_one_for_the_clicked_text_itself_and_takes_the_nearest():
+    clicked = clicked_suggestions([impression(0, ["buy flour", "zzz"], [1, 1]), impression(1, ["no"], [0])])
+    assert response_quality([Shown(conversation(0), ["Buy flour?"], True)], clicked)["likeness"] == 1.0
+    assert response_quality([Shown(conversation(0), ["qqq"], True)], clicked)["likeness"] == 0.0
+    assert response_quality([Shown(conversation(1), ["no"], True)], clicked)["likeness"] is None
+
+
+def test_an_arm_that_says_nothing_has_no_figures_but_is_malformed():
+    quality = response_quality([Shown(conversation(0), [], False)], {})
+    assert quality["malformed"] == 1.0 and quality["near_duplicates"] == 0.0
+    assert [quality[key] for key in ("distinct_1", "distinct_2", "words", "likeness", "log_ppl")] == [None] * 5
