@@ -124,8 +124,9 @@ def test_a_monitor_stops_the_run_and_it_goes_on_from_the_last_good_checkpoint(fi
     run = tmp_path / "stopped"
     subprocess.run(["cp", "-r", str(finished_run), str(run)], check=True)
     subprocess.run(["rm", "-rf", str(run / "grpo")], check=True)
-    # Every change of the mean length is an alarm, so the second step stops the run.
-    flags = ["--qs.monitor_window", "1", "--qs.monitor_threshold", "length=1e-9"]
+    # Every change of the mean length is an alarm and nothing else is, so the second step stops the run.
+    thresholds = ["length=1e-9", "malformed=1", "hacking=1", "diversity=9", "log_ppl=99", "sigma=99"]
+    flags = ["--qs.monitor_window", "1", *(word for one in thresholds for word in ("--qs.monitor_threshold", one))]
     result = recipe("grpo.sh", run, *flags, MONITOR="stop", SAVE_STEPS="1")
     assert result.returncode != 0 and not (run / "grpo" / ".done").exists()
     (alarm,) = [json.loads(line) for line in (run / "grpo" / "alarms.jsonl").read_text().splitlines()]
