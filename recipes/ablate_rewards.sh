@@ -1,23 +1,27 @@
 #!/usr/bin/env bash
-# What each part of the reward is worth. For every seed one whole run, arm `all`; every other arm has its data, SFT policy
-# and GaRM, and makes fusion, grpo and evaluate with another reward. Writes $RUN/seedN/ARM, then a table and pictures to $RUN.
-#   bash recipes/ablate_rewards.sh                                               # every arm, three seeds
-#   SEEDS=0 ARMS="mean ppl" STEPS=20 N_HELDOUT=300 bash recipes/ablate_rewards.sh    # a short form
+# What each part of the reward is worth where the policy is pushed hard: at twice the rate and a tenth of the KL penalty of
+# recipes/grpo.sh, what a reward gets wrong is found within a few steps. For every seed one whole run, arm `all`; every other
+# arm has its data, SFT policy and GaRM, and makes fusion, grpo and evaluate with another reward. Writes $RUN/seedN/ARM, then a
+# table and pictures to $RUN.
+#   bash recipes/ablate_rewards.sh                                    # every arm, three seeds
+#   SEEDS=0 ARMS="mean no_ood" bash recipes/ablate_rewards.sh         # hacking and its cure
 #   DRY_RUN=1 bash recipes/ablate_rewards.sh                                     # what would be run
 # A second call goes on where the first one ended. Every other variable: recipes/common.sh and the recipe of each stage.
 set -euo pipefail
 : "${RUN:=runs/ablation}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SEEDS:=0 1 2}"           # separated by blanks; each has a click log and models of its own
-: "${LONG_STEPS:=300}"        # of the long_* arms, which have next to no KL penalty and so may hack
-: "${LONG_KL_COEF:=1e-6}"     # of those; above 0, so that there is a reference to measure the KL against
+: "${N_HELDOUT:=800}"         # held-out conversations that each policy answers
+: "${KL_COEF:=0.001}"
+if [ "$FORM" = gpu ]; then : "${STEPS:=500}" "${GRPO_LR:=2e-6}"; else : "${STEPS:=40}" "${GRPO_LR:=1e-3}"; fi
+export N_HELDOUT KL_COEF STEPS
 : "${GOLD:=${JUDGE:-built_in_world}}"   # whose clicks are gold: a registered judge
 
 PARTS=${REWARD//,/ }
 MINUS=$(printf 'no_%s ' $PARTS)
-#   mean … diversity: one part after the other · no_X: all without X · long_*: over-optimisation ·
+#   mean … diversity: one part after the other · no_X: all without X ·
 #   bradley_terry: a scalar reward model, to compare with no_garm_sigma · equal: weights that are not learned
-: "${ARMS:=mean sigma ppl rules diversity $MINUS long_ppl long_no_ppl bradley_terry equal}"
+: "${ARMS:=mean sigma ppl rules diversity $MINUS bradley_terry equal}"
 
 # arm NAME: its variables, in the array ARM.
 arm() {
@@ -34,11 +38,9 @@ arm() {
          [ ${#kept[@]} -lt "$(wc -w <<< "$PARTS")" ] || die "arm $1: ${1#no_} is not in REWARD=$REWARD"
          ARM=("REWARD=$(IFS=,; echo "${kept[*]}")")
          ;;
-      long_ppl) ARM=(REWARD=garm,ood "STEPS=$LONG_STEPS" "KL_COEF=$LONG_KL_COEF") ;;
-      long_no_ppl) ARM=(REWARD=garm "STEPS=$LONG_STEPS" "KL_COEF=$LONG_KL_COEF") ;;
       bradley_terry) ARM=(REWARD_MODEL=bradley_terry "REWARD=$(sed 's/garm_sigma,//; s/,garm_sigma//' <<< "$REWARD")") ;;
       equal) ARM=(FUSION=equal) ;;
-      *) die "unknown arm $1; known: mean sigma ppl rules diversity $MINUS long_ppl long_no_ppl bradley_terry equal" ;;
+      *) die "unknown arm $1; known: mean sigma ppl rules diversity $MINUS bradley_terry equal" ;;
    esac
 }
 
@@ -59,7 +61,7 @@ share() {
 # train_and_evaluate: what differs between arms.
 train_and_evaluate() {
    stage fusion
-   stage grpo --qs.monitor_judge "$GOLD"
+   stage grpo --qs.monitor_judge "$GOLD" --actor.adam.lr "$GRPO_LR"
    stage evaluate
 }
 

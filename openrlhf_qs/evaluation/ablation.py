@@ -223,16 +223,14 @@ def arms_figure(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
 
 
 def overoptimisation_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Proxy above, gold below, both against sqrt(KL); where there are long arms, of them and ``BASES`` alone."""
-    long = {arm: curve for arm, curve in curves.items() if arm.startswith("long_")}
-    shown = {arm: curves[arm] for arm in curves if arm in BASES or arm in long} if long else curves
+    """Proxy above, gold below, both against sqrt(KL)."""
     colors = (*ARM_COLORS.values(), *OTHER_COLORS)
     with mpl.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(6, 5), layout="constrained")
         axes = figure.subplots(2, 1, sharex=True)
         labels = ("proxy reward, its deviations from the start", "gold: share of users who click")
         for axis, name, label in zip(axes, ("proxy", "gold"), labels, strict=True):
-            for n, (arm, curve) in enumerate(shown.items()):
+            for n, (arm, curve) in enumerate(curves.items()):
                 axis.plot(curve["sqrt_kl"], curve[name], "o-", color=colors[n % len(colors)], markersize=3, label=arm)
             axis.set_ylabel(label)
         axes[0].legend(frameon=False, fontsize=8)

@@ -84,14 +84,14 @@ def test_the_command_writes_table_and_pictures_of_all_finished_arms(tmp_path, ca
     for seed, ctr in ((0, 0.50), (1, 0.54)):
         write_run(tmp_path / f"seed{seed}" / "all", ctr)
         write_run(tmp_path / f"seed{seed}" / "mean", ctr - 0.1, gold=gold)
-    write_run(tmp_path / "seed0" / "long_ppl", 0.3, gold=gold)
+    write_run(tmp_path / "seed0" / "ppl", 0.3, gold=gold)
     (tmp_path / "seed1" / "unfinished").mkdir()
     ablation.run(argparse.Namespace(run=str(tmp_path), gold="built_in_world"))
     result = json.loads((tmp_path / "ablation.json").read_text())
-    assert list(result["arms"]) == ["all", "long_ppl", "mean"]
+    assert list(result["arms"]) == ["all", "mean", "ppl"]
     assert result["arms"]["all"]["ctr"]["mean"] == pytest.approx(0.52) and result["arms"]["all"]["ctr"]["n"] == 2
-    assert result["arms"]["long_ppl"]["ctr"]["half"] is None
-    assert set(result["overoptimisation"]) == {"long_ppl", "mean"}
+    assert result["arms"]["ppl"]["ctr"]["half"] is None
+    assert set(result["overoptimisation"]) == {"ppl", "mean"}
     assert result["base"] == "all" and "over_base" not in result["arms"]["all"]
     over = [0.40 / 0.50 - 1, 0.44 / 0.54 - 1]  # each within its seed
     assert result["arms"]["mean"]["over_base"]["mean"] == pytest.approx(np.mean(over))
@@ -156,7 +156,6 @@ def test_every_arm_differs_from_the_whole_reward_in_what_its_name_says():
     assert arms["rules"] == [*parts[:3], "rules"] and arms["diversity"] == [*parts[:3], "rules", "diversity"]
     for part in parts:
         assert arms[f"no_{part}"] == [one for one in parts if one != part]
-    assert (arms["long_ppl"], arms["long_no_ppl"]) == (["garm", "ood"], ["garm"])
     assert arms["bradley_terry"] == arms["no_garm_sigma"] and arms["equal"] == parts
     assert done.stdout.splitlines()[-1].startswith("openrlhf-qs ablation --run /runs/of_no_one")
 
