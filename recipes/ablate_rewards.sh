@@ -19,9 +19,9 @@ export N_HELDOUT KL_COEF STEPS
 
 PARTS=${REWARD//,/ }
 MINUS=$(printf 'no_%s ' $PARTS)
-#   mean … diversity: one part after the other · no_X: all without X ·
+#   mean … diversity: one part after the other · no_X: all without X · only_X: X alone, `mean` is only_garm ·
 #   bradley_terry: a scalar reward model, to compare with no_garm_sigma · equal: weights that are not learned
-: "${ARMS:=mean sigma ppl rules diversity $MINUS bradley_terry equal}"
+: "${ARMS:=mean sigma ppl rules diversity $MINUS only_ood bradley_terry equal}"
 
 # arm NAME: its variables, in the array ARM.
 arm() {
@@ -38,9 +38,13 @@ arm() {
          [ ${#kept[@]} -lt "$(wc -w <<< "$PARTS")" ] || die "arm $1: ${1#no_} is not in REWARD=$REWARD"
          ARM=("REWARD=$(IFS=,; echo "${kept[*]}")")
          ;;
+      only_*)
+         [[ ",$REWARD," = *",${1#only_},"* ]] || die "arm $1: ${1#only_} is not in REWARD=$REWARD"
+         ARM=("REWARD=${1#only_}")
+         ;;
       bradley_terry) ARM=(REWARD_MODEL=bradley_terry "REWARD=$(sed 's/garm_sigma,//; s/,garm_sigma//' <<< "$REWARD")") ;;
       equal) ARM=(FUSION=equal) ;;
-      *) die "unknown arm $1; known: mean sigma ppl rules diversity $MINUS bradley_terry equal" ;;
+      *) die "unknown arm $1; known: mean sigma ppl rules diversity $MINUS only_X bradley_terry equal" ;;
    esac
 }
 

@@ -156,6 +156,7 @@ def test_every_arm_differs_from_the_whole_reward_in_what_its_name_says():
     assert arms["rules"] == [*parts[:3], "rules"] and arms["diversity"] == [*parts[:3], "rules", "diversity"]
     for part in parts:
         assert arms[f"no_{part}"] == [one for one in parts if one != part]
+    assert arms["only_ood"] == ["ood"]
     assert arms["bradley_terry"] == arms["no_garm_sigma"] and arms["equal"] == parts
     assert done.stdout.splitlines()[-1].startswith("openrlhf-qs ablation --run /runs/of_no_one")
 
@@ -174,7 +175,8 @@ def test_an_unknown_arm_is_refused_before_the_work():
     done = dry_run(ARMS="mean meen")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("unknown arm meen; known: mean sigma ppl")
-    assert "arm no_odd: odd is not in REWARD=garm" in dry_run(ARMS="no_odd").stderr
+    for arm in ("no_odd", "only_odd"):
+        assert f"arm {arm}: odd is not in REWARD=garm" in dry_run(ARMS=arm).stderr
 
 
 def test_the_arms_of_the_sft_ablation_differ_in_what_they_learn_from_and_nothing_else():
