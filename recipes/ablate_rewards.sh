@@ -20,8 +20,8 @@ export N_HELDOUT KL_COEF STEPS
 PARTS=${REWARD//,/ }
 MINUS=$(printf 'no_%s ' $PARTS)
 #   mean … diversity: one part after the other · no_X: all without X · only_X: X alone, `mean` is only_garm ·
-#   bradley_terry: a scalar reward model, to compare with no_garm_sigma · equal: weights that are not learned
-: "${ARMS:=mean sigma ppl rules diversity $MINUS only_ood bradley_terry equal}"
+#   bradley_terry: a scalar reward model, to compare with no_garm_sigma · equal, pareto: other weights
+: "${ARMS:=mean sigma ppl rules diversity $MINUS only_ood bradley_terry equal pareto}"
 
 # arm NAME: its variables, in the array ARM.
 arm() {
@@ -43,8 +43,8 @@ arm() {
          ARM=("REWARD=${1#only_}")
          ;;
       bradley_terry) ARM=(REWARD_MODEL=bradley_terry "REWARD=$(sed 's/garm_sigma,//; s/,garm_sigma//' <<< "$REWARD")") ;;
-      equal) ARM=(FUSION=equal) ;;
-      *) die "unknown arm $1; known: mean sigma ppl rules diversity $MINUS only_X bradley_terry equal" ;;
+      equal | pareto) ARM=("FUSION=$1") ;;
+      *) die "unknown arm $1; known: mean sigma ppl rules diversity $MINUS only_X bradley_terry equal pareto" ;;
    esac
 }
 
