@@ -148,7 +148,9 @@ class ParetoFusion:
 
     Args:
         choose: the point of the front: ``knee``, the farthest from the plane through the extremes of the scaled
-            objectives; the name of an objective, the best in it; ``first_stage``.
+            objectives, of those within ``slack``; the name of an objective, the best in it; ``first_stage``.
+        slack: how far, in standard errors, an accuracy of the knee may be below that of the first stage: what clicks
+            say is not given up for more than their noise.
         reach: factor, > 1, by which a weight may differ from that of the first stage, either way.
         n_trials: weights that are tried.
         floor: of the first stage, see ``logistic_regression``.
@@ -161,6 +163,7 @@ class ParetoFusion:
     def __init__(
         self,
         choose: str = "knee",
+        slack: float = 1.0,
         reach: float = 4.0,
         n_trials: int = 1000,
         floor: float = 0.2,
@@ -171,9 +174,12 @@ class ParetoFusion:
             raise ValueError(
                 f"pareto.choose = {choose!r} is unknown; known: knee, first_stage, {', '.join(OBJECTIVES)}"
             )
-        if reach <= 1 or n_trials < 1:
-            raise ValueError(f"pareto: needs reach > 1 and n_trials >= 1, got {reach} and {n_trials}")
+        if reach <= 1 or n_trials < 1 or slack < 0:
+            raise ValueError(
+                f"pareto: needs reach > 1, n_trials >= 1 and slack >= 0, got {reach}, {n_trials} and {slack}"
+            )
         self.choose = choose
+        self.slack = slack
         self.reach = reach
         self.n_trials = n_trials
         self.first_stage = LogisticRegressionFusion(floor, c)
@@ -193,7 +199,13 @@ class ParetoFusion:
         if self.choose == "first_stage":
             chosen = 0
         elif self.choose == "knee":
-            chosen = on_front[knee(values[on_front], MIN_SPAN)]
+            accuracies = [names.index(name) for name in ("accuracy", "accuracy_out") if name in names]
+            errors = [
+                accuracy_error(side, values[0, at]) for side, at in zip((inside, outside), accuracies, strict=False)
+            ]
+            least = values[0, accuracies] - self.slack * np.array(errors)
+            within = on_front[(values[on_front][:, accuracies] >= least).all(1)]
+            chosen = within[knee(values[within], MIN_SPAN)]
         else:
             chosen = on_front[values[on_front, names.index(self.choose)].argmax()]
 
@@ -259,6 +271,12 @@ def accuracy(data: FusionData, weights: np.ndarray) -> float:
     """Weighted share of the pairs whose clicked impression has the larger total; equal ones count half."""
     margin = data.difference @ weights
     return float(np.average((margin > 0) + 0.5 * (margin == 0), weights=data.weight))
+
+
+def accuracy_error(data: FusionData, value: float) -> float:
+    """The standard error of an accuracy of ``value``: binomial, of as many pairs as the weights are worth."""
+    n_pairs = data.weight.sum() ** 2 / (data.weight**2).sum()
+    return float(np.sqrt(value * (1 - value) / n_pairs))
 
 
 def resistance(data: FusionData, weights: np.ndarray) -> dict[str, float]:

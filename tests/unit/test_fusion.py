@@ -1,6 +1,7 @@
 import itertools
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -250,6 +251,27 @@ def test_pareto_gives_up_a_little_accuracy_for_much_resistance():
     assert chosen["resistance"] > start["resistance"] + 0.1 and chosen["accuracy"] > 0.5
     assert report["first_stage"]["standard_error"]["a"] > 0
     assert ParetoFusion("resistance", n_trials=150)(data) == weights  # the seed is fixed
+
+
+def test_the_knee_gives_up_no_more_of_what_clicks_say_than_their_noise():
+    data = hackable()
+    data = replace(data, diversity=1 / (1 + np.exp(-data.samples[..., 1])), valid=data.samples[..., 1] > 0)  # b alone
+
+    def chosen_and_start(slack):
+        fusion = ParetoFusion(slack=slack, reach=20, n_trials=300)
+        fusion(data)
+        return fusion.report["chosen"]["objectives"], fusion.report["start"]["objectives"]
+
+    anything, start = chosen_and_start(slack=1e9)
+    assert anything["accuracy"] < start["accuracy"] - 0.05
+    for slack in (0.0, 1.0):
+        chosen, start = chosen_and_start(slack)
+        _, inside, outside = split(data, 0)
+        for name, side in (("accuracy", inside), ("accuracy_out", outside)):
+            n_pairs = side.weight.sum() ** 2 / (side.weight**2).sum()
+            error = (start[name] * (1 - start[name]) / n_pairs) ** 0.5
+            assert chosen[name] >= start[name] - slack * error - 1e-4  # the report is rounded
+        assert chosen["resistance"] >= start["resistance"]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
