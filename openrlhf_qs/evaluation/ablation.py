@@ -35,6 +35,7 @@ from openrlhf_qs.reward.monitors import STATISTICS
 SAME = 0.02  # two responses whose chance of a click differs by less are the same to a user
 N_USERS = 16  # of each conversation, who see both responses
 N_BINS = 12  # of sqrt(KL) in the picture
+PICTURED = ("all", "no_ood", "mean", "only_ood")  # the arms that tell hacking and its cure
 BASES = ("all", "raw")  # the arm that the others are compared with; the first that there is
 COLUMNS = {
     "ctr": ("CTR", ".1%"),
@@ -223,14 +224,15 @@ def arms_figure(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
 
 
 def overoptimisation_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Proxy above, gold below, both against sqrt(KL)."""
+    """Proxy above, gold below, both against sqrt(KL); of ``PICTURED`` where one of them is there, else of all arms."""
+    shown = {arm: curves[arm] for arm in PICTURED if arm in curves} or curves
     colors = (*ARM_COLORS.values(), *OTHER_COLORS)
     with mpl.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(6, 5), layout="constrained")
         axes = figure.subplots(2, 1, sharex=True)
-        labels = ("proxy reward, its deviations from the start", "gold: share of users who click")
+        labels = ("proxy, in deviations\nfrom its start", "gold, share of users\nwho click")
         for axis, name, label in zip(axes, ("proxy", "gold"), labels, strict=True):
-            for n, (arm, curve) in enumerate(curves.items()):
+            for n, (arm, curve) in enumerate(shown.items()):
                 axis.plot(curve["sqrt_kl"], curve[name], "o-", color=colors[n % len(colors)], markersize=3, label=arm)
             axis.set_ylabel(label)
         axes[0].legend(frameon=False, fontsize=8)
