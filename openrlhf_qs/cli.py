@@ -57,7 +57,7 @@ TOOLS = {
     "small-policy": ("sft.small_policy", "build a tokenizer and a small policy from a click log"),
     "plugins": ("list_plugins", "list the plugins, or show the options of one"),
     "doctor": ("doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
-    "ablation": ("evaluation.ablation", "arms over several seeds, of recipes/ablate_rewards.sh and ablate_sft.sh: table and pictures"),
+    "ablation": ("evaluation.ablation", "arms of recipes/ablate_rewards.sh and ablate_sft.sh over their seeds"),
     "follow": ("host.follow", "show the progress of a training run that is piped into it"),
 }
 EPILOG = """\
