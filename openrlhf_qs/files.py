@@ -6,6 +6,21 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+
+class BadRow(ValueError):
+    """What is wrong with a row and what to do; ``reason`` is the same for all rows that have the same fault."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def short(value: Any) -> str:
+    """``repr`` of what an error shows, at most 60 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def read_json_lines(path: str | Path) -> list[dict]:

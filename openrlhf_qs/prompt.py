@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from openrlhf_qs.files import BadRow, short
+
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 ROLES = ("system", "user", "assistant")
@@ -16,26 +18,17 @@ INSTRUCTION = "Suggest three short questions the user may ask next, numbered 1 t
 TEACHER_INSTRUCTION = "Suggest one short question the user may ask next."
 
 
-class BadConversation(ValueError):
-    """What was found and what to give; ``reason`` is the same for all conversations that have the same fault."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 def check_conversation(conversation: Any) -> None:
-    """BadConversation where it is no list of messages, an empty one, or one with another role than ``ROLES``."""
+    """BadRow where it is no list of messages, an empty one, or one with another role than ``ROLES``."""
     if not isinstance(conversation, list) or not conversation:
-        found = repr(conversation)[:60]
-        raise BadConversation("empty conversation", f"conversation {found}; give a list of messages, at least one")
+        raise BadRow(
+            "empty conversation", f"conversation {short(conversation)}; give a list of messages, at least one"
+        )
     for message in conversation:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            found = repr(message)[:60]
-            raise BadConversation("bad message", f'message {found}; give {{"role": ..., "content": text}}')
+            raise BadRow("bad message", f'message {short(message)}; give {{"role": ..., "content": text}}')
         if message.get("role") not in ROLES:
-            found = repr(message.get("role"))[:60]
-            raise BadConversation("unknown role", f"role {found}; give one of {', '.join(ROLES)}")
+            raise BadRow("unknown role", f"role {short(message.get('role'))}; give one of {', '.join(ROLES)}")
 
 
 def policy_messages(conversation: Sequence[Message]) -> list[Message]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 N_SUGGESTIONS = 3
-_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # of a model that thinks before it answers
+_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # of a model that thinks before it answers
 _NUMBERED_LINE = re.compile(r"([1-9][0-9]?)[.)][ \t]*(.*)", re.ASCII)
 
 
@@ -59,9 +59,7 @@ def parse_response(text: str) -> ParsedResponse:
     - Of more than ``N_SUGGESTIONS`` suggestions the first ones count; of fewer, those that are there.
     """
     numbers, suggestions, problem = [], [], ""
-    thoughts = _THOUGHTS.match(text)
-    answer = text[thoughts.end() :] if thoughts else text
-    for line in filter(None, (line.strip() for line in answer.splitlines())):
+    for line in filter(None, map(str.strip, _THOUGHTS.sub("", text).splitlines())):
         match = _NUMBERED_LINE.fullmatch(line)
         if match is None:
             problem = problem or f"a line without a number: {line[:40]!r}"

@@ -199,12 +199,12 @@ class ParetoFusion:
         if self.choose == "first_stage":
             chosen = 0
         elif self.choose == "knee":
-            accuracies = [names.index(name) for name in ("accuracy", "accuracy_out") if name in names]
-            errors = [
-                accuracy_error(side, values[0, at]) for side, at in zip((inside, outside), accuracies, strict=False)
-            ]
-            least = values[0, accuracies] - self.slack * np.array(errors)
-            within = on_front[(values[on_front][:, accuracies] >= least).all(1)]
+            within = on_front
+            for name, side in (("accuracy", inside), ("accuracy_out", outside)):
+                if name in names:
+                    at = names.index(name)
+                    least = values[0, at] - self.slack * accuracy_error(side, values[0, at])
+                    within = within[values[within, at] >= least]
             chosen = within[knee(values[within], MIN_SPAN)]
         else:
             chosen = on_front[values[on_front, names.index(self.choose)].argmax()]

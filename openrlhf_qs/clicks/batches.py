@@ -27,7 +27,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from rich.progress import track
 
-from openrlhf_qs.clicks.rows import MAX_CHARACTERS, MESSAGES, SCHEMA, BadRow, checked_row, meta_text
+from openrlhf_qs.clicks.rows import MAX_CHARACTERS, MESSAGES, SCHEMA, checked_row, meta_text
+from openrlhf_qs.files import BadRow
 from openrlhf_qs.prompt import ROLES
 
 ENGINES = {"polars": "on this machine, in threads", "ray": "Ray Data, on the cluster that Ray finds, or this machine"}

@@ -11,7 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from openrlhf_qs.prompt import BadConversation, check_conversation
+from openrlhf_qs.files import BadRow, short
+from openrlhf_qs.prompt import check_conversation
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 SCHEMA = {
@@ -28,14 +29,6 @@ REQUIRED = ("impression_id", "timestamp", "conversation", "suggestions", "clicks
 MAX_CHARACTERS = 1000  # of one suggestion: what is longer is no suggestion but a mistake
 
 
-class BadRow(ValueError):
-    """What is wrong with a row and what to do; ``reason`` is the same for all rows that have the same fault."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 def checked_row(raw: bytes | dict[str, Any]) -> dict[str, Any]:
     """The row with the types of ``SCHEMA``; the first thing wrong with it is a :class:`BadRow`.
 
@@ -48,10 +41,7 @@ def checked_row(raw: bytes | dict[str, Any]) -> dict[str, Any]:
         raise BadRow("missing field", f"no {', '.join(missing)}; an impression has {', '.join(REQUIRED)}")
     if not isinstance(row["impression_id"], str) or not row["impression_id"]:
         raise BadRow("bad impression_id", f"impression_id {row['impression_id']!r}; give it as text")
-    try:
-        check_conversation(row["conversation"])
-    except BadConversation as error:
-        raise BadRow(error.reason, str(error)) from None
+    check_conversation(row["conversation"])
     _check_suggestions(row["suggestions"])
     _check_clicks(row["clicks"], len(row["suggestions"]))
     for name in ("user_id", "policy"):
@@ -76,7 +66,7 @@ def meta_text(meta: Any) -> str | None:
     except (ValueError, RecursionError):
         parsed = meta
     if not isinstance(parsed, dict | None):
-        raise BadRow("bad meta", f"meta {_short(meta)}; give an object, or leave it out")
+        raise BadRow("bad meta", f"meta {short(meta)}; give an object, or leave it out")
     return None if parsed is None else json.dumps(parsed, ensure_ascii=False, default=str)
 
 
@@ -94,24 +84,24 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 def _check_suggestions(suggestions: Any) -> None:
     if not isinstance(suggestions, list) or not suggestions:
-        raise BadRow("no suggestions", f"suggestions {_short(suggestions)}; give a list of texts, at least one")
+        raise BadRow("no suggestions", f"suggestions {short(suggestions)}; give a list of texts, at least one")
     for suggestion in suggestions:
         if not isinstance(suggestion, str) or not suggestion.strip():
             raise BadRow("empty suggestion", f"suggestion {suggestion!r}; give a text that is not empty")
         if len(suggestion.splitlines()) != 1:
             raise BadRow(
-                "line break in suggestion", f"line break in suggestion {_short(suggestion)}; give one line of text"
+                "line break in suggestion", f"line break in suggestion {short(suggestion)}; give one line of text"
             )
         if len(suggestion) > MAX_CHARACTERS:
             raise BadRow(
                 "long suggestion",
-                f"suggestion of {len(suggestion)} characters, {_short(suggestion)}; give at most {MAX_CHARACTERS}",
+                f"suggestion of {len(suggestion)} characters, {short(suggestion)}; give at most {MAX_CHARACTERS}",
             )
 
 
 def _check_clicks(clicks: Any, n_suggestions: int) -> None:
     if not isinstance(clicks, list) or len(clicks) != n_suggestions:
-        found = f"{len(clicks)} clicks" if isinstance(clicks, list) else f"clicks {_short(clicks)}"
+        found = f"{len(clicks)} clicks" if isinstance(clicks, list) else f"clicks {short(clicks)}"
         raise BadRow(
             "clicks of another number",
             f"{found} for {n_suggestions} suggestions; give one 0/1 per suggestion",
@@ -127,8 +117,3 @@ def _timestamp(value: Any) -> datetime:
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         raise BadRow("bad timestamp", f"timestamp {value!r}; give ISO 8601, as in 2025-01-31T12:00:00Z") from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     figures = {arm: {seed: arm_figures(run, judge) for seed, run in seeds.items()} for arm, seeds in runs.items()}
     base = next((arm for arm in BASES if arm in figures), None)
     if base is not None:
-        figures = over_base(figures, base)
+        add_over_base(figures, base)
     table = {arm: over_seeds(list(seeds.values())) for arm, seeds in figures.items()}
     curves = {arm: curve for arm, seeds in runs.items() if (curve := overoptimisation_curve(seeds.values()))}
     result = {
@@ -122,7 +122,7 @@ def arm_figures(run: Run, judge: Judge | None) -> dict[str, float]:
     """The figures of ``COLUMNS`` that one run has, ``over_base`` apart."""
     metrics = _metrics(run.folder)
     quality = metrics["quality"][run.policy]
-    figures = {"valid": 1 - quality["malformed"]} | {name: quality.get(name) for name in COLUMNS if name in quality}
+    figures = {"valid": 1 - quality["malformed"]} | {name: quality[name] for name in COLUMNS if name in quality}
     if "ab" in metrics:
         figures["ctr"] = metrics["ab"][run.policy]["ctr"]
         for other in ("sft", "cold_start"):
@@ -132,16 +132,13 @@ def arm_figures(run: Run, judge: Judge | None) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def over_base(
-    figures: Mapping[str, Mapping[str, dict[str, float]]], base: str
-) -> dict[str, dict[str, dict[str, float]]]:
-    """``figures`` (arm, seed, name) with ``over_base``: CTR over that of ``base`` of the same seed, minus 1."""
-    ctr = {seed: row["ctr"] for seed, row in figures[base].items() if row.get("ctr")}
-
-    def compared(arm: str, seed: str, row: dict[str, float]) -> dict[str, float]:
-        return row | {"over_base": row["ctr"] / ctr[seed] - 1} if arm != base and seed in ctr and "ctr" in row else row
-
-    return {arm: {seed: compared(arm, seed, row) for seed, row in seeds.items()} for arm, seeds in figures.items()}
+def add_over_base(figures: Mapping[str, Mapping[str, dict[str, float]]], base: str) -> None:
+    """Add ``over_base`` to ``figures`` (arm, seed, name): CTR over that of ``base`` of the same seed, minus 1."""
+    for arm, seeds in figures.items():
+        for seed, row in seeds.items():
+            base_ctr = figures[base].get(seed, {}).get("ctr")
+            if arm != base and "ctr" in row and base_ctr:
+                row["over_base"] = row["ctr"] / base_ctr - 1
 
 
 def good_same_bad(run_dir: Path, judge: Judge) -> float:

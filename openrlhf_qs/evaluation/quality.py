@@ -80,8 +80,9 @@ def _self_similarity(rows: Sequence[Shown]) -> NDArray[np.float64]:
         if texts:
             keys = [assembly.normalise(text) for text in texts]
             cosine = assembly.trigram_cosine(keys, row, slot, (row.max() + 1, slot.max() + 1))
-            one, other = np.nonzero((row[:, None] == row) & (slot[:, None] < slot))
-            found.append(cosine[row[one], slot[one], slot[other]])
+            there = np.zeros(cosine.shape[:2], dtype=bool)
+            there[row, slot] = True
+            found.append(cosine[np.triu(there[:, :, None] & there[:, None], k=1)])
     return np.concatenate(found) if found else np.zeros(0)
 
 

@@ -86,10 +86,7 @@ def score_rows(
         The number of empty texts, of all texts, and ``{"mean": ..., "std": ...}`` of each row: numbers, None where the
         text is empty, lists where the text is a list.
     """
-    import torch
-
-    from openrlhf_qs.garm.eval import score_texts
-    from openrlhf_qs.garm.reward_model import SuggestionScorer
+    from openrlhf_qs.garm.eval import load_on_device, score_texts
 
     shown: list[list[str]] = []
     messages: list[list[Message]] = []
@@ -101,7 +98,7 @@ def score_rows(
     n_texts = sum(map(len, shown))
     if not messages:
         raise ValueError(f"{where}: no text in column {text} of {len(rows)} rows; give another --column")
-    scorer = SuggestionScorer(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    scorer = load_on_device(model)
     names = ADDED if getattr(scorer.model.head, "n_members", 1) > 1 else ADDED[:2]
     scores = iter(score_texts(scorer, messages).tolist())
     added = []

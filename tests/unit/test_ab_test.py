@@ -2,13 +2,10 @@ import math
 
 import numpy as np
 import pytest
+from held_out import conversation
 
 from openrlhf_qs.evaluation.ab_test import ArmResult, compare, load_judge, relative_lift, run_ab_test
 from openrlhf_qs.registry import JUDGES, load_plugins
-
-
-def conversation(n):
-    return [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": f"Answer {n}."}]
 
 
 def arm(*suggestion_lists):

@@ -1,11 +1,8 @@
 import pytest
+from held_out import conversation, impression
 
 from openrlhf_qs.evaluation.arms import Shown, load_arms, on_same_conversations, read_impressions
 from openrlhf_qs.files import write_json_lines
-
-
-def conversation(n):
-    return [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": f"Answer {n}."}]
 
 
 def test_arms_are_joined_on_the_text_of_the_conversation():
@@ -26,16 +23,6 @@ def test_arms_are_joined_on_the_text_of_the_conversation():
 def test_arms_without_a_conversation_in_common_are_an_error_with_their_sizes():
     with pytest.raises(ValueError, match=r"no conversation is in every arm \(a 1, b 1\)"):
         on_same_conversations({"a": [(conversation(0), [])], "b": [(conversation(1), [])]})
-
-
-def impression(n, suggestions, clicks, impression_id="i"):
-    return {
-        "impression_id": impression_id,
-        "timestamp": "2025-01-01T00:00:00Z",
-        "conversation": conversation(n),
-        "suggestions": suggestions,
-        "clicks": clicks,
-    }
 
 
 def test_the_arms_of_a_run_come_in_order_and_know_what_is_malformed(tmp_path):

@@ -5,25 +5,12 @@ import types
 
 import numpy as np
 import pytest
+from held_out import conversation, impression
 
 from openrlhf_qs.evaluation import evaluate, rewards
 from openrlhf_qs.files import write_json_lines, write_whole
 from openrlhf_qs.garm.calibration import calibration_verdict
 from openrlhf_qs.garm.eval import load_on_device
-
-
-def conversation(n):
-    return [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": f"Answer {n}."}]
-
-
-def impression(n, suggestions, clicks, impression_id="i"):
-    return {
-        "impression_id": impression_id,
-        "timestamp": "2025-01-01T00:00:00Z",
-        "conversation": conversation(n),
-        "suggestions": suggestions,
-        "clicks": clicks,
-    }
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from openrlhf_qs.clicks import batches as log_batches
 from openrlhf_qs.clicks.batches import check_batch, file_parts, log_files, map_log, read_part
-from openrlhf_qs.clicks.rows import SCHEMA, BadRow, checked_row
+from openrlhf_qs.clicks.rows import SCHEMA, checked_row
+from openrlhf_qs.files import BadRow
 
 GOOD = {
     "impression_id": "i",

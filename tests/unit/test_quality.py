@@ -1,22 +1,9 @@
 import numpy as np
 import pytest
+from held_out import conversation, impression
 
 from openrlhf_qs.evaluation.arms import Shown, clicked_suggestions
 from openrlhf_qs.evaluation.quality import response_quality
-
-
-def conversation(n):
-    return [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": f"Answer {n}."}]
-
-
-def impression(n, suggestions, clicks, impression_id="i"):
-    return {
-        "impression_id": impression_id,
-        "timestamp": "2025-01-01T00:00:00Z",
-        "conversation": conversation(n),
-        "suggestions": suggestions,
-        "clicks": clicks,
-    }
 
 
 def test_quality_by_hand():
