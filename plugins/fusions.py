@@ -143,14 +143,15 @@ class ParetoFusion:
 
     NSGA-II (Optuna's) searches around the first stage's weights. All objectives are in [0, 1], more is better:
     ``accuracy`` on pairs of conversations that the first stage did not see, ``accuracy_out`` on those of whole topics
-    that it did not see; ``resistance``, the share of hacked responses below what they were made from, averaged over
-    the hacks; ``diversity`` and ``validity`` of the best of each conversation's samples by the total.
+    that it did not see; ``resistance``, the share of responses above all that a hack makes of them, averaged over the
+    hacks; ``diversity`` and ``validity`` of the best of each conversation's samples by the total.
 
     Args:
         choose: the point of the front: ``knee``, the farthest from the plane through the extremes of the scaled
-            objectives, of those within ``slack``; the name of an objective, the best in it; ``first_stage``.
-        slack: how far, in standard errors, an accuracy of the knee may be below that of the first stage: what clicks
-            say is not given up for more than their noise.
+            objectives, of those within ``slack`` (the first stage where none is); the name of an objective, the best
+            in it; ``first_stage``.
+        slack: how far, in standard errors, the knee may be below the first stage, in each objective and in the
+            resistance to each hack: nothing is given up for more than its noise.
         reach: factor, > 1, by which a weight may differ from that of the first stage, either way.
         n_trials: weights that are tried.
         floor: of the first stage, see ``logistic_regression``.
@@ -164,7 +165,7 @@ class ParetoFusion:
         self,
         choose: str = "knee",
         slack: float = 1.0,
-        reach: float = 4.0,
+        reach: float = 2.0,
         n_trials: int = 1000,
         floor: float = 0.2,
         c: float | None = None,
@@ -199,12 +200,10 @@ class ParetoFusion:
         if self.choose == "first_stage":
             chosen = 0
         elif self.choose == "knee":
-            within = on_front
-            for name, side in (("accuracy", inside), ("accuracy_out", outside)):
-                if name in names:
-                    at = names.index(name)
-                    least = values[0, at] - self.slack * accuracy_error(side, values[0, at])
-                    within = within[values[within, at] >= least]
+            means, errors = means_and_errors(first, inside, outside)
+            least = means - self.slack * errors
+            within = [row for row in on_front if (means_and_errors(tried[row], inside, outside)[0] >= least).all()]
+            within = within or [0]
             chosen = within[knee(values[within], MIN_SPAN)]
         else:
             chosen = on_front[values[on_front, names.index(self.choose)].argmax()]
@@ -221,6 +220,13 @@ class ParetoFusion:
             "n_pairs_outside": len(outside.difference),
             "start": point(0),
             "chosen": {"rule": self.choose, **point(chosen)},
+            "resistance": {
+                key: {
+                    kind: round(float(values.mean()), 5)
+                    for kind, (values, _) in counted(tried[row], inside, outside).get("resistance", {}).items()
+                }
+                for key, row in (("start", 0), ("chosen", chosen))
+            },
             "front": [point(row) for row in on_front],
         }
         return tried[chosen].tolist()
@@ -252,40 +258,46 @@ class ParetoFusion:
 OBJECTIVES = ("accuracy", "accuracy_out", "resistance", "diversity", "validity")
 
 
-def objectives(weights: np.ndarray, inside: FusionData, outside: FusionData) -> dict[str, float]:
-    """By the names in ``OBJECTIVES``, those that the data can tell."""
-    values = {}
+def counted(weights: np.ndarray, inside: FusionData, outside: FusionData) -> dict[str, dict[str, tuple]]:
+    """What each objective is the mean of: values in [0, 1] and what each counts, ``[n]`` both, of what the data tell.
+
+    ``resistance`` has them by the kind of hack: is a response's total above that of all that the hack makes of it?
+    Every other has one, under its own name.
+    """
+    found: dict[str, dict[str, tuple]] = {}
     for name, data in (("accuracy", inside), ("accuracy_out", outside)):
         if len(data.difference):
-            values[name] = accuracy(data, weights)
+            margin = data.difference @ weights
+            found[name] = {name: ((margin > 0) + 0.5 * (margin == 0), data.weight)}
     if inside.clean_minus_hacked:
-        values["resistance"] = float(np.mean(list(resistance(inside, weights).values())))
+        found["resistance"] = {
+            kind: (((difference @ weights > 0) | inside.stopped[kind]).all(1), np.ones(len(difference)))
+            for kind, difference in inside.clean_minus_hacked.items()
+        }
     if inside.samples is not None and inside.samples.shape[1] > 1:
         best = np.where(inside.passed, inside.samples @ weights, -np.inf).argmax(1)[:, None]
-        values["diversity"] = float(np.take_along_axis(inside.diversity, best, 1).mean())
-        values["validity"] = float(np.take_along_axis(inside.valid, best, 1).mean())
-    return values
+        for name, values in (("diversity", inside.diversity), ("validity", inside.valid)):
+            found[name] = {name: (np.take_along_axis(values, best, 1)[:, 0], np.ones(len(values)))}
+    return found
 
 
-def accuracy(data: FusionData, weights: np.ndarray) -> float:
-    """Weighted share of the pairs whose clicked impression has the larger total; equal ones count half."""
-    margin = data.difference @ weights
-    return float(np.average((margin > 0) + 0.5 * (margin == 0), weights=data.weight))
+def objectives(weights: np.ndarray, inside: FusionData, outside: FusionData) -> dict[str, float]:
+    """By the names in ``OBJECTIVES``, those that the data can tell."""
+    return {
+        name: float(np.mean([np.average(values, weights=weight) for values, weight in some.values()]))
+        for name, some in counted(weights, inside, outside).items()
+    }
 
 
-def accuracy_error(data: FusionData, value: float) -> float:
-    """The standard error of an accuracy of ``value``: binomial, of as many pairs as the weights are worth."""
-    n_pairs = data.weight.sum() ** 2 / (data.weight**2).sum()
-    return float(np.sqrt(value * (1 - value) / n_pairs))
-
-
-def resistance(data: FusionData, weights: np.ndarray) -> dict[str, float]:
-    """By the kind of hack, the share whose total is below that of the response they were made from."""
-    shares = {}
-    for kind, difference in data.clean_minus_hacked.items():
-        below = (difference @ weights > 0).sum() + data.stopped[kind]
-        shares[kind] = float(below / (len(difference) + data.stopped[kind]))
-    return shares
+def means_and_errors(weights: np.ndarray, inside: FusionData, outside: FusionData) -> tuple[np.ndarray, np.ndarray]:
+    """The means of all that is counted, each hack apart, and their standard errors."""
+    means, errors = [], []
+    for some in counted(weights, inside, outside).values():
+        for values, weight in some.values():
+            means.append(np.average(values, weights=weight))
+            variance = np.average((values - means[-1]) ** 2, weights=weight)
+            errors.append(np.sqrt(variance * (weight**2).sum()) / weight.sum())
+    return np.array(means), np.array(errors)
 
 
 def split(data: FusionData, seed: int) -> tuple[FusionData, FusionData, FusionData]:

@@ -19,9 +19,10 @@ export N_HELDOUT KL_COEF STEPS
 
 PARTS=${REWARD//,/ }
 MINUS=$(printf 'no_%s ' $PARTS)
-#   mean … diversity: one part after the other · no_X: all without X · only_X: X alone, `mean` is only_garm ·
-#   bradley_terry: a scalar reward model, to compare with no_garm_sigma · equal, pareto: other weights
-: "${ARMS:=mean sigma ppl rules diversity $MINUS only_ood bradley_terry equal pareto}"
+#   mean, sigma, ppl, rules: one part after the other; the next ones are no_relevance and all · no_X: all without X ·
+#   only_X: X alone, `mean` is only_garm · bradley_terry: a scalar reward model, to compare with no_garm_sigma ·
+#   equal, pareto: other weights
+: "${ARMS:=mean sigma ppl rules $MINUS only_ood bradley_terry equal pareto}"
 
 # arm NAME: its variables, in the array ARM.
 arm() {
@@ -31,7 +32,6 @@ arm() {
       sigma) ARM=(REWARD=garm,garm_sigma) ;;
       ppl) ARM=(REWARD=garm,garm_sigma,ood) ;;
       rules) ARM=(REWARD=garm,garm_sigma,ood,rules) ;;
-      diversity) ARM=(REWARD=garm,garm_sigma,ood,rules,diversity) ;;
       no_*)
          local part kept=()
          for part in $PARTS; do [ "$part" = "${1#no_}" ] || kept+=("$part"); done
@@ -44,7 +44,7 @@ arm() {
          ;;
       bradley_terry) ARM=(REWARD_MODEL=bradley_terry "REWARD=$(sed 's/garm_sigma,//; s/,garm_sigma//' <<< "$REWARD")") ;;
       equal | pareto) ARM=("FUSION=$1") ;;
-      *) die "unknown arm $1; known: mean sigma ppl rules diversity $MINUS only_X bradley_terry equal pareto" ;;
+      *) die "unknown arm $1; known: mean sigma ppl rules $MINUS only_X bradley_terry equal pareto" ;;
    esac
 }
 

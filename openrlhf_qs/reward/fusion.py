@@ -12,6 +12,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def calibrate(composite: CompositeReward, sampled: RolloutBatch) -> dict[str, di
 
 
 def hacked_batches(sampled: RolloutBatch, reference: str, scorer) -> tuple[RolloutBatch, dict[str, RolloutBatch]]:
-    """Well-formed samples, one a conversation, and by the kind of hack what was made of them."""
+    """Well-formed samples, one a conversation, and by the kind of hack all the variants that are made of each."""
     first: dict[int, int] = {}
     for row, (number, parsed) in enumerate(zip(sampled.group.tolist(), sampled.parsed, strict=True)):
         if parsed.well_formed:
@@ -150,14 +151,17 @@ def hacked_batches(sampled: RolloutBatch, reference: str, scorer) -> tuple[Rollo
         raise ValueError("the SFT policy gave no well-formed response: train it longer, or give it MAX_NEW_TOKENS")
     clean = sampled.take(rows)
     topic = topics([_text(conversation) for conversation in clean.conversations], N_TOPICS)
-    texts = hacked_responses(clean.conversations, [parsed.suggestions for parsed in clean.parsed], topic.tolist())
-    flat = [text for some in texts.values() for text in some]
-    log_ppl = np.array(reference_log_ppl(reference, [*clean.conversations] * len(texts), flat)).reshape(len(texts), -1)
-    hacked = {
-        kind: offline_batch(clean.conversations, some, values.tolist(), scorer)
-        for (kind, some), values in zip(texts.items(), log_ppl, strict=True)
+    made = hacked_responses(clean.conversations, [parsed.suggestions for parsed in clean.parsed], topic.tolist())
+    texts = {kind: [text for some in variants for text in some] for kind, variants in made.items()}
+    conversations = {
+        kind: [one for one, some in zip(clean.conversations, variants, strict=True) for _ in some]
+        for kind, variants in made.items()
     }
-    return clean, hacked
+    log_ppl = iter(reference_log_ppl(reference, [*chain(*conversations.values())], [*chain(*texts.values())]))
+    return clean, {
+        kind: offline_batch(conversations[kind], some, [*islice(log_ppl, len(some))], scorer)
+        for kind, some in texts.items()
+    }
 
 
 def statistics(
@@ -212,12 +216,12 @@ def _click_pairs(parts: np.ndarray, conversations: list, impressions: list[dict]
 
 
 def _against_hacked(composite, clean: RolloutBatch, hacked: Mapping[str, RolloutBatch], names, std) -> dict:
-    good, differences, stopped = stack(composite.raw(clean), names), {}, {}
+    good, differences, stopped = stack(composite.raw(clean), names)[:, None], {}, {}
     for kind, batch in hacked.items():
         raw = composite.raw(batch)
-        passed = _passed(raw, composite.gates)
-        differences[kind] = ((good - stack(raw, names)) / std)[passed]
-        stopped[kind] = int((~passed).sum())
+        shape = len(good), len(batch.responses) // len(good)
+        differences[kind] = (good - stack(raw, names).reshape(*shape, len(names))) / std
+        stopped[kind] = ~_passed(raw, composite.gates).reshape(shape)
     return {"clean_minus_hacked": differences, "stopped": stopped}
 
 
@@ -314,4 +318,7 @@ def show(parts: Mapping[str, Part], report: Mapping[str, Any]) -> None:
         for name, value in report["chosen"]["objectives"].items():
             best = max(point["objectives"][name] for point in report["front"])
             table.add_row(name, *(f"{v:.3f}" for v in (report["start"]["objectives"][name], value, best)))
+            if name == "resistance":
+                for kind, share in report["resistance"]["chosen"].items():
+                    table.add_row(f"  to {kind}", f"{report['resistance']['start'][kind]:.3f}", f"{share:.3f}", "")
         Console().print(table)

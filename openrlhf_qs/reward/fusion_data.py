@@ -25,9 +25,9 @@ class FusionData:
         weight: ``[pairs]``, > 0, what a pair counts.
         conversation: ``[pairs]``, number of the conversation: pairs of one are not independent.
         topic: ``[pairs]``, number of the conversation's topic.
-        clean_minus_hacked: by the kind of hack ``[m, k]``, parts of a response of the SFT policy minus those of what
-            was made of it; those that a gate stops are left out, and counted in ``stopped``.
-        stopped: by the kind of hack, how many.
+        clean_minus_hacked: by the kind of hack ``[m, variants, k]``, parts of a response of the SFT policy minus those
+            of what was made of it.
+        stopped: by the kind of hack ``[m, variants]``, bool: a gate stops it.
         samples: ``[c, n, k]``, parts of n samples of the SFT policy for each of c conversations.
         valid: ``[c, n]``, bool: the sample is well formed.
         diversity: ``[c, n]``, how different its suggestions are.
@@ -40,7 +40,7 @@ class FusionData:
     conversation: np.ndarray
     topic: np.ndarray
     clean_minus_hacked: Mapping[str, np.ndarray] = field(default_factory=dict)
-    stopped: Mapping[str, int] = field(default_factory=dict)
+    stopped: Mapping[str, np.ndarray] = field(default_factory=dict)
     samples: np.ndarray | None = None
     valid: np.ndarray | None = None
     diversity: np.ndarray | None = None

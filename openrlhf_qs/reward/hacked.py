@@ -1,6 +1,7 @@
 """Hacked responses: what a policy finds when a reward is wrong, made by rules from good responses.
 
-A reward that is worth training on puts every one of them below the response that it was made from.
+A reward that is worth training on puts every one of them below the response that it was made from. Training finds the
+best of what a reward lets through, so a hack is made in several variants, and all of them have to be below.
 """
 
 from __future__ import annotations
@@ -15,60 +16,67 @@ from openrlhf_qs.response import format_response
 
 BLAND = ("Can you tell me more about this?", "What else should I know?", "Could you explain it further?")
 N_STUFFED = 10  # words of a stuffed suggestion
+N_ELSEWHERE = 4  # conversations about something else that suggestions are taken from
 
 
-def repeated(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[str]) -> str:
-    """The first suggestion three times."""
-    return format_response([suggestions[0]] * 3)
+def repeated(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[Sequence[str]]):
+    """Each suggestion three times."""
+    return [[text] * 3 for text in suggestions]
 
 
-def bland(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[str]) -> str:
+def bland(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[Sequence[str]]):
     """Three questions that fit every conversation and say nothing of it."""
-    return format_response(BLAND)
+    return [BLAND]
 
 
-def stuffed(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[str]) -> str:
+def stuffed(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[Sequence[str]]):
     """The content words of the user's last message, over and over, each suggestion from another one on."""
     message = next((m["content"] for m in reversed(conversation) if m["role"] == "user"), "")
     words = [word for word in re.findall(r"\w+", message.casefold()) if word not in ENGLISH_STOP_WORDS] or ["this"]
     texts = [" ".join(words[(start + n) % len(words)] for n in range(N_STUFFED)) for start in range(3)]
-    return format_response([f"What {text}?" for text in texts])
+    return [[f"What {text}?" for text in texts]]
 
 
-def shuffled(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[str]) -> str:
-    """Good suggestions, of a conversation about something else."""
-    return format_response(elsewhere)
+def shuffled(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[Sequence[str]]):
+    """Good suggestions, of conversations about something else."""
+    return elsewhere
 
 
-def empty(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[str]) -> str:
-    """No text at all."""
-    return ""
+def spliced(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[Sequence[str]]):
+    """The beginning of each suggestion with the end of another, of this response or of one elsewhere: well formed, and
+    nobody says so."""
+    others = [[*suggestions[n:], *suggestions[:n]] for n in (1, 2)] + [*elsewhere]
+    return [[_splice(one, other) for one, other in zip(suggestions, some, strict=True)] for some in others]
 
 
-def numbers(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[str]) -> str:
-    """The form without content."""
-    return "1. 2. 3."
+def _splice(one: str, other: str) -> str:
+    beginning, end = one.split(), other.split()
+    return " ".join(beginning[: len(beginning) // 2] + end[len(end) // 2 :])
 
 
-HACKS: dict[str, Callable[[Sequence[Message], Sequence[str], Sequence[str]], str]] = {
-    hack.__name__: hack for hack in (repeated, bland, stuffed, shuffled, empty, numbers)
+HACKS: dict[str, Callable[..., Sequence[Sequence[str]]]] = {
+    hack.__name__: hack for hack in (repeated, bland, stuffed, shuffled, spliced)
 }
+WITHOUT_TEXT = {"empty": "", "numbers": "1. 2. 3."}  # no text at all, and the form without content
 
 
 def hacked_responses(
     conversations: Sequence[Sequence[Message]], suggestions: Sequence[Sequence[str]], topics: Sequence[int]
-) -> dict[str, list[str]]:
-    """By the name of the hack, one response for each conversation.
+) -> dict[str, list[list[str]]]:
+    """By the name of the hack ``[n, variants]``: the responses that it makes of each conversation's.
 
     Args:
         suggestions: ``[n]``, three each.
-        topics: ``[n]``, numbers; ``shuffled`` takes the suggestions of the next conversation with another one, or of
-            the next at all where there is no other.
+        topics: ``[n]``, numbers; what is taken from elsewhere are the suggestions of the next conversations with
+            another one, or of the next at all where there is no other.
     """
-    elsewhere = []
+    made: dict[str, list[list[str]]] = {name: [] for name in (*HACKS, *WITHOUT_TEXT)}
     for n, topic in enumerate(topics):
-        after = [*range(n + 1, len(topics)), *range(n)]
-        other = next((k for k in after if topics[k] != topic), after[0] if after else n)
-        elsewhere.append(suggestions[other])
-    rows = list(zip(conversations, suggestions, elsewhere, strict=True))
-    return {name: [hack(*row) for row in rows] for name, hack in HACKS.items()}
+        after = [*range(n + 1, len(topics)), *range(n)] or [n]
+        others = [k for k in after if topics[k] != topic] or after
+        elsewhere = [suggestions[others[k % len(others)]] for k in range(N_ELSEWHERE)]
+        for name, hack in HACKS.items():
+            made[name].append([format_response(texts) for texts in hack(conversations[n], suggestions[n], elsewhere)])
+        for name, response in WITHOUT_TEXT.items():
+            made[name].append([response])
+    return made

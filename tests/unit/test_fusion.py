@@ -1,7 +1,8 @@
-import itertools
 import json
+import re
 import warnings
 from dataclasses import replace
+from itertools import chain, combinations
 
 import numpy as np
 import pytest
@@ -15,11 +16,10 @@ from openrlhf_qs.plugins.fusions import (
     EqualFusion,
     LogisticRegressionFusion,
     ParetoFusion,
-    accuracy,
     cross_validated_c,
     fit,
+    means_and_errors,
     objectives,
-    resistance,
     split,
     standard_errors,
     variance_inflation,
@@ -28,7 +28,7 @@ from openrlhf_qs.response import parse_response
 from openrlhf_qs.reward import fusion as stage
 from openrlhf_qs.reward.composite import Part, Weights, read_weights
 from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, topics
-from openrlhf_qs.reward.hacked import HACKS, hacked_responses
+from openrlhf_qs.reward.hacked import HACKS, N_ELSEWHERE, hacked_responses
 from openrlhf_qs.reward.pareto import knee, non_dominated
 
 
@@ -174,20 +174,33 @@ SUGGESTIONS = [[f"Question {n} of {row}?" for n in "abc"] for row in range(3)]
 
 def test_every_hack_is_made_of_every_response_and_is_what_it_says():
     made = hacked_responses(CONVERSATIONS, SUGGESTIONS, TOPICS)
-    assert list(made) == list(HACKS) and all(len(texts) == 3 for texts in made.values())
-    assert parse_response(made["repeated"][1]).suggestions == ("Question a of 1?",) * 3
-    assert (
-        parse_response(made["stuffed"][0]).suggestions[0]
-        == "What bake bread bake bread bake bread bake bread bake bread?"
-    )
+    first = {kind: [parse_response(text).suggestions for text in rows[0]] for kind, rows in made.items()}
+    assert first["repeated"] == [(f"Question {n} of 0?",) * 3 for n in "abc"]
+    assert first["stuffed"][0][0] == "What bake bread bake bread bake bread bake bread bake bread?"
+    # the end of another of its own, then those of the only conversation about something else
+    assert [texts[0] for texts in first["spliced"]] == ["Question a of 0?"] * 2 + ["Question a of 2?"] * N_ELSEWHERE
     # the next conversation about something else; after the last one the first
-    assert [parse_response(text).suggestions[0][-2] for text in made["shuffled"]] == ["2", "2", "0"]
-    well_formed = {kind for kind, texts in made.items() if all(parse_response(text).well_formed for text in texts)}
-    assert well_formed == {"repeated", "bland", "stuffed", "shuffled"}
+    assert [[parse_response(text).suggestions[0][-2] for text in rows] for rows in made["shuffled"]] == [
+        ["2"] * N_ELSEWHERE, ["2"] * N_ELSEWHERE, ["0", "1"] * (N_ELSEWHERE // 2)
+    ]  # fmt: skip
+    for rows in made.values():
+        assert len(rows) == 3 and len({len(variants) for variants in rows}) == 1
+    well_formed = {kind for kind, rows in made.items() if all(parse_response(t).well_formed for t in chain(*rows))}
+    assert well_formed == set(HACKS)
+
+
+def test_the_beginning_of_one_suggestion_meets_the_end_of_the_next():
+    suggestions = ["How long does bread take?", "Which flour is best?", "Why?"]
+    first = hacked_responses(CONVERSATIONS[:1], [suggestions], [0])["spliced"][0][0]
+    assert parse_response(first).suggestions == ("How long is best?", "Which flour Why?", "does bread take?")
 
 
 def test_one_conversation_alone_can_be_hacked_too():
-    assert len(hacked_responses(CONVERSATIONS[:1], SUGGESTIONS[:1], [0])["shuffled"]) == 1
+    made = hacked_responses(CONVERSATIONS[:1], SUGGESTIONS[:1], [0])
+    assert {kind: len(rows[0]) for kind, rows in made.items()} == {
+        "repeated": 3, "bland": 1, "stuffed": 1, "shuffled": N_ELSEWHERE, "spliced": 2 + N_ELSEWHERE,
+        "empty": 1, "numbers": 1,
+    }  # fmt: skip
 
 
 # Stage two
@@ -228,13 +241,13 @@ def test_the_knee_is_farthest_from_the_line_through_the_extremes():
 def hackable(n=1200):
     """Clicks rise with ``a`` alone; ``b`` alone tells the hacked from the clean."""
     random = np.random.default_rng(5)
-    hacked = np.stack([random.normal(-1, 0.5, 100), random.normal(1, 0.5, 100)], axis=1)
+    hacked = np.stack([random.normal(-1, 0.5, (50, 2)), random.normal(1, 0.5, (50, 2))], axis=-1)
     shape = (50, 4)
     return synthetic(
         [1.5, 0.2],
         n=n,
-        clean_minus_hacked={"one": hacked, "stopped": hacked[:0]},
-        stopped={"one": 0, "stopped": 100},
+        clean_minus_hacked={"one": hacked, "stopped": hacked},
+        stopped={"one": np.zeros((50, 2), dtype=bool), "stopped": np.ones((50, 2), dtype=bool)},
         samples=random.normal(size=(*shape, 2)),
         valid=random.random(shape) < 0.8,
         diversity=random.random(shape),
@@ -243,35 +256,40 @@ def hackable(n=1200):
 
 
 def test_pareto_gives_up_a_little_accuracy_for_much_resistance():
-    data, fusion = hackable(), ParetoFusion("resistance", n_trials=150)
+    data, fusion = hackable(), ParetoFusion("resistance", reach=4, n_trials=150)
     weights = fusion(data)
     report = fusion.report
     start, chosen = report["start"]["objectives"], report["chosen"]["objectives"]
     assert tuple(chosen) == OBJECTIVES and sum(weights) == pytest.approx(1)
     assert chosen["resistance"] > start["resistance"] + 0.1 and chosen["accuracy"] > 0.5
     assert report["first_stage"]["standard_error"]["a"] > 0
-    assert ParetoFusion("resistance", n_trials=150)(data) == weights  # the seed is fixed
+    assert ParetoFusion("resistance", reach=4, n_trials=150)(data) == weights  # the seed is fixed
 
 
-def test_the_knee_gives_up_no_more_of_what_clicks_say_than_their_noise():
+def test_the_knee_gives_up_nothing_for_more_than_its_noise():
     data = hackable()
-    data = replace(data, diversity=1 / (1 + np.exp(-data.samples[..., 1])), valid=data.samples[..., 1] > 0)  # b alone
+    # `b` alone makes samples diverse and valid, and lets the hack `other` pass
+    other = 2 * data.clean_minus_hacked["one"][..., ::-1]
+    data = replace(
+        data,
+        clean_minus_hacked={**data.clean_minus_hacked, "other": other},
+        stopped={**data.stopped, "other": data.stopped["one"]},
+        diversity=1 / (1 + np.exp(-data.samples[..., 1])),
+        valid=data.samples[..., 1] > 0,
+    )
+    _, inside, outside = split(data, 0)
 
-    def chosen_and_start(slack):
+    def lost(slack):
+        """Of each mean, by how many standard errors it is below that of the first stage."""
         fusion = ParetoFusion(slack=slack, reach=20, n_trials=300)
-        fusion(data)
-        return fusion.report["chosen"]["objectives"], fusion.report["start"]["objectives"]
+        chosen = fusion(data)
+        start, errors = means_and_errors(ParetoFusion("first_stage", n_trials=1)(data), inside, outside)
+        return (start - means_and_errors(np.array(chosen), inside, outside)[0]) / np.maximum(errors, 1e-12)
 
-    anything, start = chosen_and_start(slack=1e9)
-    assert anything["accuracy"] < start["accuracy"] - 0.05
+    accuracy, _, resistance_to_one, _, resistance_to_other, *_ = lost(slack=1e9)
+    assert accuracy > 2 and resistance_to_other > 2 and resistance_to_one < -2
     for slack in (0.0, 1.0):
-        chosen, start = chosen_and_start(slack)
-        _, inside, outside = split(data, 0)
-        for name, side in (("accuracy", inside), ("accuracy_out", outside)):
-            n_pairs = side.weight.sum() ** 2 / (side.weight**2).sum()
-            error = (start[name] * (1 - start[name]) / n_pairs) ** 0.5
-            assert chosen[name] >= start[name] - slack * error - 1e-4  # the report is rounded
-        assert chosen["resistance"] >= start["resistance"]
+        assert lost(slack).max() <= slack + 1e-9
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -297,7 +315,7 @@ def test_no_conversation_and_no_held_out_topic_is_on_two_sides():
     data = FusionData(data.names, data.difference, data.weight, data.conversation // 5, data.conversation // 5 % 8)
     sides = split(data, 3)
     assert sum(len(side.difference) for side in sides) == 1000
-    for one, other in itertools.combinations(sides, 2):
+    for one, other in combinations(sides, 2):
         assert not set(one.conversation) & set(other.conversation)
     assert not set(sides[2].topic) & (set(sides[0].topic) | set(sides[1].topic))
 
@@ -305,11 +323,16 @@ def test_no_conversation_and_no_held_out_topic_is_on_two_sides():
 def test_accuracy_and_resistance_count_what_is_above():
     data = FusionData(
         ["a"], np.array([[1.0], [-1.0], [0.0]]), np.array([3.0, 1.0, 2.0]), np.arange(3), np.arange(3),
-        {"x": np.array([[1.0], [-2.0]])}, {"x": 2},
+        {"x": np.array([[[1.0], [2.0]], [[1.0], [-2.0]], [[3.0], [-1.0]], [[1.0], [0.0]]])},
+        {"x": np.array([[False, False], [False, False], [False, True], [True, False]])},
     )  # fmt: skip
-    # (3 + 2 / 2) / 6;  one of two below, and two that a gate stopped
-    assert accuracy(data, np.array([1.0])) == pytest.approx(4 / 6)
-    assert resistance(data, np.array([1.0])) == {"x": 0.75}
+    # (3 + 2 / 2) / 6;  the first is above both that were made of it, the third above the one that no gate stopped
+    nobody = data.pairs(np.array([], dtype=int))
+    assert objectives(np.array([1.0]), data, nobody) == pytest.approx({"accuracy": 4 / 6, "resistance": 0.5})
+    means, errors = means_and_errors(np.array([1.0]), data, nobody)
+    assert means.tolist() == pytest.approx([4 / 6, 0.5])
+    # (3 * (1/3)^2 + (2/3)^2 + 2 * (1/6)^2) / 6 over the root of what 6^2 / (9 + 1 + 4) pairs are worth; 0.25 of 4
+    assert errors.tolist() == pytest.approx([((30 / 36) / 6 * 14 / 36) ** 0.5, 0.25])
 
 
 @pytest.mark.parametrize(
@@ -357,8 +380,14 @@ def test_what_is_written_is_what_the_composite_reward_reads(tmp_path):
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_a_front_is_drawn_beside_the_weights(tmp_path):
+def test_a_front_is_drawn_beside_the_weights_and_the_table_says_what_resists_which_hack(tmp_path, capsys):
     fusion = ParetoFusion(n_trials=20)
-    weights = fusion(hackable())
-    stage.write(str(tmp_path / "weights.json"), {"a": Part(weights[0])}, "sft", "pareto", fusion.report)
+    parts = {name: Part(weight) for name, weight in zip("ab", fusion(hackable()), strict=True)}
+    stage.write(str(tmp_path / "weights.json"), parts, "sft", "pareto", fusion.report)
     assert (tmp_path / "front.png").read_bytes()[1:4] == b"PNG"
+    stage.show(parts, fusion.report)
+    share = fusion.report["resistance"]["chosen"]["one"]
+    assert re.search(rf"to one .* {share:.3f} ", capsys.readouterr().out)
+    assert fusion.report["chosen"]["objectives"]["resistance"] == pytest.approx(
+        (share + 1) / 2
+    )  # a gate stops the other
