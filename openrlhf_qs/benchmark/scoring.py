@@ -98,12 +98,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 @torch.no_grad()
 def score(model, tokenizer, conversation, suggestions: list[str], share_prefix: bool) -> torch.Tensor:
     """Rewards ``[suggestions, 3]``, in order."""
-    input_ids, mask, order = suggestion_rows(
+    input_ids, mask, place = suggestion_rows(
         tokenizer, [conversation] * len(suggestions), suggestions, MAX_TOKENS, share_prefix
     )
-    rewards = torch.empty(len(suggestions), 3)
-    rewards[order] = model(input_ids, mask)
-    return rewards
+    return model(input_ids, mask)[place]
 
 
 def _reward_model(folder: str | Path, dtype: torch.dtype):

@@ -93,9 +93,7 @@ class ImpressionDataset(Dataset):
         texts = [text for impression in impressions for text in impression.texts]
         groups = [n for n, impression in enumerate(impressions) for _ in impression.texts]
         if self.share_prefix:
-            input_ids, mask, order = share_prefixes(texts, groups, self.pad_token_id)
-            place = torch.empty_like(order)
-            place[order] = torch.arange(len(order))
+            input_ids, mask, place = share_prefixes(texts, groups, self.pad_token_id)
         else:
             input_ids, mask = pad_left(texts, self.pad_token_id)
             place = torch.arange(len(texts))

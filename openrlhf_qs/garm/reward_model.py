@@ -428,15 +428,15 @@ class SuggestionScorer:
         """Float64 ``[n]`` each, reward units; row i is suggestion i of conversation i."""
         rewards = torch.empty(len(suggestions), 3)
         for batch in self.batches(conversations, suggestions, batch_size):
-            input_ids, mask, order = suggestion_rows(
+            input_ids, mask, place = suggestion_rows(
                 self.tokenizer,
                 [conversations[n] for n in batch],
                 [suggestions[n] for n in batch],
                 self.max_len,
                 self.share_prefix,
             )
-            places = torch.tensor(batch)[order]
-            rewards[places] = self.model(input_ids.to(self.model.device), mask.to(self.model.device)).cpu()
+            in_rows = self.model(input_ids.to(self.model.device), mask.to(self.model.device)).cpu()
+            rewards[batch] = in_rows[place]
         return Scores(*rewards.double().numpy().T)
 
     def batches(self, conversations, suggestions, batch_size: int) -> Iterator[list[int]]:

@@ -29,18 +29,19 @@ class SharedRows(NamedTuple):
     Attributes:
         input_ids, segments: ``[rows, length]``; the common beginnings are padded right to one width, the suggestions
             begin after it, and what is left is padding again.
-        order: ``[texts]``; the i-th suggestion of the rows, read row by row, is text ``order[i]``.
+        place: ``[texts]``; text n is number ``place[n]`` of the suggestions in the rows, read row by row.
     """
 
     input_ids: Tensor
     segments: Tensor
-    order: Tensor
+    place: Tensor
 
 
 def share_prefixes(
     texts: Sequence[Sequence[int]], groups: Sequence[Hashable], pad_token_id: int | None, max_row: int = MAX_ROW
 ) -> SharedRows:
     """Lay out the token ids of ``texts``; those of one group share a row, or several where one would be too long.
+    Equal texts of a group are there once.
 
     Args:
         texts: token ids, each with one token or more.
@@ -50,25 +51,29 @@ def share_prefixes(
     members = defaultdict(list)
     for n, group in enumerate(groups):
         members[group].append(n)
-    rows, order = [], []
+    rows, place, n_suggestions = [], [0] * len(texts), 0
     for group in members.values():
         n_common = _n_common([texts[n] for n in group])
         common, own_parts, n_row = texts[group[0]][:n_common], [], n_common
+        place_of: dict[tuple[int, ...], int] = {}
         for n in group:
-            own = texts[n][n_common:]
-            if own_parts and n_row + len(own) > max_row:
-                rows.append((common, own_parts))
-                own_parts, n_row = [], n_common
-            own_parts.append(own)
-            n_row += len(own)
-            order.append(n)
+            own = tuple(texts[n][n_common:])
+            if own not in place_of:
+                if own_parts and n_row + len(own) > max_row:
+                    rows.append((common, own_parts))
+                    own_parts, n_row = [], n_common
+                own_parts.append(own)
+                n_row += len(own)
+                place_of[own] = n_suggestions
+                n_suggestions += 1
+            place[n] = place_of[own]
         rows.append((common, own_parts))
     width = max((len(common) for common, _ in rows), default=0)
     laid_out = [_row(common, own_parts, width, (pad_token_id or 0, 0)) for common, own_parts in rows]
     length = max(map(len, laid_out), default=0)
     padded = [row + [(pad_token_id or 0, 0)] * (length - len(row)) for row in laid_out]
     input_ids, segments = torch.tensor(padded, dtype=torch.long).view(len(rows), length, 2).unbind(-1)
-    return SharedRows(input_ids, segments, torch.tensor(order, dtype=torch.long))
+    return SharedRows(input_ids, segments, torch.tensor(place, dtype=torch.long))
 
 
 def is_shared(attention_mask: Tensor) -> bool:

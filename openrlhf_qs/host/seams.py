@@ -282,7 +282,7 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
             pairs = [(c, s) for c, p in zip(conversations, parsed, strict=True) for s in p.suggestions]
             # A batch without one suggestion still makes the call: the group wants work for each of its processes.
             pairs = pairs or [(conversations[0], "-")]
-            input_ids, mask, self.reward_order = suggestion_rows(
+            input_ids, mask, self.reward_place = suggestion_rows(
                 self.reward_tokenizer, *zip(*pairs, strict=True), self.args.data.max_len, self.share_prefix
             )
             n_processes = len(self.reward_model_group._actor_handlers) // self.reward_model_group.duplicate_actors
@@ -303,9 +303,7 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
         def gather_rewards(self, rewards_ref, parsed: Sequence) -> dict[str, list[list[float]]]:
             """The reward model's fields of the rollout batch."""
             duplicates = self.args.ds.ring_attn_size * self.args.ds.tensor_parallel_size
-            in_rows = torch.cat(self._flatten_results(rewards_ref, duplicates))[: len(self.reward_order)]
-            rewards = torch.empty_like(in_rows)
-            rewards[self.reward_order] = in_rows
-            return reward_fields(rewards.tolist(), parsed)
+            in_rows = torch.cat(self._flatten_results(rewards_ref, duplicates))
+            return reward_fields(in_rows[self.reward_place].tolist(), parsed)
 
     module.RemoteExperienceMaker = CompositeExperienceMaker

@@ -40,11 +40,12 @@ def test_every_text_can_be_read_off_the_rows_and_no_row_mixes_groups(groups, max
     group = [n for n, members in enumerate(groups) for _ in members]
     shared = share_prefixes(texts, group, pad_token_id=0, max_row=max_row)
     read = rows_of(shared)
-    assert [text for _, text in read] == [texts[n] for n in shared.order]
-    assert sorted(shared.order.tolist()) == list(range(len(texts)))
+    assert [read[place][1] for place in shared.place] == texts
     group_of_row = {}
-    for (row, _), n in zip(read, shared.order.tolist(), strict=True):
-        assert group_of_row.setdefault(row, group[n]) == group[n]
+    for place, number in zip(shared.place.tolist(), group, strict=True):
+        assert group_of_row.setdefault(read[place][0], number) == number
+    # equal texts of a group once
+    assert len(read) == len({(number, *text) for number, text in zip(group, texts, strict=True)})
 
 
 def test_a_row_is_closed_before_it_is_too_long():
@@ -89,19 +90,18 @@ def test_shared_rows_give_what_each_text_alone_gives(model, groups):
     group = [n for n, members in enumerate(groups) for _ in members]
     with torch.no_grad():
         alone = model(*pad_left(texts, 0))
-        input_ids, segments, order = share_prefixes(texts, group, 0, max_row=10)
-        shared = model(input_ids, segments)
-    torch.testing.assert_close(shared, alone[order], atol=1e-4, rtol=0)
+        input_ids, segments, place = share_prefixes(texts, group, 0, max_row=10)
+        shared = model(input_ids, segments)[place]
+    torch.testing.assert_close(shared, alone, atol=1e-4, rtol=0)
 
 
 def test_gradients_of_shared_rows_are_those_of_the_texts_alone(model):
-    texts = [[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 7]]
-    input_ids, segments, order = share_prefixes(texts, [0, 0, 0], 0)
+    texts = [[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 3, 4, 5], [1, 2, 7]]
     gradients = []
-    for ids, mask, places in ((*pad_left(texts, 0), torch.arange(3)), (input_ids, segments, order)):
+    for ids, mask, place in ((*pad_left(texts, 0), torch.arange(4)), share_prefixes(texts, [0] * 4, 0)):
         model.zero_grad()
         raw, _ = model(ids, mask, return_output=True)
-        (raw * torch.arange(1.0, 4.0)[places][:, None]).sum().backward()
+        (raw[place] * torch.arange(1.0, 5.0)[:, None]).sum().backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
