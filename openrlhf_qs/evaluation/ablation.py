@@ -2,9 +2,9 @@
 
 In, under ``--run``: of ``recipes/ablate_rewards.sh``, ``seedN/ARM`` folders, each a whole run whose GRPO policy is the
 arm (``report/metrics.json``, ``report/responses.*.jsonl``, and ``grpo/statistics.jsonl`` with the gold reward of every
-step); of ``recipes/ablate_sft.sh``, ``seedN/report/metrics.json``, whose policies are the arms. Out: a table,
-``ablation.json``, ``arms.svg`` (CTR of each arm) and, where there is gold, ``overoptimisation.svg`` (proxy and gold
-reward against the square root of the KL).
+step); of ``recipes/ablate_sft.sh``, ``seedN/report/metrics.json``, whose policies are the arms. Out: ``ablation.json``
+and ``ablation.md`` with every figure, a table of the main ones, ``arms.svg`` (CTR of each arm) and, where there is
+gold, ``overoptimisation.svg`` (proxy and gold reward against the square root of the KL).
 
 Figures are means over seeds with 95 % t intervals; with one seed there is no interval. Arms of one seed share its
 click log, so ``over_base`` is computed within each seed: what makes a seed easy for all arms cancels.
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -42,15 +43,16 @@ COLUMNS = {
     "over_base": ("over {base}", "+.1%"),
     "lift_over_sft": ("over SFT", "+.1%"),
     "lift_over_cold_start": ("over cold start", "+.1%"),
-    "gsb": ("GSB", "+.3f"),
-    "valid": ("valid", ".2%"),
+    "gsb": ("GSB", "+.2f"),
+    "valid": ("valid", ".1%"),
     "distinct_1": ("distinct-1", ".3f"),
     "distinct_2": ("distinct-2", ".3f"),
-    "near_duplicates": ("near dup.", ".2%"),
-    "same_meaning": ("same meaning", ".2%"),
+    "near_duplicates": ("two alike", ".1%"),
+    "same_meaning": ("two of one meaning", ".1%"),
     "self_similarity": ("self-similarity", ".3f"),
     "log_ppl": ("log-ppl", ".2f"),
 }
+PRINTED = ("ctr", "over_base", "lift_over_sft", "gsb", "valid", "near_duplicates")  # what 80 columns have room for
 
 
 class Run(NamedTuple):
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     base = next((arm for arm in BASES if arm in figures), None)
     if base is not None:
         add_over_base(figures, base)
-    table = {arm: over_seeds(list(seeds.values())) for arm, seeds in figures.items()}
+    table = best_first({arm: over_seeds(list(seeds.values())) for arm, seeds in figures.items()}, base)
     curves = {arm: curve for arm, seeds in runs.items() if (curve := overoptimisation_curve(seeds.values()))}
     result = {
         "base": base,
@@ -93,15 +95,17 @@ def run(args: argparse.Namespace) -> None:
         "overoptimisation": curves,
     }
     write_whole(folder / "ablation.json", json.dumps(result, indent=1).replace("NaN", "null"))
+    write_whole(folder / "ablation.md", markdown(table, base))
     write_whole(folder / "arms.svg", svg(arms_figure(table)))
     if curves:
         write_whole(folder / "overoptimisation.svg", svg(overoptimisation_figure(curves)))
     Console().print(_table(table, base))
-    print(f"table and pictures: {folder}/ablation.json, arms.svg{', overoptimisation.svg' if curves else ''}")
+    pictures = "arms.svg, overoptimisation.svg" if curves else "arms.svg"
+    print(f"every figure: {folder}/ablation.md, ablation.json; pictures: {pictures}")
 
 
 def finished_runs(folder: Path) -> dict[str, dict[str, Run]]:
-    """Arm to seed to run; ``BASES`` first, then by name. ValueError where nothing is finished."""
+    """Arm to seed to run. ValueError where nothing is finished."""
     found: dict[str, dict[str, Run]] = {}
     for path in sorted(folder.glob("seed*/*/report/metrics.json")):
         run_dir = path.parent.parent
@@ -115,7 +119,7 @@ def finished_runs(folder: Path) -> dict[str, dict[str, Run]]:
             f"{folder}: no seedN/ARM/report/metrics.json or seedN/report/metrics.json in it; "
             "run recipes/ablate_rewards.sh or recipes/ablate_sft.sh first"
         )
-    return {arm: found[arm] for arm in sorted(found, key=lambda name: (name not in BASES, name))}
+    return found
 
 
 def arm_figures(run: Run, judge: Judge | None) -> dict[str, float]:
@@ -202,9 +206,20 @@ def overoptimisation_curve(runs: Iterable[Run]) -> dict[str, list[float]] | None
     return {name: [float(b[n]) for b in bins] for n, name in enumerate(("sqrt_kl", "proxy", "gold"))}
 
 
+def best_first(table: Mapping[str, dict[str, Interval]], base: str | None) -> dict[str, dict[str, Interval]]:
+    """``base``, then the other arms, the one with the largest CTR first; validity where there were no gold users."""
+    name = main_figure(table)
+    return {arm: table[arm] for arm in sorted(table, key=lambda arm: (arm != base, -table[arm][name].mean))}
+
+
+def main_figure(table: Mapping[str, Mapping[str, Interval]]) -> str:
+    """The figure that arms are compared by."""
+    return "ctr" if all("ctr" in row for row in table.values()) else "valid"
+
+
 def arms_figure(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
-    """CTR of each arm with its interval, or validity where there were no gold users."""
-    figure_of = "ctr" if all("ctr" in row for row in table.values()) else "valid"
+    """The main figure of each arm with its interval."""
+    figure_of = main_figure(table)
     names = sorted(table, key=lambda arm: -table[arm][figure_of].mean)
     values = np.array([table[arm][figure_of].mean for arm in names])
     halves = np.nan_to_num([table[arm][figure_of].half for arm in names])
@@ -237,25 +252,37 @@ def overoptimisation_figure(curves: Mapping[str, Mapping[str, Sequence[float]]])
         return figure
 
 
-def _table(table: Mapping[str, Mapping[str, Interval]], base: str | None) -> Table:
+def markdown(table: Mapping[str, Mapping[str, Interval]], base: str | None) -> str:
+    """Every figure as a Markdown table, a row for each arm."""
     shown = [name for name in COLUMNS if any(name in row for row in table.values())]
-    headings = [COLUMNS[name][0].format(base=base) for name in shown]
-    out = Table("arm", "seeds", *headings, title="mean over seeds ± 95 % t interval")
+    rows = [["arm", "seeds", *(COLUMNS[name][0].format(base=base) for name in shown)], ["---"] * (len(shown) + 2)]
     for arm, row in table.items():
-        out.add_row(
-            arm,
-            str(max(one.n for one in row.values())),
-            *(_cell(row.get(name), COLUMNS[name][1]) for name in shown),
-        )
+        rows.append([f"`{arm}`", str(_n_seeds(row)), *(_cell(row.get(name), name) for name in shown)])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def _table(table: Mapping[str, Mapping[str, Interval]], base: str | None) -> Table:
+    shown = [name for name in PRINTED if any(name in row for row in table.values())]
+    out = Table("arm", title="mean over seeds, 95 % t interval", box=SIMPLE, pad_edge=False)
+    for name in shown:
+        out.add_column(COLUMNS[name][0].format(base=base), justify="right")
+    for arm, row in table.items():
+        seeds = f"{_n_seeds(row)} seeds" if _n_seeds(row) > 1 else "1 seed"
+        out.add_row(f"{arm}\n{seeds}", *(_cell(row.get(name), name, "\n") for name in shown))
     return out
+
+
+def _n_seeds(row: Mapping[str, Interval]) -> int:
+    return max(one.n for one in row.values())
 
 
 def _metrics(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "report" / "metrics.json").read_text(encoding="utf-8"))
 
 
-def _cell(one: Interval | None, spec: str) -> str:
+def _cell(one: Interval | None, name: str, between: str = " ") -> str:
     if one is None:
         return "–"
-    half = "" if math.isnan(one.half) else f" ± {format(one.half, spec.lstrip('+'))}"
+    spec = COLUMNS[name][1]
+    half = "" if math.isnan(one.half) else f"{between}± {format(one.half, spec.lstrip('+'))}"
     return f"{format(one.mean, spec)}{half}"

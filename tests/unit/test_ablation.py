@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from openrlhf_qs.evaluation import ablation
 from openrlhf_qs.evaluation.ablation import (
+    Interval,
     Run,
     finished_runs,
     good_same_bad,
@@ -99,6 +101,21 @@ def test_the_command_writes_table_and_pictures_of_all_finished_arms(tmp_path, ca
     for name in ("arms.svg", "overoptimisation.svg"):
         assert (tmp_path / name).read_text().startswith("<?xml")
     assert "52.0%" in capsys.readouterr().out
+    table = (tmp_path / "ablation.md").read_text().splitlines()
+    assert table[0].startswith("| arm | seeds | CTR | over all | over SFT | GSB | valid | distinct-2 |")
+    assert [row.split(" | ")[:2] for row in table[2:]] == [["| `all`", "2"], ["| `mean`", "2"], ["| `ppl`", "1"]]
+    assert table[4].split(" | ")[2:4] == ["30.0%", "-40.0%"] and len({row.count("|") for row in table}) == 1
+
+
+@pytest.mark.parametrize("intervals", [False, True])
+def test_eighty_columns_have_room_for_the_table(monkeypatch, intervals):
+    monkeypatch.setenv("COLUMNS", "80")
+    one = Interval(-0.98765, 0.98765 if intervals else math.nan, 3)
+    console = Console(record=True)
+    console.print(ablation._table({"no_garm_sigma": dict.fromkeys(ablation.COLUMNS, one)}, "all"))
+    shown = console.export_text()
+    assert "no_garm_sigma " in shown and " 3 seeds " in shown and "…" not in shown and shown.count("-98.8%") == 5
+    assert shown.count("± 98.8%") == 5 * intervals
 
 
 def test_the_policies_of_one_run_folder_a_seed_are_arms_too(tmp_path, capsys, monkeypatch):
@@ -113,7 +130,7 @@ def test_the_policies_of_one_run_folder_a_seed_are_arms_too(tmp_path, capsys, mo
         (report / "metrics.json").write_text(json.dumps(metrics))
     ablation.run(argparse.Namespace(run=str(tmp_path), gold="none"))
     result = json.loads((tmp_path / "ablation.json").read_text())
-    assert list(result["arms"]) == ["raw", "cold_start", "distilled"] and result["base"] == "raw"
+    assert list(result["arms"]) == ["raw", "distilled", "cold_start"] and result["base"] == "raw"
     assert result["arms"]["distilled"]["ctr"]["mean"] == pytest.approx(0.55)
     assert result["arms"]["distilled"]["over_base"]["mean"] == pytest.approx((0.25 + 0.5) / 2)
     assert result["seeds"]["distilled"] == ["seed0", "seed1"]
@@ -153,7 +170,7 @@ def test_every_arm_differs_from_the_whole_reward_in_what_its_name_says():
     arms = rewards_of(done.stdout)
     parts = arms["all"]
     assert [arms[name] for name in ("mean", "sigma", "ppl")] == [parts[:1], parts[:2], parts[:3]]
-    assert arms["rules"] == [*parts[:3], "rules"] and arms["diversity"] == [*parts[:3], "rules", "diversity"]
+    assert arms["rules"] == [*parts[:3], "rules"]
     for part in parts:
         assert arms[f"no_{part}"] == [one for one in parts if one != part]
     assert arms["only_ood"] == ["ood"]
