@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     result = {
         "base": base,
         "arms": {arm: {name: one._asdict() for name, one in row.items()} for arm, row in table.items()},
-        "seeds": {arm: list(seeds) for arm, seeds in runs.items()},
+        "seeds": figures,
         "overoptimisation": curves,
     }
     write_whole(folder / "ablation.json", json.dumps(result, indent=1).replace("NaN", "null"))

@@ -133,7 +133,9 @@ def test_the_policies_of_one_run_folder_a_seed_are_arms_too(tmp_path, capsys, mo
     assert list(result["arms"]) == ["raw", "distilled", "cold_start"] and result["base"] == "raw"
     assert result["arms"]["distilled"]["ctr"]["mean"] == pytest.approx(0.55)
     assert result["arms"]["distilled"]["over_base"]["mean"] == pytest.approx((0.25 + 0.5) / 2)
-    assert result["seeds"]["distilled"] == ["seed0", "seed1"]
+    assert {seed: row["over_base"] for seed, row in result["seeds"]["distilled"].items()} == pytest.approx(
+        {"seed0": 0.25, "seed1": 0.5}
+    )
     assert not (tmp_path / "overoptimisation.svg").exists()
     assert "over raw" in capsys.readouterr().out
 
