@@ -34,6 +34,7 @@ from openrlhf_qs.response import parse_response
 from openrlhf_qs.reward.monitors import STATISTICS
 
 SAME = 0.02  # two responses whose chance of a click differs by less are the same to a user
+NOBODY = 0.01  # a response with a smaller chance of a click is worthless
 N_USERS = 16  # of each conversation, who see both responses
 N_BINS = 12  # of sqrt(KL) in the picture
 PICTURED = ("all", "no_ood", "mean", "only_ood")  # the arms that tell hacking and its cure
@@ -44,6 +45,7 @@ COLUMNS = {
     "lift_over_sft": ("over SFT", "+.1%"),
     "lift_over_cold_start": ("over cold start", "+.1%"),
     "gsb": ("GSB", "+.2f"),
+    "worthless": ("worthless", ".1%"),
     "valid": ("valid", ".1%"),
     "distinct_1": ("distinct-1", ".3f"),
     "distinct_2": ("distinct-2", ".3f"),
@@ -52,7 +54,7 @@ COLUMNS = {
     "self_similarity": ("self-similarity", ".3f"),
     "log_ppl": ("log-ppl", ".2f"),
 }
-PRINTED = ("ctr", "over_base", "lift_over_sft", "gsb", "valid", "near_duplicates")  # what 80 columns have room for
+PRINTED = ("ctr", "over_base", "lift_over_sft", "gsb", "worthless", "near_duplicates")  # what 80 columns have room for
 
 
 class Run(NamedTuple):
@@ -73,7 +75,10 @@ class Interval(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="DIR", help="RUN of the recipe: the folder of its seedN")
     parser.add_argument(
-        "--gold", default="none", metavar="NAME|FILE.py|none", help="judge of GSB; default none: no GSB"
+        "--gold",
+        default="none",
+        metavar="NAME|FILE.py|none",
+        help="judge of `GSB` and `worthless`; default none: neither",
     )
 
 
@@ -132,7 +137,7 @@ def arm_figures(run: Run, judge: Judge | None) -> dict[str, float]:
         for other in ("sft", "cold_start"):
             figures[f"lift_over_{other}"] = metrics["lift"].get(f"{run.policy}_over_{other}")
     if judge is not None and (run.folder / "report" / "responses.sft.jsonl").is_file():
-        figures["gsb"] = good_same_bad(run.folder, judge)
+        figures |= gold_figures(run.folder, judge)
     return {name: value for name, value in figures.items() if value is not None}
 
 
@@ -145,11 +150,12 @@ def add_over_base(figures: Mapping[str, Mapping[str, dict[str, float]]], base: s
                 row["over_base"] = row["ctr"] / base_ctr - 1
 
 
-def good_same_bad(run_dir: Path, judge: Judge) -> float:
-    """(good - bad) / all of GRPO's responses against the SFT policy's, for the same held-out conversations.
+def gold_figures(run_dir: Path, judge: Judge) -> dict[str, float]:
+    """What users think of GRPO's responses, by their chance of at least one click, the mean over ``N_USERS`` users.
 
-    A response is good where its chance of at least one click, mean over ``N_USERS`` users, is more than ``SAME`` above
-    that of the other.
+    ``gsb``: (good - bad) / all against the SFT policy's responses for the same held-out conversations; good is a
+    chance that is more than ``SAME`` above that of the other. ``worthless``: the share that hardly anyone would click,
+    whose chance is below ``NOBODY``: what a policy that hacks its reward says; ``worthless_sft`` is the SFT policy's.
     """
     sides = {}
     for policy in ("grpo", "sft"):
@@ -160,7 +166,11 @@ def good_same_bad(run_dir: Path, judge: Judge) -> float:
         raise ValueError(f"{run_dir}: no conversation has responses of both policies; run evaluate again")
     chance = {policy: _click_chances([rows[key] for key in both], judge) for policy, rows in sides.items()}
     difference = chance["grpo"] - chance["sft"]
-    return float((difference > SAME).mean() - (difference < -SAME).mean())
+    return {
+        "gsb": float((difference > SAME).mean() - (difference < -SAME).mean()),
+        "worthless": float((chance["grpo"] < NOBODY).mean()),
+        "worthless_sft": float((chance["sft"] < NOBODY).mean()),
+    }
 
 
 def _click_chances(rows: Sequence[Mapping[str, Any]], judge: Judge) -> np.ndarray:

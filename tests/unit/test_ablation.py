@@ -15,7 +15,7 @@ from openrlhf_qs.evaluation.ablation import (
     Interval,
     Run,
     finished_runs,
-    good_same_bad,
+    gold_figures,
     over_seeds,
     overoptimisation_curve,
     t_interval,
@@ -50,13 +50,14 @@ def write_run(folder, ctr=0.5, grpo="AAAA", sft="AAAA", gold=None):
     return folder
 
 
-def test_gsb_is_good_less_bad_over_all(tmp_path):
-    # good, good, same, bad: (2 - 1) / 4
-    assert good_same_bad(write_run(tmp_path, grpo="AABC", sft="BCBA"), by_first_letter) == 0.25
+def test_gsb_is_good_less_bad_over_all_and_worthless_what_nobody_clicks(tmp_path):
+    # good, good, same, bad: (2 - 1) / 4; nobody clicks the last one
+    figures = gold_figures(write_run(tmp_path, grpo="AABC", sft="BCBA"), by_first_letter)
+    assert figures == {"gsb": 0.25, "worthless": 0.25, "worthless_sft": 0.25}
 
 
 def test_gsb_of_a_policy_against_itself_is_zero(tmp_path):
-    assert good_same_bad(write_run(tmp_path, grpo="ABCA", sft="ABCA"), by_first_letter) == 0
+    assert gold_figures(write_run(tmp_path, grpo="ABCA", sft="ABCA"), by_first_letter)["gsb"] == 0
 
 
 def test_the_interval_over_seeds_is_that_of_students_t():
@@ -102,7 +103,7 @@ def test_the_command_writes_table_and_pictures_of_all_finished_arms(tmp_path, ca
         assert (tmp_path / name).read_text().startswith("<?xml")
     assert "52.0%" in capsys.readouterr().out
     table = (tmp_path / "ablation.md").read_text().splitlines()
-    assert table[0].startswith("| arm | seeds | CTR | over all | over SFT | GSB | valid | distinct-2 |")
+    assert table[0].startswith("| arm | seeds | CTR | over all | over SFT | GSB | worthless | valid | distinct-2 |")
     assert [row.split(" | ")[:2] for row in table[2:]] == [["| `all`", "2"], ["| `mean`", "2"], ["| `ppl`", "1"]]
     assert table[4].split(" | ")[2:4] == ["30.0%", "-40.0%"] and len({row.count("|") for row in table}) == 1
 
