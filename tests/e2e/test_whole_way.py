@@ -141,6 +141,22 @@ def test_a_monitor_stops_the_run_and_it_goes_on_from_the_last_good_checkpoint(fi
     assert sorted(grpo_steps(run)) == list(range(alarm["step"], 5))
 
 
+def test_the_asynchronous_trainer_with_two_engines_has_the_rewards_in_every_step(finished_run, tmp_path):
+    run = tmp_path / "asynchronous"
+    subprocess.run(["cp", "-r", str(finished_run), str(run)], check=True)
+    subprocess.run(["rm", "-rf", str(run / "grpo")], check=True)
+    flags = ["--train.async_enable", "--train.partial_rollout_enable", "--vllm.num_engines", "2"]
+    result = recipe("grpo.sh", run, *flags)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "PPOTrainerAsync" in (run / "grpo" / "log.txt").read_text(errors="replace"), "it was not asynchronous"
+    steps = grpo_steps(run)
+    assert sorted(steps) == [1, 2, 3, 4]
+    assert all({"reward/garm", "share/garm", "reward/ood", "gate_closed"} <= set(values) for values in steps.values())
+    statistics = (run / "grpo" / "statistics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in statistics] == [1, 2, 3, 4]
+    assert (run / "grpo" / "config.json").is_file()
+
+
 def test_the_rollout_policy_is_the_trained_policy_after_every_weight_sync(finished_run, tmp_path):
     run = tmp_path / "sync"
     subprocess.run(["cp", "-r", str(finished_run), str(run)], check=True)
