@@ -248,7 +248,7 @@ def arms_figure(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
 def overoptimisation_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Proxy above, gold below, both against sqrt(KL); of ``PICTURED`` where one of them is there, else of all arms."""
     shown = {arm: curves[arm] for arm in PICTURED if arm in curves} or curves
-    colors = (*ARM_COLORS.values(), *OTHER_COLORS)
+    colors = (ARM_COLORS["grpo"], ARM_COLORS["sft"], *OTHER_COLORS, ARM_COLORS["cold_start"])
     with mpl.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(6, 5), layout="constrained")
         axes = figure.subplots(2, 1, sharex=True)
