@@ -191,8 +191,7 @@ class ParetoFusion:
         """Weights that add up to 1; ``report`` has the first stage, the front and the choice."""
         fitted, inside, outside = split(data, self.seed)
         first = np.array(self.first_stage(fitted))
-        tried = np.array([first, *self.search(first, inside, outside)])
-        values = np.array([list(objectives(one, inside, outside).values()) for one in tried])
+        tried, values = self.search(first, inside, outside)
         names = list(objectives(first, inside, outside))
         on_front = np.flatnonzero(non_dominated(values))
         if self.choose != "first_stage" and self.choose != "knee" and self.choose not in names:
@@ -231,16 +230,15 @@ class ParetoFusion:
         }
         return tried[chosen].tolist()
 
-    def search(self, first: np.ndarray, inside: FusionData, outside: FusionData) -> list[np.ndarray]:
-        """The weights that were tried, ``[n_trials]``, each adds up to 1."""
+    def search(self, first: np.ndarray, inside: FusionData, outside: FusionData) -> tuple[np.ndarray, np.ndarray]:
+        """Weights ``[1 + n_trials, k]``, ``first`` and those that were tried, each adds up to 1; their objectives."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        n_objectives = len(objectives(first, inside, outside))
+        tried, values = [first], [list(objectives(first, inside, outside).values())]
         sampler = optuna.samplers.NSGAIISampler(seed=self.seed)
-        study = optuna.create_study(directions=["maximize"] * n_objectives, sampler=sampler)
+        study = optuna.create_study(directions=["maximize"] * len(values[0]), sampler=sampler)
         centre = np.maximum(first, 1e-3 * first.max())
-        tried = []
         for _ in track(range(self.n_trials), "weights tried", console=Console(stderr=True)):
             trial = study.ask()
             weights = np.array(
@@ -250,9 +248,10 @@ class ParetoFusion:
                 ]
             )
             weights /= weights.sum()
-            study.tell(trial, list(objectives(weights, inside, outside).values()))
             tried.append(weights)
-        return tried
+            values.append(list(objectives(weights, inside, outside).values()))
+            study.tell(trial, values[-1])
+        return np.array(tried), np.array(values)
 
 
 OBJECTIVES = ("accuracy", "accuracy_out", "resistance", "diversity", "validity")

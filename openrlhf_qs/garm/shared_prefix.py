@@ -51,22 +51,21 @@ def share_prefixes(
     members = defaultdict(list)
     for n, group in enumerate(groups):
         members[group].append(n)
-    rows, place, n_suggestions = [], [0] * len(texts), 0
+    rows, place = [], [0] * len(texts)
+    place_of: dict[tuple[Hashable, tuple[int, ...]], int] = {}
     for group in members.values():
         n_common = _n_common([texts[n] for n in group])
         common, own_parts, n_row = texts[group[0]][:n_common], [], n_common
-        place_of: dict[tuple[int, ...], int] = {}
         for n in group:
             own = tuple(texts[n][n_common:])
-            if own not in place_of:
+            if (groups[n], own) not in place_of:
                 if own_parts and n_row + len(own) > max_row:
                     rows.append((common, own_parts))
                     own_parts, n_row = [], n_common
                 own_parts.append(own)
                 n_row += len(own)
-                place_of[own] = n_suggestions
-                n_suggestions += 1
-            place[n] = place_of[own]
+                place_of[groups[n], own] = len(place_of)
+            place[n] = place_of[groups[n], own]
         rows.append((common, own_parts))
     width = max((len(common) for common, _ in rows), default=0)
     laid_out = [_row(common, own_parts, width, (pad_token_id or 0, 0)) for common, own_parts in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,13 @@ def finished_run(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "small"
     result = recipe("grpo_garm.sh", run)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return run
+
+
+def before_grpo(finished_run: Path, run: Path) -> Path:
+    """``run``, a copy of the finished run without its GRPO."""
+    shutil.copytree(finished_run, run, symlinks=True)
+    shutil.rmtree(run / "grpo")
     return run
 
 
@@ -88,9 +96,7 @@ def test_a_second_call_skips_every_stage(finished_run):
 
 
 def test_killed_in_grpo_it_goes_on_from_the_last_checkpoint(finished_run, tmp_path):
-    run = tmp_path / "killed"
-    subprocess.run(["cp", "-r", str(finished_run), str(run)], check=True)
-    subprocess.run(["rm", "-rf", str(run / "grpo")], check=True)
+    run = before_grpo(finished_run, tmp_path / "killed")
     environment = os.environ | SMALL | {"RUN": str(run), "VIRTUAL_ENV": sys.prefix, "STEPS": "40"}
     # A session of its own, so that everything the recipe started can be killed at once.
     process = subprocess.Popen(
@@ -121,9 +127,7 @@ def test_killed_in_grpo_it_goes_on_from_the_last_checkpoint(finished_run, tmp_pa
 
 
 def test_a_monitor_stops_the_run_and_it_goes_on_from_the_last_good_checkpoint(finished_run, tmp_path):
-    run = tmp_path / "stopped"
-    subprocess.run(["cp", "-r", str(finished_run), str(run)], check=True)
-    subprocess.run(["rm", "-rf", str(run / "grpo")], check=True)
+    run = before_grpo(finished_run, tmp_path / "stopped")
     # Every change of the mean length is an alarm and nothing else is, so the second step stops the run.
     thresholds = ["length=1e-9", "malformed=1", "hacking=1", "diversity=9", "log_ppl=99", "sigma=99"]
     flags = ["--qs.monitor_window", "1", *(word for one in thresholds for word in ("--qs.monitor_threshold", one))]
@@ -142,9 +146,7 @@ def test_a_monitor_stops_the_run_and_it_goes_on_from_the_last_good_checkpoint(fi
 
 
 def test_the_asynchronous_trainer_with_two_engines_has_the_rewards_in_every_step(finished_run, tmp_path):
-    run = tmp_path / "asynchronous"
-    subprocess.run(["cp", "-r", str(finished_run), str(run)], check=True)
-    subprocess.run(["rm", "-rf", str(run / "grpo")], check=True)
+    run = before_grpo(finished_run, tmp_path / "asynchronous")
     flags = ["--train.async_enable", "--train.partial_rollout_enable", "--vllm.num_engines", "2"]
     result = recipe("grpo.sh", run, *flags)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
@@ -158,9 +160,7 @@ def test_the_asynchronous_trainer_with_two_engines_has_the_rewards_in_every_step
 
 
 def test_the_rollout_policy_is_the_trained_policy_after_every_weight_sync(finished_run, tmp_path):
-    run = tmp_path / "sync"
-    subprocess.run(["cp", "-r", str(finished_run), str(run)], check=True)
-    subprocess.run(["rm", "-rf", str(run / "grpo")], check=True)
+    run = before_grpo(finished_run, tmp_path / "sync")
     # A rate at which every step moves the policy far, and OpenRLHF's own measure of vLLM against the trainer. One of
     # the rewards comes from a file of the user's.
     plugin = tmp_path / "brevity.py"
