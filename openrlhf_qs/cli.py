@@ -18,7 +18,7 @@ STAGES = {
     "garm": ("", "train the Gaussian reward model on pairs: OpenRLHF's train_rm with our head"),
     "fusion": ("reward.fusion", "learn the weights of the composite reward"),
     "grpo": ("", "train the policy on the composite reward: OpenRLHF's train_ppo_ray with our rewards"),
-    "generate": ("generate", "let a policy answer conversations, for fusion and evaluate"),
+    "generate": ("models.generate", "let a policy answer conversations, for fusion and evaluate"),
     "evaluate": ("evaluation.evaluate", "A/B test of the policies on held-out conversations, and the report"),
 }
 TOOLS = {
@@ -31,8 +31,8 @@ TOOLS = {
         "benchmark.log",
         "impressions a second of reading, checking and pairing a click log, as it grows",
     ),
-    "upworthy": ("clicks.upworthy", "headline A/B tests of the Upworthy archive to preference pairs"),
-    "mimics": ("clicks.mimics", "clarification panes of MIMICS-Duo to preference pairs"),
+    "upworthy": ("archives.upworthy", "headline A/B tests of the Upworthy archive to preference pairs"),
+    "mimics": ("archives.mimics", "clarification panes of MIMICS-Duo to preference pairs"),
     "garm eval": ("garm.eval", "accuracy, calibration and position preference of a reward model on pairs"),
     "garm calibrate": ("garm.calibrate", "one temperature, fitted on held-out pairs, into a reward model"),
     "garm score": ("garm.score", "add a reward model's mean and std to every row of a file"),
@@ -53,10 +53,10 @@ TOOLS = {
         "Bradley-Terry, DPL, PURM and the Gaussian reward model side by side on the same features",
     ),
     "reward score": ("reward.score", "try a reward on a file: each part, the weights and the total"),
-    "world": ("plugins.built_in_world", "write a click log of simulated users, for when there is none"),
+    "world": ("world.click_log", "write a click log of simulated users, for when there is none"),
     "small-policy": ("sft.small_policy", "build a tokenizer and a small policy from a click log"),
     "plugins": ("list_plugins", "list the plugins, or show the options of one"),
-    "doctor": ("doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
+    "doctor": ("host.doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
     "ablation": ("evaluation.ablation", "arms of recipes/ablate_rewards.sh and ablate_sft.sh over their seeds"),
     "follow": ("host.follow", "show the progress of a training run that is piped into it"),
 }

@@ -132,10 +132,9 @@ def load_plugins(files: Sequence[str | Path] = ()) -> None:
 
     A plugin that cannot be imported is an error that says which: a reward that silently is not there would train on.
     """
-    import openrlhf_qs.plugins as built_in
-
-    for module in pkgutil.iter_modules(built_in.__path__):
-        importlib.import_module(f"{built_in.__name__}.{module.name}")
+    built_in = importlib.import_module("openrlhf_qs.plugins")  # by name: this module lies below all others
+    for module in pkgutil.walk_packages(built_in.__path__, f"{built_in.__name__}."):
+        importlib.import_module(module.name)
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             entry_point.load()

@@ -26,20 +26,12 @@ from rich.progress import track
 
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.clicks.propensity import examination_propensities
-from openrlhf_qs.files import read_json_lines, write_json_lines
-from openrlhf_qs.plugins.built_in_world import (
-    COLD_START,
-    click_probabilities,
-    contexts,
-    draw_users,
-    gold_utility,
-    read_scene,
-    suggestion_of_kind,
-    write_click_log,
-)
+from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.models.embedder import embed, load_embedder
 from openrlhf_qs.registry import SFT_DATASETS, check_options, load_plugins, parse_options
-from openrlhf_qs.sft.embedding import embed, load_embedder
 from openrlhf_qs.sft.sft_set import assemble, sft_candidates
+from openrlhf_qs.world.click_log import COLD_START, contexts, suggestion_of_kind, write_click_log
+from openrlhf_qs.world.users import click_probabilities, draw_users, gold_utility, read_scene
 
 GIB = 2**30
 GARM_ERROR = 1.0  # standard deviation of the simulated reward model's error, log-odds of a click
@@ -136,7 +128,7 @@ def assembly_speed(n_contexts: int, n_candidates: int, options: Mapping[str, Any
 
 
 def embedding_speed(embedder: str, n_texts: int, seed: int) -> dict[str, Any]:
-    """Texts a second of :func:`openrlhf_qs.sft.embedding.embed`, and of the bare model on batches that are ready."""
+    """Texts a second of :func:`openrlhf_qs.models.embedder.embed`, and of the bare model on batches that are ready."""
     import torch
     from sentence_transformers.util import batch_to_device
 

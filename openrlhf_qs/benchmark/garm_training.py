@@ -28,13 +28,13 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from openrlhf_qs.clicks.click_log import read_click_log
-from openrlhf_qs.files import write_whole
+from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.form.prompt import Message, suggestion_messages
 from openrlhf_qs.host import flash_attn_stand_in, seams
 from openrlhf_qs.host.settings import Settings
-from openrlhf_qs.plugins.built_in_world import write_click_log
-from openrlhf_qs.prompt import Message, suggestion_messages
 from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.sft.small_policy import MAX_TOKENS, build_small_policy
+from openrlhf_qs.world.click_log import write_click_log
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 N_SUGGESTIONS = 3

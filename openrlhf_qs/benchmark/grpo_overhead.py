@@ -156,11 +156,11 @@ def write_models(folder: Path, n_prompts: int, n_samples: int, seed: int) -> tup
     from transformers import AutoConfig, AutoTokenizer, Qwen3Model, Qwen3PreTrainedModel
 
     from openrlhf_qs.clicks.click_log import read_click_log
+    from openrlhf_qs.form.response import format_response
     from openrlhf_qs.garm.reward_model import reward_model_class
-    from openrlhf_qs.plugins.built_in_world import cold_start_suggestions, contexts, write_click_log
     from openrlhf_qs.registry import load_plugins
-    from openrlhf_qs.response import format_response
     from openrlhf_qs.sft.small_policy import build_small_policy
+    from openrlhf_qs.world.click_log import cold_start_suggestions, contexts, write_click_log
 
     load_plugins()
     write_click_log(folder / "clicks.jsonl", 2000, 1000, seed)
@@ -301,7 +301,7 @@ def local_rollout(tokenizer, conversation: Sequence[Any], response: str) -> Any:
     import torch
     from openrlhf.trainer.ppo_utils.experience import Experience
 
-    from openrlhf_qs.prompt import policy_messages
+    from openrlhf_qs.form.prompt import policy_messages
 
     prompt = tokenizer.apply_chat_template(policy_messages(conversation), tokenize=False, add_generation_prompt=True)
     asked, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, response))

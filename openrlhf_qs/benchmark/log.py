@@ -25,7 +25,8 @@ from openrlhf_qs.clicks.batches import Batch, log_files, map_log
 from openrlhf_qs.clicks.check import Summary, Total, summarise
 from openrlhf_qs.clicks.pairs import preference_pairs
 from openrlhf_qs.clicks.propensity import DEFAULT_METHOD
-from openrlhf_qs.plugins.built_in_world import EXAMINATION, write_click_log
+from openrlhf_qs.world.click_log import write_click_log
+from openrlhf_qs.world.users import EXAMINATION
 
 FORMATS = ("jsonl", "parquet")
 N_BASE, N_CONTEXTS = 20_000, 6_000  # impressions and conversations that are repeated

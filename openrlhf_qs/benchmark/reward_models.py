@@ -28,9 +28,9 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from torch import nn
 
-from openrlhf_qs.clicks.mimics import pane_pairs, read_panes
-from openrlhf_qs.clicks.upworthy import SIGNIFICANT_Z, headline_arms, headline_pairs, read_packages, usable_packages
-from openrlhf_qs.files import write_whole
+from openrlhf_qs.archives.mimics import pane_pairs, read_panes
+from openrlhf_qs.archives.upworthy import SIGNIFICANT_Z, headline_arms, headline_pairs, read_packages, usable_packages
+from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.garm.calibration import (
     accuracy,
     calibrated_ece,
@@ -38,10 +38,11 @@ from openrlhf_qs.garm.calibration import (
     negative_log_likelihood,
     preference_probability,
 )
-from openrlhf_qs.plugins.built_in_world import contexts, gold_utility, read_scene, suggestion_of_kind
-from openrlhf_qs.plugins.built_in_world_language import DOMAINS
+from openrlhf_qs.models.embedder import embed, load_embedder
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins, parse_options
-from openrlhf_qs.sft.embedding import embed, load_embedder
+from openrlhf_qs.world.click_log import contexts, suggestion_of_kind
+from openrlhf_qs.world.language import DOMAINS
+from openrlhf_qs.world.users import gold_utility, read_scene
 
 HEADS = ("bradley_terry", "dpl", "purm", "gaussian")
 KINDS = ("next_step", "next_step", "other_step", "other_step", "repetition", "bland", "neighbour", "off_topic")

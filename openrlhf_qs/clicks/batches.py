@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from openrlhf_qs.clicks.rows import MAX_CHARACTERS, MESSAGES, SCHEMA, checked_row, meta_text
-from openrlhf_qs.files import BadRow
-from openrlhf_qs.prompt import ROLES
+from openrlhf_qs.files.whole import BadRow
+from openrlhf_qs.form.prompt import ROLES
 
 ENGINES = {"polars": "on this machine, in threads", "ray": "Ray Data, on the cluster that Ray finds, or this machine"}
 SHOWN_PROBLEMS = 20

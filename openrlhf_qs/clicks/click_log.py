@@ -17,7 +17,7 @@ import polars as pl
 
 from openrlhf_qs.clicks.batches import Batch, Problems, log_files, map_log
 from openrlhf_qs.clicks.rows import REQUIRED, SCHEMA
-from openrlhf_qs.files import write_json_lines
+from openrlhf_qs.files.whole import write_json_lines
 
 __all__ = ["REQUIRED", "SCHEMA"]  # of a row, see openrlhf_qs.clicks.rows
 ON_ERROR = {"raise": "name the first 20 and stop", "skip": "leave them out, and count them by reason"}

@@ -29,8 +29,8 @@ from openrlhf_qs.clicks.click_log import ON_ERROR, conversation_keys, describe, 
 from openrlhf_qs.clicks.pairs import DEFAULT_POLICY, POSITION_POLICIES, click_rate_pairs, preference_pairs
 from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, estimate, shown_counts
 from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
-from openrlhf_qs.files import write_json_lines
-from openrlhf_qs.prompt import policy_messages
+from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.form.prompt import policy_messages
 from openrlhf_qs.sft.sft_set import sft_candidates
 
 PAIR_SOURCES = {

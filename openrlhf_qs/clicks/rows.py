@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from openrlhf_qs.files import BadRow, short
-from openrlhf_qs.prompt import check_conversation
+from openrlhf_qs.files.whole import BadRow, short
+from openrlhf_qs.form.prompt import check_conversation
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 SCHEMA = {

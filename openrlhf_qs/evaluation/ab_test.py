@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from openrlhf_qs.evaluation.arms import on_same_conversations
+from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.garm.calibration import Z_95
-from openrlhf_qs.prompt import Message
 from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
 
 Judge = Callable[[Sequence[list[Message]], Sequence[Sequence[str]]], list[list[float]]]

@@ -29,8 +29,8 @@ from scipy import stats
 
 from openrlhf_qs.evaluation.ab_test import Judge, click_probabilities, load_judge
 from openrlhf_qs.evaluation.report import ARM_COLORS, INK, OTHER_COLORS, PLOT_STYLE, svg
-from openrlhf_qs.files import read_json_lines, write_whole
-from openrlhf_qs.response import parse_response
+from openrlhf_qs.files.whole import read_json_lines, write_whole
+from openrlhf_qs.form.response import parse_response
 from openrlhf_qs.reward.monitors import STATISTICS
 
 SAME = 0.02  # two responses whose chance of a click differs by less are the same to a user

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openrlhf_qs.files import read_json_lines
-from openrlhf_qs.prompt import Message
-from openrlhf_qs.response import N_SUGGESTIONS, format_response, parse_response
+from openrlhf_qs.files.whole import read_json_lines
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.response import N_SUGGESTIONS, format_response, parse_response
 
 COLD_START = "cold_start"
 SHOWN_PROBLEMS = 20

@@ -35,10 +35,10 @@ from openrlhf_qs.evaluation.arms import (
 )
 from openrlhf_qs.evaluation.quality import response_quality
 from openrlhf_qs.evaluation.report import write_report
-from openrlhf_qs.files import write_whole
+from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.garm.eval import load_on_device
+from openrlhf_qs.models.embedder import load_embedder
 from openrlhf_qs.registry import load_plugins, parse_options
-from openrlhf_qs.sft.embedding import load_embedder
 
 N_EXAMPLES = 12  # conversations that the report shows
 

@@ -12,8 +12,8 @@ from rapidfuzz import fuzz
 from rapidfuzz.utils import default_process
 
 from openrlhf_qs.evaluation.arms import Shown, conversation_key
+from openrlhf_qs.models.embedder import embed
 from openrlhf_qs.sft import assembly
-from openrlhf_qs.sft.embedding import embed
 
 SAME_MEANING = 0.85  # cosine of two suggestions' vectors from which they mean the same
 NEAR_DUPLICATE = 90  # token_set_ratio of rapidfuzz, 0 to 100, from which two suggestions say the same

@@ -19,7 +19,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from openrlhf_qs.files import read_json_lines, write_whole
+from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.reward.monitors import ALARMS
 
 STAGES = {

@@ -15,11 +15,11 @@ import polars as pl
 
 from openrlhf_qs.clicks.pairs import preference_pairs
 from openrlhf_qs.clicks.rows import MESSAGES
-from openrlhf_qs.files import read_json_lines
+from openrlhf_qs.files.whole import read_json_lines
+from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.garm.calibration import calibration_verdict
 from openrlhf_qs.garm.eval import by_log_ppl, evaluate_pairs, pair_log_ppl, read_pairs, score_pairs
-from openrlhf_qs.generate import reference_log_ppl
-from openrlhf_qs.prompt import Message
+from openrlhf_qs.models.reference import reference_log_ppl
 from openrlhf_qs.reward.composite import CompositeReward, read_weights
 from openrlhf_qs.reward.offline import offline_batch
 

@@ -17,8 +17,8 @@ from rich import print as rich_print
 from rich.table import Table
 from scipy.optimize import minimize_scalar
 
-from openrlhf_qs.clicks.upworthy import SIGNIFICANT_Z
-from openrlhf_qs.files import write_whole
+from openrlhf_qs.archives.upworthy import SIGNIFICANT_Z
+from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.garm.calibration import expected_calibration_error, negative_log_likelihood, preference_probability
 from openrlhf_qs.garm.eval import Scored, load_on_device, read_pairs, score_pairs
 from openrlhf_qs.registry import load_plugins

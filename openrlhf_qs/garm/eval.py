@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from openrlhf_qs.clicks.upworthy import SIGNIFICANT_Z
-from openrlhf_qs.files import read_json_lines, write_whole
+from openrlhf_qs.archives.upworthy import SIGNIFICANT_Z
+from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.garm.calibration import (
     N_BINS,
     accuracy_by,
@@ -277,7 +277,7 @@ def by_log_ppl(scored: Scored, log_ppl: np.ndarray, seed: int = 0) -> dict[str, 
 
 def pair_log_ppl(pairs: Sequence[Mapping[str, Any]], reference: str) -> np.ndarray:
     """Log-perplexity of each pair under the policy ``reference``: the mean of its two suggestions, nats per token."""
-    from openrlhf_qs.generate import reference_log_ppl
+    from openrlhf_qs.models.reference import reference_log_ppl
 
     messages = [pair[side] for side in ("chosen", "rejected") for pair in pairs]
     log_ppl = reference_log_ppl(reference, [m[:-1] for m in messages], [m[-1]["content"] for m in messages])

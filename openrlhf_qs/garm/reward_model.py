@@ -1,7 +1,7 @@
 """The reward model: a backbone, and a registered head that gives each suggestion a mean and standard deviations.
 
-In: messages that end in a suggestion (:func:`openrlhf_qs.prompt.suggestion_messages`). Out: ``[batch, 3]``, float32,
-reward units (:class:`Scores`). One class serves every registered head: ``config.json`` of a checkpoint says which one
+In: messages that end in a suggestion (:func:`openrlhf_qs.form.prompt.suggestion_messages`). Out: ``[batch, 3]``,
+float32, reward units (:class:`Scores`). One class serves every registered head: ``config.json`` of a checkpoint says which one
 it has, under ``reward_model``. OpenRLHF builds it in ``train_rm`` and ``RewardModelActor``; without OpenRLHF::
 
     scorer = SuggestionScorer("runs/default/garm")
@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openrlhf_qs.form.prompt import Message, suggestion_messages
 from openrlhf_qs.garm.shared_prefix import (
     ATTENTION,
     SharedRows,
@@ -43,7 +44,6 @@ from openrlhf_qs.garm.shared_prefix import (
     tree_mask,
     use_attention,
 )
-from openrlhf_qs.prompt import Message, suggestion_messages
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins
 
 

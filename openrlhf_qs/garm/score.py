@@ -22,8 +22,8 @@ from typing import Any
 from rich import print as rich_print
 from rich.table import Table
 
-from openrlhf_qs.files import json_object
-from openrlhf_qs.prompt import Message, suggestion_messages
+from openrlhf_qs.files.whole import json_object
+from openrlhf_qs.form.prompt import Message, suggestion_messages
 from openrlhf_qs.registry import load_plugins
 
 TEXT_COLUMNS = ("suggestion", "suggestions", "headline")  # looked for in this order

@@ -21,9 +21,9 @@ from openrlhf_qs.host.settings import Settings
 )
 def sft_dataset(module: ModuleType, settings: Settings) -> None:
     """The assembly plugin chooses three of a conversation's candidates. Without it `sft.jsonl` has no responses."""
-    from openrlhf_qs.prompt import policy_messages, teacher_messages
+    from openrlhf_qs.form.prompt import policy_messages, teacher_messages
+    from openrlhf_qs.form.response import format_response
     from openrlhf_qs.registry import SFT_DATASETS, load_plugins
-    from openrlhf_qs.response import format_response
 
     load_plugins(settings.plugin_files)
     choose = SFT_DATASETS.create(settings.sft_dataset, **settings.options.get(settings.sft_dataset, {}))
@@ -189,8 +189,8 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
     import torch
     from openrlhf.models.utils import masked_mean
 
+    from openrlhf_qs.form.response import parse_response
     from openrlhf_qs.registry import JUDGES, load_plugins
-    from openrlhf_qs.response import parse_response
     from openrlhf_qs.reward.composite import composite_of
     from openrlhf_qs.reward.monitors import batch_statistics, watch
     from openrlhf_qs.reward.rollout import RolloutBatch, reward_fields

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from openrlhf_qs.files import read_json_lines, write_whole
-from openrlhf_qs.generate import reference_log_ppl
-from openrlhf_qs.prompt import Message
+from openrlhf_qs.files.whole import read_json_lines, write_whole
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.response import format_response
+from openrlhf_qs.models.reference import reference_log_ppl
 from openrlhf_qs.registry import FUSIONS, REWARDS, load_plugins, parse_options
-from openrlhf_qs.response import format_response
 from openrlhf_qs.reward.composite import CompositeReward, Part
 from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, topics
 from openrlhf_qs.reward.hacked import hacked_responses

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from openrlhf_qs.prompt import Message
-from openrlhf_qs.response import format_response
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.response import format_response
 
 BLAND = ("Can you tell me more about this?", "What else should I know?", "Could you explain it further?")
 N_STUFFED = 10  # words of a stuffed suggestion

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import TYPE_CHECKING
 
-from openrlhf_qs.files import read_json_lines, write_json_lines
+from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,7 +190,7 @@ def batch_statistics(
         reward: ``[batch]``, the composite.
         n_tokens: ``[batch]``, of each response.
         log_prob: ``[batch]``, nats, of each whole response under the policy.
-        judge: whose clicks are gold, :mod:`openrlhf_qs.plugins.judges`; None for none.
+        judge: whose clicks are gold, :mod:`openrlhf_qs.plugins.judges.endpoint`; None for none.
 
     Returns:
         ``proxy`` and ``proxy_std``, mean and deviation over the responses of what stands for clicks: the reward

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from openrlhf_qs.prompt import Message
-from openrlhf_qs.response import parse_response
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.response import parse_response
 from openrlhf_qs.reward.rollout import RolloutBatch, reward_fields
 
 
@@ -24,7 +24,7 @@ def offline_batch(
     """The batch that training would have made of these responses.
 
     Args:
-        ref_log_ppl: ``[n]``, nats per token, from :func:`openrlhf_qs.generate.reference_log_ppl`.
+        ref_log_ppl: ``[n]``, nats per token, from :func:`openrlhf_qs.models.reference.reference_log_ppl`.
         scorer: a :class:`~openrlhf_qs.garm.reward_model.SuggestionScorer`; None leaves its numbers out.
         group: ``[n]``, a number for each prompt; None makes each response a group of its own.
     """

@@ -46,7 +46,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from openrlhf_qs.prompt import Message
+from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import REWARDS, load_plugins, parse_options
 from openrlhf_qs.reward.composite import CompositeReward, read_weights
 from openrlhf_qs.reward.offline import offline_batch

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from openrlhf_qs.prompt import Message
-from openrlhf_qs.response import ParsedResponse
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.response import ParsedResponse
 
 
 @dataclass(frozen=True)

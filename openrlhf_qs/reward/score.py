@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openrlhf_qs.prompt import Message, check_conversation
+from openrlhf_qs.form.prompt import Message, check_conversation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +74,7 @@ def score(composite, conversations: Sequence, responses: Sequence[str], log_ppl:
 
 def read_texts(where: str, rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[Message]], list[str]]:
     """Conversations and responses of the rows. ValueError names the row that has none, and what to give."""
-    from openrlhf_qs.response import format_response
+    from openrlhf_qs.form.response import format_response
 
     conversations, responses = [], []
     for number, row in enumerate(rows, start=1):
@@ -122,7 +122,7 @@ def _from_json(value: Any) -> Any:
 
 def _log_ppl(args: argparse.Namespace, rows: Sequence[Mapping], conversations: Sequence, responses: Sequence[str]):
     if args.reference:
-        from openrlhf_qs.generate import reference_log_ppl
+        from openrlhf_qs.models.reference import reference_log_ppl
 
         return reference_log_ppl(args.reference, conversations, responses)
     try:

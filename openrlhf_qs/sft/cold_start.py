@@ -5,8 +5,8 @@ its ``timestamp`` are the server's to fill in: until then ``clicks`` is null, so
 what nobody saw for what nobody wanted. ``policy`` says which model and which template made the suggestions.
 
 The model runs here, in vLLM, or behind an OpenAI-compatible endpoint. What it answers is read by
-:func:`openrlhf_qs.response.parse_response` and asked again where it is malformed. A killed run goes on where it was,
-and a second run asks only for what the log does not have yet.
+:func:`openrlhf_qs.form.response.parse_response` and asked again where it is malformed. A killed run goes on where it
+was, and a second run asks only for what the log does not have yet.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from openrlhf_qs.endpoint import ChatEndpoint
-from openrlhf_qs.files import read_json_lines, write_json_lines
-from openrlhf_qs.generate import load_engine, sample
-from openrlhf_qs.journal import Journal, job_keys, model_print
-from openrlhf_qs.prompt import Message, check_conversation
-from openrlhf_qs.response import parse_response
+from openrlhf_qs.files.journal import Journal, job_keys, model_print
+from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.form.prompt import Message, check_conversation
+from openrlhf_qs.form.response import parse_response
+from openrlhf_qs.models.endpoint import ChatEndpoint
+from openrlhf_qs.models.engine import load_engine, sample
 
 TEMPLATES = Path(__file__).parent / "templates"
 CHUNK = 256  # prompts that vLLM gets in one go, which a kill costs

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from openrlhf_qs.files import read_json_lines
-from openrlhf_qs.generate import load_engine, sample
-from openrlhf_qs.journal import Journal, job_keys, model_print
-from openrlhf_qs.prompt import Message, check_conversation, teacher_messages
+from openrlhf_qs.files.journal import Journal, job_keys, model_print
+from openrlhf_qs.files.whole import read_json_lines
+from openrlhf_qs.form.prompt import Message, check_conversation, teacher_messages
+from openrlhf_qs.models.engine import load_engine, sample
 from openrlhf_qs.sft.assembly import normalise, problem
 
 LEFT_OUT = {

@@ -19,9 +19,9 @@ from rich.table import Table
 
 from openrlhf_qs.clicks.click_log import conversation_keys
 from openrlhf_qs.clicks.propensity import inverse_propensity
-from openrlhf_qs.files import read_json_lines, write_json_lines, write_whole
+from openrlhf_qs.files.whole import read_json_lines, write_json_lines, write_whole
+from openrlhf_qs.form.response import format_response, parse_response
 from openrlhf_qs.registry import SFT_DATASETS, check_options, load_plugins, parse_options
-from openrlhf_qs.response import format_response, parse_response
 from openrlhf_qs.sft.assembly import normalise
 from openrlhf_qs.sft.candidates import PRIOR_SHOWS, shortened
 

@@ -19,8 +19,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from openrlhf_qs.clicks.click_log import conversation_keys, read_click_log
-from openrlhf_qs.prompt import INSTRUCTION
-from openrlhf_qs.response import format_response
+from openrlhf_qs.form.prompt import INSTRUCTION
+from openrlhf_qs.form.response import format_response
 
 PAD, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MAX_TOKENS = 1024

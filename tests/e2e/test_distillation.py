@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openrlhf_qs.clicks.click_log import read_click_log
-from openrlhf_qs.files import read_json_lines
-from openrlhf_qs.prompt import teacher_messages
+from openrlhf_qs.files.whole import read_json_lines
+from openrlhf_qs.form.prompt import teacher_messages
 from openrlhf_qs.sft.small_policy import build_small_policy
 
 

@@ -14,9 +14,9 @@ import torch
 
 from openrlhf_qs import cli, registry
 from openrlhf_qs.clicks.click_log import REQUIRED, SCHEMA
-from openrlhf_qs.doctor import PACKAGES
 from openrlhf_qs.evaluation.ab_test import load_judge
 from openrlhf_qs.host.bootstrap import all_patches
+from openrlhf_qs.host.doctor import PACKAGES
 from openrlhf_qs.registry import FUSIONS, JUDGES, KINDS, REWARD_MODELS, REWARDS, SFT_DATASETS
 from openrlhf_qs.reward.fusion_data import FusionData
 from openrlhf_qs.reward.offline import offline_batch
@@ -37,7 +37,7 @@ PAGES = [
     DOCS / "MONITORS.md",
     DOCS / "REWARDS.md",
 ]
-CODE = [*(ROOT / "recipes").glob("*.sh"), *(ROOT / "openrlhf_qs").rglob("*.py"), *(ROOT / "plugins").glob("*.py")]
+CODE = [*(ROOT / "recipes").glob("*.sh"), *(ROOT / "openrlhf_qs").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
 FILE = re.compile(r"(?<![\w/.])((?:recipes|docs|openrlhf_qs|plugins|tests)/[\w/]+\.(?:sh|md|py))\b")
 VARIABLE = re.compile(r"(?:^|[\s`$])([A-Z][A-Z_]{2,})(?=[=`/\s]|$)", re.MULTILINE)
 CONVERSATION = [{"role": "user", "content": "How do I bake bread?"}, {"role": "assistant", "content": "Use flour."}]

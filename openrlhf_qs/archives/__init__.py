@@ -1,0 +1,1 @@
+"""Public archives of real clicks and judgements, as preference pairs."""

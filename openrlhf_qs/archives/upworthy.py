@@ -1,0 +1,249 @@
+r"""Headline tests of the Upworthy Research Archive as preference pairs with soft labels.
+
+In: the archive's CSV (doi 10.1038/s41597-021-00934-7), a row a package: a headline with an image, how many visitors
+saw it and how many clicked. Out: a pair for each two headlines of one test with the same image, the one with the
+higher CTR first, in the columns of :data:`SCHEMA`. A headline has no conversation and no position: each visitor saw
+one.
+
+How sure the counts are is in the label. With the pooled rate :math:`p` the relative difference
+:math:`r=(p_c-p_r)/p` has the standard error :math:`s=\sqrt{(1-p)/p\,(1/n_c+1/n_r)}`, and :math:`z=r/s`. Repeated arms
+of the archive differ by more than chance, with a variance of z of 1.75; true differences of headlines are taken as
+:math:`N(0,\tau^2)`. So the probability that the chosen headline is truly the better one is
+
+.. math:: y=\Phi\Big(\frac{z}{\sqrt{1.75}}\cdot\frac{\tau}{\sqrt{\tau^2+1.75\,s^2}}\Big).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from rich import print as rich_print
+from rich.table import Table
+from scipy.special import ndtr
+
+from openrlhf_qs.clicks import pairs
+from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.form.prompt import suggestion_messages
+
+COLUMNS = {
+    "clickability_test_id": pl.String,
+    "eyecatcher_id": pl.String,
+    "headline": pl.String,
+    "impressions": pl.Int64,
+    "clicks": pl.Int64,
+    "test_week": pl.Int64,
+}
+STORY = ("story", pl.String)  # tests of one article; optional
+SCHEMA = {
+    **pairs.SCHEMA,  # the impression is a test, the positions are null, labels are at least 0.5
+    "z": pl.Float64,  # of the difference in CTR, binomial, at least 0
+    "chosen_impressions": pl.Int64,
+    "chosen_clicks": pl.Int64,
+    "rejected_impressions": pl.Int64,
+    "rejected_clicks": pl.Int64,
+}
+FAULTY_WEEKS = (201326, 201402)  # the archive's authors warn of the randomisation of these and all between
+OVERDISPERSION = 1.75  # variance of z between repeats of one arm
+SIGNIFICANT_Z = 1.96
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("packages", metavar="FILE.csv[.gz]", help="packages of the archive, a row an arm")
+    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="preference pairs")
+    parser.add_argument(
+        "--prior_std",
+        type=float,
+        help="standard deviation of the true relative differences in CTR; inf takes the counts at their word; "
+        "default: estimated from the file",
+    )
+    parser.add_argument("--calibration", metavar="FILE.jsonl", help="keep the pairs of some stories for this file")
+    parser.add_argument(
+        "--calibration_share", type=float, default=0.15, help="stories that --calibration keeps; default 0.15"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    packages = read_packages(args.packages)
+    usable = usable_packages(packages)
+    arms = headline_arms(usable)
+    found = headline_pairs(arms, args.prior_std)
+    n_kept = 0
+    if args.calibration:
+        kept = keep_stories(found, usable, args.calibration_share)
+        n_kept = kept.sum()
+        if not 0 < n_kept < found.height:
+            raise ValueError(
+                f"--calibration_share {args.calibration_share}: it keeps {n_kept} of {found.height} pairs"
+            )
+        write_json_lines(args.calibration, found.filter(kept).iter_rows(named=True))
+        found = found.filter(~kept)
+    write_json_lines(args.out, found.iter_rows(named=True))
+    counts = {
+        "packages": packages.height,
+        "left out: weeks of faulty randomisation": packages["test_week"].is_between(*FAULTY_WEEKS).sum(),
+        "left out: no headline or nobody saw it": packages.height
+        - usable.height
+        - packages["test_week"].is_between(*FAULTY_WEEKS).sum(),
+        "arms, repeats added up": arms.height,
+        "pairs kept for calibration": n_kept,
+        "tests with a pair": found["impression_id"].n_unique(),
+        "pairs": found.height,
+        f"pairs with |z| > {SIGNIFICANT_Z}": (found["z"] > SIGNIFICANT_Z).sum(),
+        "pairs of equal CTR (label 0.5)": (found["z"] == 0).sum(),
+    }
+    table = Table("Upworthy", "", title=args.out, title_justify="left")
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}")
+    prior_std = relative_difference_std(count_pairs(arms)) if args.prior_std is None else args.prior_std
+    table.add_row("std of true relative differences", f"{prior_std:.3f}")
+    table.add_row("mean label", f"{found['label'].mean():.3f}")
+    rich_print(table)
+
+
+def read_packages(path: str | Path) -> pl.DataFrame:
+    """The columns of ``COLUMNS`` and ``story``, which is the test where there is none.
+
+    ValueError where the file, a column or a number is missing.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such file; give the archive's packages, .csv or .csv.gz")
+    try:
+        packages = pl.read_csv(path, infer_schema=False)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path}: no CSV: {str(error).splitlines()[0]}") from None
+    missing = [name for name in COLUMNS if name not in packages.columns]
+    if missing:
+        raise ValueError(f"{path}: no column {', '.join(missing)}; found {', '.join(packages.columns)}")
+    if "story" not in packages.columns:
+        packages = packages.with_columns(story=pl.col("clickability_test_id"))
+    typed = packages.select(pl.col(name).cast(kind, strict=False) for name, kind in [*COLUMNS.items(), STORY])
+    for name in ("impressions", "clicks", "test_week"):
+        bad = typed[name].is_null() | (typed[name] < 0)
+        if bad.any():
+            row = bad.arg_true()[0]
+            raise ValueError(f"{path}: row {row + 1}: {name} is {packages[name][row]!r}; give a whole number, >= 0")
+    bad = (typed["clicks"] > typed["impressions"]).arg_true()
+    if len(bad):
+        raise ValueError(f"{path}: row {bad[0] + 1}: more clicks than impressions; check the file")
+    return typed
+
+
+def usable_packages(packages: pl.DataFrame) -> pl.DataFrame:
+    """Without the weeks of faulty randomisation, empty headlines and arms that nobody saw."""
+    return packages.filter(
+        ~pl.col("test_week").is_between(*FAULTY_WEEKS),
+        pl.col("headline").fill_null("").str.strip_chars() != "",
+        pl.col("impressions") > 0,
+    )
+
+
+def headline_arms(packages: pl.DataFrame) -> pl.DataFrame:
+    """One row a test, image and headline, in the order of the file; counts of repeats are added up."""
+    return packages.group_by("clickability_test_id", "eyecatcher_id", "headline", maintain_order=True).agg(
+        pl.col("impressions").sum(), pl.col("clicks").sum()
+    )
+
+
+def count_pairs(arms: pl.DataFrame) -> pl.DataFrame:
+    """Every two headlines of one test and image, that of higher CTR as ``chosen``.
+
+    Returns:
+        ``test``; ``chosen`` and ``rejected``, headlines; their ``*_impressions`` and ``*_clicks``; ``difference``,
+        relative to the pooled rate; ``std_error`` of it; ``z``. Pairs without any click are left out.
+    """
+    rows = []
+    for (test, _), group in arms.group_by("clickability_test_id", "eyecatcher_id", maintain_order=True):
+        shown = group.select("headline", "impressions", "clicks").rows()
+        for one, other in itertools.combinations(shown, 2):
+            chosen, rejected = sorted((one, other), key=lambda arm: arm[2] / arm[1], reverse=True)
+            if chosen[2]:
+                rows.append((test, *chosen, *rejected))
+    sides = [f"{side}{count}" for side in ("chosen", "rejected") for count in ("", "_impressions", "_clicks")]
+    table = pl.DataFrame(rows, schema=["test", *sides], orient="row")
+    n_chosen, n_rejected = pl.col("chosen_impressions"), pl.col("rejected_impressions")
+    pooled = (pl.col("chosen_clicks") + pl.col("rejected_clicks")) / (n_chosen + n_rejected)
+    difference = (pl.col("chosen_clicks") / n_chosen - pl.col("rejected_clicks") / n_rejected) / pooled
+    return (
+        table.with_columns(
+            difference=difference,
+            std_error=((1 - pooled) / pooled * (1 / n_chosen + 1 / n_rejected)).sqrt(),
+        )
+        .filter(pl.col("std_error") > 0)  # everybody clicked both
+        .with_columns(z=pl.col("difference") / pl.col("std_error"))
+    )
+
+
+def relative_difference_std(counts: pl.DataFrame) -> float:
+    r"""Standard deviation :math:`\tau` of the true relative differences: their variance beyond that of the counts.
+
+    Mean of :math:`r^2-1.75\,s^2` over pairs; ValueError where that is not positive: then the counts tell nothing.
+    """
+    variance = (counts["difference"] ** 2 - OVERDISPERSION * counts["std_error"] ** 2).mean()
+    if not variance or variance <= 0:
+        raise ValueError(
+            f"{counts.height} pairs differ no more than chance does; give more tests, or say --prior_std yourself"
+        )
+    return math.sqrt(variance)
+
+
+def keep_stories(found: pl.DataFrame, packages: pl.DataFrame, share: float) -> pl.Series:
+    """Of each pair, whether its story is among the ``share`` that is kept apart, by a hash of the story."""
+    story_of_test = dict(packages.select("clickability_test_id", "story").iter_rows())
+    return pl.Series(
+        [zlib.crc32(story_of_test[test].encode()) / 2**32 < share for test in found["impression_id"]], dtype=pl.Boolean
+    )
+
+
+def soft_labels(z: np.ndarray, std_error: np.ndarray, prior_std: float) -> np.ndarray:
+    """Probability that the difference is truly positive, ``[n]``; see the head of this module.
+
+    Args:
+        z: ``[n]``, of the difference.
+        std_error: ``[n]``, of the relative difference, binomial, > 0.
+        prior_std: of the true relative differences, > 0; ``inf``: nothing is known before.
+    """
+    if not prior_std > 0:
+        raise ValueError(f"prior_std = {prior_std}: give a number greater than 0")
+    shrinkage = 1 / np.sqrt(1 + OVERDISPERSION * (std_error / prior_std) ** 2)
+    return ndtr(z / math.sqrt(OVERDISPERSION) * shrinkage)
+
+
+def headline_pairs(arms: pl.DataFrame, prior_std: float | None = None) -> pl.DataFrame:
+    """Preference pairs of :func:`headline_arms`, those of a test together, each test of the same weight in all.
+
+    Args:
+        prior_std: of :func:`soft_labels`; None takes :func:`relative_difference_std`.
+
+    Returns:
+        Columns as in ``SCHEMA``. ValueError where there is no pair.
+    """
+    counts = count_pairs(arms)
+    if not counts.height:
+        raise ValueError(
+            f"no two headlines with the same image in one test, of {arms.height} arms; nothing to compare"
+        )
+    if prior_std is None:
+        prior_std = relative_difference_std(counts)
+    counts = counts.with_columns(
+        label=soft_labels(counts["z"].to_numpy(), counts["std_error"].to_numpy(), prior_std),
+        weight=1 / pl.len().over("test"),
+        order=pl.int_range(pl.len()).min().over("test"),
+    ).sort("order", maintain_order=True)
+    rows = (
+        {
+            **row,
+            "impression_id": row["test"],
+            "chosen": suggestion_messages([], row["chosen"]),
+            "rejected": suggestion_messages([], row["rejected"]),
+            "chosen_position": None,
+            "rejected_position": None,
+        }
+        for row in counts.with_columns(pl.col("weight") / pl.col("weight").mean()).iter_rows(named=True)
+    )
+    return pl.DataFrame([{name: row[name] for name in SCHEMA} for row in rows], schema=SCHEMA)

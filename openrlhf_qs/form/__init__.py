@@ -1,0 +1,1 @@
+"""What is asked and answered: conversations, prompts, and the text of a response."""

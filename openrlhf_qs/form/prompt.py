@@ -1,0 +1,46 @@
+"""The ways a conversation is put to a model: to the policy for three suggestions, to the teacher for one, to a reward
+model with one.
+
+Each is a list of messages; a model's own chat template turns them into text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from openrlhf_qs.files.whole import BadRow, short
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+ROLES = ("system", "user", "assistant")
+INSTRUCTION = "Suggest three short questions the user may ask next, numbered 1 to 3."
+TEACHER_INSTRUCTION = "Suggest one short question the user may ask next."
+
+
+def check_conversation(conversation: Any) -> None:
+    """BadRow where it is no list of messages, an empty one, or one with another role than ``ROLES``."""
+    if not isinstance(conversation, list) or not conversation:
+        raise BadRow(
+            "empty conversation", f"conversation {short(conversation)}; give a list of messages, at least one"
+        )
+    for message in conversation:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise BadRow("bad message", f'message {short(message)}; give {{"role": ..., "content": text}}')
+        if message.get("role") not in ROLES:
+            raise BadRow("unknown role", f"role {short(message.get('role'))}; give one of {', '.join(ROLES)}")
+
+
+def policy_messages(conversation: Sequence[Message]) -> list[Message]:
+    """What the policy answers with three suggestions: the conversation, then the instruction as the last user turn."""
+    return [*conversation, {"role": "user", "content": INSTRUCTION}]
+
+
+def teacher_messages(conversation: Sequence[Message]) -> list[Message]:
+    """What the teacher answers with one suggestion and nothing else."""
+    return [*conversation, {"role": "user", "content": TEACHER_INSTRUCTION}]
+
+
+def suggestion_messages(conversation: Sequence[Message], suggestion: str) -> list[Message]:
+    """What a reward model scores: the conversation, then the suggestion as the user's next turn."""
+    return [*conversation, {"role": "user", "content": suggestion}]

@@ -1,0 +1,1 @@
+"""One way to ask a model: an engine, an endpoint, a reference, an embedder."""

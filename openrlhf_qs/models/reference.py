@@ -1,0 +1,53 @@
+"""How likely a reference policy finds responses: their log-perplexity, by transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openrlhf_qs.form.prompt import Message, policy_messages
+
+
+def reference_log_ppl(
+    reference: str, conversations: Sequence[Sequence[Message]], responses: Sequence[str], batch_size: int = 64
+) -> list[float]:
+    """Mean negative log-probability of each response and its end under ``reference``, ``[n]``, nats per token."""
+    import torch
+    import torch.nn.functional as F
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    tokenizer.padding_side = "left"  # responses end together, and the logits of what stands before are left out
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        reference, dtype=torch.bfloat16 if device == "cuda" else torch.float32
+    )
+    model.to(device).eval()
+    prompts = [
+        tokenizer.apply_chat_template(policy_messages(conversation), tokenize=False, add_generation_prompt=True)
+        for conversation in conversations
+    ]
+    n_prompt = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]] if prompts else []
+    texts = [f"{p}{r}{tokenizer.eos_token}" for p, r in zip(prompts, responses, strict=True)]
+    values = [0.0] * len(texts)
+    by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    for start in range(0, len(texts), batch_size):
+        rows = by_length[start : start + batch_size]
+        encoded = tokenizer(
+            [texts[row] for row in rows], padding=True, add_special_tokens=False, return_tensors="pt"
+        ).to(device)
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        n_response = mask.sum(-1) - torch.tensor([n_prompt[row] for row in rows], device=device)
+        kept = int(n_response.max())
+        with torch.no_grad():
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                logits_to_keep=kept + 1,
+            ).logits[:, -kept - 1 : -1]
+        nll = F.cross_entropy(logits.float().transpose(1, 2), ids[:, -kept:], reduction="none")
+        of_response = torch.arange(kept, 0, -1, device=device) <= n_response[:, None]
+        means = (nll * of_response).sum(-1) / n_response
+        for row, value in zip(rows, means.tolist(), strict=True):
+            values[row] = value
+    return values

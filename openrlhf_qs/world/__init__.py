@@ -1,0 +1,1 @@
+"""The built-in world: simulated users, their language, and the click log they leave."""

@@ -1,0 +1,222 @@
+"""What the built-in world writes: conversations, suggestions of a cold start policy, and the click log of its users.
+
+In: flags of ``openrlhf-qs world``. Out: a click log (:mod:`openrlhf_qs.clicks.click_log`). No other stage knows this
+world: they see clicks alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.response import N_SUGGESTIONS
+from openrlhf_qs.world.language import DOMAIN_OF_TOPIC, DOMAINS, INTENTS, OPENERS, TAILS, VAGUE_QUESTIONS, facet
+from openrlhf_qs.world.users import Scene, click_probabilities, draw_users, gold_utility, read_scene
+
+# The cold start policy: how often it makes a suggestion of each kind.
+COLD_START: dict[str, float] = {
+    "next_step": 0.21,
+    "bland": 0.20,
+    "other_step": 0.14,
+    "repetition": 0.11,
+    "neighbour": 0.08,
+    "off_topic": 0.08,
+    "duplicate": 0.07,
+    "crammed": 0.06,
+    "malformed": 0.05,
+}
+N_USERS = 5000
+FIRST_DAY, N_DAYS = datetime(2025, 1, 1, tzinfo=UTC), 30
+N_CONTEXTS = (
+    len(OPENERS)
+    * sum(len(domain.topics) * len(domain.aspects) for domain in DOMAINS.values())
+    * sum(len(intent.questions) for intent in INTENTS.values())
+)
+
+
+def contexts(n: int, seed: int) -> list[list[Message]]:
+    """``n`` conversations, no question in them twice; ValueError where there are not so many (``N_CONTEXTS``)."""
+    if not 0 < n <= N_CONTEXTS:
+        raise ValueError(f"n_contexts must be from 1 to {N_CONTEXTS}, got {n}")
+    rng = random.Random(seed)
+    drawn: dict[str, list[Message]] = {}
+    while len(drawn) < n:
+        conversation = _draw_conversation(rng)
+        drawn.setdefault(conversation[0]["content"], conversation)
+    return list(drawn.values())
+
+
+def _draw_conversation(rng: random.Random) -> list[Message]:
+    topic = rng.choice(list(DOMAIN_OF_TOPIC))
+    aspect, other = rng.sample(DOMAINS[DOMAIN_OF_TOPIC[topic]].aspects, 2)
+    intent = rng.choice(list(INTENTS.values()))
+    question = f"{rng.choice(OPENERS).format(topic=topic)} {rng.choice(intent.questions).format(it=aspect)}"
+    answer = rng.choice(intent.answers).format(topic=topic, aspect=aspect)
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": f"{answer} {rng.choice(TAILS).format(other=other)}"},
+    ]
+
+
+def cold_start_suggestions(conversation: Sequence[Message], rng: random.Random) -> list[str]:
+    """Three suggestions of the mixed policy ``COLD_START``, in random order: a slot says nothing about quality.
+
+    ValueError where the conversation is not one of this world (see :func:`contexts`).
+    """
+    scene = read_scene(conversation)
+    if scene.topic is None or not scene.next or not scene.asked_aspects:
+        raise ValueError(f"conversation {conversation!r} is not of the built-in world: give one of contexts()")
+    kinds = rng.choices(list(COLD_START), COLD_START.values(), k=N_SUGGESTIONS)
+    kinds.sort(key="duplicate".__eq__)  # last, so that there is something to say again
+    suggestions: list[str] = []
+    for kind in kinds:
+        if kind == "duplicate" and suggestions:
+            suggestions.append(rng.choice(suggestions))
+        else:
+            suggestions.append(suggestion_of_kind("next_step" if kind == "duplicate" else kind, scene, rng))
+    rng.shuffle(suggestions)
+    return suggestions
+
+
+def suggestion_of_kind(kind: str, scene: Scene, rng: random.Random) -> str:
+    """One suggestion of a kind of ``COLD_START``, other than ``duplicate``, for a scene of :func:`contexts`."""
+    topic, domain = scene.topic, DOMAINS[scene.domain]
+    following = rng.choice(sorted(scene.next))
+    fresh = [aspect for aspect in domain.aspects if aspect not in scene.aspects]
+
+    if kind == "next_step":
+        return _question(rng, following, facet(topic, rng.choice(fresh)))
+    if kind == "bland":
+        return rng.choice([*VAGUE_QUESTIONS, *INTENTS[following].questions]).format(it=topic)
+    if kind == "other_step":
+        others = [intent for intent in INTENTS if intent not in scene.next | scene.asked_intents]
+        return _question(rng, rng.choice(others), facet(topic, rng.choice(fresh)))
+    if kind == "repetition":
+        known = rng.choice(sorted(scene.asked_aspects))
+        return _question(rng, rng.choice(sorted(scene.asked_intents)), facet(topic, known))
+    if kind == "neighbour":
+        neighbour = rng.choice([other for other in domain.topics if other != topic])
+        return _question(rng, following, facet(neighbour, rng.choice(fresh)))
+    if kind == "off_topic":
+        elsewhere = rng.choice([other for other, name in DOMAIN_OF_TOPIC.items() if name != scene.domain])
+        return _question(rng, following, facet(elsewhere, rng.choice(DOMAINS[DOMAIN_OF_TOPIC[elsewhere]].aspects)))
+    if kind == "crammed":
+        first, second = rng.sample(fresh, 2)
+        if rng.random() < 0.5:
+            return _question(rng, following, facet(topic, f"{first} and {second}"))
+        question = _question(rng, following, facet(topic, first)).strip("?.")
+        again = _question(rng, rng.choice(sorted(scene.next)), facet(topic, second))
+        return f"{question} and {again[0].lower()}{again[1:]}"
+    if kind == "malformed":
+        question = _question(rng, following, facet(topic, rng.choice(fresh)))
+        salad = question.strip("?.").split()
+        rng.shuffle(salad)
+        return rng.choice(["???", "...", question[: len(question) // 2].strip(), " ".join(salad)])
+    raise ValueError(f"unknown kind of suggestion {kind!r}; known: {', '.join(COLD_START)}")
+
+
+def _question(rng: random.Random, intent: str, it: str) -> str:
+    return rng.choice(INTENTS[intent].questions).format(it=it)
+
+
+def write_click_log(
+    path: str | Path, n_impressions: int, n_contexts: int, seed: int, ranker_noise: float | None = None
+) -> np.ndarray:
+    """Show the suggestions of the cold start policy to simulated users and write what they click.
+
+    Args:
+        path: JSON Lines, one impression a row, in the order of time; replaced in one go.
+        n_impressions: rows. Each context is shown ``n_impressions / n_contexts`` times, or once more.
+        n_contexts: different conversations, at most ``n_impressions``.
+        seed: the same seed writes the same file.
+        ranker_noise: None shows the suggestions in random order; else a ranker shows those first whose gold utility is
+            highest, as it sees it: with Gaussian noise of this deviation, in log-odds.
+
+    Returns:
+        The clicks, 0 or 1, ``[n_impressions, 3]``.
+    """
+    if n_contexts > n_impressions:
+        raise ValueError(
+            f"n_contexts {n_contexts} is more than n_impressions {n_impressions}; show each at least once"
+        )
+    conversations = contexts(n_contexts, seed)
+    words, numbers = random.Random(seed), np.random.default_rng(seed)
+    users = draw_users(numbers, N_USERS)
+    order = numbers.permutation(np.arange(n_impressions) % n_contexts)
+    moments = np.sort(numbers.uniform(0, N_DAYS, n_impressions))
+
+    clicks = np.zeros((n_impressions, N_SUGGESTIONS), dtype=int)
+    rows = []
+    for row, (context, day) in enumerate(zip(order, moments, strict=True)):
+        conversation = conversations[context]
+        suggestions = cold_start_suggestions(conversation, words)
+        if ranker_noise is not None:
+            utility, _ = gold_utility([conversation] * N_SUGGESTIONS, suggestions)
+            seen = utility + numbers.normal(0, ranker_noise, N_SUGGESTIONS)
+            suggestions = [suggestions[place] for place in np.argsort(-seen)]
+        user = int(numbers.integers(N_USERS))
+        clicks[row] = numbers.random(N_SUGGESTIONS) < click_probabilities(conversation, suggestions, users[user])
+        scene = read_scene(conversation)
+        rows.append(
+            {
+                "impression_id": f"impression-{row:07d}",
+                "timestamp": (FIRST_DAY + timedelta(days=day)).isoformat(timespec="seconds"),
+                "user_id": f"user-{user:04d}",
+                "policy": "cold_start_v1",
+                "conversation": conversation,
+                "suggestions": suggestions,
+                "clicks": clicks[row].tolist(),
+                "meta": {"topic": scene.topic, "domain": scene.domain},
+            }
+        )
+    write_json_lines(path, rows)
+    return clicks
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``openrlhf-qs world``."""
+    parser.add_argument(
+        "--out", type=Path, required=True, help="click log to write (JSON Lines); an existing file is replaced"
+    )
+    parser.add_argument(
+        "--n_impressions",
+        type=int,
+        default=32_000,
+        help="rows of the log, each with three suggestions (default 32000: some 9000 with a click)",
+    )
+    parser.add_argument(
+        "--n_contexts",
+        type=int,
+        default=10_000,
+        help="different conversations (default 10000: each is shown about three times, to different users)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same log (default 0)")
+    parser.add_argument(
+        "--ranker_noise",
+        type=float,
+        metavar="LOG_ODDS",
+        help="show first what users like best, as a ranker with noise of this deviation sees it (default: the order "
+        "is random)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the log and print how often its users click."""
+    clicks = write_click_log(args.out, args.n_impressions, args.n_contexts, args.seed, args.ranker_noise)
+    table = Table("measure", "value", title=f"built-in world: {args.out}")
+    table.columns[1].justify = "right"
+    table.add_row("impressions", str(args.n_impressions))
+    table.add_row("contexts", str(args.n_contexts))
+    table.add_row("impressions with a click", f"{clicks.any(axis=1).mean():.1%}")
+    for position, rate in enumerate(clicks.mean(axis=0), start=1):
+        table.add_row(f"clicks in slot {position}", f"{rate:.1%}")
+    Console().print(table)

@@ -1,0 +1,218 @@
+"""The built-in world: simulated users, for when no click log is given.
+
+They click in the log that a cold start policy would have left behind (:mod:`openrlhf_qs.world.click_log`), and they
+are the judge ``built_in_world`` of ``evaluate``. No other stage knows them: they see clicks alone.
+
+A user looks at slot ``k`` with the probability ``EXAMINATION[k]`` and then clicks with the probability
+``sigmoid(utility)``. The utility is read from the text (see :func:`mean_utility`): it is about the topic, it names an
+aspect not yet talked about, it is a natural next step, it is good short English. On top come the tastes of the user:
+one Gaussian deviation for each intent, wide for some intents and narrow for others, and one for specific questions. So
+what users think of one suggestion is a Gaussian whose mean and standard deviation are known: :func:`gold_utility`.
+
+What is malformed or empty, and what says again what an earlier suggestion of the impression said, is never clicked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.world.language import (
+    DOMAIN_OF_TOPIC,
+    DOMAINS,
+    INTENTS,
+    Reading,
+    read,
+)
+
+EXAMINATION = (1.0, 0.75, 0.55)  # probability that a slot is looked at; later slots are not shown
+
+# Each intent: how much users like it on average, and the standard deviation between users. Log-odds of a click.
+INTENT_TASTES: dict[str, tuple[float, float]] = {
+    "begin": (0.2, 0.3),
+    "explain": (-0.1, 0.2),
+    "reason": (-0.3, 0.3),
+    "mistakes": (0.4, 0.4),
+    "example": (0.3, 0.3),
+    "steps": (0.4, 0.2),
+    "improve": (0.2, 0.3),
+    "tools": (0.1, 0.8),
+    "time": (0.0, 0.4),
+    "cost": (0.3, 1.2),
+    "options": (0.2, 0.6),
+    "risk": (-0.1, 1.3),
+    "fix": (0.2, 0.5),
+    "track": (-0.2, 0.9),
+    "experts": (0.0, 1.0),
+    "myths": (0.1, 1.5),
+    "books": (-0.4, 1.4),
+    "habits": (-0.1, 0.7),
+    "trends": (-0.2, 1.5),
+    "advanced": (-0.1, 1.2),
+}
+SPECIFIC_SPREAD = 0.5  # standard deviation between users of the taste for suggestions that name an aspect
+
+# The mean utility, in log-odds of a click. It is a sum; a plain topic with a vague wording has BASE + NO_INTENT.
+BASE = -3.0
+TOPIC_NOT_NAMED, NEIGHBOUR_TOPIC, OFF_TOPIC = -0.7, -1.5, -2.5
+FRESH_ASPECT, KNOWN_ASPECT, FOREIGN_ASPECT = 1.1, 0.2, -1.5
+NEXT_STEP, NO_INTENT, REPEATED_QUESTION = 1.1, -0.3, -2.0
+CRAMMED = -1.5  # for each aspect, topic or intent after the first, and for each word said again
+LONG, MAX_WORDS = -0.4, 12  # for each word above
+STUMBLE = -8.0  # times the share of word pairs that the language does not know
+CUT_OFF = -3.0  # where the text ends as no question ends
+MAX_READABLE_WORDS, MIN_FLUENCY = 30, 0.7  # outside of these a text is worth nothing
+WORTHLESS = -10.0  # the lowest utility, and what gold_utility calls a text that no user clicks
+
+_INTENT_INDEX = {intent: index for index, intent in enumerate(INTENT_TASTES)}
+_SPREADS = np.array([spread for _, spread in INTENT_TASTES.values()] + [SPECIFIC_SPREAD])
+
+
+def gold_utility(conversations: Sequence[list[Message]], suggestions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the standard deviation over users of the utility of single suggestions.
+
+    Args:
+        conversations, suggestions: ``[n]`` each, suggestion ``i`` under conversation ``i``.
+
+    Returns:
+        Two arrays ``[n]``, log-odds of a click where the slot is looked at. What no user clicks is ``(WORTHLESS, 0)``.
+    """
+    check_lengths(conversations, suggestions)
+    gold = np.empty((2, len(suggestions)))
+    for index, (conversation, suggestion) in enumerate(zip(conversations, suggestions, strict=True)):
+        scene, reading = read_scene(conversation), _readable(suggestion)
+        gold[:, index] = (
+            (WORTHLESS, 0.0)
+            if reading is None
+            else (mean_utility(scene, reading), np.linalg.norm(_SPREADS[_tastes_met(scene, reading)]))
+        )
+    return gold[0], gold[1]
+
+
+def draw_users(rng: np.random.Generator, n: int) -> np.ndarray:
+    """``[n, n_intents + 1]``: each user's deviation for each intent, and for specific suggestions; log-odds."""
+    return rng.standard_normal((n, len(_SPREADS))) * _SPREADS
+
+
+def click_probabilities(conversation: list[Message], suggestions: Sequence[str], user: np.ndarray) -> list[float]:
+    """The probability that ``user`` (a row of :func:`draw_users`) clicks each of ``suggestions``, in their order."""
+    scene = read_scene(conversation)
+    said: set[object] = set()
+    probabilities = []
+    for position, suggestion in enumerate(suggestions):
+        reading = _readable(suggestion)
+        if reading is None or position >= len(EXAMINATION) or said & _meanings(scene, reading):
+            probabilities.append(0.0)
+            continue
+        said |= _meanings(scene, reading)
+        utility = mean_utility(scene, reading) + sum(user[taste] for taste in _tastes_met(scene, reading))
+        probabilities.append(EXAMINATION[position] / (1 + math.exp(-utility)))
+    return probabilities
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a conversation is about.
+
+    Attributes:
+        topic: the last one that the user named; None where there is none that the world knows.
+        aspects: all that were named, by whomever.
+        asked_aspects, asked_intents: those of the user's own turns.
+        next: the intents that are a natural next step after the last question.
+    """
+
+    topic: str | None
+    aspects: frozenset[str]
+    asked_aspects: frozenset[str]
+    asked_intents: frozenset[str]
+    next: frozenset[str]
+
+    @property
+    def domain(self) -> str | None:
+        return DOMAIN_OF_TOPIC.get(self.topic)
+
+
+def read_scene(conversation: Sequence[Message]) -> Scene:
+    """Read any conversation; never raises."""
+    user_turns = [read(message["content"]) for message in conversation if message["role"] == "user"]
+    topics = [topic for turn in user_turns for topic in sorted(turn.topics)]
+    last = user_turns[-1].intents if user_turns else frozenset()
+    return Scene(
+        topic=topics[-1] if topics else None,
+        aspects=frozenset().union(*(read(message["content"]).aspects for message in conversation)),
+        asked_aspects=frozenset().union(*(turn.aspects for turn in user_turns)),
+        asked_intents=frozenset().union(*(turn.intents for turn in user_turns)),
+        next=frozenset(following for intent in last for following in INTENTS[intent].next),
+    )
+
+
+def mean_utility(scene: Scene, reading: Reading) -> float:
+    """What the average user thinks of a readable suggestion, in log-odds of a click."""
+    own = frozenset(DOMAINS[scene.domain].aspects) if scene.domain else frozenset()
+    utility = BASE
+
+    if scene.topic in reading.topics:
+        pass
+    elif any(DOMAIN_OF_TOPIC[topic] == scene.domain for topic in reading.topics):
+        utility += NEIGHBOUR_TOPIC
+    elif reading.topics or not reading.aspects & own:
+        utility += OFF_TOPIC
+    else:
+        utility += TOPIC_NOT_NAMED
+
+    if reading.aspects - own:
+        utility += FOREIGN_ASPECT
+    elif reading.aspects:
+        utility += FRESH_ASPECT if reading.aspects - scene.aspects else KNOWN_ASPECT
+
+    if not reading.intents:
+        utility += NO_INTENT
+    elif reading.intents <= scene.asked_intents and reading.aspects <= scene.asked_aspects:
+        utility += REPEATED_QUESTION
+    elif reading.intents <= scene.next:
+        utility += NEXT_STEP
+    utility += sum(INTENT_TASTES[intent][0] for intent in reading.intents)
+
+    n_extra = sum(max(len(named) - 1, 0) for named in (reading.topics, reading.aspects, reading.intents))
+    utility += CRAMMED * (n_extra + reading.n_repeats)
+    utility += LONG * max(len(reading.words) - MAX_WORDS, 0)
+    utility += STUMBLE * (1 - reading.fluency)
+    utility += 0.0 if reading.finished else CUT_OFF
+    return max(utility, WORTHLESS)
+
+
+def _tastes_met(scene: Scene, reading: Reading) -> list[int]:
+    """The columns of :func:`draw_users` that count for this suggestion."""
+    columns = [_INTENT_INDEX[intent] for intent in sorted(reading.intents)]
+    return columns + [len(_INTENT_INDEX)] if reading.aspects else columns
+
+
+def _readable(suggestion: str) -> Reading | None:
+    """None for what no user clicks: no letter in it, too long to read, or word salad."""
+    reading = read(suggestion)
+    if not any(map(str.isalpha, suggestion)) or len(reading.words) > MAX_READABLE_WORDS:
+        return None
+    return reading if reading.fluency >= MIN_FLUENCY else None
+
+
+def _meanings(scene: Scene, reading: Reading) -> set[object]:
+    """Two suggestions that share one of these say the same: the same words, or aspect, intent and topic."""
+    return {frozenset(reading.words), (reading.topics or frozenset({scene.topic}), reading.aspects, reading.intents)}
+
+
+def conversation_key(conversation: Sequence[Message]) -> int:
+    text = json.dumps([[message["role"], message["content"]] for message in conversation])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def check_lengths(conversations: Sequence[object], suggestions: Sequence[object]) -> None:
+    if len(conversations) != len(suggestions):
+        raise ValueError(
+            f"built_in_world: {len(conversations)} conversations but suggestions for {len(suggestions)}; give one each"
+        )

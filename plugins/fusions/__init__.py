@@ -1,0 +1,1 @@
+"""Fusions: the weights of the composite reward."""

@@ -1,0 +1,1 @@
+"""Judges: the users of the A/B test."""

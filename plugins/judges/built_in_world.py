@@ -1,0 +1,43 @@
+"""Judge ``built_in_world``: the simulated users of the built-in world, who wrote the log where none is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.registry import JUDGES
+from openrlhf_qs.world.users import check_lengths, click_probabilities, conversation_key, draw_users
+
+
+@JUDGES.register("built_in_world")
+class BuiltInWorld:
+    """Simulated users who click what suits them.
+
+    Every row meets one fresh user. Who that is depends on the seed, the conversation, and how often the conversation
+    came before in the same call, and on nothing else: two policies judged on the same conversations meet the same
+    users, whatever the order of the rows.
+
+    Args:
+        seed: another seed is another draw of users; the world stays the same.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        if seed < 0:
+            raise ValueError(f"built_in_world.seed must be >= 0, got {seed}")
+        self.seed = seed
+
+    def __call__(
+        self, conversations: Sequence[list[Message]], suggestions: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Click probabilities ``[n][k]``, examination of the slot included; ValueError where the lengths differ."""
+        check_lengths(conversations, suggestions)
+        n_seen: dict[int, int] = {}
+        probabilities = []
+        for conversation, shown in zip(conversations, suggestions, strict=True):
+            key = conversation_key(conversation)
+            n_seen[key] = n_seen.get(key, -1) + 1
+            user = draw_users(np.random.default_rng([self.seed, key, n_seen[key]]), 1)[0]
+            probabilities.append(click_probabilities(conversation, shown, user))
+        return probabilities

@@ -1,0 +1,1 @@
+"""SFT datasets: what the policy is first taught to write."""

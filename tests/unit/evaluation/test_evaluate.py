@@ -1,0 +1,154 @@
+import argparse
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+from held_out import conversation, impression
+
+from openrlhf_qs.evaluation import evaluate, rewards
+from openrlhf_qs.files.whole import write_json_lines, write_whole
+from openrlhf_qs.garm.calibration import calibration_verdict
+from openrlhf_qs.garm.eval import load_on_device
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run with 8 held-out conversations, two policies, held-out pairs and a reward model."""
+    heldout = [impression(n % 8, ["Bland one?", f"Bland {n}?", "???"], [n % 2, 0, 0], f"i{n}") for n in range(16)]
+    write_json_lines(tmp_path / "data" / "heldout.jsonl", heldout)
+    for name, text in (("sft", "good"), ("grpo", "great")):
+        write_json_lines(
+            tmp_path / "report" / f"responses.{name}.jsonl",
+            [
+                {
+                    "conversation": conversation(n),
+                    "response": f"1. A {text} one?\n2. Two {n}?\n3. Three?",
+                    "log_ppl": 2,
+                }
+                for n in range(8)
+            ],
+        )
+    pairs = [
+        {
+            "chosen": [*conversation(n % 8), {"role": "user", "content": "better"}],
+            "rejected": [*conversation(n % 8), {"role": "user", "content": "worse" if n % 4 else "better still"}],
+            "weight": 1.0 + n % 2,
+            "chosen_position": 0,
+            "rejected_position": 1,
+            "impression_id": f"i{n // 2}",
+        }
+        for n in range(40)
+    ]
+    write_json_lines(tmp_path / "data" / "pairs.heldout.jsonl", pairs)
+    (tmp_path / "garm").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def scorer(monkeypatch):
+    """A reward model that finds what is shorter worse."""
+
+    class SuggestionScorer:
+        link = "probit"
+
+        def __init__(self, path, device="cpu"):
+            assert path.name == "garm"
+
+        def __call__(self, conversations, suggestions):
+            assert len(conversations) == len(suggestions) and len(conversations[0]) == 2
+            n = len(suggestions)
+            return np.array([float(len(s)) for s in suggestions]), np.full(n, 0.5**0.5), np.zeros(n)
+
+    monkeypatch.setitem(
+        sys.modules,
+        "openrlhf_qs.garm.reward_model",
+        types.SimpleNamespace(SuggestionScorer=SuggestionScorer),
+    )
+
+
+def run_stage(*argv):
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    evaluate.run(parser.parse_args([str(argument) for argument in argv]))
+
+
+def test_the_stage_writes_what_it_measured_and_a_report(run_dir, scorer, capsys, monkeypatch):
+    chance = {"A good one?": 0.2, "A great one?": 0.4, "Three?": 0.1, "???": 0.0, "Bland one?": 0.1}
+    monkeypatch.setattr(
+        evaluate, "load_judge", lambda name, options: lambda c, s: [[chance[r[n]] for n in (0, 0, 2)] for r in s]
+    )
+    run_stage("--run", run_dir, "--judge", "mine", "--n_users", 20_000)
+    metrics = json.loads((run_dir / "report" / "metrics.json").read_text())
+    assert metrics["contexts"] == {"heldout": 8, "compared": 8}
+    for name in ("cold_start", "sft", "grpo"):
+        assert metrics["ab"][name]["n_users"] == 20_000
+        low, high = metrics["ab"][name]["ci95"]
+        assert low < metrics["ab"][name]["ctr"] < high
+    assert [metrics["ab"][name]["malformed"] for name in ("cold_start", "sft", "grpo")] == [1.0, 0.0, 0.0]
+    # 1 - 0.8 * 0.8 * 0.9 = 0.424 and 1 - 0.6 * 0.6 * 0.9 = 0.676: lift 0.594
+    assert metrics["ab"]["sft"]["ctr"] == pytest.approx(0.424, abs=0.015)
+    assert metrics["lift"]["grpo_over_sft"] == pytest.approx(0.594, abs=0.07)
+    assert set(metrics["lift"]) == {"sft_over_cold_start", "grpo_over_sft", "grpo_over_cold_start"}
+    assert set(metrics["lift_ci95"]) == set(metrics["lift"])
+    assert "grpo beats sft" in metrics["verdict"]
+    # longer is better: right on 30 of 40 pairs, those with n % 4 > 0, of weight 1, 2 and 2 in turn: wrong ones weigh 1
+    assert metrics["garm"]["accuracy"] == pytest.approx(50 / 60)
+    assert metrics["garm"]["n_impressions"] == 20
+    assert set(metrics["garm_on_policy"]) == {"cold_start", "sft", "grpo"}
+    assert {found["n_impressions"] for found in metrics["garm_on_policy"].values()} == {8}
+    assert len(metrics["examples"]) == 8
+    assert "<h2>evaluate</h2>" in (run_dir / "report" / "report.html").read_text()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "grpo beats sft" in shown and "cold_start" in shown
+    assert not list(run_dir.rglob(".*writing"))
+
+
+def test_the_reward_model_is_judged_by_what_users_click_among_what_an_arm_says(run_dir, scorer):
+    """Longer is better to this model; users click "long one", or nothing, wherever it stands."""
+    conversations = [conversation(n) for n in range(30)]
+    suggestions = [["short", "long one"] if n % 2 else ["long one", "short"] for n in range(30)]
+    clicks = np.zeros((30, 4, 2), dtype=int)
+    for n, texts in enumerate(suggestions):
+        clicks[n, :2, texts.index("long one")] = 1
+    found = rewards.on_clicks(load_on_device(run_dir / "garm"), conversations, suggestions, clicks)
+    assert (found["accuracy"], found["n_pairs"], found["n_impressions"]) == (1.0, 60, 30)
+    assert (
+        rewards.on_clicks(load_on_device(run_dir / "garm"), conversations, suggestions, np.ones_like(clicks)) is None
+    )
+
+
+def test_the_parts_of_the_reward_are_measured_on_what_every_arm_says(run_dir, scorer):
+    parts = {"rules": {"weight": 2.0, "mean": 0.0, "std": 1.0}, "ood": {"weight": 1.0, "mean": 0.0, "std": 1.0}}
+    write_whole(run_dir / "fusion" / "weights.json", json.dumps({"rewards": parts}))
+    conversations = [conversation(0), conversation(1)]
+    responses = ["1. How long?\n2. Which flour?\n3. Why so?", "nothing at all"]
+    reward = rewards.RunReward(run_dir, None, {"ood": {"threshold": "3"}})
+    found = reward(conversations, responses, [1.0, 9.0])
+    assert found["ood"] == pytest.approx(-3.0) and found["rules"] < 0  # by a hinge: 0 and 3 - 9, averaged
+    assert found["total"] == pytest.approx(2 * found["rules"] + found["ood"])
+
+
+def test_without_a_judge_the_heldout_clicks_speak(run_dir, scorer):
+    run_stage("--run", run_dir)
+    metrics = json.loads((run_dir / "report" / "metrics.json").read_text())
+    assert "ab" not in metrics and "lift" not in metrics
+    assert metrics["judge"] == "none"
+    assert metrics["garm"]["ece"] > 0
+    assert metrics["quality"]["grpo"]["n_likeness"] == 4 * 3
+    assert metrics["examples"][0]["arms"]["grpo"]["ctr"] is None
+
+
+def test_a_reward_model_far_off_is_flagged_in_words():
+    figures = {"accuracy": 0.6, "n_pairs": 4000, "ece": 0.21, "ece_ci95": [0.2, 0.22], "ece_if_calibrated": 0.02}
+    assert "above 0.15, its probabilities and sigmas are not to be trusted" in calibration_verdict(figures)
+    assert "can be used" in calibration_verdict(figures | {"ece": 0.05})
+
+
+def test_a_run_without_a_reward_model_or_pairs_goes_on_without(run_dir, scorer):
+    write_json_lines(run_dir / "data" / "pairs.heldout.jsonl", [])
+    assert rewards.on_heldout_pairs(run_dir, None)["n_pairs"] == 0
+    (run_dir / "garm").rmdir()
+    run_stage("--run", run_dir)
+    assert "garm" not in json.loads((run_dir / "report" / "metrics.json").read_text())

@@ -1,0 +1,246 @@
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from openrlhf_qs.evaluation.report import STAGES, read_scalars, stage_durations, write_report
+from openrlhf_qs.files.whole import write_whole
+
+EVIL = "<script>alert('x')</script> & $x_1 \\frac \"quoted\" 😀 \u202eright to left"
+VOID = {"meta", "img", "br"}
+
+
+class Reader(HTMLParser):
+    """Checks that tags nest, and collects tags, text and sources."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text, self.sources = [], [], "", []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "srcset", "data") or name.startswith("on")]
+        self.sources += [value for name, value in attrs if name == "href" and not value.startswith("#")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read(path):
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    assert reader.open == []
+    return reader
+
+
+def quality(**figures):
+    return {
+        "n_responses": 200,
+        "malformed": 0.01,
+        "distinct_1": 0.1,
+        "distinct_2": 0.2,
+        "near_duplicates": 0.03,
+        "same_meaning": None,
+        "self_similarity": 0.2,
+        "words": 7.2,
+        "likeness": 0.5,
+        "n_likeness": 90,
+        "log_ppl": None,
+    } | figures
+
+
+def ab(ctr, slots):
+    return {
+        "ctr": ctr,
+        "ci95": [ctr - 0.01, ctr + 0.01],
+        "malformed": 0.0,
+        "n_users": 20_000,
+        "n_contexts": 200,
+        "slot_ctr": slots,
+    }
+
+
+@pytest.fixture
+def metrics():
+    """What evaluate measures, with an arm of an unkind name and unkind texts."""
+    rates = {"cold_start": 0.28, "sft": 0.45, "grpo": 0.58, EVIL: 0.1}
+    return {
+        "seed": 0,
+        "judge": "built_in_world",
+        "contexts": {"heldout": 200, "compared": 200},
+        "quality": {name: quality() for name in rates},
+        "ab": {name: ab(ctr, [0.3, 0.2, 0.1][: 3 - (name == EVIL)]) for name, ctr in rates.items()},
+        "lift": {"grpo_over_sft": 0.289, "grpo_over_cold_start": None},
+        "lift_ci95": {"grpo_over_sft": [0.25, 0.33], "grpo_over_cold_start": None},
+        "verdict": f"grpo beats sft and {EVIL}.",
+        "garm": {
+            "n_pairs": 1200,
+            "n_impressions": 800,
+            "n_bins": 20,
+            "accuracy": 0.71,
+            "accuracy_ci95": [0.69, 0.73],
+            "nll": 0.55,
+            "nll_ci95": [0.54, 0.56],
+            "brier": 0.19,
+            "brier_ci95": [0.18, 0.2],
+            "ece": 0.031,
+            "ece_ci95": [0.027, 0.05],
+            "ece_if_calibrated": 0.02,
+            "reliability": [
+                {
+                    "lower": n / 20,
+                    "upper": (n + 1) / 20,
+                    "predicted": (n + 0.5) / 20,
+                    "observed": (n + 0.5) / 20,
+                    "ci95": [n / 20, (n + 1) / 20],
+                    "n_pairs": 60,
+                }
+                for n in range(20)
+            ],
+            "verdict": "GaRM prefers the clicked suggestion in 71.0% of 1,200 held-out pairs.",
+        },
+        "examples": [
+            {
+                "conversation": [{"role": "user", "content": EVIL}, {"role": EVIL, "content": "Answer."}],
+                "clicked": [EVIL],
+                "arms": {
+                    name: {"suggestions": [EVIL, "Plain?"], "malformed": True, "ctr": ctr}
+                    for name, ctr in rates.items()
+                },
+            }
+        ],
+    }
+
+
+@pytest.fixture
+def full_run(tmp_path):
+    """A run folder with something of every stage."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for stage, seconds in (("data", "3.2"), ("sft", "125.7"), ("garm", "")):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / ".done").write_text(seconds)
+    log = {"n_impressions": 32000, "ctr_by_position": [0.14, 0.1], "policies": {EVIL: 3}, "first": "2025-01-01"}
+    (tmp_path / "data" / "log.json").write_text(json.dumps(log))
+    rewards = {"garm": {"weight": 0.7, "mean": 0.1, "std": 1.2}, EVIL: {"weight": -0.1, "mean": 0, "std": 1}}
+    (tmp_path / "fusion").mkdir()
+    (tmp_path / "fusion" / "weights.json").write_text(json.dumps({"rewards": rewards}))
+    with SummaryWriter(str(tmp_path / "grpo" / "tensorboard" / "run_1")) as writer:
+        for step in range(1, 61):
+            writer.add_scalar("train/rollout/reward_mean", np.tanh(step / 30), step)
+            writer.add_scalar("train/reward/$garm_", step / 60, step)
+        writer.add_scalar("train/kl", float("nan"), 1)
+    return tmp_path
+
+
+def test_the_report_is_one_file_that_reaches_nowhere_and_runs_nothing(full_run, metrics):
+    path = write_report(full_run, metrics)
+    assert path == full_run / "report" / "report.html"
+    reader = read(path)
+    assert "script" not in reader.tags and "link" not in reader.tags
+    # two plots of grpo's curves and of calibration, one A/B chart
+    assert len(reader.sources) == 3 == reader.tags.count("img")
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in reader.sources)
+    assert path.stat().st_size < 1_000_000
+
+
+def test_what_others_wrote_is_text_in_the_page_and_in_the_plots(full_run, metrics):
+    path = write_report(full_run, metrics)
+    reader = read(path)
+    # in the verdict, a card, the tables of arms, rewards and policies, 4 lists of suggestions, both turns
+    assert reader.text.count(EVIL) >= 12
+    for source in reader.sources:
+        svg = base64.b64decode(source.split(",")[1]).decode()
+        assert "<script" not in svg
+    assert "<script" not in path.read_text()
+
+
+def test_the_sections_follow_the_way_of_the_data(full_run, metrics):
+    html = write_report(full_run, metrics).read_text()
+    assert re.findall(r'<section id="(\w+)">', html) == list(STAGES)
+    assert list(STAGES) == ["data", "sft", "garm", "fusion", "grpo", "evaluate"]
+    text = read(full_run / "report" / "report.html").text
+    for shown in ("32,000", "0.14, 0.1", "58.0%", "+28.9%", "0.031", "0.0310", "2 min 05 s", "malformed", "20,000"):
+        assert shown in text
+
+
+def test_the_same_numbers_give_the_same_file(full_run, metrics):
+    first = write_report(full_run, metrics).read_bytes()
+    assert write_report(full_run, metrics).read_bytes() == first
+
+
+def test_an_empty_run_folder_has_a_report_that_says_so(tmp_path):
+    text = read(write_report(tmp_path, {"judge": "none"})).text
+    for stage in ("data", "sft", "garm", "fusion", "grpo"):
+        assert f"Nothing in this run folder to show of stage {stage}." in text
+    assert "No judge, so no A/B test" in text
+
+
+def test_a_run_without_a_judge_shows_quality_and_calibration(tmp_path, metrics):
+    for key in ("ab", "lift", "lift_ci95", "verdict"):
+        del metrics[key]
+    for arm in metrics["examples"][0]["arms"].values():
+        arm["ctr"] = None
+    text = read(write_report(tmp_path, metrics)).text
+    assert "well formed grpo" in text and "99.0%" in text and "GaRM ECE" in text
+    assert "click" not in text.split("Held-out conversations")[1].replace("✓ clicked", "")
+
+
+def test_no_heldout_pair_is_said_and_not_drawn(tmp_path):
+    metrics = {"judge": "none", "garm": {"n_pairs": 0, "verdict": "No held-out pair."}}
+    reader = read(write_report(tmp_path, metrics))
+    assert "No held-out pair." in reader.text and "img" not in reader.tags
+
+
+def test_durations_are_read_and_an_empty_mark_has_none(full_run):
+    assert stage_durations(full_run) == {"data": 3.2, "sft": 125.7, "garm": None}
+
+
+def test_scalars_of_a_resumed_run_are_joined_and_the_later_value_counts(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    for run, steps, value, wall_time in (("a", (1, 2, 3), 1.0, 100.0), ("b", (3, 4), 2.0, 200.0)):
+        with SummaryWriter(str(tmp_path / run)) as writer:
+            for step in steps:
+                writer.add_scalar("train/loss", value, step, walltime=wall_time)
+    steps, values = read_scalars(tmp_path)["train/loss"]
+    assert steps.tolist() == [1, 2, 3, 4] and values.tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert read_scalars(tmp_path / "nothing") == {}
+
+
+def test_a_long_curve_stays_light(tmp_path, metrics):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "sft" / "tensorboard")) as writer:
+        for step in range(5000):
+            writer.add_scalar("train/loss", step % 7, step)
+    assert write_report(tmp_path, {"judge": "none"}).stat().st_size < 100_000
+
+
+def test_a_text_that_is_no_unicode_does_not_cost_the_report(tmp_path):
+    assert "a ? b" in read(write_report(tmp_path, {"judge": "none", "verdict": "a \ud800 b"})).text
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_whole(tmp_path / "new" / "file.txt", "first")
+    monkeypatch.setattr("os.replace", lambda source, target: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_whole(tmp_path / "new" / "file.txt", "second")
+    assert (tmp_path / "new" / "file.txt").read_text() == "first"
+
+
+def test_the_alarms_of_the_monitors_stand_in_the_section_of_grpo(full_run, metrics):
+    alarms = full_run / "grpo" / "alarms.jsonl"
+    alarms.write_text("")
+    assert "No monitor gave an alarm." in read(write_report(full_run, metrics)).text
+    alarms.write_text(json.dumps({"step": 34, "monitor": "sigma", "sentence": EVIL}) + "\n")
+    text = read(write_report(full_run, metrics)).text
+    assert "34sigma" in text and EVIL in text and "No monitor" not in text

@@ -1,0 +1,86 @@
+import argparse
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.special import ndtr
+
+from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.garm import calibrate as garm_calibrate
+from openrlhf_qs.garm.calibrate import fit_scale, rescale_means, significant_outcomes
+from openrlhf_qs.garm.eval import Scored
+from openrlhf_qs.garm.reward_model import SuggestionScorer
+from openrlhf_qs.registry import REWARD_MODELS
+
+TEXTS = ["Which flour?", "Why salt?", "How long does the dough rest?"]
+
+
+def pairs_of(difference, label, z=np.nan):
+    n = len(difference)
+    ones, nothing = np.ones(n), np.full(n, np.nan)
+    return Scored(ones / 2, difference, ones, label, ones, nothing, np.broadcast_to(z, n), [str(k) for k in range(n)])
+
+
+def test_the_factor_that_spoilt_the_means_is_found_again():
+    truth = np.random.default_rng(0).normal(size=2000)
+    scale = fit_scale(pairs_of(truth / 2.5, ndtr(truth)), "probit")
+    assert scale == pytest.approx(2.5, rel=1e-3)
+
+
+def test_a_model_that_is_no_better_than_a_coin_is_an_error():
+    difference = np.random.default_rng(0).normal(size=200)
+    with pytest.raises(ValueError, match="no better than a coin"):
+        fit_scale(pairs_of(difference, (difference < 0).astype(float)), "probit")
+
+
+def test_significant_pairs_are_taken_as_decided():
+    kept = significant_outcomes(pairs_of(np.arange(3.0), np.full(3, 0.7), z=[1.9, 2.0, 5.0]))
+    assert (kept.difference.tolist(), kept.label.tolist(), kept.impression) == ([1, 2], [1, 1], ["1", "2"])
+    with pytest.raises(ValueError, match="no pair with"):
+        significant_outcomes(pairs_of(np.arange(3.0), np.full(3, 0.7)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("gaussian", {}), ("gaussian", {"n_members": 3}), ("bradley_terry", {}), ("dpl", {})]
+)
+def test_means_are_multiplied_and_deviations_are_not(write_small_garm, name, options):
+    folder = write_small_garm(name, **options)
+    before = SuggestionScorer(folder)([[]] * 3, TEXTS)
+    for _ in range(2):
+        rescale_means(folder, 1.5)
+    after = SuggestionScorer(folder)([[]] * 3, TEXTS)
+    np.testing.assert_allclose(after.mean, 2.25 * before.mean, rtol=1e-5)
+    np.testing.assert_allclose(after.std, before.std, rtol=1e-6)
+    np.testing.assert_allclose(after.epistemic_std, 2.25 * before.epistemic_std, rtol=1e-4, atol=1e-6)
+    assert json.loads((folder / "config.json").read_text())["mean_scale"] == 2.25
+
+
+def test_a_head_that_does_not_name_its_means_is_left_alone(write_small_garm, monkeypatch):
+    folder = write_small_garm()
+    monkeypatch.setattr(REWARD_MODELS, "create", lambda name, **options: SimpleNamespace(n_outputs=2))
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="give its class mean_outputs, a slice of them, or leave it .*CALIBRATE=no"):
+        rescale_means(folder, 2.0)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_the_command_lowers_the_nll_of_its_pairs(tmp_path, write_small_garm, capsys):
+    folder = write_small_garm()
+    texts = [f"Which flour is number {n}?" for n in range(30)]
+    mean, _, _ = SuggestionScorer(folder)([[]] * 30, texts)
+    rng = np.random.default_rng(0)
+    rows = []
+    for n, (a, b) in enumerate(rng.integers(30, size=(300, 2))):
+        better, worse = (a, b) if rng.random() < ndtr(0.3 * (mean[a] - mean[b])) else (b, a)
+        sides = {
+            side: [{"role": "user", "content": texts[k]}] for side, k in (("chosen", better), ("rejected", worse))
+        }
+        rows.append({"impression_id": str(n), "weight": 1.0, **sides})
+    write_json_lines(tmp_path / "pairs.jsonl", rows)
+    parser = argparse.ArgumentParser()
+    garm_calibrate.add_arguments(parser)
+    garm_calibrate.run(parser.parse_args([str(tmp_path / "pairs.jsonl"), "--model", str(folder)]))
+    [nll] = [line for line in capsys.readouterr().out.splitlines() if "NLL" in line]
+    before, after = (float(cell) for cell in nll.split("│")[2:4])
+    assert after < before

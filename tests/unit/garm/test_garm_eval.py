@@ -1,0 +1,228 @@
+import argparse
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import ndtr
+
+from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.garm import eval as garm_eval
+from openrlhf_qs.garm.calibration import accuracy_by, calibration_metrics
+from openrlhf_qs.garm.eval import (
+    Scored,
+    by_log_ppl,
+    evaluate_pairs,
+    load_on_device,
+    position_preference,
+    read_pairs,
+    score_pairs,
+    stress_test,
+    verdict,
+)
+from openrlhf_qs.garm.preference_likelihood import Link
+from openrlhf_qs.garm.reward_model import SuggestionScorer
+
+TURN = {"role": "user", "content": "How do I bake bread?"}
+
+
+def scored(probability, label=1.0, weight=1.0, position=np.nan, z=np.nan, difference=None, impression=None):
+    n = len(probability)
+    columns = [np.broadcast_to(np.asarray(one, dtype=float), n) for one in (label, weight, position, z)]
+    return Scored(
+        np.asarray(probability, dtype=float),
+        np.zeros(n) if difference is None else np.asarray(difference, dtype=float),
+        np.ones(n),
+        *columns,
+        impression or [str(k) for k in range(n)],
+    )
+
+
+def pair(chosen="Which flour?", rejected="Is it?", **columns):
+    messages = {
+        side: [TURN, {"role": "user", "content": text}] for side, text in (("chosen", chosen), ("rejected", rejected))
+    }
+    return {"impression_id": "i", "chosen_position": 1, "rejected_position": 2, "weight": 1.0} | messages | columns
+
+
+def write(folder, *pairs):
+    write_json_lines(folder / "pairs.jsonl", pairs)
+    return folder / "pairs.jsonl"
+
+
+# Against outcomes and against soft labels
+
+
+def test_outcomes_count_where_they_are_decided_and_significant_ones_apart():
+    metrics = evaluate_pairs(scored([0.9, 0.2, 0.7, 0.6], label=[0.9, 0.8, 0.5, 0.6], z=[3, 2.5, 0, 0.3]))
+    assert metrics["n_ties"] == 1
+    # 0.9 right, 0.2 wrong, 0.6 right; of the two significant ones, one
+    assert metrics["observed"]["accuracy"] == pytest.approx(2 / 3) and metrics["observed"]["n_pairs"] == 3
+    assert metrics["significant"]["accuracy"] == 0.5 and metrics["significant"]["n_pairs"] == 2
+
+
+def test_against_soft_labels_the_labels_themselves_are_calibrated_and_hard_outcomes_are_not():
+    label = np.random.default_rng(0).uniform(0.5, 1, 2000)
+    metrics = evaluate_pairs(scored(label, label=label))
+    assert metrics["soft"]["ece"] < 1e-9
+    assert metrics["soft"]["nll"] == pytest.approx(-np.mean(label * np.log(label) + (1 - label) * np.log(1 - label)))
+    assert metrics["observed"]["ece"] > 0.2  # always right, at 75 %
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.01, 0.99), st.floats(0, 1)), min_size=1, max_size=20))
+def test_turning_pairs_round_changes_no_figure(rows):
+    probability, label = np.array(rows).T
+    one, other = (
+        calibration_metrics(p, np.ones(len(rows)), [str(n) for n in range(len(rows))], n_resamples=2, label=y)
+        for p, y in ((probability, label), (1 - probability, 1 - label))
+    )
+    for name in ("accuracy", "nll", "brier", "ece"):
+        assert one[name] == pytest.approx(other[name], abs=1e-9)
+
+
+def test_an_ece_above_the_limit_is_said_in_words():
+    bad = evaluate_pairs(scored(np.full(400, 0.99), label=np.tile([1.0, 1.0], 200)))
+    assert "can be used" in verdict(bad)
+    wrong = Scored(*(column for column in scored(np.tile([0.99, 0.01], 200))))
+    assert "not to be trusted" in verdict(evaluate_pairs(wrong))
+
+
+def test_pairs_that_are_all_alike_are_an_error():
+    with pytest.raises(ValueError, match="every pair has the label 0.5"):
+        evaluate_pairs(scored([0.5, 0.6], label=0.5))
+
+
+# Accuracy by something
+
+
+def test_groups_are_of_equal_size_and_rise():
+    value = np.array([3.0, 1.0, 2.0, 4.0])
+    groups = accuracy_by(value, np.array([0.9, 0.1, 0.9, 0.9]), np.ones(4), n_groups=2)
+    assert [(g["lower"], g["upper"], g["accuracy"], g["n_pairs"]) for g in groups] == [(1, 2, 0.5, 2), (3, 4, 1, 2)]
+
+
+def test_accuracy_that_falls_with_perplexity_is_seen_and_one_that_does_not_is_not():
+    rng = np.random.default_rng(0)
+    log_ppl = rng.uniform(1, 5, 3000)
+    falling = np.where(rng.random(3000) < 1 - 0.1 * log_ppl, 0.9, 0.1)
+    found = by_log_ppl(scored(falling), log_ppl)
+    assert found["falls"] and found["slope"] == pytest.approx(-0.1, abs=0.03)
+    assert len(found["bins"]) == 10
+    assert not by_log_ppl(scored(np.where(rng.random(3000) < 0.7, 0.9, 0.1)), log_ppl)["falls"]
+
+
+# Position
+
+
+def log_of(n, position_effect, seed=0):
+    """Suggestions in random order with utilities u; what stands higher is chosen more, the model adds its own bias."""
+    rng = np.random.default_rng(seed)
+    first, second = rng.standard_normal((2, n))
+    gap = rng.integers(1, 3, n)
+    chosen_first = rng.random(n) < ndtr(first - second + 0.5 * gap)
+    sign = np.where(chosen_first, 1, -1)
+    difference = (first - second + position_effect * gap) * sign
+    return scored(ndtr(difference), position=-gap * sign, difference=difference)
+
+
+def test_a_model_that_prefers_the_first_is_found_out():
+    fair, biased = (position_preference(log_of(20_000, effect)) for effect in (0.0, 0.4))
+    assert biased["slope"] - fair["slope"] == pytest.approx(0.4, abs=1e-9)  # least squares is linear in what is added
+    assert biased["slope_ci95"][0] > fair["slope_ci95"][1]
+    assert biased["win_rate_first"] > fair["win_rate_first"]
+
+
+def test_without_any_influence_of_the_place_nothing_is_found():
+    rng = np.random.default_rng(0)
+    difference = rng.standard_normal(20_000) + 1
+    sign = rng.choice([-1, 1], 20_000)
+    found = position_preference(scored(ndtr(difference), position=sign, difference=difference))
+    assert found["slope_ci95"][0] < 0 < found["slope_ci95"][1]
+    assert found["win_rate_first"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_where_only_first_ones_were_chosen_nothing_can_be_said():
+    found = position_preference(scored([0.9, 0.8], position=[-1, -2], difference=[1, 1]))
+    assert found["slope"] is None and found["chosen_first"] == 1
+
+
+def test_without_positions_there_is_no_diagnosis():
+    assert "position" not in evaluate_pairs(scored([0.9, 0.8]))
+
+
+# Stress
+
+
+@pytest.mark.parametrize("link", [link for link in Link.__args__ if link != "dpl"])
+def test_the_closed_form_agrees_with_draws_and_stays_finite(link):
+    found = stress_test(link, n_draws=20_000)
+    approximation = {"mackay": 0.017, "probit_logistic": 0.0096}.get(link, 0)
+    assert found["max_error"] < found["sampling_error"] + approximation
+    assert found["finite"] and found["n_points"] == 11 * 5 * 5
+
+
+def test_the_logistic_stand_in_of_dpl_is_found_to_be_off():
+    found = stress_test("dpl", n_draws=20_000)
+    assert 0.05 < found["max_error"] < 0.11
+
+
+# The command
+
+
+def test_a_row_whose_label_is_below_one_half_is_turned(tmp_path):
+    [row] = read_pairs(write(tmp_path, pair("a", "b", label=0.3, chosen_clicks=4, rejected_clicks=9)))
+    assert (row["chosen"][-1]["content"], row["rejected"][-1]["content"]) == ("b", "a")
+    assert (row["label"], row["chosen_position"], row["chosen_clicks"]) == (0.7, 2, 9)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": 1.5}, "pairs.jsonl:1: label 1.5; give a probability"),
+        ({"label": float("nan")}, "label nan"),
+        ({"weight": 0}, "weight 0; give a number greater than 0"),
+        ({"chosen": "text"}, "no chosen messages"),
+        ({"rejected": [TURN, {"role": "user", "content": " "}]}, "the rejected suggestion has no text"),
+        ({"impression_id": None}, "no impression_id"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, columns, message):
+    with pytest.raises(ValueError, match=message):
+        read_pairs(write(tmp_path, pair() | columns))
+
+
+def test_a_pair_is_scored_as_its_two_suggestions_are(tmp_path, write_small_garm):
+    model = write_small_garm()
+    pairs = read_pairs(write(tmp_path, pair(), pair("Why salt?", "Which flour?")))
+    scorer = load_on_device(model)
+    found, link = score_pairs(pairs, scorer), scorer.link
+    texts = ["Which flour?", "Why salt?", "Is it?", "Which flour?"]
+    mean, std, _ = SuggestionScorer(model)([[TURN]] * 4, texts)
+    np.testing.assert_allclose(found.difference, mean[:2] - mean[2:], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.probability, ndtr((mean[:2] - mean[2:]) / np.hypot(std[:2], std[2:])), atol=1e-5)
+    assert link == "probit" and found.position.tolist() == [-1, -1]
+
+
+def test_the_command_writes_figures_and_plots_and_shows_a_table(tmp_path, write_small_garm, capsys):
+    texts = [f"Which flour is number {n}?" for n in range(12)]
+    pairs = [
+        pair(a, b, label=0.8, z=2.5, impression_id=str(n), chosen_position=1 + n % 2, rejected_position=2 - n % 2)
+        for n, (a, b) in enumerate(zip(texts, texts[1:], strict=False))
+    ]
+    parser = argparse.ArgumentParser()
+    garm_eval.add_arguments(parser)
+    argv = [write(tmp_path, *pairs), "--model", write_small_garm(), "--out", tmp_path / "m.json", "--plots", tmp_path]
+    garm_eval.run(parser.parse_args([str(one) for one in argv]))
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert {"observed", "significant", "soft", "position", "stress", "std", "verdict"} <= metrics.keys()
+    assert metrics["significant"]["n_pairs"] == 11
+    assert {"reliability.svg", "confidence.svg"} <= {file.name for file in tmp_path.iterdir()}
+    assert "Stress test" in capsys.readouterr().out
+
+
+def test_an_odd_number_of_bins_is_refused(tmp_path):
+    args = argparse.Namespace(n_bins=15, plugin=[], pairs="", model="")
+    with pytest.raises(ValueError, match="give an even number"):
+        garm_eval.run(args)

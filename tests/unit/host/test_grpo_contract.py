@@ -1,0 +1,191 @@
+"""The composite reward under each advantage estimator of the installed OpenRLHF, on rollouts without a rollout."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from openrlhf_qs.host.settings import VARIABLE, Settings
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("openrlhf") is None, reason="OpenRLHF is not installed")
+
+N_SAMPLES = 4
+GROUP_BASED = ("group_norm", "dr_grpo", "rloo", "reinforce_baseline")
+ESTIMATORS = (*GROUP_BASED, "reinforce", "flash_reinforce", "gae")
+FORMS = ("plain", "use_loss", "dynamic_batch", "other_order")
+
+MADE = """
+import json, os, sys, tempfile
+from pathlib import Path
+from openrlhf_qs.benchmark.grpo_overhead import LocalGroup, host_arguments, local_experience_maker, local_rollout
+from openrlhf_qs.clicks.click_log import read_click_log
+from openrlhf_qs.files.whole import read_json_lines
+from openrlhf_qs.host.bootstrap import install
+from openrlhf_qs.host.settings import Settings
+from openrlhf_qs.world.users import cold_start_suggestions, contexts, write_click_log
+from openrlhf_qs.form.response import format_response
+from openrlhf_qs.sft.small_policy import train_tokenizer
+import random, torch
+install()
+estimators, n_samples = json.loads(sys.argv[1]), int(sys.argv[2])
+folder = Path(tempfile.mkdtemp())
+write_click_log(folder / "clicks.jsonl", 200, 100, 0)
+tokenizer = train_tokenizer(read_click_log(folder / "clicks.jsonl"), 600)
+rng = random.Random(0)
+prompts = [[(c, format_response(cold_start_suggestions(c, rng)[: 2 + n % 2])) for n in range(n_samples)]
+           for c in contexts(6, 0)]
+
+n_forwards = {"policy": 0, "reference": 0}
+
+def log_probs(name, shift):
+    def forward(sequences, action_mask, attention_mask):
+        n_forwards[name] += 1
+        # a log-prob that depends on the token, so that every response has a perplexity of its own
+        return -shift - (sequences[:, 1:] % 7) / 10
+    return LocalGroup(forward)
+
+def made(estimator, form, rewards=("ood", "rules", "diversity")):
+    arguments = host_arguments(folder, n_samples, 8, estimator)
+    arguments.algo.kl.init_coef = 0.0  # so that an advantage is the shaped reward and nothing else
+    arguments.algo.kl.use_loss = form == "use_loss"
+    arguments.train.dynamic_batch_enable = form == "dynamic_batch"
+    arguments.rollout.max_tokens_per_gpu = 600
+    settings = Settings("cpu", rewards=rewards, monitor="warn")
+    critic = LocalGroup(lambda sequences, action_mask, attention_mask: torch.zeros(action_mask.shape))
+    maker = local_experience_maker(settings, arguments, tokenizer, actor=log_probs("policy", 1.0),
+                                   reference=log_probs("reference", 1.5),
+                                   critic=critic if estimator == "gae" else None)
+    order = [3, 0, 5, 1, 4, 2] if form == "other_order" else range(len(prompts))
+    rollouts = [local_rollout(tokenizer, c, r) for n in order for c, r in prompts[n]]
+    n_forwards.update(policy=0, reference=0)
+    experiences = maker.make_experience_batch(rollouts)
+    rows = {}
+    for one in experiences:
+        for n, index in enumerate(one.index):
+            mask = one.action_mask[n].bool()
+            where = list(order)[index // n_samples] * n_samples + index % n_samples
+            rows[where] = {
+                "reward": one.info["reward"][n].item(),
+                "advantages": one.advantages[n][mask].tolist(),
+                "malformed": one.info["malformed"][n].item(),
+                "keys": sorted(one.info),
+            }
+    (statistics,) = read_json_lines(folder / "statistics.jsonl")
+    return {"rows": [rows[n] for n in range(len(rows))], "statistics": statistics, "n_forwards": dict(n_forwards)}
+
+forms = sys.argv[3].split(",")
+found = {f"{e}, {form}": made(e, form) for e in estimators for form in forms}
+found |= {f"without ood, {form}": made("group_norm", form, rewards=("rules",)) for form in forms}
+print(json.dumps(found))
+"""
+
+CLASSES = """
+import json
+from openrlhf_qs.host.bootstrap import install
+install()
+from openrlhf.trainer import ppo_trainer, ppo_trainer_async
+actor = ppo_trainer_async.TrainingActor.__ray_metadata__.modified_class
+print(json.dumps({
+    "makers": ppo_trainer.RemoteExperienceMaker.__name__,
+    "async trainer": issubclass(actor, ppo_trainer.BasePPOTrainer),
+}))
+"""
+
+
+def in_a_new_process(code, *argv, settings):
+    env = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | settings.to_environment()
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Experiences of every estimator in every form; one process, for OpenRLHF takes seconds to import."""
+    return in_a_new_process(MADE, json.dumps(ESTIMATORS), str(N_SAMPLES), ",".join(FORMS), settings=Settings("cpu"))
+
+
+def expected(estimator, rewards, n_tokens):
+    """Advantages by the textbook: ``[n]``, the same for every token of a response."""
+    groups = rewards.reshape(-1, N_SAMPLES)
+    mean = groups.mean(1, keepdims=True)
+    shaped = {
+        "group_norm": (groups - mean) / (groups.std(1, ddof=1, keepdims=True) + 1e-9),
+        "rloo": (groups - mean) * N_SAMPLES / (N_SAMPLES - 1),
+        "dr_grpo": groups - mean,
+        "reinforce_baseline": groups - mean,
+        "flash_reinforce": groups - groups.mean(),
+    }.get(estimator, groups).ravel()
+    if estimator in ("gae", "reinforce", "reinforce_baseline"):  # these are whitened over all tokens
+        average = np.average(shaped, weights=n_tokens)
+        shaped = (shaped - average) / np.sqrt(np.average((shaped - average) ** 2, weights=n_tokens))
+    return shaped
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_advantages_are_those_of_the_composite_reward(made, estimator, form):
+    rows = made[f"{estimator}, {form}"]["rows"]
+    rewards = np.array([row["reward"] for row in rows])
+    assert len(set(rewards.round(6))) > len(rows) / 2  # there is something to tell apart
+    n_tokens = np.array([len(row["advantages"]) for row in rows])
+    for row, advantage in zip(rows, expected(estimator, rewards, n_tokens), strict=True):
+        np.testing.assert_allclose(row["advantages"], advantage, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_rewards_do_not_depend_on_how_openrlhf_batches_and_orders_the_rollouts(made, form):
+    plain, other = made["group_norm, plain"]["rows"], made[f"group_norm, {form}"]["rows"]
+    np.testing.assert_allclose(
+        [row["reward"] for row in other], [row["reward"] for row in plain], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_every_response_logs_the_same_keys(made):
+    for name, rows in ((name, one["rows"]) for name, one in made.items()):
+        assert len({tuple(row["keys"]) for row in rows}) == 1
+        assert {"reward", "malformed", "kl"} <= set(rows[0]["keys"])
+        assert ("reward/ood" in rows[0]["keys"]) == ("without ood" not in name)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_perplexity_costs_no_forward_pass(made, form):
+    with_ood = made[f"group_norm, {form}"]["n_forwards"]
+    assert with_ood == made[f"without ood, {form}"]["n_forwards"]
+    assert with_ood["policy"] == with_ood["reference"] > 1  # one of each model for each micro-batch
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_monitors_see_the_step(made, form):
+    one = made[f"group_norm, {form}"]
+    n_tokens = np.mean([len(row["advantages"]) for row in one["rows"]])
+    assert one["statistics"]["step"] == 1 and one["statistics"]["response_length"] == pytest.approx(n_tokens)
+    assert one["statistics"]["kl"] == pytest.approx(0.5 * n_tokens, rel=1e-4)  # half a nat a token, as it was made
+    assert one["statistics"]["malformed"] == pytest.approx(np.mean([row["malformed"] for row in one["rows"]]))
+
+
+def test_the_benchmark_prints_one_json_object_with_its_ratio():
+    code = "from openrlhf_qs.cli import main; main()"
+    sizes = ["--n_prompts", "2", "--n_samples", "2", "--n_steps", "1"]
+    env = {name: value for name, value in os.environ.items() if name != VARIABLE} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "benchmark", "grpo-overhead", *sizes],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["n_responses"] == 4 and found["ratio"] > 0 and found["scoring"]["ratio"] > 0
+    assert found["step_s"]["garm_forward"] > 0
+
+
+def test_both_trainers_make_experience_with_the_composite_reward():
+    found = in_a_new_process(CLASSES, settings=Settings("cpu", rewards=("rules",)))
+    assert found == {"makers": "CompositeExperienceMaker", "async trainer": True}

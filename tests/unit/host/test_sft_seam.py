@@ -1,0 +1,59 @@
+"""What the stage ``sft`` hands to OpenRLHF's SFTDataset, on a host of a few lines."""
+
+import json
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from openrlhf_qs.form.prompt import policy_messages
+from openrlhf_qs.host.seams import sft_dataset
+from openrlhf_qs.host.settings import Settings
+
+CONVERSATION = [{"role": "user", "content": "How do I bake bread?"}]
+FROM_CLICKS = [
+    {"text": t, "n_shown": 4, "n_clicked": 1, "weight": w} for t, w in (("Why?", 0.1), ("Salt?", 0.3), ("Oven?", 0.2))
+]
+FROM_A_TEACHER = [
+    {"text": t, "log_prob": p, "n_sampled": 1} for t, p in (("Why?", -3.0), ("Salt?", -1.0), ("Oven?", -2.0))
+]
+
+
+@pytest.fixture
+def make(tmp_path):
+    """``make(rows)``: the rows that the host's dataset gets, a folder for the report beside the checkpoint."""
+    datasets = pytest.importorskip("datasets")
+
+    class SFTDataset:
+        def __init__(self, dataset, tokenizer, max_length, strategy, num_processors=1):
+            self.rows = dataset.to_list()
+
+    module = ModuleType("openrlhf.datasets")
+    module.SFTDataset = SFTDataset
+    sft_dataset(module, Settings(sft_dataset="diverse"))
+    data = SimpleNamespace(input_key="prompt", output_key="response")
+    args = SimpleNamespace(data=data, ckpt=SimpleNamespace(output_dir=str(tmp_path / "sft")))
+    strategy = SimpleNamespace(args=args, is_rank_0=lambda: True, print=print)
+    return lambda rows: module.SFTDataset(datasets.Dataset.from_list(rows), None, 512, strategy).rows
+
+
+@pytest.mark.parametrize("candidates", [FROM_CLICKS, FROM_A_TEACHER])
+def test_candidates_from_clicks_and_from_a_teacher_become_the_same_instance(make, candidates):
+    (row,) = make([{"conversation": CONVERSATION, "candidates": candidates}])
+    response = [{"role": "assistant", "content": "1. Salt?\n2. Oven?\n3. Why?"}]
+    assert row == {"prompt": policy_messages(CONVERSATION), "response": response}
+
+
+def test_the_report_lies_beside_the_checkpoint(make, tmp_path, capsys):
+    row = {"conversation": CONVERSATION, "candidates": FROM_CLICKS}
+    make([row, row | {"candidates": FROM_CLICKS[:2]}])
+    make([row])
+    report = json.loads((tmp_path / "sft" / "assembly.json").read_text())
+    assert report["rows"] == {"assembled": 1, "fewer than three candidates": 1}
+    assert report["samples"][0]["suggestions"] == ["Salt?", "Oven?", "Why?"]
+    assert json.loads((tmp_path / "sft" / "assembly.eval.json").read_text())["n_rows"] == 1
+    assert "fewer than three candidates" in capsys.readouterr().out
+
+
+def test_a_set_that_gives_no_instance_is_refused(make):
+    with pytest.raises(ValueError, match="'diverse' made no instance of 1 conversations"):
+        make([{"conversation": CONVERSATION, "candidates": FROM_CLICKS[:2]}])

@@ -1,0 +1,321 @@
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from rapidfuzz.fuzz import token_set_ratio
+
+from openrlhf_qs.form.response import format_response, parse_response
+from openrlhf_qs.plugins.rewards.garm import Garm, GarmSigma
+from openrlhf_qs.plugins.rewards.general import GeneralReward
+from openrlhf_qs.plugins.rewards.heuristics import Diversity, GateMalformed, Relevance, Repetition, Rules
+from openrlhf_qs.plugins.rewards.ood import OODPenalty
+from openrlhf_qs.reward.offline import offline_batch
+from openrlhf_qs.reward.rollout import RolloutBatch
+
+GOOD = "1. How long does it take?\n2. Which flour is the best one?\n3. Can I bake bread without an oven?"
+SHORT = "1. How long does it take?\n2. Which flour?\n3. Can I bake bread without an oven?"
+ALIKE = "1. How long does it take?\n2. Does it take how long?\n3. Can I bake bread without an oven?"
+TWO = "1. How long does it take?\n2. Which flour is the best one?"
+NONE = "I do not know."
+
+
+def rollout_batch(
+    responses=(GOOD,), truncated=None, ref_log_ppl=None, reward_mean=None, reward_std=None, reward_epistemic_std=None
+):
+    return RolloutBatch(
+        conversations=[[{"role": "user", "content": "How do I bake bread?"}]] * len(responses),
+        responses=responses,
+        parsed=[parse_response(response) for response in responses],
+        group=torch.zeros(len(responses), dtype=torch.long),
+        truncated=torch.tensor(truncated or [False] * len(responses)),
+        ref_log_ppl=None if ref_log_ppl is None else torch.tensor(ref_log_ppl),
+        reward_mean=reward_mean,
+        reward_std=reward_std,
+        reward_epistemic_std=reward_epistemic_std,
+    )
+
+
+def test_garm_averages_the_means_over_three_suggestions():
+    batch = rollout_batch(
+        [GOOD, GOOD], reward_mean=[[1.0, 2.0, 3.0], [-1.0, 0.0, 0.4]], reward_std=[[1.0, 2.0, 3.0]] * 2
+    )
+    # (1 + 2 + 3) / 3 = 2;  (-1 + 0 + 0.4) / 3 = -0.2
+    torch.testing.assert_close(Garm()(batch), torch.tensor([2.0, -0.2]))
+
+
+def test_a_suggestion_that_is_missing_counts_the_least():
+    batch = rollout_batch([TWO, NONE], reward_mean=[[1.0, 2.0], []], reward_std=[[0.5, 1.0], []])
+    # (1 + 2 - 3) / 3 = 0;  3 * -3 / 3 = -3
+    torch.testing.assert_close(Garm()(batch), torch.tensor([0.0, -3.0]))
+    # -(0.5 + 1 + 3) / 3 = -1.5;  -3
+    torch.testing.assert_close(GarmSigma()(batch), torch.tensor([-1.5, -3.0]))
+    # (1 + 2 - 6) / 3 = -1
+    assert Garm(missing=-6.0)(batch).tolist() == [-1.0, -6.0]
+
+
+def test_garm_sigma_is_the_negative_mean_of_the_deviations():
+    batch = rollout_batch([GOOD], reward_std=[[0.3, 0.6, 1.2]])
+    # -(0.3 + 0.6 + 1.2) / 3 = -0.7
+    torch.testing.assert_close(GarmSigma()(batch), torch.tensor([-0.7]))
+    epistemic = rollout_batch([GOOD], reward_epistemic_std=[[0.0, 0.0, 0.6]])
+    torch.testing.assert_close(GarmSigma("epistemic")(epistemic), torch.tensor([-0.2]))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"form": "lower"}, 2.0 - 0.7),  # the mean deviation is (0.3 + 0.6 + 1.2) / 3 = 0.7
+        ({"form": "lower", "k": 2.0}, 2.0 - 1.4),
+        ({"form": "risk", "beta": 0.5}, 2.0 - 0.63),  # (0.09 + 0.36 + 1.44) / 3 = 0.63, over 2 * 0.5
+        ({"form": "quantile", "q": 0.5}, 2.0),
+        ({"form": "quantile", "q": 0.158655254}, 2.0 - 0.7),  # one deviation below
+        ({"form": "lower", "uncertainty": "epistemic"}, 2.0 - 0.9),  # (0.4 + 0.8 + 1.5) / 3
+        ({"form": "lower", "uncertainty": "total"}, 2.0 - (0.5 + 1.0 + 1.5 * 1.64**0.5) / 3),
+    ],
+)
+def test_garm_takes_from_the_mean_what_its_form_says(options, expected):
+    batch = rollout_batch(
+        [GOOD],
+        reward_mean=[[1.0, 2.0, 3.0]],
+        reward_std=[[0.3, 0.6, 1.2]],
+        reward_epistemic_std=[[0.4, 0.8, 1.5]],
+    )
+    # total: root of 0.09 + 0.16 = 0.5, of 0.36 + 0.64 = 1, of 1.44 + 2.25 = 3.69 = 1.5^2 * 1.64
+    torch.testing.assert_close(Garm(**options)(batch), torch.tensor([expected]))
+
+
+def test_a_missing_suggestion_counts_the_same_in_every_form():
+    batch = rollout_batch([NONE], reward_mean=[[]], reward_std=[[]], reward_epistemic_std=[[]])
+    assert [Garm(form)(batch).item() for form in ("mean", "lower", "risk", "quantile")] == [-3.0] * 4
+
+
+@pytest.mark.parametrize(("option", "value"), [("beta", 0.0), ("q", 0.0), ("q", 1.0)])
+def test_a_form_that_cannot_be_is_refused(option, value):
+    with pytest.raises(ValueError, match=f"garm.{option} must be .*, got {value}"):
+        Garm(**{option: value})
+
+
+def test_ood_takes_only_what_is_above_the_threshold():
+    batch = rollout_batch([GOOD] * 3, ref_log_ppl=[2.0, 3.0, 5.0])
+    # 2 - 3 < 0, 3 - 3 = 0, 5 - 3 = 2
+    torch.testing.assert_close(OODPenalty(threshold=3.0)(batch), torch.tensor([0.0, 0.0, -2.0]))
+    torch.testing.assert_close(OODPenalty()(batch), torch.tensor([-2.0, -3.0, -5.0]))
+
+
+def test_the_forms_of_ood_on_one_batch():
+    batch = rollout_batch([GOOD] * 5, ref_log_ppl=[1.0, 2.0, 3.0, 4.0, 8.0])
+    assert OODPenalty("linear")(batch).tolist() == [-1.0, -2.0, -3.0, -4.0, -8.0]
+    quantile = OODPenalty("quantile", quantile=0.75)
+    with pytest.raises(ValueError, match="ood.form = quantile has no threshold"):
+        quantile(batch)
+    # three quarters of the samples lie at 4 or below
+    assert quantile.calibrate(batch) == {"threshold": 4.0}
+    assert quantile(batch).tolist() == [0.0, 0.0, 0.0, 0.0, -4.0]
+    assert OODPenalty("quantile", threshold=4.0)(batch).tolist() == quantile(batch).tolist()
+    assert OODPenalty("quantile", threshold=3.0).calibrate(batch) == OODPenalty().calibrate(batch) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"quantile": 1.0}, "between 0 and 1, got 1.0"), ({"form": "linear", "threshold": 1.0}, "use ood.form=hinge")],
+)
+def test_options_of_ood_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        OODPenalty(**options)
+
+
+def test_the_gate_lets_through_what_is_in_good_form_and_whole():
+    batch = rollout_batch([GOOD, GOOD, TWO, NONE], truncated=[False, True, False, False])
+    assert GateMalformed()(batch).tolist() == [1.0, 0.0, 0.0, 0.0] and GateMalformed.gate
+
+
+def test_repetition_is_the_larger_share_of_words_and_of_n_grams():
+    stuffed = "1. bread flour bread bread?\n2. Which flour?\n3. What is it?"
+    copied = "1. Which flour is the best one?\n2. Which flour is the best one?\n3. How long?"
+    value = Repetition()(rollout_batch([GOOD, stuffed, copied, NONE]))
+    # none;  2 of the first one's 4 words;  4-grams: 3 of 6;  no suggestion, nothing repeated
+    torch.testing.assert_close(value, torch.tensor([0.0, -0.5, -0.5, 0.0]))
+    # one word at a time: 6 of 14 come again, as "which flour is the best one"
+    torch.testing.assert_close(Repetition(n=1)(rollout_batch([copied])), torch.tensor([-6 / 14]))
+    with pytest.raises(ValueError, match="repetition.n must be at least 1, got 0"):
+        Repetition(n=0)
+
+
+def test_diversity_across_the_group_is_what_the_likeness_to_every_other_leaves():
+    other = "1. Is rye healthy?\n2. Who invented ovens?\n3. Why does dough need salt?"
+    batch = rollout_batch([GOOD, GOOD, other, TWO])
+    within = Diversity()(batch)
+    texts = [[text.casefold().strip("?") for text in parse_response(r).suggestions] for r in (GOOD, GOOD, other)]
+
+    def likeness(a, b):
+        return sum(token_set_ratio(x, y) for x in texts[a] for y in texts[b]) / 900
+
+    across = torch.tensor(
+        [1 - (likeness(n, (n + 1) % 3) + likeness(n, (n + 2) % 3)) / 2 for n in range(3)] + [0.0]
+    )  # the last has two suggestions only
+    torch.testing.assert_close(Diversity(across=1.0)(batch), across)
+    torch.testing.assert_close(Diversity(across=0.25)(batch), 0.75 * within + 0.25 * across)
+    alone = offline_batch([[{"role": "user", "content": "?"}]] * 2, [GOOD, other])
+    torch.testing.assert_close(Diversity(across=0.5)(alone), Diversity()(alone))
+    with pytest.raises(ValueError, match="diversity.across must be in .0, 1., got 2"):
+        Diversity(across=2)
+
+
+def test_rules_take_a_third_for_each_suggestion_of_a_bad_length_and_all_for_bad_form():
+    batch = rollout_batch([GOOD, SHORT, TWO, NONE])
+    # GOOD has 5, 6 and 7 words; in SHORT the second has 2 of at least 3: -1/3; TWO and NONE are malformed
+    torch.testing.assert_close(Rules()(batch), torch.tensor([0.0, -1 / 3, -1.0, -1.0]))
+    # at most 5 words: two of GOOD are too long;  in SHORT one is too short, one too long
+    torch.testing.assert_close(Rules(max_words=5)(batch)[:2], torch.tensor([-2 / 3, -2 / 3]))
+
+
+def test_a_response_that_was_cut_is_malformed_even_where_three_lines_are_there():
+    assert Rules()(rollout_batch([GOOD, GOOD], truncated=[True, False])).tolist() == [-1.0, 0.0]
+
+
+@pytest.mark.parametrize(("min_words", "max_words"), [(0, 5), (6, 5)])
+def test_rules_that_nothing_can_meet_are_refused(min_words, max_words):
+    with pytest.raises(ValueError, match=f"got {min_words} and {max_words}"):
+        Rules(min_words=min_words, max_words=max_words)
+
+
+def test_diversity_is_one_minus_the_likeness_of_the_two_most_alike():
+    value = Diversity()(rollout_batch([GOOD]))
+    # the nearest pair of GOOD, in lower case and without question marks
+    texts = [text.casefold().strip("?") for text in parse_response(GOOD).suggestions]
+    likeness = [token_set_ratio(texts[a], texts[b]) / 100 for a, b in ((0, 1), (0, 2), (1, 2))]
+    torch.testing.assert_close(value, torch.tensor([1 - max(likeness)]))
+    assert 0 < value.item() < 1
+
+
+def test_diversity_sees_through_case_order_and_punctuation_and_needs_three():
+    again = "1. How long does it take?\n2. HOW LONG DOES IT TAKE?\n3. Can I bake bread without an oven?"
+    value = Diversity()(rollout_batch([again, ALIKE, TWO, NONE]))
+    # the same words in upper case, and in another order: likeness 1; fewer than three: 0
+    torch.testing.assert_close(value, torch.zeros(4))
+
+
+MANY = rollout_batch(
+    [GOOD, SHORT, TWO, NONE, ALIKE],
+    truncated=[False, True, False, False, False],
+    ref_log_ppl=[1.0, 2.0, 3.0, 4.0, 5.0],
+    reward_mean=[[1.0, 2.0, 3.0], [0.0, 0.5, 0.1], [1.0, -1.0], [], [2.0, 2.0, 2.5]],
+    reward_std=[[0.5, 1.0, 1.5], [0.2, 0.5, 0.1], [1.0, 0.4], [], [2.0, 2.0, 2.5]],
+    reward_epistemic_std=[[0.1, 0.2, 0.3], [0.0, 0.0, 0.1], [0.5, 0.4], [], [0.2, 0.2, 0.5]],
+)
+
+
+def rows(batch, order):
+    """The batch with the responses at ``order``, in that order."""
+    return RolloutBatch(
+        **{
+            name: [value[n] for n in order] if isinstance(value, list) else value[torch.tensor(order)]
+            for name, value in vars(batch).items()
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [Garm(), Garm("lower", "total"), GarmSigma(), OODPenalty("hinge", 2.5), Rules(), Repetition(), Diversity()],
+    ids=type,
+)
+@pytest.mark.parametrize("order", [[4, 2, 0, 1, 3], [3], [0, 0]], ids=["permuted", "one", "twice"])
+def test_a_response_gets_the_same_whatever_stands_beside_it(reward, order):
+    all_of_them = reward(MANY)
+    assert all_of_them.shape == (5,) and all_of_them.isfinite().all()
+    assert reward(rows(MANY, order)).tolist() == all_of_them[order].tolist()
+
+
+def test_an_offline_batch_has_what_training_would_have_given():
+    asked = []
+
+    def scorer(conversations, suggestions):
+        asked.extend(zip(conversations, suggestions, strict=True))
+        n = np.arange(len(suggestions))
+        return n, n + 0.5, n + 0.25
+
+    conversations = [[{"role": "user", "content": text}] for text in "abc"]
+    batch = offline_batch(conversations, [GOOD, NONE, TWO], [1.0, 2.0, 3.0], scorer)
+    # three suggestions, none, two: numbered in the order in which they were scored
+    assert batch.reward_mean == [[0, 1, 2], [], [3, 4]]
+    assert batch.reward_std == [[0.5, 1.5, 2.5], [], [3.5, 4.5]]
+    assert batch.reward_epistemic_std == [[0.25, 1.25, 2.25], [], [3.25, 4.25]]
+    assert [conversation[0]["content"] for conversation, _ in asked] == ["a", "a", "a", "c", "c"]
+    assert asked[4][1] == "Which flour is the best one?"
+    assert batch.ref_log_ppl.tolist() == [1.0, 2.0, 3.0] and not batch.truncated.any()
+    assert len(set(batch.group.tolist())) == 3
+
+
+def test_relevance_counts_suggestions_that_take_up_a_content_word_of_the_last_user_message():
+    conversation = [{"role": "user", "content": "Tell me about sourdough bread."}]
+    response = format_response(
+        ["How long does sourdough rest?", "What about Rome?", "About sourdough bread, tell me."]
+    )
+    # The first takes up "sourdough"; the second shares only stop words; the third is the message again: 1 of 3.
+    batch = offline_batch([conversation], [response])
+    torch.testing.assert_close(Relevance()(batch), torch.tensor([1 / 3]))
+
+
+# A general reward model
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """Folder of a sequence classifier with one label and random weights, as Skywork's are made."""
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
+
+    from openrlhf_qs.clicks.click_log import SCHEMA
+    from openrlhf_qs.sft.small_policy import build_small_policy
+
+    folder = tmp_path_factory.mktemp("classifier")
+    rows = {"conversation": [[{"role": "user", "content": "How do I bake bread?"}]] * 4, "suggestions": [["a b"]] * 4}
+    log = pl.DataFrame(rows, schema={name: SCHEMA[name] for name in rows})
+    build_small_policy(log, folder / "policy", vocab_size=400, hidden_size=128, n_layers=1)
+    config = Qwen3Config.from_pretrained(folder / "policy")
+    config.num_labels = 1
+    torch.manual_seed(0)
+    Qwen3ForSequenceClassification(config).save_pretrained(folder / "reward")
+    AutoTokenizer.from_pretrained(folder / "policy").save_pretrained(folder / "reward")
+    return folder
+
+
+def test_a_general_reward_model_scores_in_batches_what_it_scores_alone(classifier):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from openrlhf_qs.form.prompt import policy_messages
+
+    reward = GeneralReward(str(classifier / "reward"), batch_size=2, device="cpu")
+    assert reward.model is None  # until it is called
+    batch = rollout_batch([GOOD, NONE, TWO, ALIKE, ""])
+    tokenizer = AutoTokenizer.from_pretrained(classifier / "reward")
+    model = AutoModelForSequenceClassification.from_pretrained(classifier / "reward", dtype=torch.float32).eval()
+    expected = []
+    for conversation, response in zip(batch.conversations, batch.responses, strict=True):
+        messages = [*policy_messages(conversation), {"role": "assistant", "content": response}]
+        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, return_tensors="pt")
+        expected.append(model(ids).logits.item())
+    torch.testing.assert_close(reward(batch), torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    assert len(set(expected)) == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("policy", "holds Qwen3ForCausalLM .* give a sequence classifier with one"), ("nothing", "general.model = ")],
+)
+def test_what_is_no_classifier_is_refused(classifier, model, message):
+    with pytest.raises(ValueError, match=message):
+        GeneralReward(str(classifier / model), device="cpu")(rollout_batch())
+
+
+def test_a_classifier_without_its_head_is_refused(classifier, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(classifier / "reward", tmp_path / "reward")
+    weights = load_file(folder / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="has no weights for score.weight; it would score by random numbers"):
+        GeneralReward(str(folder), device="cpu")(rollout_batch())

@@ -1,0 +1,392 @@
+import json
+import re
+import warnings
+from dataclasses import replace
+from itertools import chain, combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import minimize
+
+from openrlhf_qs.form.response import parse_response
+from openrlhf_qs.plugins.fusions.learned import (
+    OBJECTIVES,
+    EqualFusion,
+    LogisticRegressionFusion,
+    ParetoFusion,
+    cross_validated_c,
+    fit,
+    means_and_errors,
+    objectives,
+    split,
+    standard_errors,
+    variance_inflation,
+)
+from openrlhf_qs.reward import fusion as stage
+from openrlhf_qs.reward.composite import Part, Weights, read_weights
+from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, topics
+from openrlhf_qs.reward.hacked import HACKS, N_ELSEWHERE, hacked_responses
+from openrlhf_qs.reward.pareto import knee, non_dominated
+
+
+def synthetic(coefs, n=4000, seed=0, **fields):
+    """Pairs whose difference of unit deviation has the log-odds ``coefs`` that it is this way round."""
+    random = np.random.default_rng(seed)
+    difference = random.normal(size=(n, len(coefs)))
+    first = random.random(n) < 1 / (1 + np.exp(-difference @ np.array(coefs)))
+    difference = np.where(first[:, None], difference, -difference)
+    conversation = np.arange(n)
+    return FusionData(list("abcdef"[: len(coefs)]), difference, np.ones(n), conversation, conversation % 8, **fields)
+
+
+# Stage one
+
+
+def test_logistic_regression_finds_the_weights_clicks_were_made_with():
+    weights = LogisticRegressionFusion(floor=0.0)(synthetic([2.0, 1.0, 0.5]))
+    # 2 : 1 : 0.5, of 3.5 in all
+    np.testing.assert_allclose(weights, [2 / 3.5, 1 / 3.5, 0.5 / 3.5], atol=0.03)
+    assert sum(weights) == pytest.approx(1)
+
+
+def test_the_fit_is_the_minimum_of_the_weighted_penalised_loss():
+    data = synthetic([1.0, -0.5], n=200)
+    weight = np.random.default_rng(1).uniform(0.1, 3, 200)
+    data = FusionData(data.names, data.difference, weight, data.conversation, data.topic)
+
+    def loss(w):
+        return (weight * np.logaddexp(0, -data.difference @ w)).sum() + (w @ w) / (2 * 0.3)
+
+    np.testing.assert_allclose(fit(data, 0.3), minimize(loss, np.zeros(2), tol=1e-10).x, atol=1e-4)
+
+
+def test_standard_errors_are_the_spread_over_logs():
+    logs = [synthetic([1.0, 0.3], n=400, seed=seed) for seed in range(200)]
+    spread = np.std([fit(log, 1e3) for log in logs], axis=0)
+    errors = np.mean([standard_errors(log, fit(log, 1e3), 1e3) for log in logs[:20]], axis=0)
+    np.testing.assert_allclose(errors, spread, rtol=0.15)
+
+
+def test_pairs_of_one_conversation_that_repeat_each_other_tell_nothing_new():
+    data = synthetic([1.0, 0.3], n=300)
+    fourfold = data.pairs(np.repeat(np.arange(300), 4))
+    once, again = (standard_errors(one, fit(one, 1e6), 1e6) for one in (data, fourfold))
+    np.testing.assert_allclose(once, again, rtol=1e-3)
+
+
+def test_cross_validation_shrinks_noise_and_keeps_a_signal():
+    noise, signal = (cross_validated_c(synthetic(coefs, n=300)) for coefs in ([0.0] * 6, [2.0, 2.0]))
+    assert noise <= 0.01 < 0.1 <= signal
+
+
+def test_variance_inflation_is_that_of_a_regression_on_the_others():
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(2, 5000))
+    x = np.stack([a, b, a + 0.1 * b + 0.3 * random.normal(size=5000), np.zeros(5000)], axis=1)
+    expected = []
+    for k in range(3):
+        others = np.delete(x[:, :3], k, axis=1)
+        rest = x[:, k] - others @ np.linalg.lstsq(others, x[:, k], rcond=None)[0]
+        expected.append((x[:, k] ** 2).sum() / (rest**2).sum())
+    np.testing.assert_allclose(variance_inflation(x), [*expected, 1.0], rtol=1e-6)
+
+
+def test_collinear_parts_are_warned_of():
+    data = synthetic([1.0, 1.0])
+    twice = FusionData(["a", "b", "c"], data.difference[:, [0, 1, 1]], data.weight, data.conversation, data.topic)
+    with pytest.warns(UserWarning, match="reward 'c' can hardly be told from the others"):
+        LogisticRegressionFusion()(twice)
+
+
+def test_a_part_that_clicks_fall_with_is_set_to_the_floor_with_a_warning():
+    with pytest.warns(
+        UserWarning, match=r"reward 'b' has the weight -[\d.]+ \(standard error [\d.]+\): clicks fall as"
+    ):
+        weights = LogisticRegressionFusion(floor=0.25)(synthetic([2.0, -1.0]))
+    # 1 and the floor of 0.25, of 1.25 in all
+    np.testing.assert_allclose(weights, [0.8, 0.2])
+
+
+def test_a_useful_part_keeps_at_least_the_floor_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weights = LogisticRegressionFusion(floor=0.25)(synthetic([2.0, 0.1]))
+    np.testing.assert_allclose(weights, [0.8, 0.2])
+
+
+@pytest.mark.filterwarnings("ignore:reward")
+def test_parts_none_of_which_rises_with_clicks_are_refused():
+    with pytest.raises(ValueError, match="no reward rises with clicks"):
+        LogisticRegressionFusion()(synthetic([-1.0, -2.0]))
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.1])
+def test_a_floor_that_is_no_share_is_refused(floor):
+    with pytest.raises(ValueError, match=f"floor must be in .0, 1., got {floor}"):
+        LogisticRegressionFusion(floor=floor)
+
+
+def test_equal_weights_add_up_to_one():
+    assert EqualFusion()(synthetic([1.0] * 4, n=10)) == [0.25] * 4
+
+
+# The pairs
+
+
+def test_a_clicked_impression_is_paired_with_the_others_of_its_conversation():
+    conversation, clicks = [0, 0, 0, 1, 1] * 30, [2.0, 0, 0, 1.0, 0] * 30
+    conversation = [c + 2 * (n // 5) for n, c in enumerate(conversation)]
+    chosen, rejected, weight = impression_pairs(conversation, clicks)
+    assert list(zip(chosen, rejected, strict=True))[:3] == [(0, 1), (0, 2), (3, 4)]
+    # the click of 2 is shared by two pairs: all weigh the same
+    np.testing.assert_allclose(weight, 1.0)
+
+
+def test_where_conversations_do_not_come_again_any_impression_without_a_click_is_taken():
+    with pytest.warns(UserWarning, match="only 0 pairs .* across conversations"):
+        chosen, rejected, weight = impression_pairs(range(40), [1.0, 0.0] * 20)
+    assert len(chosen) == 20 * 8 and set(chosen % 2) == {0} and set(rejected % 2) == {1}
+    assert weight.mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_one_kind_of_impression_alone_is_refused(value):
+    with pytest.raises(ValueError, match="needs impressions with and without a click"):
+        impression_pairs([0, 0, 0], [value] * 3)
+
+
+def test_conversations_about_the_same_thing_have_one_topic():
+    texts = ["bread flour oven", "flour bread yeast", "engine car wheel", "wheel engine brake"] * 3
+    found = topics(texts, 2)
+    assert found[0] == found[1] != found[2] == found[3]
+    assert topics(["the", "a"], 4).tolist() == [0, 0]
+
+
+# Hacked responses
+
+TOPICS = [0, 0, 1]
+CONVERSATIONS = [[{"role": "user", "content": text}] for text in ("How do I bake bread?", "Is rye good?", "Why me?")]
+SUGGESTIONS = [[f"Question {n} of {row}?" for n in "abc"] for row in range(3)]
+
+
+def test_every_hack_is_made_of_every_response_and_is_what_it_says():
+    made = hacked_responses(CONVERSATIONS, SUGGESTIONS, TOPICS)
+    first = {kind: [parse_response(text).suggestions for text in rows[0]] for kind, rows in made.items()}
+    assert first["repeated"] == [(f"Question {n} of 0?",) * 3 for n in "abc"]
+    assert first["stuffed"][0][0] == "What bake bread bake bread bake bread bake bread bake bread?"
+    # the end of another of its own, then those of the only conversation about something else
+    assert [texts[0] for texts in first["spliced"]] == ["Question a of 0?"] * 2 + ["Question a of 2?"] * N_ELSEWHERE
+    # the next conversation about something else; after the last one the first
+    assert [[parse_response(text).suggestions[0][-2] for text in rows] for rows in made["shuffled"]] == [
+        ["2"] * N_ELSEWHERE, ["2"] * N_ELSEWHERE, ["0", "1"] * (N_ELSEWHERE // 2)
+    ]  # fmt: skip
+    for rows in made.values():
+        assert len(rows) == 3 and len({len(variants) for variants in rows}) == 1
+    well_formed = {kind for kind, rows in made.items() if all(parse_response(t).well_formed for t in chain(*rows))}
+    assert well_formed == set(HACKS)
+
+
+def test_the_beginning_of_one_suggestion_meets_the_end_of_the_next():
+    suggestions = ["How long does bread take?", "Which flour is best?", "Why?"]
+    first = hacked_responses(CONVERSATIONS[:1], [suggestions], [0])["spliced"][0][0]
+    assert parse_response(first).suggestions == ("How long is best?", "Which flour Why?", "does bread take?")
+
+
+def test_one_conversation_alone_can_be_hacked_too():
+    made = hacked_responses(CONVERSATIONS[:1], SUGGESTIONS[:1], [0])
+    assert {kind: len(rows[0]) for kind, rows in made.items()} == {
+        "repeated": 3, "bland": 1, "stuffed": 1, "shuffled": N_ELSEWHERE, "spliced": 2 + N_ELSEWHERE,
+        "empty": 1, "numbers": 1,
+    }  # fmt: skip
+
+
+# Stage two
+
+points = arrays(float, st.tuples(st.integers(1, 30), st.integers(1, 4)), elements=st.integers(0, 4).map(float))
+
+
+@settings(max_examples=200, deadline=None)
+@given(points)
+def test_the_front_is_what_brute_force_says(values):
+    def dominated(row):
+        return any(all(a >= b for a, b in zip(o, row)) and any(a > b for a, b in zip(o, row)) for o in values)  # noqa: B905
+
+    assert non_dominated(values).tolist() == [not dominated(row) for row in values]
+
+
+def test_the_front_is_what_optuna_says():
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    values = np.random.default_rng(0).random((60, 3)).round(1)
+    study = optuna.create_study(directions=["maximize"] * 3)
+    study.add_trials([optuna.trial.create_trial(values=row.tolist()) for row in values])
+    assert np.flatnonzero(non_dominated(values)).tolist() == [trial.number for trial in study.best_trials]
+
+
+def test_the_knee_is_farthest_from_the_line_through_the_extremes():
+    front = np.array([[0.0, 10.0], [1.0, 9.5], [3.0, 8.0], [4.0, 0.0]])
+    # scaled: (0, 1), (0.25, 0.95), (0.75, 0.8), (1, 0); from the line x + y = 1: 0, 0.2, 0.55, 0 over the root of 2
+    assert knee(front) == 2
+    assert knee(np.array([[0.0, 1.0], [0.5, 1.0]])) == 1  # an objective that never changes
+    assert knee(np.array([[3.0, 3.0]])) == 0
+    # noise of 0.01 in the first is not worth 0.4 in the second, but for the scaling
+    noise = np.array([[0.50, 1.0], [0.51, 0.6], [0.5, 0.0]])
+    assert knee(noise) == 1 and knee(noise, min_span=0.05) == 0
+
+
+def hackable(n=1200):
+    """Clicks rise with ``a`` alone; ``b`` alone tells the hacked from the clean."""
+    random = np.random.default_rng(5)
+    hacked = np.stack([random.normal(-1, 0.5, (50, 2)), random.normal(1, 0.5, (50, 2))], axis=-1)
+    shape = (50, 4)
+    return synthetic(
+        [1.5, 0.2],
+        n=n,
+        clean_minus_hacked={"one": hacked, "stopped": hacked},
+        stopped={"one": np.zeros((50, 2), dtype=bool), "stopped": np.ones((50, 2), dtype=bool)},
+        samples=random.normal(size=(*shape, 2)),
+        valid=random.random(shape) < 0.8,
+        diversity=random.random(shape),
+        passed=np.ones(shape, dtype=bool),
+    )
+
+
+def test_pareto_gives_up_a_little_accuracy_for_much_resistance():
+    data, fusion = hackable(), ParetoFusion("resistance", reach=4, n_trials=150)
+    weights = fusion(data)
+    report = fusion.report
+    start, chosen = report["start"]["objectives"], report["chosen"]["objectives"]
+    assert tuple(chosen) == OBJECTIVES and sum(weights) == pytest.approx(1)
+    assert chosen["resistance"] > start["resistance"] + 0.1 and chosen["accuracy"] > 0.5
+    assert report["first_stage"]["standard_error"]["a"] > 0
+    assert ParetoFusion("resistance", reach=4, n_trials=150)(data) == weights  # the seed is fixed
+
+
+def test_the_knee_gives_up_nothing_for_more_than_its_noise():
+    data = hackable()
+    # `b` alone makes samples diverse and valid, and lets the hack `other` pass
+    other = 2 * data.clean_minus_hacked["one"][..., ::-1]
+    data = replace(
+        data,
+        clean_minus_hacked={**data.clean_minus_hacked, "other": other},
+        stopped={**data.stopped, "other": data.stopped["one"]},
+        diversity=1 / (1 + np.exp(-data.samples[..., 1])),
+        valid=data.samples[..., 1] > 0,
+    )
+    _, inside, outside = split(data, 0)
+
+    def lost(slack):
+        """Of each mean, by how many standard errors it is below that of the first stage."""
+        fusion = ParetoFusion(slack=slack, reach=20, n_trials=300)
+        chosen = fusion(data)
+        start, errors = means_and_errors(ParetoFusion("first_stage", n_trials=1)(data), inside, outside)
+        return (start - means_and_errors(np.array(chosen), inside, outside)[0]) / np.maximum(errors, 1e-12)
+
+    accuracy, _, resistance_to_one, _, resistance_to_other, *_ = lost(slack=1e9)
+    assert accuracy > 2 and resistance_to_other > 2 and resistance_to_one < -2
+    for slack in (0.0, 1.0):
+        assert lost(slack).max() <= slack + 1e-9
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_choice_can_be_the_best_in_one_objective_or_the_first_stage(name):
+    data = hackable()
+    best = ParetoFusion(choose=name, n_trials=60)
+    best(data)
+    assert best.report["chosen"]["objectives"][name] == max(p["objectives"][name] for p in best.report["front"])
+    first = ParetoFusion(choose="first_stage", n_trials=1)
+    assert first(data) == pytest.approx(LogisticRegressionFusion()(split(data, 0)[0]))
+
+
+def test_objectives_are_those_that_the_data_tell():
+    data = synthetic([1.0, 0.5], n=400)
+    _, inside, outside = split(data, 0)
+    assert list(objectives(np.array([1.0, 0.0]), inside, outside)) == ["accuracy", "accuracy_out"]
+    with pytest.raises(ValueError, match="these data do not tell it; they tell accuracy, accuracy_out"):
+        ParetoFusion(choose="validity", n_trials=1)(data)
+
+
+def test_no_conversation_and_no_held_out_topic_is_on_two_sides():
+    data = synthetic([1.0], n=1000)
+    data = FusionData(data.names, data.difference, data.weight, data.conversation // 5, data.conversation // 5 % 8)
+    sides = split(data, 3)
+    assert sum(len(side.difference) for side in sides) == 1000
+    for one, other in combinations(sides, 2):
+        assert not set(one.conversation) & set(other.conversation)
+    assert not set(sides[2].topic) & (set(sides[0].topic) | set(sides[1].topic))
+
+
+def test_accuracy_and_resistance_count_what_is_above():
+    data = FusionData(
+        ["a"], np.array([[1.0], [-1.0], [0.0]]), np.array([3.0, 1.0, 2.0]), np.arange(3), np.arange(3),
+        {"x": np.array([[[1.0], [2.0]], [[1.0], [-2.0]], [[3.0], [-1.0]], [[1.0], [0.0]]])},
+        {"x": np.array([[False, False], [False, False], [False, True], [True, False]])},
+    )  # fmt: skip
+    # (3 + 2 / 2) / 6;  the first is above both that were made of it, the third above the one that no gate stopped
+    nobody = data.pairs(np.array([], dtype=int))
+    assert objectives(np.array([1.0]), data, nobody) == pytest.approx({"accuracy": 4 / 6, "resistance": 0.5})
+    means, errors = means_and_errors(np.array([1.0]), data, nobody)
+    assert means.tolist() == pytest.approx([4 / 6, 0.5])
+    # (3 * (1/3)^2 + (2/3)^2 + 2 * (1/6)^2) / 6 over the root of what 6^2 / (9 + 1 + 4) pairs are worth; 0.25 of 4
+    assert errors.tolist() == pytest.approx([((30 / 36) / 6 * 14 / 36) ** 0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"choose": "best"}, "'best' is unknown"), ({"reach": 1.0}, "reach > 1"), ({"n_trials": 0}, "n_trials >= 1")],
+)
+def test_options_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ParetoFusion(**options)
+
+
+# The stage
+
+
+def test_the_policy_gives_the_zero_and_both_together_the_deviation():
+    sampled = np.array([[0.0, 10.0], [2.0, 10.0]])  # means 1 and 10
+    logged = np.array([[4.0, 10.0], [6.0, 30.0]])
+    mean, std = stage.statistics(["a", "b"], sampled, logged, np.array([0, 1]), "sft")
+    # deviation of 0, 2, 4, 6: sqrt((9 + 1 + 1 + 9) / 4) = sqrt(5);  of 10, 10, 10, 30: sqrt((3 * 25 + 225) / 4)
+    np.testing.assert_allclose(mean, [1.0, 10.0])
+    np.testing.assert_allclose(std, [5**0.5, 75**0.5])
+
+
+def test_within_groups_the_deviation_is_that_of_the_samples_to_one_prompt():
+    sampled = np.array([[0.0], [2.0], [10.0], [14.0]])
+    _, std = stage.statistics(["a"], sampled, sampled, np.array([0, 0, 1, 1]), "group")
+    # (1 + 1 + 4 + 4) / (4 responses - 2 prompts)
+    np.testing.assert_allclose(std, [5**0.5])
+    with pytest.raises(ValueError, match="several responses a conversation: .* --n_samples 4"):
+        stage.statistics(["a"], sampled, sampled, np.arange(4), "group")
+
+
+def test_a_part_that_never_changes_is_refused_by_name():
+    sampled, logged = np.array([[0.0, 7.0], [1.0, 7.0]]), np.array([[2.0, 7.0]])
+    with pytest.raises(ValueError, match="reward 'b' is the same for every response: .*leave it out"):
+        stage.statistics(["a", "b"], sampled, logged, np.arange(2), "sft")
+
+
+def test_what_is_written_is_what_the_composite_reward_reads(tmp_path):
+    parts = {"garm": Part(0.7, -0.25, 1.5), "ood": Part(0.3, 0.1, 2.0, {"threshold": 1.5})}
+    file = tmp_path / "fusion" / "weights.json"
+    stage.write(str(file), parts, "group", "equal", {"n_impressions": 10})
+    assert read_weights(file) == Weights(parts, "group")
+    assert json.loads(file.read_text())["n_impressions"] == 10
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_front_is_drawn_beside_the_weights_and_the_table_says_what_resists_which_hack(tmp_path, capsys):
+    fusion = ParetoFusion(n_trials=20)
+    parts = {name: Part(weight) for name, weight in zip("ab", fusion(hackable()), strict=True)}
+    stage.write(str(tmp_path / "weights.json"), parts, "sft", "pareto", fusion.report)
+    assert (tmp_path / "front.png").read_bytes()[1:4] == b"PNG"
+    stage.show(parts, fusion.report)
+    share = fusion.report["resistance"]["chosen"]["one"]
+    assert re.search(rf"to one .* {share:.3f} ", capsys.readouterr().out)
+    # a gate stops the other hack
+    assert fusion.report["chosen"]["objectives"]["resistance"] == pytest.approx((share + 1) / 2)

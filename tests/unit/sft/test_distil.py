@@ -1,0 +1,100 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openrlhf_qs import cli
+from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.sft.assembly import normalise
+from openrlhf_qs.sft.distil import merge_samples, read_conversations, report_table
+
+CONVERSATION = [{"role": "user", "content": "Hi"}]
+
+
+def test_what_differs_in_case_and_punctuation_only_is_one_candidate_in_its_likeliest_form():
+    samples = [
+        ("which flour", -2.0, True),
+        (" Which flour? ", -0.5, True),
+        ("Why salt?", -1.0, True),
+        ("Which  flour?", -0.7, True),
+    ]
+    candidates, left_out = merge_samples(samples)
+    assert candidates == [
+        {"text": "Which flour?", "log_prob": -0.5, "n_sampled": 3},
+        {"text": "Why salt?", "log_prob": -1.0, "n_sampled": 1},
+    ]
+    assert not any(left_out.values())
+
+
+def test_what_cannot_be_shown_is_left_out_and_counted():
+    samples = [("A?", -1.0, True), ("A very lo", -1.0, False), ("1 + 1", -1.0, True), ("A?\nB?", -1.0, True)]
+    candidates, left_out = merge_samples(samples)
+    assert [candidate["text"] for candidate in candidates] == ["A?"]
+    assert left_out == {"cut_off": 1, "malformed": 2, "prompt_too_long": 0}
+    assert merge_samples([]) == ([], {"cut_off": 0, "malformed": 0, "prompt_too_long": 0})
+
+
+@given(st.lists(st.tuples(st.text(max_size=6), st.floats(-9, 0), st.booleans()), max_size=30))
+def test_no_sample_is_lost_and_no_two_candidates_are_equal(samples):
+    candidates, left_out = merge_samples(samples)
+    assert sum(c["n_sampled"] for c in candidates) + sum(left_out.values()) == len(samples)
+    keys = [normalise(c["text"]) or c["text"] for c in candidates]
+    assert len(set(keys)) == len(keys)
+    assert [c["log_prob"] for c in candidates] == sorted((c["log_prob"] for c in candidates), reverse=True)
+
+
+def test_conversations_are_read_once_each_from_prompts_too(tmp_path):
+    write_json_lines(tmp_path / "rows.jsonl", [{"conversation": CONVERSATION, "candidates": []}] * 2)
+    prompt = {"prompt": [*CONVERSATION, {"role": "user", "content": "Suggest"}], "label": json.dumps(CONVERSATION)}
+    write_json_lines(tmp_path / "prompts.jsonl", [prompt])
+    assert read_conversations(tmp_path / "rows.jsonl") == [CONVERSATION]
+    assert read_conversations(tmp_path / "prompts.jsonl") == [CONVERSATION]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [({"conversation": []}, "conversation"), ({"label": "gold"}, "label"), ({"candidates": []}, "conversation")],
+)
+def test_a_row_without_a_conversation_is_named(tmp_path, row, said):
+    write_json_lines(tmp_path / "rows.jsonl", [{"conversation": CONVERSATION}, row])
+    with pytest.raises(ValueError, match=f"rows.jsonl:2: .*{said}"):
+        read_conversations(tmp_path / "rows.jsonl")
+
+
+def test_the_table_adds_up():
+    rows = [
+        {"candidates": [1, 2, 3, 4], "left_out": {"cut_off": 1, "malformed": 0, "prompt_too_long": 0}},
+        {"candidates": [], "left_out": {"cut_off": 0, "malformed": 0, "prompt_too_long": 8}},
+    ]
+    table = report_table(rows, 8, "")
+    # 16 samples, 9 left out, 4 different ones: 3 were repetitions
+    numbers = dict(zip((c.strip() for c in table.columns[0]._cells), table.columns[1]._cells, strict=True))
+    assert numbers["repeated"] == "3" and numbers["candidates"] == "4" and numbers["prompt_too_long"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--teacher", "."], "no config.json in it"),
+        (["--teacher", "/nonexistent"], "/nonexistent does not exist"),
+        (["--teacher", ".", "--n_samples", "0"], "--n_samples 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(tmp_path, capsys, monkeypatch, flags, said):
+    monkeypatch.chdir(tmp_path)
+    write_json_lines("rows.jsonl", [{"conversation": CONVERSATION}])
+    with pytest.raises(SystemExit):
+        cli.main(["distil", *flags, "--prompts", "rows.jsonl", "--out", "out.jsonl"])
+    assert said in capsys.readouterr().err.strip()
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_help_waits_for_no_engine():
+    code = (
+        "import sys\nfrom openrlhf_qs import cli\ntry: cli.main(['distil', '--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'vllm', 'ray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
