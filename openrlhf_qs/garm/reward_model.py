@@ -1,8 +1,9 @@
 """The reward model: a backbone, and a registered head that gives each suggestion a mean and standard deviations.
 
 In: messages that end in a suggestion (:func:`openrlhf_qs.form.prompt.suggestion_messages`). Out: ``[batch, 3]``,
-float32, reward units (:class:`Scores`). One class serves every registered head: ``config.json`` of a checkpoint says which one
-it has, under ``reward_model``. OpenRLHF builds it in ``train_rm`` and ``RewardModelActor``; without OpenRLHF::
+float32, reward units (:class:`Scores`). One class serves every registered head: ``config.json`` of a checkpoint says
+which one it has, under ``reward_model``. OpenRLHF builds it in ``train_rm`` and ``RewardModelActor``; without
+OpenRLHF::
 
     scorer = SuggestionScorer("runs/default/garm")
     mean, std, epistemic_std = scorer([conversation], ["How long does it take?"])
