@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Tests.  Sets up the environment, then the unit tests, then end to end through the real OpenRLHF.
+# Tests.  Sets up the environment, then lint, format and layers, the unit tests, and end to end through the real OpenRLHF.
 #   bash recipes/test.sh tests/unit          # any argument of pytest may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 set_up
 cd "$ROOT"
+ruff check .
+ruff format --check .
+lint-imports --no-logo                       # imports run one way: the contracts in pyproject.toml
 [ $# -gt 0 ] || set -- tests/unit tests/e2e   # the fast ones first
 exec python -m pytest "$@"

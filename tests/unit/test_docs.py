@@ -24,19 +24,7 @@ from openrlhf_qs.reward.offline import offline_batch
 ROOT = Path(__file__).parents[2]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 HOST, PAPER, PLUGINS = DOCS / "HOST.md", DOCS / "PAPER.md", DOCS / "PLUGINS.md"
-PAGES = [
-    README,
-    ROOT / "CHANGELOG.md",
-    HOST,
-    PAPER,
-    PLUGINS,
-    DOCS / "ASSEMBLY.md",
-    DOCS / "CLICK_LOG.md",
-    DOCS / "EVALUATION.md",
-    DOCS / "GARM.md",
-    DOCS / "MONITORS.md",
-    DOCS / "REWARDS.md",
-]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 CODE = [*(ROOT / "recipes").glob("*.sh"), *(ROOT / "openrlhf_qs").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
 FILE = re.compile(r"(?<![\w/.])((?:recipes|docs|openrlhf_qs|plugins|tests)/[\w/]+\.(?:sh|md|py))\b")
 VARIABLE = re.compile(r"(?:^|[\s`$])([A-Z][A-Z_]{2,})(?=[=`/\s]|$)", re.MULTILINE)
