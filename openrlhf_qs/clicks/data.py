@@ -17,7 +17,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -29,6 +28,7 @@ from openrlhf_qs.clicks.click_log import ON_ERROR, conversation_keys, describe, 
 from openrlhf_qs.clicks.pairs import DEFAULT_POLICY, POSITION_POLICIES, click_rate_pairs, preference_pairs
 from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, estimate, shown_counts
 from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
+from openrlhf_qs.files.run_folder import DataFolder
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.prompt import policy_messages
 from openrlhf_qs.sft.sft_set import sft_candidates
@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read the log, split it, write every file; ValueError where a split has nothing to offer."""
-    console, out = Console(), Path(args.out)
+    console, out = Console(), DataFolder(args.out)
     with console.status("reading the click log") as status:
         skipped: Counter[str] = Counter()
         log = read_click_log(args.log, args.on_error, args.engine, skipped)
@@ -122,13 +122,13 @@ def run(args: argparse.Namespace) -> None:
         prompts = list(_prompts(splits.train))
 
         status.update("writing")
-        write_json_lines(out / "sft.jsonl", candidates)
-        write_json_lines(out / "pairs.jsonl", pairs.iter_rows(named=True))
-        write_json_lines(out / "pairs.calibration.jsonl", pairs_calibration.iter_rows(named=True))
-        write_json_lines(out / "pairs.heldout.jsonl", pairs_heldout.iter_rows(named=True))
-        write_json_lines(out / "prompts.jsonl", prompts)
-        write_click_log(splits.fusion, out / "fusion.jsonl")
-        write_click_log(splits.heldout, out / "heldout.jsonl")
+        write_json_lines(out.sft, candidates)
+        write_json_lines(out.pairs, pairs.iter_rows(named=True))
+        write_json_lines(out.pairs_calibration, pairs_calibration.iter_rows(named=True))
+        write_json_lines(out.pairs_heldout, pairs_heldout.iter_rows(named=True))
+        write_json_lines(out.prompts, prompts)
+        write_click_log(splits.fusion, out.fusion)
+        write_click_log(splits.heldout, out.heldout)
         summary = {
             "options": {name: _plain(getattr(args, name)) for name in OPTIONS},
             "log": describe(log),
@@ -137,13 +137,13 @@ def run(args: argparse.Namespace) -> None:
             "propensities_ci95": list(zip(examination.low, examination.high, strict=True)),
             "skipped": dict(skipped),
             "written": {
-                "sft.jsonl": len(candidates),
-                "pairs.jsonl": pairs.height,
-                "pairs.calibration.jsonl": pairs_calibration.height,
-                "pairs.heldout.jsonl": pairs_heldout.height,
-                "prompts.jsonl": len(prompts),
-                "fusion.jsonl": splits.fusion.height,
-                "heldout.jsonl": splits.heldout.height,
+                out.sft.name: len(candidates),
+                out.pairs.name: pairs.height,
+                out.pairs_calibration.name: pairs_calibration.height,
+                out.pairs_heldout.name: pairs_heldout.height,
+                out.prompts.name: len(prompts),
+                out.fusion.name: splits.fusion.height,
+                out.heldout.name: splits.heldout.height,
             },
             "left_out": {
                 "conversations_without_click": len(prompts) - len(candidates),
@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
             },
             "conversations_over_two_splits": moved["n_spanning"],
         }
-        write_json_lines(out / "log.json", [summary])  # last: where it is, all the others are
+        write_json_lines(out.log, [summary])  # last: where it is, all the others are
     console.print(_table(summary, out))
 
 
@@ -198,7 +198,7 @@ def _prompts(log: pl.DataFrame) -> Iterator[dict[str, Any]]:
         yield {"prompt": policy_messages(conversation), "label": label}
 
 
-def _table(summary: dict[str, Any], out: Path) -> Table:
+def _table(summary: dict[str, Any], out: DataFolder) -> Table:
     """What was read, written and left out; the numbers are those of ``log.json``."""
     log, splits, written, left_out = (summary[part] for part in ("log", "splits", "written", "left_out"))
 
@@ -207,22 +207,22 @@ def _table(summary: dict[str, Any], out: Path) -> Table:
 
     ctr = " ".join(f"{rate:.3f}" for rate in log["ctr_by_position"])
     policy = summary["options"]["position_policy"]
-    table = Table(title=f"data: {summary['options']['log']} to {out}", title_justify="left")
+    table = Table(title=f"data: {summary['options']['log']} to {out.path}", title_justify="left")
     table.add_column("")
     table.add_column("rows", justify="right")
     table.add_column("what", overflow="fold")
     table.add_row("read", f"{log['n_impressions']:,}", f"{numbers(log)}; click-through by position {ctr}")
     table.add_section()
-    for name, what in {
-        "sft.jsonl": "conversations with their candidates",
-        "pairs.jsonl": f"preference pairs from {summary['options']['pairs_from']}, position policy {policy}",
-        "pairs.calibration.jsonl": "the same for the reward model's temperature",
-        "pairs.heldout.jsonl": "preference pairs never trained on",
-        "prompts.jsonl": f"train: {numbers(splits['train'])}",
-        "fusion.jsonl": f"fusion: {numbers(splits['fusion'])}",
-        "heldout.jsonl": f"heldout: {numbers(splits['heldout'])}",
+    for file, what in {
+        out.sft: "conversations with their candidates",
+        out.pairs: f"preference pairs from {summary['options']['pairs_from']}, position policy {policy}",
+        out.pairs_calibration: "the same for the reward model's temperature",
+        out.pairs_heldout: "preference pairs never trained on",
+        out.prompts: f"train: {numbers(splits['train'])}",
+        out.fusion: f"fusion: {numbers(splits['fusion'])}",
+        out.heldout: f"heldout: {numbers(splits['heldout'])}",
     }.items():
-        table.add_row(name, f"{written[name]:,}", what)
+        table.add_row(file.name, f"{written[file.name]:,}", what)
     table.add_section()
     table.add_row("left out of sft", f"{left_out['conversations_without_click']:,}", "conversations without any click")
     if left_out["impressions_without_pair"] is not None:

@@ -29,9 +29,9 @@ from scipy import stats
 
 from openrlhf_qs.evaluation.ab_test import Judge, click_probabilities, load_judge
 from openrlhf_qs.evaluation.report import ARM_COLORS, INK, OTHER_COLORS, PLOT_STYLE, svg
+from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.response import parse_response
-from openrlhf_qs.reward.monitors import STATISTICS
 
 SAME = 0.02  # two responses whose chance of a click differs by less are the same to a user
 NOBODY = 0.01  # a response with a smaller chance of a click is worthless
@@ -136,7 +136,7 @@ def arm_figures(run: Run, judge: Judge | None) -> dict[str, float]:
         figures["ctr"] = metrics["ab"][run.policy]["ctr"]
         for other in ("sft", "cold_start"):
             figures[f"lift_over_{other}"] = metrics["lift"].get(f"{run.policy}_over_{other}")
-    if judge is not None and (run.folder / "report" / "responses.sft.jsonl").is_file():
+    if judge is not None and RunFolder(run.folder).responses("sft").is_file():
         figures |= gold_figures(run.folder, judge)
     return {name: value for name, value in figures.items() if value is not None}
 
@@ -159,7 +159,7 @@ def gold_figures(run_dir: Path, judge: Judge) -> dict[str, float]:
     """
     sides = {}
     for policy in ("grpo", "sft"):
-        rows = read_json_lines(run_dir / "report" / f"responses.{policy}.jsonl")
+        rows = read_json_lines(RunFolder(run_dir).responses(policy))
         sides[policy] = {json.dumps(row["conversation"]): row for row in rows}
     both = sorted(sides["grpo"].keys() & sides["sft"].keys())
     if not both:
@@ -202,7 +202,7 @@ def overoptimisation_curve(runs: Iterable[Run]) -> dict[str, list[float]] | None
     """
     points = []
     for run in runs:
-        file = run.folder / "grpo" / STATISTICS
+        file = RunFolder(run.folder).grpo.statistics
         rows = [row for row in read_json_lines(file) if {"gold", "kl"} <= row.keys()] if file.is_file() else []
         if not rows:
             continue
@@ -287,7 +287,7 @@ def _n_seeds(row: Mapping[str, Interval]) -> int:
 
 
 def _metrics(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "report" / "metrics.json").read_text(encoding="utf-8"))
+    return json.loads(RunFolder(run_dir).metrics.read_text(encoding="utf-8"))
 
 
 def _cell(one: Interval | None, name: str, between: str = " ") -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.response import N_SUGGESTIONS, format_response, parse_response
@@ -46,17 +47,15 @@ def read_impressions(path: Path) -> list[dict]:
     return _read_checked(path, problem)
 
 
-def load_arms(run_dir: Path, impressions: Sequence[Mapping[str, Any]]) -> dict[str, list[Shown]]:
+def load_arms(run: RunFolder, impressions: Sequence[Mapping[str, Any]]) -> dict[str, list[Shown]]:
     """The arms of a run: ``cold_start``, ``sft``, ``grpo``, then any other ``report/responses.NAME.jsonl`` by name.
 
     Of ``impressions``, the first of each conversation is shown as it was logged. Of a malformed response, the
     suggestions that can be read are shown.
     """
-    files = {
-        path.name.split(".", 1)[1].removesuffix(".jsonl"): path for path in run_dir.glob("report/responses.*.jsonl")
-    }
+    files = run.all_responses()
     if not files:
-        raise ValueError(f"{run_dir / 'report'}: no responses.NAME.jsonl there; run `openrlhf-qs generate` first")
+        raise ValueError(f"{run.stage('evaluate')}: no responses.NAME.jsonl there; run `openrlhf-qs generate` first")
     if COLD_START in files:
         raise ValueError(
             f"{files[COLD_START]}: the arm {COLD_START} is what the log shows; give this one another name"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from openrlhf_qs.evaluation.arms import (
 )
 from openrlhf_qs.evaluation.quality import response_quality
 from openrlhf_qs.evaluation.report import write_report
+from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.garm.eval import load_on_device
 from openrlhf_qs.models.embedder import load_embedder
@@ -83,10 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, write ``metrics.json`` and ``report.html``, show the table."""
-    folder = Path(args.run)
+    folder = RunFolder(args.run)
     load_plugins(args.plugin)
     judge = load_judge(args.judge, args.option)
-    impressions = read_impressions(folder / "data" / "heldout.jsonl")
+    impressions = read_impressions(folder.data.heldout)
     arms = load_arms(folder, impressions)
     n_heldout = len(arms[COLD_START])
     arms = on_same_conversations(arms)
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
         metrics |= ab_metrics(results, metrics["quality"])
     some = {name: rows[: rewards.N_CONTEXTS] for name, rows in arms.items()}
     conversations = [row.conversation for row in some[COLD_START]]
-    scorer = load_on_device(folder / "garm") if (folder / "garm").is_dir() else None
+    scorer = load_on_device(folder.garm) if folder.garm.is_dir() else None
     if scorer is not None:
         rich_print("reward model on held-out pairs")
         metrics["garm"] = rewards.on_heldout_pairs(folder, scorer, args.seed)
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
             found = rewards.on_clicks(scorer, conversations, suggestions, clicks, args.seed)
             if found is not None:
                 metrics["garm_on_policy"][name] = found
-    if (folder / "fusion" / "weights.json").is_file():
+    if folder.weights.is_file():
         reward = rewards.RunReward(folder, scorer, parse_options(args.option))
         for name, rows in some.items():
             log_ppl = [row.log_ppl for row in rows]
@@ -130,8 +130,8 @@ def run(args: argparse.Namespace) -> None:
             )
     metrics["examples"] = _examples(arms, results, clicked, args.seed)
 
-    write_whole(folder / "report" / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
-    report = write_report(folder, metrics)
+    write_whole(folder.metrics, json.dumps(metrics, indent=1, allow_nan=False))
+    report = write_report(folder.path, metrics)
     _print_table(metrics)
     rich_print(f"report: {escape(str(report))}")
 

@@ -19,8 +19,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
-from openrlhf_qs.reward.monitors import ALARMS
 
 STAGES = {
     "data": "The click log, split by conversation into training rows, preference pairs and held-out impressions.",
@@ -68,16 +68,16 @@ def write_report(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
     Returns:
         Path of the file.
     """
-    run_dir = Path(run_dir)
+    run = RunFolder(run_dir)
     bodies = {
-        "data": _data(run_dir),
-        "sft": _curves(run_dir / "sft"),
-        "garm": _curves(run_dir / "garm") + _calibration(metrics),
-        "fusion": _fusion(run_dir / "fusion" / "weights.json"),
-        "grpo": _alarms(run_dir / "grpo") + _curves(run_dir / "grpo"),
+        "data": _data(run),
+        "sft": _curves(run, "sft"),
+        "garm": _curves(run, "garm") + _calibration(metrics),
+        "fusion": _fusion(run.weights),
+        "grpo": _alarms(run) + _curves(run, "grpo"),
         "evaluate": _evaluation(metrics),
     }
-    name = escape(run_dir.resolve().name)
+    name = escape(run.path.resolve().name)
     sections = "".join(
         f'<section id="{stage}"><h2>{stage}</h2><p class="lead">{what}</p>'
         f"{bodies[stage] or _note(f'Nothing in this run folder to show of stage {stage}.')}</section>"
@@ -89,18 +89,17 @@ def write_report(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{name} · openrlhf-qs</title><style>{CSS}</style></head><body><main>"
         f'<header><p class="product">openrlhf-qs</p><h1>{name}</h1><nav>{links}</nav></header>'
-        f"{_headline(metrics)}{_durations(stage_durations(run_dir))}{sections}</main></body></html>\n"
+        f"{_headline(metrics)}{_durations(stage_durations(run))}{sections}</main></body></html>\n"
     )
-    path = run_dir / "report" / "report.html"
-    write_whole(path, page)
-    return path
+    write_whole(run.report, page)
+    return run.report
 
 
-def stage_durations(run_dir: Path) -> dict[str, float | None]:
+def stage_durations(run: RunFolder) -> dict[str, float | None]:
     """Wall-clock seconds of each finished stage, from its ``.done``; None where that holds no number."""
     durations: dict[str, float | None] = {}
     for stage in STAGES:
-        done = run_dir / stage / ".done"
+        done = run.stage(stage) / ".done"
         if done.is_file():
             try:
                 durations[stage] = float(done.read_text(encoding="utf-8"))
@@ -174,8 +173,8 @@ def _durations(durations: Mapping[str, float | None]) -> str:
     return _table([*durations, "together"], [[*times, _duration(total)]])
 
 
-def _data(run_dir: Path) -> str:
-    file = run_dir / "data" / "log.json"
+def _data(run: RunFolder) -> str:
+    file = run.data.log
     if not file.is_file():
         return ""
     return _facts(json.loads(file.read_text(encoding="utf-8")))
@@ -332,8 +331,8 @@ def _example(example: Mapping[str, Any], colors: Mapping[str, str]) -> str:
     return f'<article><div class="turns">{turns}</div><div class="arms">{"".join(columns)}</div></article>'
 
 
-def _alarms(stage_dir: Path) -> str:
-    file = stage_dir / ALARMS
+def _alarms(run: RunFolder) -> str:
+    file = run.grpo.alarms
     if not file.is_file():
         return ""
     alarms = read_json_lines(file)
@@ -343,13 +342,13 @@ def _alarms(stage_dir: Path) -> str:
     return _table(["step", "monitor", "what was seen, and what to do"], rows)
 
 
-def _curves(stage_dir: Path) -> str:
+def _curves(run: RunFolder, stage: str) -> str:
     """Small multiples of every scalar a stage logged; a name for the folder where event files lie."""
-    scalars = read_scalars(stage_dir / "tensorboard")
+    scalars = read_scalars(run.tensorboard(stage))
     if not scalars:
         return ""
     figure = _small_multiples({tag: scalars[tag] for tag in sorted(scalars, key=_curve_order)})
-    return _image(figure, f"Training curves of stage {stage_dir.name}")
+    return _image(figure, f"Training curves of stage {stage}")
 
 
 def _curve_order(tag: str) -> tuple[int, str]:

@@ -7,7 +7,6 @@ test's own clicks judge it there, made into pairs as the log's are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import polars as pl
 
 from openrlhf_qs.clicks.pairs import preference_pairs
 from openrlhf_qs.clicks.rows import MESSAGES
+from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.garm.calibration import calibration_verdict
@@ -27,23 +27,23 @@ N_LOG_PPL = 2000  # pairs whose log-perplexity is measured, at most
 N_CONTEXTS = 500  # conversations of an arm that its reward is measured on, at most
 
 
-def on_heldout_pairs(run_dir: Path, scorer, seed: int = 0) -> dict[str, Any]:
+def on_heldout_pairs(run: RunFolder, scorer, seed: int = 0) -> dict[str, Any]:
     """The reward model of a run on ``data/pairs.heldout.jsonl``.
 
     Returns:
         ``observed`` of :func:`openrlhf_qs.garm.eval.evaluate_pairs` at the top, with ``position`` and ``std`` beside
         it; ``log_ppl``, accuracy by log-perplexity under the SFT policy, where there is one; a ``verdict`` in words.
     """
-    path = run_dir / "data" / "pairs.heldout.jsonl"
+    path = run.data.pairs_heldout
     if not read_json_lines(path):
         return {"n_pairs": 0, "verdict": "No held-out pair to measure the reward model on."}
     pairs = read_pairs(path)
     metrics, scored = _measured(pairs, scorer, seed)
-    if (run_dir / "sft" / "config.json").is_file():
+    if (run.sft / "config.json").is_file():
         some = np.random.default_rng(seed).permutation(len(pairs))[:N_LOG_PPL]
         part = [pairs[n] for n in some]
         of_part = type(scored)(*(np.asarray(column)[some] for column in scored))
-        metrics["log_ppl"] = by_log_ppl(of_part, pair_log_ppl(part, str(run_dir / "sft")), seed)
+        metrics["log_ppl"] = by_log_ppl(of_part, pair_log_ppl(part, str(run.sft)), seed)
     return metrics | {"verdict": calibration_verdict(metrics)}
 
 
@@ -86,13 +86,13 @@ class RunReward:
         options: of plugins, by name.
     """
 
-    def __init__(self, run_dir: Path, scorer, options: Mapping[str, Mapping[str, str]]) -> None:
-        weights = read_weights(run_dir / "fusion" / "weights.json")
+    def __init__(self, run: RunFolder, scorer, options: Mapping[str, Mapping[str, str]]) -> None:
+        weights = read_weights(run.weights)
         self.composite = CompositeReward(list(weights.parts), options, weights, on_failure="skip_group")
         if scorer is None and "reward_model" in self.composite.needs():
-            raise ValueError(f"{run_dir / 'garm'} is missing, and fusion/weights.json weighs what it says: run garm")
+            raise ValueError(f"{run.garm} is missing, and fusion/weights.json weighs what it says: run garm")
         self.scorer = scorer if "reward_model" in self.composite.needs() else None
-        self.reference = str(run_dir / "sft")
+        self.reference = str(run.sft)
 
     def __call__(
         self,

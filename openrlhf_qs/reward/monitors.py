@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import TYPE_CHECKING
 
+from openrlhf_qs.files.run_folder import GrpoFolder
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from openrlhf_qs.reward.rollout import RolloutBatch
 
-STATISTICS, ALARMS = "statistics.jsonl", "alarms.jsonl"
 WINDOW = 5  # steps
 RECOVERED = 0.8  # of the threshold; an alarm is over below it, so that a value which trembles there alarms once
 PROXY_RISE = 0.25  # of the proxy's deviation within a batch: the least rise that counts
@@ -248,24 +248,24 @@ class Watch:
             stop: whether an alarm ends the run.
         """
         self.monitors = monitors
-        self.folder = folder
+        self.folder = GrpoFolder(folder)
         self.step = resumed_step
         self.last_good = LastGood(checkpoints, resumed_step, monitors.window) if stop else None
-        for name in (STATISTICS, ALARMS):
-            earlier = read_json_lines(folder / name) if (folder / name).is_file() else []
-            write_json_lines(folder / name, [row for row in earlier if row["step"] <= resumed_step])
-        for row in read_json_lines(folder / STATISTICS):
+        for file in (self.folder.statistics, self.folder.alarms):
+            earlier = read_json_lines(file) if file.is_file() else []
+            write_json_lines(file, [row for row in earlier if row["step"] <= resumed_step])
+        for row in read_json_lines(self.folder.statistics):
             self.monitors.update(row["step"], {name: value for name, value in row.items() if name != "step"})
 
     def __call__(self, statistics: Row) -> None:
         """Take the next step. MonitorStop where it brings an alarm and the run is to stop."""
         self.step += 1
-        _append(self.folder / STATISTICS, {"step": self.step, **statistics})
+        _append(self.folder.statistics, {"step": self.step, **statistics})
         if self.last_good:
             self.last_good.keep(self.step)
         alarms = self.monitors.update(self.step, statistics)
         for alarm in alarms:
-            _append(self.folder / ALARMS, asdict(alarm))
+            _append(self.folder.alarms, asdict(alarm))
             print(alarm, flush=True)  # `openrlhf-qs follow` shows it
         if alarms and self.last_good:
             kept = self.last_good.settle(self.step)

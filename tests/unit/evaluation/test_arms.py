@@ -2,6 +2,7 @@ import pytest
 from held_out import conversation, impression
 
 from openrlhf_qs.evaluation.arms import Shown, load_arms, on_same_conversations, read_impressions
+from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_json_lines
 
 
@@ -31,7 +32,7 @@ def test_the_arms_of_a_run_come_in_order_and_know_what_is_malformed(tmp_path):
         rows = [{"conversation": conversation(0), "response": response, "log_ppl": 1.5}]
         write_json_lines(tmp_path / "report" / f"responses.{name}.jsonl", rows)
     arms = load_arms(
-        tmp_path,
+        RunFolder(tmp_path),
         [
             impression(0, ["First?", "Second?", "???"], [0, 0, 0]),
             impression(0, ["Later", "impression", "here"], [1, 0, 0]),
@@ -48,7 +49,7 @@ def test_the_arms_of_a_run_come_in_order_and_know_what_is_malformed(tmp_path):
 
 def test_a_run_without_responses_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="run `openrlhf-qs generate` first"):
-        load_arms(tmp_path, [])
+        load_arms(RunFolder(tmp_path), [])
 
 
 def test_bad_rows_are_told_together_by_line(tmp_path):
@@ -56,7 +57,7 @@ def test_bad_rows_are_told_together_by_line(tmp_path):
     bad = {"conversation": conversation(0)}
     write_json_lines(tmp_path / "report" / "responses.sft.jsonl", [good] + [bad] * 25)
     with pytest.raises(ValueError) as error:
-        load_arms(tmp_path, [])
+        load_arms(RunFolder(tmp_path), [])
     lines = str(error.value).splitlines()
     assert "responses.sft.jsonl:2: no response" in lines[0]
     assert len(lines) == 21 and lines[-1] == "and 5 more"

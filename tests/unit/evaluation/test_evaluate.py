@@ -8,6 +8,7 @@ import pytest
 from held_out import conversation, impression
 
 from openrlhf_qs.evaluation import evaluate, rewards
+from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_json_lines, write_whole
 from openrlhf_qs.garm.calibration import calibration_verdict
 from openrlhf_qs.garm.eval import load_on_device
@@ -124,7 +125,7 @@ def test_the_parts_of_the_reward_are_measured_on_what_every_arm_says(run_dir, sc
     write_whole(run_dir / "fusion" / "weights.json", json.dumps({"rewards": parts}))
     conversations = [conversation(0), conversation(1)]
     responses = ["1. How long?\n2. Which flour?\n3. Why so?", "nothing at all"]
-    reward = rewards.RunReward(run_dir, None, {"ood": {"threshold": "3"}})
+    reward = rewards.RunReward(RunFolder(run_dir), None, {"ood": {"threshold": "3"}})
     found = reward(conversations, responses, [1.0, 9.0])
     assert found["ood"] == pytest.approx(-3.0) and found["rules"] < 0  # by a hinge: 0 and 3 - 9, averaged
     assert found["total"] == pytest.approx(2 * found["rules"] + found["ood"])
@@ -148,7 +149,7 @@ def test_a_reward_model_far_off_is_flagged_in_words():
 
 def test_a_run_without_a_reward_model_or_pairs_goes_on_without(run_dir, scorer):
     write_json_lines(run_dir / "data" / "pairs.heldout.jsonl", [])
-    assert rewards.on_heldout_pairs(run_dir, None)["n_pairs"] == 0
+    assert rewards.on_heldout_pairs(RunFolder(run_dir), None)["n_pairs"] == 0
     (run_dir / "garm").rmdir()
     run_stage("--run", run_dir)
     assert "garm" not in json.loads((run_dir / "report" / "metrics.json").read_text())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from openrlhf_qs.evaluation.report import STAGES, read_scalars, stage_durations, write_report
+from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_whole
 
 EVIL = "<script>alert('x')</script> & $x_1 \\frac \"quoted\" 😀 \u202eright to left"
@@ -201,7 +202,7 @@ def test_no_heldout_pair_is_said_and_not_drawn(tmp_path):
 
 
 def test_durations_are_read_and_an_empty_mark_has_none(full_run):
-    assert stage_durations(full_run) == {"data": 3.2, "sft": 125.7, "garm": None}
+    assert stage_durations(RunFolder(full_run)) == {"data": 3.2, "sft": 125.7, "garm": None}
 
 
 def test_scalars_of_a_resumed_run_are_joined_and_the_later_value_counts(tmp_path):

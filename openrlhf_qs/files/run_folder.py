@@ -1,0 +1,91 @@
+"""The run folder: the name of every file and folder under ``$RUN``, each written here once.
+
+Standard library alone, as all that the recipes call before the environment is set up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+# Stage to its folder, in the order of the way. A stage's word is its folder's, but for what the last one is for.
+STAGE_FOLDERS = {
+    "data": "data",
+    "distil": "distil",
+    "sft": "sft",
+    "garm": "garm",
+    "fusion": "fusion",
+    "grpo": "grpo",
+    "evaluate": "report",
+}
+
+
+class DataFolder:
+    """What the stage ``data`` writes into one folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.click_log = self.path / "clicks.jsonl"  # of the simulated users, where they wrote one
+        self.sft = self.path / "sft.jsonl"
+        self.pairs = self.path / "pairs.jsonl"
+        self.pairs_calibration = self.path / "pairs.calibration.jsonl"
+        self.pairs_heldout = self.path / "pairs.heldout.jsonl"
+        self.prompts = self.path / "prompts.jsonl"
+        self.fusion = self.path / "fusion.jsonl"
+        self.heldout = self.path / "heldout.jsonl"
+        self.log = self.path / "log.json"  # what was read, left out and written; the last file of the stage
+        self.small_policy = self.path / "policy"
+
+
+@dataclass(frozen=True)
+class GrpoFolder:
+    """What GRPO writes beside its policy. ``path`` is the policy's folder too."""
+
+    path: Path
+
+    @property
+    def statistics(self) -> Path:
+        return self.path / "statistics.jsonl"
+
+    @property
+    def alarms(self) -> Path:
+        return self.path / "alarms.jsonl"
+
+
+class RunFolder:
+    """Everything that a run of the recipes writes, by what it is."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.record = self.path / "run.json"  # what each stage was made from, see openrlhf_qs.files.record
+        self.data = DataFolder(self.stage("data"))
+        self.teacher = self.stage("distil") / "teacher"
+        self.candidates = self.stage("distil") / "candidates.jsonl"
+        self.sft = self.stage("sft")  # the SFT policy's folder
+        self.garm = self.stage("garm")  # the reward model's folder
+        self.weights = self.stage("fusion") / "weights.json"
+        self.fusion_responses = self.stage("fusion") / "responses.jsonl"
+        self.grpo = GrpoFolder(self.stage("grpo"))
+        self.metrics = self.stage("evaluate") / "metrics.json"
+        self.report = self.stage("evaluate") / "report.html"
+
+    def stage(self, stage: str) -> Path:
+        """The folder of a stage."""
+        return self.path / STAGE_FOLDERS[stage]
+
+    def log(self, stage: str) -> Path:
+        """All that the processes of a stage printed."""
+        return self.stage(stage) / "log.txt"
+
+    def tensorboard(self, stage: str) -> Path:
+        """The event files of a training stage."""
+        return self.stage(stage) / "tensorboard"
+
+    def responses(self, policy: str) -> Path:
+        """What a policy (``sft``, ``grpo``) answers to the held-out conversations."""
+        return self.stage("evaluate") / f"responses.{policy}.jsonl"
+
+    def all_responses(self) -> dict[str, Path]:
+        """The files of :meth:`responses` that are there, by policy."""
+        files = sorted(self.stage("evaluate").glob("responses.*.jsonl"))
+        return {file.name.removeprefix("responses.").removesuffix(".jsonl"): file for file in files}
