@@ -30,6 +30,7 @@ from scipy.special import ndtr
 from openrlhf_qs.clicks import pairs
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.prompt import suggestion_messages
+from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z
 
 COLUMNS = {
     "clickability_test_id": pl.String,
@@ -50,7 +51,6 @@ SCHEMA = {
 }
 FAULTY_WEEKS = (201326, 201402)  # the archive's authors warn of the randomisation of these and all between
 OVERDISPERSION = 1.75  # variance of z between repeats of one arm
-SIGNIFICANT_Z = 1.96
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

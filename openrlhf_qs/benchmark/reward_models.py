@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from openrlhf_qs.archives.mimics import pane_pairs, read_panes
-from openrlhf_qs.archives.upworthy import SIGNIFICANT_Z, headline_arms, headline_pairs, read_packages, usable_packages
+from openrlhf_qs.archives.upworthy import headline_arms, headline_pairs, read_packages, usable_packages
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.garm.calibration import (
     accuracy,
@@ -40,6 +40,7 @@ from openrlhf_qs.garm.calibration import (
 )
 from openrlhf_qs.models.embedder import embed, load_embedder
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins, parse_options
+from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z
 from openrlhf_qs.world.click_log import contexts, suggestion_of_kind
 from openrlhf_qs.world.language import DOMAINS
 from openrlhf_qs.world.users import gold_utility, read_scene

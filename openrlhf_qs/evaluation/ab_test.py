@@ -12,8 +12,8 @@ import numpy as np
 
 from openrlhf_qs.evaluation.arms import on_same_conversations
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.garm.calibration import Z_95
 from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
+from openrlhf_qs.statistics.intervals import half_width
 
 Judge = Callable[[Sequence[list[Message]], Sequence[Sequence[str]]], list[list[float]]]
 
@@ -78,7 +78,7 @@ def run_ab_test(
         clicks = clicks.reshape(n_contexts, users_per_context, -1)
         context_ctr = clicks.any(axis=2).mean(axis=1)
         ctr = float(context_ctr.mean())
-        half = Z_95 * float(context_ctr.std(ddof=1)) / math.sqrt(n_contexts)
+        half = half_width(context_ctr)
         results[name] = ArmResult(
             ctr=ctr,
             ci95=(max(ctr - half, 0.0), min(ctr + half, 1.0)),
@@ -101,7 +101,7 @@ def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
         return None
     ratio = arm.ctr / over.ctr
     influence = (arm.context_ctr - ratio * over.context_ctr) / over.ctr
-    half = Z_95 * float(influence.std(ddof=1)) / math.sqrt(len(influence))
+    half = half_width(influence)
     return Lift(ratio - 1, (ratio - 1 - half, ratio - 1 + half))
 
 

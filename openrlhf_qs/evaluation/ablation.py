@@ -25,13 +25,13 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 from openrlhf_qs.evaluation.ab_test import Judge, click_probabilities, load_judge
-from openrlhf_qs.evaluation.report import ARM_COLORS, INK, OTHER_COLORS, PLOT_STYLE, svg
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.response import parse_response
+from openrlhf_qs.plots.style import ARM_COLORS, INK, OTHER_COLORS, PLOT_STYLE, svg
+from openrlhf_qs.statistics.intervals import Interval, t_interval
 
 SAME = 0.02  # two responses whose chance of a click differs by less are the same to a user
 NOBODY = 0.01  # a response with a smaller chance of a click is worthless
@@ -62,14 +62,6 @@ class Run(NamedTuple):
 
     folder: Path
     policy: str
-
-
-class Interval(NamedTuple):
-    """A mean over ``n`` seeds, and half its 95 % t interval; NaN for one seed."""
-
-    mean: float
-    half: float
-    n: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -184,14 +176,6 @@ def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
     """Mean and 95 % t interval of each figure that all seeds have."""
     names = set.intersection(*(set(row) for row in rows))
     return {name: t_interval([row[name] for row in rows]) for name in COLUMNS if name in names}
-
-
-def t_interval(values: Sequence[float]) -> Interval:
-    n = len(values)
-    if n < 2:
-        return Interval(float(np.mean(values)), math.nan, n)
-    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)
-    return Interval(float(np.mean(values)), float(half), n)
 
 
 def overoptimisation_curve(runs: Iterable[Run]) -> dict[str, list[float]] | None:

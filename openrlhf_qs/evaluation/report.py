@@ -7,20 +7,20 @@ is there) and the metrics of stage ``evaluate``. Out: ``report/report.html``, it
 from __future__ import annotations
 
 import base64
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
 from matplotlib.figure import Figure
 
+from openrlhf_qs.evaluation.tensorboard import read_scalars
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
+from openrlhf_qs.plots.calibration import accuracy_curve, reliability_diagram
+from openrlhf_qs.plots.curves import ctr_bars, small_multiples
+from openrlhf_qs.plots.style import INK, arm_colors, svg
 
 STAGES = {
     "data": "The click log, split by conversation into training rows, preference pairs and held-out impressions.",
@@ -38,24 +38,6 @@ FIRST_CURVES = (
     "train/loss",
     "train/acc",
 )
-N_CURVE_POINTS = 400  # a longer curve is averaged down to as many points: the file stays light
-ARM_COLORS = {"cold_start": "#8b929c", "sft": "#3572b0", "grpo": "#d4622a"}
-OTHER_COLORS = ("#5d8a54", "#8a6bb0", "#b0913a")
-INK, MUTED, LINE = "#1f2430", "#667085", "#3572b0"
-PLOT_STYLE = {
-    "svg.fonttype": "none",  # text stays text: small, and sharp at any size
-    "svg.hashsalt": "openrlhf-qs",  # the same numbers give the same file
-    "text.parse_math": False,  # a name with a dollar sign is a name
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#c5cad3",
-    "axes.labelcolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "text.color": INK,
-}
 
 
 def write_report(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
@@ -108,35 +90,12 @@ def stage_durations(run: RunFolder) -> dict[str, float | None]:
     return durations
 
 
-def read_scalars(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Every scalar in the TensorBoard event files under ``folder``: tag to steps and values, by step.
-
-    Where a resumed run wrote a step twice, the later one counts.
-    """
-    event_folders = sorted({file.parent for file in folder.rglob("events.out.tfevents.*")})
-    if not event_folders:
-        return {}
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-
-    points: dict[str, dict[int, tuple[float, float]]] = {}
-    for event_folder in event_folders:
-        events = EventAccumulator(str(event_folder), size_guidance={SCALARS: 0}).Reload()
-        for tag in events.Tags()[SCALARS]:
-            of_tag = points.setdefault(tag, {})
-            for event in events.Scalars(tag):
-                of_tag[event.step] = max(of_tag.get(event.step, (0.0, 0.0)), (event.wall_time, event.value))
-    return {
-        tag: (np.array(sorted(of_tag)), np.array([of_tag[step][1] for step in sorted(of_tag)]))
-        for tag, of_tag in points.items()
-    }
-
-
 def _headline(metrics: Mapping[str, Any]) -> str:
     cards = []
     ab, lift = metrics.get("ab", {}), metrics.get("lift", {})
     for name, arm in ab.items():
         low, high = arm["ci95"]
-        cards.append((f"CTR {name}", f"{arm['ctr']:.1%}", f"{low:.1%} to {high:.1%}", _arm_colors(ab)[name]))
+        cards.append((f"CTR {name}", f"{arm['ctr']:.1%}", f"{low:.1%} to {high:.1%}", arm_colors(ab)[name]))
     for name, value in lift.items():
         if value is not None and name in ("grpo_over_sft", "grpo_over_cold_start"):
             low, high = metrics["lift_ci95"][name]
@@ -145,7 +104,7 @@ def _headline(metrics: Mapping[str, Any]) -> str:
             )
     quality = metrics.get("quality", {})
     if not ab:
-        colors = _arm_colors(quality)
+        colors = arm_colors(quality)
         cards += [
             (f"well formed {name}", f"{1 - arm['malformed']:.1%}", f"{arm['n_responses']:,} responses", colors[name])
             for name, arm in quality.items()
@@ -244,7 +203,7 @@ def _evaluation(metrics: Mapping[str, Any]) -> str:
     parts = []
     ab = metrics.get("ab")
     if ab:
-        parts.append(_image(_ab_chart(ab), "CTR of each arm with its 95 % interval"))
+        parts.append(_image(ctr_bars(ab), "CTR of each arm with its 95 % interval"))
         n_slots = max(len(arm["slot_ctr"]) for arm in ab.values())
         rows = []
         for name, arm in ab.items():
@@ -271,7 +230,7 @@ def _evaluation(metrics: Mapping[str, Any]) -> str:
         parts.append(_quality(metrics["quality"]))
     if metrics.get("examples"):
         parts.append("<h3>Held-out conversations</h3>")
-        parts += [_example(example, _arm_colors(metrics["quality"])) for example in metrics["examples"]]
+        parts += [_example(example, arm_colors(metrics["quality"])) for example in metrics["examples"]]
     return "".join(parts)
 
 
@@ -347,7 +306,7 @@ def _curves(run: RunFolder, stage: str) -> str:
     scalars = read_scalars(run.tensorboard(stage))
     if not scalars:
         return ""
-    figure = _small_multiples({tag: scalars[tag] for tag in sorted(scalars, key=_curve_order)})
+    figure = small_multiples({tag: scalars[tag] for tag in sorted(scalars, key=_curve_order)})
     return _image(figure, f"Training curves of stage {stage}")
 
 
@@ -356,108 +315,6 @@ def _curve_order(tag: str) -> tuple[int, str]:
         if tag.startswith(beginning):
             return place, tag
     return len(FIRST_CURVES), tag
-
-
-def _small_multiples(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    n_columns = min(len(scalars), 4)
-    n_rows = -(-len(scalars) // n_columns)
-    with mpl.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(2.75 * n_columns, 1.75 * n_rows), layout="constrained")
-        axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-        for axis, (tag, (steps, values)) in zip(axes, scalars.items(), strict=False):
-            steps, values = _averaged_down(steps), _averaged_down(values)
-            smooth = len(values) >= 20
-            axis.plot(steps, values, color=LINE, linewidth=0.8 if smooth else 1.4, alpha=0.35 if smooth else 1.0)
-            if len(values) == 1:
-                axis.plot(steps, values, "o", color=LINE, markersize=4)
-            if smooth:
-                axis.plot(steps, _running_mean(values, len(values) // 10), color=LINE, linewidth=1.6)
-            axis.set_title(tag.removeprefix("train/"), fontsize=9, loc="left")
-            axis.tick_params(labelsize=7)
-            axis.locator_params(nbins=4)
-        for axis in axes[len(scalars) :]:
-            axis.set_axis_off()
-        return figure
-
-
-def _averaged_down(values: np.ndarray) -> np.ndarray:
-    if len(values) <= N_CURVE_POINTS:
-        return values
-    return np.array([chunk.mean() for chunk in np.array_split(values, N_CURVE_POINTS)])
-
-
-def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over ``width`` neighbours, over fewer at the ends; the same length as ``values``."""
-    window = np.ones(width)
-    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values, dtype=float), window, "same")
-
-
-def _ab_chart(ab: Mapping[str, Mapping[str, Any]]) -> Figure:
-    names, colors = list(ab), _arm_colors(ab)
-    ctr = np.array([ab[name]["ctr"] for name in names])
-    low, high = np.array([ab[name]["ci95"] for name in names]).T
-    with mpl.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(8, 0.55 * len(names) + 0.7), layout="constrained")
-        axis = figure.subplots()
-        axis.barh(names, ctr, color=[colors[name] for name in names], height=0.62)
-        axis.errorbar(ctr, names, xerr=[ctr - low, high - ctr], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
-        for name, share, end in zip(names, ctr, high, strict=True):
-            axis.annotate(
-                f"{share:.1%}", (end, name), xytext=(7, 0), textcoords="offset points", va="center", weight="bold"
-            )
-        axis.invert_yaxis()
-        axis.set_xlim(0, max(float(high.max()) * 1.15, 0.01))
-        axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
-        axis.spines["left"].set_visible(False)
-        axis.tick_params(left=False)
-        axis.set_xlabel("users with at least one click, 95 % interval")
-        return figure
-
-
-def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
-    """Observed against predicted share with Wilson intervals, and the pairs in each bin below."""
-    predicted = np.array([b["predicted"] for b in bins])
-    observed = np.array([b["observed"] for b in bins])
-    low, high = np.array([b["ci95"] for b in bins]).T
-    with mpl.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(4.6, 5.2), layout="constrained")
-        diagram, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-        diagram.plot([0, 1], [0, 1], color="#c5cad3", linewidth=1, linestyle="--")
-        # a weighted mean may leave its own interval by a rounding of the last bit
-        errors = [np.maximum(observed - low, 0), np.maximum(high - observed, 0)]
-        diagram.errorbar(
-            predicted, observed, yerr=errors, fmt="o", color=LINE, markersize=4, elinewidth=1.1, capsize=2
-        )
-        diagram.set(xlim=(0, 1), ylim=(0, 1), ylabel="observed share preferred")
-        widths = [b["upper"] - b["lower"] for b in bins]
-        counts.bar(
-            [b["lower"] for b in bins], [b["n_pairs"] for b in bins], width=widths, align="edge", color="#c9d8ea"
-        )
-        counts.set(xlabel="predicted probability of being preferred", ylabel="pairs")
-        return figure
-
-
-def accuracy_curve(groups: Sequence[Mapping[str, Any]], of: str, diagonal: bool = False) -> Figure:
-    """Accuracy with Wilson intervals over groups of rising ``of``; the diagonal is where accuracy equals ``of``."""
-    mean, accuracy = (np.array([group[key] for group in groups]) for key in ("mean", "accuracy"))
-    low, high = np.array([group["ci95"] for group in groups]).T
-    with mpl.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-        axis = figure.subplots()
-        if diagonal:
-            axis.plot([0.5, 1], [0.5, 1], color="#c5cad3", linewidth=1, linestyle="--")
-        errors = [np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)]
-        axis.errorbar(mean, accuracy, yerr=errors, fmt="o-", color=LINE, markersize=4, linewidth=1.1, capsize=2)
-        axis.set(ylim=(min(0.4, float(low.min())), 1), xlabel=of, ylabel="accuracy")
-        return figure
-
-
-def svg(figure: Figure) -> str:
-    """The figure as SVG text; the same figure gives the same text."""
-    file = io.StringIO()
-    with mpl.rc_context(PLOT_STYLE):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
 
 
 def _image(figure: Figure, alt: str) -> str:
@@ -500,11 +357,6 @@ def _duration(seconds: float | None) -> str:
 
 def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
-
-
-def _arm_colors(arms: Iterable[str]) -> dict[str, str]:
-    others = cycle(OTHER_COLORS)
-    return {name: ARM_COLORS.get(name) or next(others) for name in arms}
 
 
 CSS = """

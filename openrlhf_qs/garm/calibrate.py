@@ -17,11 +17,11 @@ from rich import print as rich_print
 from rich.table import Table
 from scipy.optimize import minimize_scalar
 
-from openrlhf_qs.archives.upworthy import SIGNIFICANT_Z
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.garm.calibration import expected_calibration_error, negative_log_likelihood, preference_probability
 from openrlhf_qs.garm.eval import Scored, load_on_device, read_pairs, score_pairs
 from openrlhf_qs.registry import load_plugins
+from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z
 
 MAX_SCALE = 50.0  # and its inverse: beyond, something else than the temperature is wrong
 

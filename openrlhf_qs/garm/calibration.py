@@ -12,16 +12,17 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from openrlhf_qs.statistics.intervals import cluster_bootstrap, wilson_interval
+
 N_BINS = 20
 ECE_LIMIT = 0.15  # above it the probabilities of a reward model are flagged
-Z_95 = 1.959964  # two-sided 95 % quantile of the standard normal
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def expected_calibration_error(
     ``n_bins`` this equals the confidence form, :math:`|\text{confidence}-\text{accuracy}|` over ``n_bins / 2`` bins of
     [0.5, 1]. An odd number has a bin around 0.5 where the two sides of a pair cancel and hide its error: refused.
 
-    A finite sample never shows 0, however good the model: see :func:`calibrated_ece`.
+    A finite sample never shows 0, however good the model: see :func:`calibrated_ece`. Ours, because pairs have weights
+    and two sides: torchmetrics' CalibrationError takes neither.
     """
     sums = _bin_sums(probability, weight, n_bins, label)
     return float(np.abs(sums.predicted - sums.observed).sum() / sums.weight.sum())
@@ -135,17 +137,6 @@ def reliability_bins(
     return bins
 
 
-def wilson_interval(share: float, n: float) -> tuple[float, float]:
-    r"""95 % interval of a share seen in ``n`` trials, inside [0, 1] also at 0 and 1.
-
-    :math:`\frac{\hat p+z^2/2n}{1+z^2/n}\pm\frac{z}{1+z^2/n}\sqrt{\hat p(1-\hat p)/n+z^2/4n^2}`.
-    """
-    scale = 1.0 + Z_95**2 / n
-    middle = (share + Z_95**2 / (2 * n)) / scale
-    half = Z_95 / scale * np.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
-    return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
-
-
 def calibrated_ece(
     probability: np.ndarray, weight: np.ndarray, n_bins: int = N_BINS, n_draws: int = 200, seed: int = 0
 ) -> float:
@@ -159,33 +150,6 @@ def calibrated_ece(
         drawn = np.where(rng.random(probability.shape) < probability, probability, 1 - probability)
         errors.append(expected_calibration_error(drawn, weight, n_bins))
     return float(np.mean(errors))
-
-
-def cluster_bootstrap(
-    statistic: Callable[[np.ndarray], Sequence[float]],
-    weight: np.ndarray,
-    clusters: Sequence[str],
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> np.ndarray:
-    """95 % percentile intervals, resampling whole clusters (the pairs of one impression) with replacement.
-
-    Args:
-        statistic: takes pair weights ``[n]``, all at least 0, returns ``k`` numbers.
-        weight: ``[n]``, > 0; a cluster drawn twice counts with twice its weight.
-        clusters: ``[n]``, the cluster of each pair.
-
-    Returns:
-        ``[k, 2]``, lower and upper.
-    """
-    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    n_clusters = int(cluster.max()) + 1
-    rng = np.random.default_rng(seed)
-    resamples = []
-    for _ in range(n_resamples):
-        times_drawn = np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters)
-        resamples.append(statistic(weight * times_drawn[cluster]))
-    return np.percentile(np.asarray(resamples), [2.5, 97.5], axis=0).T
 
 
 def calibration_metrics(

@@ -23,18 +23,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from openrlhf_qs.archives.upworthy import SIGNIFICANT_Z
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.garm.calibration import (
     N_BINS,
     accuracy_by,
     calibration_metrics,
     calibration_verdict,
-    cluster_bootstrap,
     correctness,
     preference_probability,
 )
 from openrlhf_qs.registry import load_plugins
+from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, cluster_bootstrap
 
 SHOWN_PROBLEMS = 20
 CHUNK = 512  # suggestions between two movements of the progress bar
@@ -396,7 +395,8 @@ def _sentences(metrics: Mapping[str, Any]) -> list[str]:
 
 def write_plots(metrics: Mapping[str, Any], folder: Path) -> None:
     """``reliability.svg``, ``confidence.svg`` and, where it was measured, ``log_ppl.svg``."""
-    from openrlhf_qs.evaluation.report import accuracy_curve, reliability_diagram, svg
+    from openrlhf_qs.plots.calibration import accuracy_curve, reliability_diagram
+    from openrlhf_qs.plots.style import svg
 
     best = metrics.get("significant", metrics["observed"])
     figures = {

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from scipy import stats
 
 from openrlhf_qs.evaluation import ablation
 from openrlhf_qs.evaluation.ablation import (
@@ -58,14 +57,6 @@ def test_gsb_is_good_less_bad_over_all_and_worthless_what_nobody_clicks(tmp_path
 
 def test_gsb_of_a_policy_against_itself_is_zero(tmp_path):
     assert gold_figures(write_run(tmp_path, grpo="ABCA", sft="ABCA"), by_first_letter)["gsb"] == 0
-
-
-def test_the_interval_over_seeds_is_that_of_students_t():
-    values = [0.5, 0.6, 0.55]
-    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
-    one = t_interval(values)
-    assert (one.mean - one.half, one.mean + one.half, one.n) == pytest.approx((low, high, 3))
-    assert math.isnan(t_interval([0.5]).half)
 
 
 def test_a_figure_that_a_seed_lacks_is_left_out():

@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from openrlhf_qs.evaluation.report import STAGES, read_scalars, stage_durations, write_report
+from openrlhf_qs.evaluation.report import STAGES, stage_durations, write_report
+from openrlhf_qs.evaluation.tensorboard import read_scalars
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_whole
 

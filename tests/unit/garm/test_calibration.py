@@ -8,12 +8,10 @@ from openrlhf_qs.garm.calibration import (
     brier_score,
     calibrated_ece,
     calibration_metrics,
-    cluster_bootstrap,
     expected_calibration_error,
     negative_log_likelihood,
     preference_probability,
     reliability_bins,
-    wilson_interval,
 )
 
 ONE = np.ones(1)
@@ -113,13 +111,6 @@ def test_weights_count_like_repeated_pairs():
         assert figure(p, weighted) == pytest.approx(figure(repeated, np.ones(6)))
 
 
-def test_wilson_interval_by_hand_and_at_the_ends():
-    # n = 10, p = 0.5, z^2 = 3.8415: middle 0.5, half 1.96 / 1.38415 * sqrt(0.025 + 0.0096036) = 0.2634
-    assert wilson_interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    assert wilson_interval(0.0, 10)[0] == pytest.approx(0.0, abs=1e-12)
-    assert wilson_interval(1.0, 10)[1] == pytest.approx(1.0, abs=1e-12)
-
-
 def test_a_calibrated_model_sits_on_its_noise_floor_and_an_overconfident_one_above():
     rng = np.random.default_rng(3)
     p = rng.uniform(0.5, 1, size=4000)
@@ -129,20 +120,6 @@ def test_a_calibrated_model_sits_on_its_noise_floor_and_an_overconfident_one_abo
     assert 0.005 < floor < 0.03
     assert abs(expected_calibration_error(p, np.ones(4000)) - floor) < 0.01
     assert expected_calibration_error(overconfident, np.ones(4000)) > 0.2
-
-
-def test_bootstrap_over_clusters_is_wider_than_over_pairs_that_repeat_each_other():
-    rng = np.random.default_rng(1)
-    value = np.repeat(rng.normal(size=50), 10)  # ten copies in each of 50 clusters
-
-    def mean(weight):
-        return [np.average(value, weights=weight)]
-
-    weight = np.ones(500)
-    [clustered] = cluster_bootstrap(mean, weight, np.repeat(np.arange(50), 10).astype(str), 300)
-    [alone] = cluster_bootstrap(mean, weight, np.arange(500).astype(str), 300)
-    # the standard error grows by sqrt(10) = 3.16
-    assert 2.4 < (clustered[1] - clustered[0]) / (alone[1] - alone[0]) < 4.2
 
 
 def test_calibration_metrics_hold_every_figure_with_its_interval():

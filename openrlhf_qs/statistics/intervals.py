@@ -1,0 +1,77 @@
+"""95 % intervals: of a share, of a mean over clusters, over seeds, and of anything by resampling clusters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit
+
+Z_95 = NormalDist().inv_cdf(0.975)  # two-sided 95 % quantile of the standard normal, 1.959964
+SIGNIFICANT_Z = 1.96  # |z| above which a difference of two counted shares is taken as known, at 5 %
+
+
+class Interval(NamedTuple):
+    """A mean over ``n`` values, and half its 95 % t interval; nan for one value."""
+
+    mean: float
+    half: float
+    n: int
+
+
+def wilson_interval(share: float, n: float) -> tuple[float, float]:
+    r"""95 % interval of a share seen in ``n`` trials, inside [0, 1] also at 0 and 1.
+
+    :math:`\frac{\hat p+z^2/2n}{1+z^2/n}\pm\frac{z}{1+z^2/n}\sqrt{\hat p(1-\hat p)/n+z^2/4n^2}`. ``n`` need not be
+    whole: Kish's effective number of weighted trials may be given.
+    """
+    scale = 1.0 + Z_95**2 / n
+    middle = (share + Z_95**2 / (2 * n)) / scale
+    half = Z_95 / scale * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
+    return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
+
+
+def half_width(values: np.ndarray) -> float:
+    """Half the 95 % interval of the mean of ``values`` ``[n]``, n >= 2, by the normal approximation."""
+    return Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """Mean of few values, as of seeds, with half its 95 % t interval."""
+    n = len(values)
+    if n < 2:
+        return Interval(float(np.mean(values)), math.nan, n)
+    half = stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)
+    return Interval(float(np.mean(values)), float(half), n)
+
+
+def cluster_bootstrap(
+    statistic: Callable[[np.ndarray], Sequence[float]],
+    weight: np.ndarray,
+    clusters: Sequence[str],
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """95 % percentile intervals, resampling whole clusters (the pairs of one impression) with replacement.
+
+    Our own, because scipy.stats.bootstrap resamples rows, and a weight a row is all that our statistics need.
+
+    Args:
+        statistic: takes pair weights ``[n]``, all at least 0, returns ``k`` numbers.
+        weight: ``[n]``, > 0; a cluster drawn twice counts with twice its weight.
+        clusters: ``[n]``, the cluster of each pair.
+
+    Returns:
+        ``[k, 2]``, lower and upper.
+    """
+    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    n_clusters = int(cluster.max()) + 1
+    rng = np.random.default_rng(seed)
+    resamples = []
+    for _ in range(n_resamples):
+        times_drawn = np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters)
+        resamples.append(statistic(weight * times_drawn[cluster]))
+    return np.percentile(np.asarray(resamples), [2.5, 97.5], axis=0).T
