@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,9 +31,9 @@ from torch.utils.data import DataLoader
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.form.prompt import Message, suggestion_messages
-from openrlhf_qs.host import flash_attn_stand_in, seams
-from openrlhf_qs.host.settings import Settings
-from openrlhf_qs.registry import load_plugins
+from openrlhf_qs.host import flash_attn_stand_in
+from openrlhf_qs.host.settings import GarmSettings, Settings
+from openrlhf_qs.registry import REWARD_MODELS, load_plugins
 from openrlhf_qs.sft.small_policy import MAX_TOKENS, build_small_policy
 from openrlhf_qs.world.click_log import write_click_log
 
@@ -262,21 +263,21 @@ def our_side(folder: str | Path, pairs: list[dict[str, Any]], args: argparse.Nam
     """One repetition of our training on ``pairs``, which it reads and tokenizes first."""
     flash_attn_stand_in.install()
     import datasets
-    from openrlhf.trainer.rm_trainer import RewardModelTrainer
 
-    settings = Settings(reward_model="gaussian")
-    host = SimpleNamespace(RewardModelTrainer=RewardModelTrainer)
-    seams.reward_model_trainer(host, settings)
-    seams.reward_dataset(host, settings)
+    from openrlhf_qs.host.reward_dataset import SuggestionRewardDataset
+    from openrlhf_qs.host.reward_model_trainer import SuggestionRewardModelTrainer
+
+    load_plugins()
+    settings = Settings(stage=GarmSettings())
     strategy = OneProcess(folder)
     model, tokenizer = _load(folder, args.dtype, settings)
     rows = datasets.Dataset.from_list(pairs)
     return _repetition(
-        host.RewardModelTrainer,
+        partial(SuggestionRewardModelTrainer, REWARD_MODELS.create("gaussian")),
         strategy,
         model,
         tokenizer,
-        lambda: host.RewardDataset(rows, tokenizer, MAX_TOKENS, strategy),
+        lambda: SuggestionRewardDataset("raise", rows, tokenizer, MAX_TOKENS, strategy),
         args,
         n_items=args.n_impressions,
     )
@@ -290,10 +291,9 @@ def _load(folder: str | Path, dtype: str, settings: Settings):
     import openrlhf.models.model as models
     from openrlhf.utils.utils import get_tokenizer
 
-    host_function = models.get_llm_for_sequence_regression
-    load_plugins()
-    seams.reward_model_class(models, settings)
-    load, models.get_llm_for_sequence_regression = models.get_llm_for_sequence_regression, host_function
+    from openrlhf_qs.host.reward_model_loading import RewardModelLoader
+
+    load = RewardModelLoader(models, settings)
     model = load(str(folder), "reward", attn_implementation="sdpa", init_value_head=True).to(DTYPES[dtype])
     return model, get_tokenizer(str(folder), model)
 

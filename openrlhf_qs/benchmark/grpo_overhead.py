@@ -30,7 +30,8 @@ from statistics import median
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
-from openrlhf_qs.host.settings import Settings
+from openrlhf_qs.host.settings import GRPOSettings, Settings
+from openrlhf_qs.registry import load_plugins
 
 FULL = "garm,garm_sigma,ood,rules,relevance,diversity"
 CONSTANT = '''
@@ -73,8 +74,8 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     conversations, responses = write_models(folder, args.n_prompts, args.n_samples, args.seed)
     (folder / "constant.py").write_text(CONSTANT)
-    full = Settings("cpu", rewards=tuple(args.reward.split(",")), monitor="warn")
-    constant = Settings("cpu", rewards=("constant",), plugin_files=(str(folder / "constant.py"),))
+    full = Settings("cpu", GRPOSettings(tuple(args.reward.split(","))))
+    constant = Settings("cpu", GRPOSettings(("constant",), monitor="off"), (str(folder / "constant.py"),))
     steps = {name: Step(folder, args, settings) for name, settings in (("full", full), ("constant", constant))}
     rollouts = steps["full"].rollouts(conversations, responses)
     cost: dict[str, list[Seconds]] = {name: [] for name in ("full", "constant", "garm_forward")}
@@ -158,7 +159,6 @@ def write_models(folder: Path, n_prompts: int, n_samples: int, seed: int) -> tup
     from openrlhf_qs.clicks.click_log import read_click_log
     from openrlhf_qs.form.response import format_response
     from openrlhf_qs.garm.reward_model import reward_model_class
-    from openrlhf_qs.registry import load_plugins
     from openrlhf_qs.sft.small_policy import build_small_policy
     from openrlhf_qs.world.click_log import cold_start_suggestions, contexts, write_click_log
 
@@ -251,18 +251,18 @@ def local_experience_maker(
         arguments: of OpenRLHF, by :func:`host_arguments`.
         actor, reference, reward_model, critic: :class:`LocalGroup`; None where the run has none.
     """
-    from openrlhf_qs.host import seams
-
+    load_plugins(settings.plugin_files)
     module: ModuleType = importlib.import_module("openrlhf.trainer.ppo_utils.experience_maker")
     module.ray = SimpleNamespace(put=lambda value: value, get=lambda value: value)
-    host_class = module.RemoteExperienceMaker
-    seams.experience_maker(module, settings)
-    ours, module.RemoteExperienceMaker = module.RemoteExperienceMaker, host_class
+    from openrlhf_qs.host.experience_maker import CompositeExperienceMaker
+
     if reward_model is not None:
         reward_model.model = _as_reward_actor(reward_model.model)
     strategy = SimpleNamespace(args=arguments)
     kl_controller = SimpleNamespace(value=arguments.algo.kl.init_coef)
-    return ours(actor, critic, reward_model, reference, kl_controller, strategy, tokenizer)
+    return CompositeExperienceMaker(
+        settings, actor, critic, reward_model, reference, kl_controller, strategy, tokenizer
+    )
 
 
 def _as_reward_actor(model: Callable[..., Any]) -> Callable[..., Any]:

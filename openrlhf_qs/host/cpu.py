@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
+
+import wrapt
 
 from openrlhf_qs.host.patches import patch
 from openrlhf_qs.host.settings import Settings
@@ -52,13 +56,15 @@ def device_mesh(module: ModuleType, settings: Settings) -> None:
 def log_probs(module: ModuleType, settings: Settings) -> None:
     """Where flash-attn is not installed, OpenRLHF cuts the logits into chunks, whose gradients are added up in as many
     tensors of full size. Without this all is as right, and an SFT step takes a fifth longer."""
+    module.log_probs_from_logits = log_probs_from_logits
+
+
+def log_probs_from_logits(logits, labels, temperature: float = 1.0):
+    """Log-probabilities, nats, float32, of ``labels`` under ``logits`` divided by ``temperature``."""
     import torch.nn.functional as F
 
-    def log_probs_from_logits(logits, labels, temperature: float = 1.0):
-        logits = logits.float() if temperature == 1.0 else logits.float() / temperature
-        return -F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
-
-    module.log_probs_from_logits = log_probs_from_logits
+    logits = logits.float() if temperature == 1.0 else logits.float() / temperature
+    return -F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
 
 
 @patch(
@@ -69,19 +75,20 @@ def log_probs(module: ModuleType, settings: Settings) -> None:
 )
 def replay_buffer(module: ModuleType, settings: Settings) -> None:
     """The replay buffer builds the device name "cuda:N" by itself. Without this it is the invalid name "cuda:cpu"."""
+    wrapt.wrap_function_wrapper(module, "NaiveReplayBuffer.__init__", buffer_on_cpu)
+
+
+def buffer_on_cpu(init: Callable, buffer: Any, args: tuple, kwargs: dict) -> None:
+    """``NaiveReplayBuffer.__init__``, told of a device 0, with whose number it does nothing but build a name."""
     import torch
 
-    class CPUReplayBuffer(module.NaiveReplayBuffer):
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            current_device = torch.cuda.current_device
-            torch.cuda.current_device = lambda: 0  # a name is all that is built with it
-            try:
-                super().__init__(*args, **kwargs)
-            finally:
-                torch.cuda.current_device = current_device
-            self.target_device = torch.device("cpu")
-
-    module.NaiveReplayBuffer = CPUReplayBuffer
+    current_device = torch.cuda.current_device
+    torch.cuda.current_device = lambda: 0
+    try:
+        init(*args, **kwargs)
+    finally:
+        torch.cuda.current_device = current_device
+    buffer.target_device = torch.device("cpu")
 
 
 @patch(
@@ -93,27 +100,37 @@ def replay_buffer(module: ModuleType, settings: Settings) -> None:
 def weight_sync_group(module: ModuleType, settings: Settings) -> None:
     """Trainer and vLLM share a NCCL communicator for weights. Without this the first weight sync needs NCCL; here the
     tensors go over vLLM's own StatelessProcessGroup."""
+    module.stateless_init_process_group = TensorBroadcast.create
 
-    class TensorBroadcast:
-        def __init__(self, group: object) -> None:
-            self.group = group
 
-        def broadcast(self, tensor: object, src: int, stream: object = None) -> None:
-            received = self.group.broadcast(tensor, src)
-            if received is not tensor:
-                tensor.copy_(received)
+class TensorBroadcast:
+    """What trainer and vLLM ask of their communicator: one call, ``broadcast``."""
 
-    def create(master_address: str, master_port: int, rank: int, world_size: int, device: object) -> TensorBroadcast:
+    def __init__(self, group: Any) -> None:
+        """
+        Args:
+            group: vLLM's ``StatelessProcessGroup``.
+        """
+        self.group = group
+
+    @classmethod
+    def create(
+        cls, master_address: str, master_port: int, rank: int, world_size: int, device: object
+    ) -> TensorBroadcast:
         from vllm.distributed.utils import StatelessProcessGroup
 
         # What was sent stays in the store for that long: a policy's worth of weights for each sync.
-        return TensorBroadcast(
+        return cls(
             StatelessProcessGroup.create(
                 host=master_address, port=master_port, rank=rank, world_size=world_size, data_expiration_seconds=60
             )
         )
 
-    module.stateless_init_process_group = create
+    def broadcast(self, tensor: Any, src: int, stream: object = None) -> None:
+        """Send ``tensor`` where this is rank ``src``, fill it elsewhere."""
+        received = self.group.broadcast(tensor, src)
+        if received is not tensor:
+            tensor.copy_(received)
 
 
 @patch(
@@ -128,18 +145,19 @@ def weight_update(module: ModuleType, settings: Settings) -> None:
     reloaded together when the last of them, marked by ``empty_cache``, has come. A head that is tied to the embedding
     is packed again: vLLM's reload leaves the old copy there, and rollouts would drift away from the policy in silence.
     """
-    import torch
-
-    def update_weight(self, name: str, dtype: torch.dtype, shape: object, empty_cache: bool = False) -> None:
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-        weight = torch.empty(shape, dtype=dtype)
-        self._model_update_group.broadcast(weight, src=0)
-        self.__dict__.setdefault("_received_weights", []).append((name, weight))
-        if empty_cache:
-            self.model_runner.reload_weights(weights_iterator=iter(self.__dict__.pop("_received_weights")))
-            for layer in self.model_runner.get_model().modules():
-                if isinstance(layer, ParallelLMHead):
-                    layer.quant_method.process_weights_after_loading(layer)
-
     module.WorkerWrap.update_weight = update_weight
+
+
+def update_weight(self, name: str, dtype, shape: object, empty_cache: bool = False) -> None:
+    """``WorkerWrap.update_weight``: one weight of a sync; the last one, with ``empty_cache``, brings all into use."""
+    import torch
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    weight = torch.empty(shape, dtype=dtype)
+    self._model_update_group.broadcast(weight, src=0)
+    self.__dict__.setdefault("_received_weights", []).append((name, weight))
+    if empty_cache:
+        self.model_runner.reload_weights(weights_iterator=iter(self.__dict__.pop("_received_weights")))
+        for layer in self.model_runner.get_model().modules():
+            if isinstance(layer, ParallelLMHead):
+                layer.quant_method.process_weights_after_loading(layer)

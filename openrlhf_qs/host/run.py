@@ -16,7 +16,7 @@ from pathlib import Path
 
 from openrlhf_qs.host.bootstrap import install
 from openrlhf_qs.host.patches import TESTED, openrlhf_version
-from openrlhf_qs.host.settings import Settings
+from openrlhf_qs.host.settings import Settings, add_stage_arguments, stage_settings
 from openrlhf_qs.registry import JUDGES, REWARD_MODELS, SFT_DATASETS, check_options, load_plugins, parse_options
 from openrlhf_qs.reward.monitors import Monitors, parse_thresholds
 
@@ -33,69 +33,7 @@ CPU_ENVIRONMENT = {
 
 def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
     """Our flags of one training stage."""
-    if stage == "sft":
-        parser.add_argument(
-            "--qs.sft_dataset", default="diverse", help="assembly of responses from candidates; default: diverse"
-        )
-    if stage == "garm":
-        parser.add_argument("--qs.reward_model", default="gaussian", help="reward model head; default: gaussian")
-        parser.add_argument(
-            "--qs.on_error", choices=["raise", "skip"], default="raise", help="bad pairs: stop, or count and go on"
-        )
-    if stage == "grpo":
-        parser.add_argument(
-            "--qs.reward",
-            default="garm,garm_sigma,ood,rules,relevance,diversity",
-            help="parts of the reward, separated by commas",
-        )
-        parser.add_argument(
-            "--qs.weights", default="", help="weights file of the fusion stage; default: weight 1, raw parts"
-        )
-        parser.add_argument(
-            "--qs.normalisation",
-            choices=["sft", "group", "running"],
-            default="",
-            help="how parts are made comparable: by the SFT policy's statistics, within the group, by running ones; "
-            "default: what the weights were learned for",
-        )
-        parser.add_argument(
-            "--qs.on_failure",
-            choices=["raise", "skip_group"],
-            default="raise",
-            help="a part of the reward that raises or is nan: stop and say where, or give its group no advantage and "
-            "count it; default: raise",
-        )
-        parser.add_argument(
-            "--qs.gate_floor",
-            type=float,
-            default=-3.0,
-            help="total reward of a response that a gate stops, or the lowest of its group; default: -3",
-        )
-        parser.add_argument(
-            "--qs.monitor",
-            choices=["warn", "stop", "off"],
-            default="warn",
-            help="signs of reward hacking: warn, or stop and keep the last good checkpoint; default: warn",
-        )
-        parser.add_argument(
-            "--qs.monitor_threshold",
-            action="append",
-            default=[],
-            metavar="NAME=NUMBER",
-            help="when a monitor warns, as in sigma=0.5; may be repeated; docs/MONITORS.md has the defaults",
-        )
-        parser.add_argument(
-            "--qs.monitor_window",
-            type=int,
-            default=5,
-            help="steps at the beginning and at the end that the monitors compare; default: 5",
-        )
-        parser.add_argument(
-            "--qs.monitor_judge",
-            default="",
-            metavar="NAME",
-            help="judge whose clicks on every rollout are written to statistics.jsonl as `gold`; default: none",
-        )
+    add_stage_arguments(parser, stage)
     parser.add_argument(
         "--qs.plugin",
         action="append",
@@ -129,7 +67,7 @@ def prepare(stage: str, args: argparse.Namespace, host_argv: Sequence[str]) -> S
     if unknown:
         raise ValueError(f"unknown flags {' '.join(unknown)}: see openrlhf-qs {stage} --help")
     check_host_version(ours["qs.untested_host_enable"])
-    return make_settings(ours, host_argv)
+    return make_settings(stage, ours, host_argv)
 
 
 def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
@@ -157,7 +95,7 @@ def check_host_version(untested_enable: bool) -> None:
         )
 
 
-def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
+def make_settings(stage: str, ours: dict, host_argv: Sequence[str]) -> Settings:
     """The run's settings from our flags and OpenRLHF's."""
     files = tuple(str(Path(file).resolve()) for file in ours["qs.plugin"])  # Ray's workers run in another folder
     load_plugins(files)
@@ -172,46 +110,31 @@ def make_settings(ours: dict, host_argv: Sequence[str]) -> Settings:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights = ours.get("qs.weights", "")
-    settings = Settings(
-        device=device,
-        sft_dataset=ours.get("qs.sft_dataset", ""),
-        reward_model=ours.get("qs.reward_model", ""),
-        on_error=ours.get("qs.on_error", "raise"),
-        rewards=tuple(filter(None, ours.get("qs.reward", "").split(","))),
-        weights=str(Path(weights).resolve()) if weights else "",
-        normalisation=ours.get("qs.normalisation", ""),
-        on_failure=ours.get("qs.on_failure", "raise"),
-        gate_floor=ours.get("qs.gate_floor", -3.0),
-        monitor=ours.get("qs.monitor", "off"),
-        monitor_thresholds=parse_thresholds(ours.get("qs.monitor_threshold", [])),
-        monitor_window=ours.get("qs.monitor_window", 5),
-        monitor_judge=ours.get("qs.monitor_judge", ""),
-        plugin_files=files,
-        options=options,
-    )
+    settings = Settings(device, stage_settings(stage, ours), files, options)
     for flag in ("--data.dataset", "--data.prompt_dataset"):
         for file in (_value(host_argv, flag) or "").split(","):
             if file.endswith((".jsonl", ".parquet")) and not Path(file).is_file():
                 raise ValueError(f"{flag} {file} does not exist: run the data stage first")
     for flag in ("--model.model_name_or_path", "--actor.model_name_or_path"):
         _check_model(flag, _value(host_argv, flag))
-    if settings.sft_dataset:
-        SFT_DATASETS.create(settings.sft_dataset, **options.get(settings.sft_dataset, {}))
-    if settings.reward_model:
-        REWARD_MODELS.create(settings.reward_model, **options.get(settings.reward_model, {}))
-    if settings.rewards:
+    if stage == "sft" and settings.stage.sft_dataset:
+        SFT_DATASETS.create(settings.stage.sft_dataset, **settings.options_of(settings.stage.sft_dataset))
+    if stage == "garm":
+        REWARD_MODELS.create(settings.stage.reward_model, **settings.options_of(settings.stage.reward_model))
+    if stage == "grpo" and settings.stage.reward:
         _check_rewards(settings, host_argv)
     return settings
 
 
 def _check_rewards(settings: Settings, host_argv: Sequence[str]) -> None:
     from openrlhf_qs.garm.reward_model import check_checkpoint
-    from openrlhf_qs.reward.composite import NEEDS, composite_of
+    from openrlhf_qs.host.composite import composite_of
+    from openrlhf_qs.reward.composite import NEEDS
 
-    Monitors(settings.monitor_thresholds, settings.monitor_window)
-    if settings.monitor_judge:
-        JUDGES.create(settings.monitor_judge, **settings.options.get(settings.monitor_judge, {}))
+    grpo = settings.stage
+    Monitors(parse_thresholds(grpo.monitor_threshold), grpo.monitor_window)
+    if grpo.monitor_judge:
+        JUDGES.create(grpo.monitor_judge, **settings.options_of(grpo.monitor_judge))
     needs = composite_of(settings).needs()
     model = _value(host_argv, "--reward.model_name_or_path")
     kl_coef = _value(host_argv, "--algo.kl.init_coef")
@@ -226,7 +149,7 @@ def _check_rewards(settings: Settings, host_argv: Sequence[str]) -> None:
         )
     if "reward_model" in needs:
         if model is None:
-            raise ValueError(f"reward {','.join(settings.rewards)} needs {NEEDS['reward_model']}")
+            raise ValueError(f"reward {','.join(grpo.reward)} needs {NEEDS['reward_model']}")
         check_checkpoint(model)
         critic = _value(host_argv, "--critic.model_name_or_path")
         if _value(host_argv, "--algo.advantage.estimator") in (None, "gae") and critic is None:
@@ -235,7 +158,7 @@ def _check_rewards(settings: Settings, host_argv: Sequence[str]) -> None:
                 "head is no critic's: name the SFT policy as --critic.model_name_or_path, or take group_norm (GRPO)"
             )
     if "reference" in needs and kl_coef is not None and float(kl_coef) <= 0:
-        raise ValueError(f"reward {','.join(settings.rewards)} needs {NEEDS['reference']}, found {kl_coef}")
+        raise ValueError(f"reward {','.join(grpo.reward)} needs {NEEDS['reference']}, found {kl_coef}")
     if _value(host_argv, "--data.label_key") is None:
         raise ValueError("--data.label_key label is missing: the rewards read the conversation from it")
 

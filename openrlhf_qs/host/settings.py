@@ -1,13 +1,111 @@
-"""What one run was asked to do, carried from the driver to every process of it in one environment variable."""
+"""What one run was asked to do, carried from the driver to every process of it in one environment variable.
+
+Each stage has a dataclass. Its fields are our flags of that stage: ``reward_model`` is ``--qs.reward_model``, with the
+default and the words that stand here.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
 
 VARIABLE = "OPENRLHF_QS_SETTINGS"
+
+
+def flag(default: Any, help: str, **how: Any) -> Any:
+    """A field that is a flag, too; ``how`` goes to ``add_argument``."""
+    return field(default=default, metadata={"help": help, "type": type(default), **how})
+
+
+def words(text: str) -> tuple[str, ...]:
+    """What stands between the commas."""
+    return tuple(filter(None, text.split(",")))
+
+
+def absolute(text: str) -> str:
+    """The path from the root, for Ray's workers run in another folder; empty where it is empty."""
+    return str(Path(text).resolve()) if text else ""
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """The stage ``sft``."""
+
+    sft_dataset: str = flag("diverse", "assembly of responses from candidates; empty: OpenRLHF's own dataset")
+
+
+@dataclass(frozen=True)
+class GarmSettings:
+    """The stage ``garm``."""
+
+    reward_model: str = flag("gaussian", "reward model head")
+    on_error: str = flag("raise", "bad pairs: stop, or count and go on", choices=["raise", "skip"])
+
+
+@dataclass(frozen=True)
+class GRPOSettings:
+    """The stage ``grpo``."""
+
+    reward: tuple[str, ...] = flag(
+        ("garm", "garm_sigma", "ood", "rules", "relevance", "diversity"),
+        "parts of the reward, separated by commas; empty: OpenRLHF's own scalar reward",
+        type=words,
+    )
+    weights: str = flag("", "weights file of the fusion stage; empty: weight 1, raw parts", type=absolute)
+    normalisation: str = flag(
+        "",
+        "how parts are made comparable: by the SFT policy's statistics, within the group, by running ones; "
+        "empty: what the weights were learned for",
+        choices=["sft", "group", "running"],
+    )
+    on_failure: str = flag(
+        "raise",
+        "a part of the reward that raises or is nan: stop and say where, or give its group no advantage and count it",
+        choices=["raise", "skip_group"],
+    )
+    gate_floor: float = flag(-3.0, "total reward of a response that a gate stops, or the lowest of its group")
+    monitor: str = flag(
+        "warn",
+        "signs of reward hacking: warn, or stop and keep the last good checkpoint",
+        choices=["warn", "stop", "off"],
+    )
+    monitor_threshold: tuple[str, ...] = flag(
+        (),
+        "when a monitor warns, as in sigma=0.5; may be repeated; docs/MONITORS.md has the defaults",
+        type=str,
+        action="append",
+        metavar="NAME=NUMBER",
+    )
+    monitor_window: int = flag(5, "steps at the beginning and at the end that the monitors compare")
+    monitor_judge: str = flag(
+        "", "judge whose clicks on every rollout are written to statistics.jsonl as `gold`", metavar="NAME"
+    )
+
+
+StageSettings = SFTSettings | GarmSettings | GRPOSettings
+STAGES: dict[str, type[StageSettings]] = {"sft": SFTSettings, "garm": GarmSettings, "grpo": GRPOSettings}
+
+
+def add_stage_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
+    """The flags of a stage, a field of its dataclass each."""
+    for one in fields(STAGES[stage]):
+        how = dict(one.metadata)
+        default = ",".join(one.default) if isinstance(one.default, tuple) else one.default
+        how["help"] += f"; default: {default if default != '' else 'none'}"
+        if how.get("action") == "append":
+            parser.add_argument(f"--qs.{one.name}", default=[], **how)
+        else:
+            parser.add_argument(f"--qs.{one.name}", default=one.default, **how)
+
+
+def stage_settings(stage: str, flags: Mapping[str, Any]) -> StageSettings:
+    """What the flags say, as the parser gave them, by ``qs.`` and the field's name."""
+    return _from_lists(STAGES[stage], {one.name: flags[f"qs.{one.name}"] for one in fields(STAGES[stage])})
 
 
 @dataclass(frozen=True)
@@ -16,41 +114,23 @@ class Settings:
 
     Attributes:
         device: ``cpu`` also brings the patches that a host without a GPU needs.
-        sft_dataset: the assembly that makes responses from candidates, empty for OpenRLHF's own dataset.
-        reward_model: the head that ``garm`` trains, empty for what the checkpoint says.
-        on_error: what happens to bad pairs in ``garm``; ``skip`` counts them.
-        rewards: the parts of the composite reward, in order; empty for OpenRLHF's own scalar reward.
-        weights: file of the fusion stage, empty for weight 1 on raw parts.
-        normalisation: of the parts, one of ``NORMALISATIONS``; empty for that of the weights.
-        on_failure: what a part that fails leads to, one of :data:`openrlhf_qs.reward.composite.ON_FAILURE`.
-        gate_floor: the total reward of a response that a gate stops.
+        stage: what the stage was asked for; None for the patches of the device alone.
         plugin_files: absolute paths of Python files that register plugins.
         options: plugin name to its options.
-        monitor: what an alarm of GRPO's monitors leads to; ``off`` for no monitors.
-        monitor_thresholds: monitor to its threshold, where that is not the default.
-        monitor_window: steps at the beginning and at the end that the monitors compare.
-        monitor_judge: the judge whose clicks are written beside the monitors' statistics, empty for none.
     """
 
     device: Literal["cpu", "cuda"] = "cuda"
-    sft_dataset: str = ""
-    reward_model: str = ""
-    on_error: Literal["raise", "skip"] = "raise"
-    rewards: tuple[str, ...] = ()
-    weights: str = ""
-    normalisation: str = ""
-    on_failure: str = "raise"
-    gate_floor: float = -3.0
+    stage: StageSettings | None = None
     plugin_files: tuple[str, ...] = ()
     options: dict[str, dict[str, str]] = field(default_factory=dict)
-    monitor: Literal["warn", "stop", "off"] = "off"
-    monitor_thresholds: dict[str, float] = field(default_factory=dict)
-    monitor_window: int = 5
-    monitor_judge: str = ""
+
+    def options_of(self, plugin: str) -> dict[str, str]:
+        return self.options.get(plugin, {})
 
     def to_environment(self) -> dict[str, str]:
         """The variable to set for a child process."""
-        return {VARIABLE: json.dumps(asdict(self))}
+        stage = next((name for name, kind in STAGES.items() if isinstance(self.stage, kind)), None)
+        return {VARIABLE: json.dumps(asdict(self) | {"stage": stage and {"name": stage, **asdict(self.stage)}})}
 
     @classmethod
     def from_environment(cls) -> Settings | None:
@@ -58,5 +138,11 @@ class Settings:
         text = os.environ.get(VARIABLE)
         if not text:
             return None
-        fields = json.loads(text)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        found = json.loads(text)
+        if found["stage"] is not None:
+            found["stage"] = _from_lists(STAGES[found["stage"].pop("name")], found["stage"])
+        return _from_lists(cls, found)
+
+
+def _from_lists(kind: type, values: Mapping[str, Any | Sequence[Any]]) -> Any:
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

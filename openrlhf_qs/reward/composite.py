@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from openrlhf_qs.host.settings import Settings
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.normalisation import (
     NORMALISATIONS,
@@ -254,18 +253,6 @@ class CompositeReward:
     def _gated(self, total: Tensor, closed: Tensor, group: Tensor) -> Tensor:
         lowest_open = _by_group(total.masked_fill(closed, math.inf), group, "amin")
         return torch.where(closed, lowest_open.clamp(max=self.gate_floor), total)
-
-
-def composite_of(settings: Settings) -> CompositeReward:
-    """The composite reward that a run asks for. ValueError where its parts, options and weights do not fit."""
-    return CompositeReward(
-        settings.rewards,
-        settings.options,
-        read_weights(settings.weights) if settings.weights else None,
-        settings.normalisation or None,
-        settings.on_failure,
-        settings.gate_floor,
-    )
 
 
 def variance_shares(columns: Mapping[str, Tensor], total: Tensor, group: Tensor) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pkgutil
 import re
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from openrlhf_qs import cli, registry
 from openrlhf_qs.clicks.click_log import REQUIRED, SCHEMA
 from openrlhf_qs.evaluation.ab_test import load_judge
+from openrlhf_qs.host import run as host
 from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.host.doctor import PACKAGES
 from openrlhf_qs.registry import FUSIONS, JUDGES, KINDS, REWARD_MODELS, REWARDS, SFT_DATASETS
@@ -100,8 +102,10 @@ def test_every_variable_is_read_by_a_recipe_or_by_the_code(page):
 
 @all_pages
 def test_every_flag_of_ours_exists(page):
-    code = "\n".join(file.read_text() for file in CODE)
-    assert not [flag for flag in re.findall(r"--qs\.\w+", page.read_text()) if f'"{flag}"' not in code]
+    parser = argparse.ArgumentParser(conflict_handler="resolve")
+    for stage in host.ENTRY_POINTS:
+        host.add_arguments(parser, stage)
+    assert set(re.findall(r"--qs\.\w+", page.read_text())) <= parser._option_string_actions.keys()
 
 
 @all_pages

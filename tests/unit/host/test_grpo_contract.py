@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from openrlhf_qs.host.settings import VARIABLE, Settings
+from openrlhf_qs.host.settings import VARIABLE, GRPOSettings, Settings
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("openrlhf") is None, reason="OpenRLHF is not installed")
 
@@ -25,8 +25,8 @@ from openrlhf_qs.benchmark.grpo_overhead import LocalGroup, host_arguments, loca
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.host.bootstrap import install
-from openrlhf_qs.host.settings import Settings
-from openrlhf_qs.world.users import cold_start_suggestions, contexts, write_click_log
+from openrlhf_qs.host.settings import GRPOSettings, Settings
+from openrlhf_qs.world.click_log import cold_start_suggestions, contexts, write_click_log
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.sft.small_policy import train_tokenizer
 import random, torch
@@ -54,7 +54,7 @@ def made(estimator, form, rewards=("ood", "rules", "diversity")):
     arguments.algo.kl.use_loss = form == "use_loss"
     arguments.train.dynamic_batch_enable = form == "dynamic_batch"
     arguments.rollout.max_tokens_per_gpu = 600
-    settings = Settings("cpu", rewards=rewards, monitor="warn")
+    settings = Settings("cpu", GRPOSettings(rewards, monitor="warn"))
     critic = LocalGroup(lambda sequences, action_mask, attention_mask: torch.zeros(action_mask.shape))
     maker = local_experience_maker(settings, arguments, tokenizer, actor=log_probs("policy", 1.0),
                                    reference=log_probs("reference", 1.5),
@@ -90,7 +90,7 @@ install()
 from openrlhf.trainer import ppo_trainer, ppo_trainer_async
 actor = ppo_trainer_async.TrainingActor.__ray_metadata__.modified_class
 print(json.dumps({
-    "makers": ppo_trainer.RemoteExperienceMaker.__name__,
+    "makers": ppo_trainer.RemoteExperienceMaker.func.__name__,
     "async trainer": issubclass(actor, ppo_trainer.BasePPOTrainer),
 }))
 """
@@ -187,5 +187,5 @@ def test_the_benchmark_prints_one_json_object_with_its_ratio():
 
 
 def test_both_trainers_make_experience_with_the_composite_reward():
-    found = in_a_new_process(CLASSES, settings=Settings("cpu", rewards=("rules",)))
+    found = in_a_new_process(CLASSES, settings=Settings("cpu", GRPOSettings(("rules",))))
     assert found == {"makers": "CompositeExperienceMaker", "async trainer": True}

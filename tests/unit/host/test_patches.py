@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from openrlhf_qs.host import cpu, flash_attn_stand_in, operators, patches, seams
 from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.host.patches import TESTED, Patch, apply_when_imported
-from openrlhf_qs.host.settings import VARIABLE, Settings
+from openrlhf_qs.host.settings import VARIABLE, GarmSettings, GRPOSettings, Settings, SFTSettings
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.composite import CompositeReward
 
@@ -186,10 +186,10 @@ def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
     on_cpu = {"cuda_calls", "device_mesh", "log_probs", "replay_buffer", "weight_sync_group", "weight_update"}
     assert registered(monkeypatch, Settings("cuda")) == always
     assert registered(monkeypatch, Settings("cpu")) == always | on_cpu
-    assert registered(monkeypatch, Settings(sft_dataset="diverse")) == always | {"sft_dataset"}
+    assert registered(monkeypatch, Settings(stage=SFTSettings())) == always | {"sft_dataset"}
     garm = {"reward_dataset", "reward_model_trainer"}
-    assert registered(monkeypatch, Settings(reward_model="gaussian")) == always | garm
-    assert registered(monkeypatch, Settings(rewards=("ood",))) == always | {"experience_maker"}
+    assert registered(monkeypatch, Settings(stage=GarmSettings())) == always | garm
+    assert registered(monkeypatch, Settings(stage=GRPOSettings(("ood",)))) == always | {"experience_maker"}
 
 
 # The bootstrap of every process
@@ -212,7 +212,7 @@ def test_a_process_that_belongs_to_no_run_is_left_alone():
 
 
 def test_a_process_of_a_run_is_prepared_once_and_imports_nothing_heavy():
-    found = in_a_new_process(BOOTSTRAP, **Settings("cpu", rewards=("ood",)).to_environment())
+    found = in_a_new_process(BOOTSTRAP, **Settings("cpu", GRPOSettings(("ood",))).to_environment())
     assert found["patches"] and found["imported"] == []
     # where flash-attn is not installed, one finder of ours, though install was called twice
     assert found["finders"] == (importlib.util.find_spec("flash_attn") is None)
@@ -252,7 +252,10 @@ def host_of_grpo(monkeypatch):
 
     module = ModuleType("openrlhf.trainer.ppo_utils.experience_maker")
     module.RemoteExperienceMaker = RemoteExperienceMaker
-    return module
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, "openrlhf_qs.host.experience_maker", raising=False)  # its base is this host's
+    yield module
+    del sys.modules["openrlhf_qs.host.experience_maker"]
 
 
 def two_micro_batches(base_action_log_probs=None):
@@ -273,13 +276,13 @@ def two_micro_batches(base_action_log_probs=None):
     ]
 
 
-def made(module, **settings):
-    seams.experience_maker(module, Settings("cpu", **settings))
+def made(module, *rewards, **settings):
+    seams.experience_maker(module, Settings("cpu", GRPOSettings(rewards, monitor="off", **settings)))
     return module.RemoteExperienceMaker()
 
 
 def test_every_sample_gets_the_same_keys_and_its_own_total(host_of_grpo):
-    maker = made(host_of_grpo, rewards=("first_letter", "ood", "rules"))
+    maker = made(host_of_grpo, "first_letter", "ood", "rules")
     samples_list = maker.make_experience(two_micro_batches())
     for samples, letters in zip(samples_list, ([1.0, 2.0], [3.0, 4.0]), strict=True):
         info = samples.info
@@ -300,7 +303,7 @@ def test_every_sample_gets_the_same_keys_and_its_own_total(host_of_grpo):
 
 
 def test_the_reference_log_probs_themselves_are_taken_where_they_are_kept(host_of_grpo):
-    maker = made(host_of_grpo, rewards=("ood",))
+    maker = made(host_of_grpo, "ood")
     samples_list = maker.make_experience(two_micro_batches(torch.tensor([[-4.0, -6.0], [-1.0, 9.0]])))
     # (-4 - 6) / 2 = -5;  -1, the masked one aside
     assert samples_list[0].info["reward/ood"].tolist() == [-5.0, -1.0]
@@ -309,7 +312,7 @@ def test_the_reference_log_probs_themselves_are_taken_where_they_are_kept(host_o
 def test_the_weights_of_the_fusion_stage_are_used(host_of_grpo, tmp_path):
     weights = tmp_path / "weights.json"
     weights.write_text(json.dumps({"rewards": {"first_letter": {"weight": 2.0, "mean": 1.0, "std": 4.0}}}))
-    maker = made(host_of_grpo, rewards=("first_letter",), weights=str(weights))
+    maker = made(host_of_grpo, "first_letter", weights=str(weights))
     samples_list = maker.make_experience(two_micro_batches())
     # 2 * (letter - 1) / 4, while what is logged under the part's name stays raw
     assert samples_list[0].rewards.tolist() == [0.0, 0.5]
@@ -317,7 +320,7 @@ def test_the_weights_of_the_fusion_stage_are_used(host_of_grpo, tmp_path):
 
 
 def test_a_reward_that_fails_stops_the_step(host_of_grpo, monkeypatch):
-    maker = made(host_of_grpo, rewards=("first_letter",))
+    maker = made(host_of_grpo, "first_letter")
     monkeypatch.setattr(CompositeReward, "score", lambda self, batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         maker.make_experience(two_micro_batches())
@@ -342,7 +345,7 @@ def host_of_reward_models():
 
 
 def test_under_lora_a_new_head_is_trained_and_saved_whole(host_of_reward_models, tmp_path):
-    seams.reward_model_class(host_of_reward_models, Settings(reward_model="gaussian"))
+    seams.reward_model_class(host_of_reward_models, Settings(stage=GarmSettings()))
     built = host_of_reward_models.get_llm_for_sequence_regression(str(tmp_path), "reward", value_head_prefix="value")
     assert built.head == {"mark": {"name": "gaussian", "options": {}}}
     assert built.lora == {"r": 4, "modules_to_save": ["value"], "exclude_modules": ["value"]}

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from openrlhf_qs.host import patches
 from openrlhf_qs.host import run as host
-from openrlhf_qs.host.settings import VARIABLE, Settings
+from openrlhf_qs.host.settings import VARIABLE, GarmSettings, GRPOSettings, Settings, SFTSettings
 
 
 @pytest.fixture(autouse=True)
@@ -43,18 +43,17 @@ GRPO = ("--algo.advantage.estimator", "group_norm")
 # Settings
 
 
-def test_the_settings_reach_another_process_as_they_are(monkeypatch):
-    settings = Settings(
-        "cpu",
-        sft_dataset="diverse",
-        reward_model="gaussian",
-        rewards=("garm", "ood"),
-        weights="/w.json",
-        plugin_files=("/p.py",),
-        options={"ood": {"coef": "1"}},
-        monitor="stop",
-        monitor_thresholds={"sigma": 0.5},
-    )
+@pytest.mark.parametrize(
+    "stage",
+    [
+        None,
+        SFTSettings("raw"),
+        GarmSettings("dpl", on_error="skip"),
+        GRPOSettings(("garm", "ood"), weights="/w.json", monitor="stop", monitor_threshold=("sigma=0.5",)),
+    ],
+)
+def test_the_settings_reach_another_process_as_they_are(monkeypatch, stage):
+    settings = Settings("cpu", stage, plugin_files=("/p.py",), options={"ood": {"coef": "1"}})
     for name, value in settings.to_environment().items():
         monkeypatch.setenv(name, value)
     assert Settings.from_environment() == settings
@@ -66,11 +65,11 @@ def test_a_process_without_the_variable_belongs_to_no_run(monkeypatch):
 
 
 def test_each_stage_has_its_own_plugin(garm):
-    assert prepare("sft").sft_dataset == "diverse"
-    assert prepare("garm").reward_model == "gaussian"
+    assert prepare("sft") == Settings("cpu", SFTSettings("diverse"))
+    assert prepare("garm") == Settings("cpu", GarmSettings("gaussian"))
     settings = prepare("grpo", "--data.label_key", "label", "--reward.model_name_or_path", str(garm), *GRPO)
     rewards = ("garm", "garm_sigma", "ood", "rules", "relevance", "diversity")
-    assert settings == Settings("cpu", rewards=rewards, monitor="warn")
+    assert settings == Settings("cpu", GRPOSettings(rewards, monitor="warn"))
 
 
 def test_relative_paths_become_absolute(tmp_path, monkeypatch):
@@ -81,7 +80,7 @@ def test_relative_paths_become_absolute(tmp_path, monkeypatch):
     )
     settings = prepare("grpo", *RULES, "--qs.plugin", "nothing_in_it.py", "--qs.weights", "weights.json")
     assert settings.plugin_files == (str(tmp_path / "nothing_in_it.py"),)
-    assert settings.weights == str(tmp_path / "weights.json")
+    assert settings.stage.weights == str(tmp_path / "weights.json")
 
 
 def test_options_are_kept_for_every_process():
@@ -90,7 +89,7 @@ def test_options_are_kept_for_every_process():
 
 
 def test_an_empty_reward_leaves_openrlhf_its_own():
-    assert prepare("grpo", "--qs.reward", "", "--reward.remote_url", "http://h/").rewards == ()
+    assert prepare("grpo", "--qs.reward", "", "--reward.remote_url", "http://h/").stage.reward == ()
 
 
 # What is refused
@@ -182,8 +181,8 @@ def test_a_critic_is_not_started_from_our_reward_model(garm, estimator):
 
 
 def test_the_monitors_are_chosen_by_flags():
-    chosen = prepare("grpo", *RULES, "--qs.monitor", "stop", "--qs.monitor_threshold", "sigma=0.5")
-    assert (chosen.monitor, chosen.monitor_thresholds, chosen.monitor_window) == ("stop", {"sigma": 0.5}, 5)
+    chosen = prepare("grpo", *RULES, "--qs.monitor", "stop", "--qs.monitor_threshold", "sigma=0.5").stage
+    assert (chosen.monitor, chosen.monitor_threshold, chosen.monitor_window) == ("stop", ("sigma=0.5",), 5)
 
 
 def test_an_openrlhf_that_was_not_tested_is_refused_unless_it_is_asked_for(monkeypatch):
@@ -249,7 +248,7 @@ def started(monkeypatch):
 
 
 def test_sft_runs_openrlhf_in_this_process_with_its_own_flags(started):
-    settings = Settings("cpu", sft_dataset="diverse")
+    settings = Settings("cpu", SFTSettings())
     host.run("sft", settings, ["--train.max_epochs", "2"])
     assert started.module == "openrlhf.cli.train_sft" and started.argv == ["--train.max_epochs", "2"]
     assert Settings.from_environment() == settings
@@ -259,20 +258,20 @@ def test_sft_runs_openrlhf_in_this_process_with_its_own_flags(started):
 
 def test_what_a_launcher_or_the_user_has_set_stays(started):
     started.environ.update(RANK="3", WORLD_SIZE="4", OMP_NUM_THREADS="7")
-    host.run("garm", Settings("cpu", reward_model="gaussian"), [])
+    host.run("garm", Settings("cpu", GarmSettings()), [])
     assert started.module == "openrlhf.cli.train_rm"
     assert started.environ["RANK"] == "3" and started.environ["WORLD_SIZE"] == "4"
     assert started.environ["OMP_NUM_THREADS"] == "7"
 
 
 def test_on_a_gpu_nothing_of_the_cpu_form_is_set(started):
-    host.run("sft", Settings("cuda", sft_dataset="diverse"), [])
+    host.run("sft", Settings("cuda", SFTSettings()), [])
     assert not set(host.CPU_ENVIRONMENT) & set(started.environ)
 
 
 def test_grpo_brings_settings_and_hook_into_every_worker_of_ray(started, tmp_path):
     (tmp_path / "_actor").mkdir()
-    settings = Settings("cpu", rewards=("rules",))
+    settings = Settings("cpu", GRPOSettings(("rules",)))
     host.run("grpo", settings, ["--ckpt.path", str(tmp_path)])
     assert started.module == "openrlhf.cli.train_ppo_ray"
     runtime_env = started.ray["runtime_env"]
@@ -285,5 +284,5 @@ def test_grpo_brings_settings_and_hook_into_every_worker_of_ray(started, tmp_pat
 
 def test_a_ray_cluster_keeps_its_own_books(started):
     started.environ["RAY_ADDRESS"] = "auto"
-    host.run("grpo", Settings("cpu", rewards=("rules",)), [])
+    host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), [])
     assert "num_gpus" not in started.ray and "num_cpus" not in started.ray

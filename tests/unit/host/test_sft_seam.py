@@ -1,13 +1,14 @@
 """What the stage ``sft`` hands to OpenRLHF's SFTDataset, on a host of a few lines."""
 
 import json
+import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from openrlhf_qs.form.prompt import policy_messages
 from openrlhf_qs.host.seams import sft_dataset
-from openrlhf_qs.host.settings import Settings
+from openrlhf_qs.host.settings import Settings, SFTSettings
 
 CONVERSATION = [{"role": "user", "content": "How do I bake bread?"}]
 FROM_CLICKS = [
@@ -19,7 +20,7 @@ FROM_A_TEACHER = [
 
 
 @pytest.fixture
-def make(tmp_path):
+def make(tmp_path, monkeypatch):
     """``make(rows)``: the rows that the host's dataset gets, a folder for the report beside the checkpoint."""
     datasets = pytest.importorskip("datasets")
 
@@ -29,11 +30,14 @@ def make(tmp_path):
 
     module = ModuleType("openrlhf.datasets")
     module.SFTDataset = SFTDataset
-    sft_dataset(module, Settings(sft_dataset="diverse"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, "openrlhf_qs.host.sft_dataset", raising=False)  # its base is this host's
+    sft_dataset(module, Settings(stage=SFTSettings()))
     data = SimpleNamespace(input_key="prompt", output_key="response")
     args = SimpleNamespace(data=data, ckpt=SimpleNamespace(output_dir=str(tmp_path / "sft")))
     strategy = SimpleNamespace(args=args, is_rank_0=lambda: True, print=print)
-    return lambda rows: module.SFTDataset(datasets.Dataset.from_list(rows), None, 512, strategy).rows
+    yield lambda rows: module.SFTDataset(datasets.Dataset.from_list(rows), None, 512, strategy).rows
+    del sys.modules["openrlhf_qs.host.sft_dataset"]
 
 
 @pytest.mark.parametrize("candidates", [FROM_CLICKS, FROM_A_TEACHER])

@@ -1,0 +1,26 @@
+"""``garm``'s dataset in the place of OpenRLHF's: rows of preferences to impressions."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig
+
+from openrlhf_qs.garm.impressions import ImpressionDataset
+from openrlhf_qs.garm.reward_model import can_share_prefix
+
+
+class SuggestionRewardDataset(ImpressionDataset):
+    """Takes what OpenRLHF gives to its ``RewardDataset``."""
+
+    def __init__(self, on_error: str, dataset, tokenizer, max_length, strategy, **kwargs) -> None:
+        """
+        Args:
+            on_error: ``raise`` or ``skip``, of bad rows.
+            dataset, tokenizer, max_length, strategy, kwargs: of OpenRLHF.
+        """
+        args = strategy.args
+        config = AutoConfig.from_pretrained(args.model.model_name_or_path)
+        share_prefix = can_share_prefix(config, args.ds.attn_implementation, args.ds.packing_samples)
+        super().__init__(dataset.to_list(), tokenizer, max_length, share_prefix, on_error)
+        strategy.print(f"{len(self)} impressions of {len(dataset)} pairs, shared prefixes: {share_prefix}")
+        for reason, count in self.skipped.items():
+            strategy.print(f"skipped {count} pairs: {reason}")

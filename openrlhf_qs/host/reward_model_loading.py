@@ -1,0 +1,54 @@
+"""How OpenRLHF loads a reward model that has one of our heads.
+
+In: what OpenRLHF gives to its ``get_llm_for_sequence_regression``. Out: the model; a checkpoint says in its
+``config.json`` which registered head it has, and in training the stage's settings say it.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+from openrlhf_qs.garm.reward_model import check_checkpoint, is_adapter, read_mark, reward_model_class
+from openrlhf_qs.host.settings import GarmSettings, Settings
+from openrlhf_qs.registry import load_plugins
+
+
+class RewardModelLoader:
+    """``get_llm_for_sequence_regression``, with our class where the model has, or shall have, one of our heads."""
+
+    def __init__(self, module: ModuleType, settings: Settings) -> None:
+        """
+        Args:
+            module: ``openrlhf.models.model``.
+        """
+        self.module = module
+        self.load = module.get_llm_for_sequence_regression
+        self.settings = settings
+
+    def __call__(self, model_name_or_path: str, model_type: str, **kwargs):
+        """The model. ValueError where it holds LoRA weights only, or weights that are not what it says."""
+        load_plugins(self.settings.plugin_files)
+        trained = isinstance(self.settings.stage, GarmSettings)
+        mark = None
+        if trained:  # the head is new, whatever the backbone was
+            name = self.settings.stage.reward_model
+            mark = {"name": name, "options": self.settings.options_of(name)}
+        elif model_type == "reward" and read_mark(model_name_or_path) is not None:
+            mark = check_checkpoint(model_name_or_path)
+        if mark is None:
+            return self.load(model_name_or_path, model_type, **kwargs)
+        if not trained and is_adapter(model_name_or_path):
+            raise ValueError(
+                f"{model_name_or_path} holds LoRA weights, which OpenRLHF loads for no reward model; merge them with "
+                f"`openrlhf-qs garm merge {model_name_or_path} --out FOLDER` and give that folder"
+            )
+        host_class, host_lora = self.module._get_reward_model, self.module.LoraConfig
+        self.module._get_reward_model = functools.partial(reward_model_class, mark=mark)
+        # Under LoRA the head is trained and saved whole, as it is new; the host would keep its random start.
+        head = kwargs.get("value_head_prefix", "score")
+        self.module.LoraConfig = functools.partial(host_lora, modules_to_save=[head], exclude_modules=[head])
+        try:
+            return self.load(model_name_or_path, model_type, **kwargs)
+        finally:
+            self.module._get_reward_model, self.module.LoraConfig = host_class, host_lora

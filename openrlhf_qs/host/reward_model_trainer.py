@@ -1,0 +1,54 @@
+"""What ``garm`` puts into OpenRLHF's ``train_rm``: a dataset whose items are impressions, and a trainer whose loss is
+the head's own.
+
+OpenRLHF's trainer takes a batch apart into five places (ids and mask of the chosen, of the rejected texts, margin),
+asks :meth:`~SuggestionRewardModelTrainer.concatenated_forward` for the rewards of both, and its ``loss_fn`` for a
+number. :meth:`openrlhf_qs.garm.impressions.ImpressionDataset.collate_fn` fills the five places with what the head
+needs. Imported by its patch alone, for its base is OpenRLHF's class.
+"""
+
+from __future__ import annotations
+
+from openrlhf.trainer.rm_trainer import RewardModelTrainer
+
+from openrlhf_qs.garm.gradient_monitor import GradientMonitor
+
+
+class SuggestionRewardModelTrainer(RewardModelTrainer):
+    """The trainer logs, counts and evaluates means; all that the loss wants waits in ``batch``."""
+
+    def __init__(self, head, *args, **kwargs) -> None:
+        """
+        Args:
+            head: an instance of a registered reward model.
+            args, kwargs: of OpenRLHF.
+        """
+        super().__init__(*args, **kwargs)
+        self.head = head
+        self.loss_fn = self.preference_loss
+        self.monitor = GradientMonitor()
+
+    def concatenated_forward(self, model, input_ids, mask, pairs, values):
+        """The means of the chosen and the rejected suggestions, ``[pairs]`` each, and the auxiliary loss.
+
+        Args:
+            input_ids, mask: ``[rows, length]``, of a batch of impressions.
+            pairs: ``[pairs, 2]``, places of the chosen and the rejected among the model's outputs.
+            values: ``[pairs, 2]``, weight and label.
+        """
+        raw, output = model(
+            input_ids, attention_mask=mask, return_output=True, ring_attn_group=self.strategy.ring_attn_group
+        )
+        chosen, rejected = raw[pairs[:, 0]], raw[pairs[:, 1]]
+        self.batch = chosen, rejected, *values.unbind(-1)
+        aux_loss = output.aux_loss if "aux_loss" in output else []
+        return self.head.output(chosen)[:, 0], self.head.output(rejected)[:, 0], aux_loss
+
+    def preference_loss(self, chosen_mean, rejected_mean, margin):
+        """The head's loss of the batch that :meth:`concatenated_forward` saw last, one number in nats."""
+        return self.head.loss(*self.batch)
+
+    def save_logs_and_checkpoints(self, args, global_step, step_bar, logs_dict=None, client_states=None):
+        """OpenRLHF's, after a look at the gradient's norm."""
+        self.monitor.check(logs_dict["grad_norm"], global_step)
+        super().save_logs_and_checkpoints(args, global_step, step_bar, logs_dict, client_states)
