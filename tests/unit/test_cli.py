@@ -81,7 +81,7 @@ def test_flags_of_openrlhf_pass_through_in_their_order(handed_over):
     flags = ["--train.max_epochs", "2", "--ckpt.save_steps", "-1", "--adam.lr", "1e-5", "--adam.betas", "0.9", "0.95"]
     cli.main(["sft", *flags[:4], "--qs.device", "cpu", *flags[4:], "--qs.sft_dataset", "raw"])
     ((stage, settings, host_argv),) = handed_over
-    assert (stage, settings.sft_dataset, settings.device) == ("sft", "raw", "cpu")
+    assert (stage, settings.stage.sft_dataset, settings.device) == ("sft", "raw", "cpu")
     assert host_argv == flags
 
 
