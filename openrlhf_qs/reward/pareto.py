@@ -1,22 +1,8 @@
-"""The Pareto front of a set of points, and the point on it where giving up more of one gains least of the others."""
+"""The point of a Pareto front where giving up more of one gains least of the others. The front itself is Optuna's."""
 
 from __future__ import annotations
 
 import numpy as np
-
-
-def non_dominated(values: np.ndarray) -> np.ndarray:
-    """Which points no other is at least as good as in everything and better in something.
-
-    Args:
-        values: ``[n, objectives]``, more is better.
-
-    Returns:
-        ``[n]``, bool. Of equal points all are on the front.
-    """
-    at_least = (values[:, None] >= values[None]).all(-1)
-    better = (values[:, None] > values[None]).any(-1)
-    return ~(at_least & better).any(0)
 
 
 def knee(values: np.ndarray, min_span: float = 0.0) -> int:

@@ -11,7 +11,7 @@ from rich.progress import track
 
 from openrlhf_qs.registry import FUSIONS
 from openrlhf_qs.reward.fusion_data import FusionData
-from openrlhf_qs.reward.pareto import knee, non_dominated
+from openrlhf_qs.reward.pareto import knee
 
 C_GRID = np.logspace(-4, 2, 13)
 MIN_SPAN = 0.05  # of an objective, in [0, 1], for the knee
@@ -191,9 +191,8 @@ class ParetoFusion:
         """Weights that add up to 1; ``report`` has the first stage, the front and the choice."""
         fitted, inside, outside = split(data, self.seed)
         first = np.array(self.first_stage(fitted))
-        tried, values = self.search(first, inside, outside)
+        tried, values, on_front = self.search(first, inside, outside)
         names = list(objectives(first, inside, outside))
-        on_front = np.flatnonzero(non_dominated(values))
         if self.choose != "first_stage" and self.choose != "knee" and self.choose not in names:
             raise ValueError(f"pareto.choose = {self.choose}: these data do not tell it; they tell {', '.join(names)}")
         if self.choose == "first_stage":
@@ -230,16 +229,22 @@ class ParetoFusion:
         }
         return tried[chosen].tolist()
 
-    def search(self, first: np.ndarray, inside: FusionData, outside: FusionData) -> tuple[np.ndarray, np.ndarray]:
-        """Weights ``[1 + n_trials, k]``, ``first`` and those that were tried, each adds up to 1; their objectives."""
+    def search(
+        self, first: np.ndarray, inside: FusionData, outside: FusionData
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weights ``[1 + n_trials, k]``, ``first`` and those that were tried, each adds up to 1; their objectives;
+        and the rows that are on the front, those of the study's best trials."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        tried, values = [first], [list(objectives(first, inside, outside).values())]
-        sampler = optuna.samplers.NSGAIISampler(seed=self.seed)
-        study = optuna.create_study(directions=["maximize"] * len(values[0]), sampler=sampler)
-        centre = np.maximum(first, 1e-3 * first.max())
-        for _ in track(range(self.n_trials), "weights tried", console=Console(stderr=True)):
+        n_objectives = len(objectives(first, inside, outside))
+        study = optuna.create_study(
+            directions=["maximize"] * n_objectives, sampler=optuna.samplers.NSGAIISampler(seed=self.seed)
+        )
+        centre = np.maximum(first, 1e-3 * first.max())  # a weight of 0 has no neighbours by a factor
+        study.enqueue_trial(dict(zip(inside.names, centre.tolist(), strict=True)))
+        tried, values = [], []
+        for number in track(range(1 + self.n_trials), "weights tried", console=Console(stderr=True)):
             trial = study.ask()
             weights = np.array(
                 [
@@ -247,11 +252,10 @@ class ParetoFusion:
                     for name, one in zip(inside.names, centre, strict=True)
                 ]
             )
-            weights /= weights.sum()
-            tried.append(weights)
-            values.append(list(objectives(weights, inside, outside).values()))
+            tried.append(weights / weights.sum() if number else first)
+            values.append(list(objectives(tried[-1], inside, outside).values()))
             study.tell(trial, values[-1])
-        return np.array(tried), np.array(values)
+        return np.array(tried), np.array(values), np.array([trial.number for trial in study.best_trials])
 
 
 OBJECTIVES = ("accuracy", "accuracy_out", "resistance", "diversity", "validity")
