@@ -79,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         if args.command in host.ENTRY_POINTS:
-            settings = host.prepare(args.command, args, rest)
+            from openrlhf_qs.host.checks import prepare
+
+            settings = prepare(args.command, args, rest)
         else:
             _module(args.command).run(args)
     except ValueError as error:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from openrlhf_qs import __version__, cli
+from openrlhf_qs.host import checks
 from openrlhf_qs.host import run as host
 
 WAY = ["data", "distil", "sft", "garm", "fusion", "grpo", "generate", "evaluate"]
@@ -14,7 +15,7 @@ WAY = ["data", "distil", "sft", "garm", "fusion", "grpo", "generate", "evaluate"
 def handed_over(monkeypatch):
     """Stage, settings and flags that OpenRLHF would have got."""
     calls = []
-    monkeypatch.setattr(host, "openrlhf_version", lambda: "0.11.2")
+    monkeypatch.setattr(checks, "openrlhf_version", lambda: "0.11.2")
     monkeypatch.setattr(host, "run", lambda *call: calls.append(call))
     return calls
 

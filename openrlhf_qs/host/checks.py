@@ -1,0 +1,135 @@
+"""What a training stage refuses before anything is loaded: what OpenRLHF would ignore in silence, or fail on late.
+
+In: our flags, and OpenRLHF's as its own parser reads them (:mod:`openrlhf_qs.host.arguments`). Out: the settings of
+the run, or a ValueError in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from openrlhf_qs.host.arguments import host_arguments
+from openrlhf_qs.host.patches import TESTED, openrlhf_version
+from openrlhf_qs.host.settings import Settings, absolute, stage_settings
+from openrlhf_qs.registry import JUDGES, REWARD_MODELS, SFT_DATASETS, check_options, load_plugins, parse_options
+from openrlhf_qs.reward.monitors import Monitors, parse_thresholds
+
+
+def prepare(stage: str, args: argparse.Namespace, host_argv: Sequence[str]) -> Settings:
+    """The settings of a run. ValueError in one line for what would fail later, or, worse, be ignored in silence.
+
+    Args:
+        args: our flags, parsed.
+        host_argv: all others, which OpenRLHF gets as they are.
+    """
+    ours = vars(args)
+    unknown = [word for word in host_argv if word.startswith("--qs.")]
+    if unknown:
+        raise ValueError(f"unknown flags {' '.join(unknown)}: see openrlhf-qs {stage} --help")
+    check_host_version(ours["qs.untested_host_enable"])
+    files = tuple(map(absolute, ours["qs.plugin"]))
+    load_plugins(files)
+    options = parse_options(ours["qs.option"])
+    check_options(options)
+    device = ours["qs.device"]
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = Settings(device, stage_settings(stage, ours), files, options)
+    host_args = host_arguments(stage, host_argv)
+    check_checkpoints(host_args)
+    {"sft": check_sft, "garm": check_garm, "grpo": check_grpo}[stage](settings, host_args)
+    return settings
+
+
+def check_host_version(untested_enable: bool) -> None:
+    """ValueError where OpenRLHF is missing, or is a version that was not tested and not asked for."""
+    version = openrlhf_version()
+    if version not in TESTED and not untested_enable:
+        raise ValueError(
+            f"OpenRLHF {version} was not tested with this release: install openrlhf{TESTED}, "
+            "or go on at your own risk with --qs.untested_host_enable"
+        )
+
+
+def check_checkpoints(args: SimpleNamespace) -> None:
+    if args.ckpt.load_enable and args.ckpt.save_steps == -1:
+        raise ValueError(
+            "--ckpt.load_enable without --ckpt.save_steps resumes nothing: OpenRLHF then saves no checkpoint"
+        )
+
+
+def check_sft(settings: Settings, args: SimpleNamespace) -> None:
+    _check_data("--data.dataset", args.data.dataset)
+    _check_model("--model.model_name_or_path", args.model.model_name_or_path)
+    name = settings.stage.sft_dataset
+    if name:
+        SFT_DATASETS.create(name, **settings.options_of(name))
+
+
+def check_garm(settings: Settings, args: SimpleNamespace) -> None:
+    _check_data("--data.dataset", args.data.dataset)
+    _check_model("--model.model_name_or_path", args.model.model_name_or_path)
+    name = settings.stage.reward_model
+    REWARD_MODELS.create(name, **settings.options_of(name))
+
+
+def check_grpo(settings: Settings, args: SimpleNamespace) -> None:
+    _check_data("--data.prompt_dataset", args.data.prompt_dataset)
+    _check_model("--actor.model_name_or_path", args.actor.model_name_or_path)
+    if settings.stage.reward:
+        check_rewards(settings, args)
+
+
+def check_rewards(settings: Settings, args: SimpleNamespace) -> None:
+    """Whether the parts of the reward get all that they need, and are what OpenRLHF trains on."""
+    from openrlhf_qs.garm.reward_model import check_checkpoint
+    from openrlhf_qs.host.composite import composite_of
+    from openrlhf_qs.reward.composite import NEEDS
+
+    grpo = settings.stage
+    Monitors(parse_thresholds(grpo.monitor_threshold), grpo.monitor_window)
+    if grpo.monitor_judge:
+        JUDGES.create(grpo.monitor_judge, **settings.options_of(grpo.monitor_judge))
+    needs = composite_of(settings).needs()
+    if args.reward.remote_url or args.train.agent_func_path:
+        raise ValueError(
+            "--qs.reward and --reward.remote_url (or --train.agent_func_path) both give the reward: drop one"
+        )
+    if args.algo.dynamic_filtering_enable:
+        raise ValueError(
+            "--algo.dynamic_filtering_enable drops prompts by scores that it takes from a reward function, before our "
+            'rewards are computed: give --qs.reward "" and openrlhf_qs/reward/remote.py as --reward.remote_url'
+        )
+    if "reward_model" in needs:
+        if args.reward.model_name_or_path is None:
+            raise ValueError(f"reward {','.join(grpo.reward)} needs {NEEDS['reward_model']}")
+        check_checkpoint(args.reward.model_name_or_path)
+        if args.algo.advantage.estimator == "gae" and args.critic.model_name_or_path is None:
+            raise ValueError(
+                "--algo.advantage.estimator gae, OpenRLHF's default, starts its critic from the reward model, whose "
+                "head is no critic's: name the SFT policy as --critic.model_name_or_path, or take group_norm (GRPO)"
+            )
+    if "reference" in needs and args.algo.kl.init_coef <= 0:
+        raise ValueError(f"reward {','.join(grpo.reward)} needs {NEEDS['reference']}, found {args.algo.kl.init_coef}")
+    if args.data.label_key is None:
+        raise ValueError("--data.label_key label is missing: the rewards read the conversation from it")
+
+
+def _check_data(flag: str, files: str | None) -> None:
+    for file in (files or "").split(","):
+        if file.endswith((".jsonl", ".parquet")) and not Path(file).is_file():
+            raise ValueError(f"{flag} {file} does not exist: run the data stage first")
+
+
+def _check_model(flag: str, path: str | None) -> None:
+    if path and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ValueError(
+            f"{flag} {path}: no config.json in it, so this is no model; give a Hugging Face folder or name"
+        )
+    if path and path.startswith((".", "/")) and not Path(path).exists():
+        raise ValueError(f"{flag} {path} does not exist")

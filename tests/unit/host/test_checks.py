@@ -1,0 +1,212 @@
+"""What a stage refuses before anything is loaded, by its flags and OpenRLHF's."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from openrlhf_qs.host import checks, patches
+from openrlhf_qs.host import run as host
+from openrlhf_qs.host.settings import VARIABLE, GarmSettings, GRPOSettings, Settings, SFTSettings
+
+
+@pytest.fixture(autouse=True)
+def tested_host(monkeypatch):
+    """As if the tested OpenRLHF were installed."""
+    monkeypatch.setattr(checks, "openrlhf_version", lambda: "0.11.2")
+
+
+def prepare(stage, *argv):
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    host.add_arguments(parser, stage)
+    args, rest = parser.parse_known_args(["--qs.device", "cpu", *argv])
+    return checks.prepare(stage, args, rest)
+
+
+@pytest.fixture
+def garm(tmp_path):
+    """A folder that looks like a Gaussian reward model."""
+    folder = tmp_path / "garm"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"reward_model": {"name": "gaussian", "options": {}}}))
+    save_file({"score.weight": torch.zeros(2, 4)}, folder / "model.safetensors")
+    return folder
+
+
+RULES = ("--qs.reward", "rules", "--data.label_key", "label")
+GRPO = ("--algo.advantage.estimator", "group_norm")
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        None,
+        SFTSettings("raw"),
+        GarmSettings("dpl", on_error="skip"),
+        GRPOSettings(("garm", "ood"), weights="/w.json", monitor="stop", monitor_threshold=("sigma=0.5",)),
+    ],
+)
+def test_the_settings_reach_another_process_as_they_are(monkeypatch, stage):
+    settings = Settings("cpu", stage, plugin_files=("/p.py",), options={"ood": {"coef": "1"}})
+    for name, value in settings.to_environment().items():
+        monkeypatch.setenv(name, value)
+    assert Settings.from_environment() == settings
+
+
+def test_a_process_without_the_variable_belongs_to_no_run(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert Settings.from_environment() is None
+
+
+def test_each_stage_has_its_own_plugin(garm):
+    assert prepare("sft") == Settings("cpu", SFTSettings("diverse"))
+    assert prepare("garm") == Settings("cpu", GarmSettings("gaussian"))
+    settings = prepare("grpo", "--data.label_key", "label", "--reward.model_name_or_path", str(garm), *GRPO)
+    rewards = ("garm", "garm_sigma", "ood", "rules", "relevance", "diversity")
+    assert settings == Settings("cpu", GRPOSettings(rewards, monitor="warn"))
+
+
+def test_relative_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing_in_it.py").write_text("")
+    (tmp_path / "weights.json").write_text(
+        json.dumps({"rewards": {"rules": {"weight": 1.0, "mean": 0.0, "std": 1.0}}})
+    )
+    settings = prepare("grpo", *RULES, "--qs.plugin", "nothing_in_it.py", "--qs.weights", "weights.json")
+    assert settings.plugin_files == (str(tmp_path / "nothing_in_it.py"),)
+    assert settings.stage.weights == str(tmp_path / "weights.json")
+
+
+def test_options_are_kept_for_every_process():
+    settings = prepare("grpo", *RULES, "--qs.option", "rules.min_words=2", "--qs.option", "rules.max_words=9")
+    assert settings.options == {"rules": {"min_words": "2", "max_words": "9"}}
+
+
+def test_an_empty_reward_leaves_openrlhf_its_own():
+    assert prepare("grpo", "--qs.reward", "", "--reward.remote_url", "http://h/").stage.reward == ()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("stage", "argv", "message"),
+    [
+        ("sft", ["--qs.sft_datset", "raw"], "unknown flags --qs.sft_datset: see openrlhf-qs sft --help"),
+        ("garm", ["--qs.reward", "ood"], "unknown flags --qs.reward"),
+        ("sft", ["--qs.sft_dataset", "divers"], "unknown sft dataset 'divers'; known: diverse, raw"),
+        ("garm", ["--qs.reward_model", "cauchy"], "known: bradley_terry, dpl, gaussian, purm"),
+        ("grpo", ["--qs.reward", "rules,odd"], "unknown reward 'odd'; known: .*ood"),
+        ("grpo", ["--qs.reward", "rules,rules"], "a name stands twice"),
+        ("grpo", ["--qs.option", "odd.threshold=1"], r"option odd.…: unknown plugin 'odd'; known: .*ood"),
+        ("grpo", ["--qs.option", "ood.coef=1"], "reward 'ood' has no option 'coef'; its options: .*threshold"),
+        ("grpo", ["--qs.option", "ood.threshold=high"], "ood.threshold = 'high'"),
+        ("garm", ["--qs.option", "gaussian.gauge=-1"], "gaussian.gauge must be >= 0 and finite, got -1"),
+        ("sft", ["--qs.plugin", "nowhere.py"], "plugin file .*nowhere.py does not exist"),
+        ("sft", ["--ckpt.load_enable"], "--ckpt.load_enable without --ckpt.save_steps resumes nothing"),
+        ("sft", ["--ckpt.load_enable", "--ckpt.save_steps", "-1"], "resumes nothing"),
+        ("sft", ["--ckpt.load_enable", "--ckpt.save_steps=-1"], "resumes nothing"),
+        ("sft", ["--data.dataset", "no.jsonl"], "--data.dataset no.jsonl does not exist: run the data stage first"),
+        ("grpo", [*RULES, "--data.prompt_dataset=no.parquet"], "--data.prompt_dataset no.parquet does not exist"),
+        ("sft", ["--model.model_name_or_path", "./nowhere"], "--model.model_name_or_path ./nowhere does not exist"),
+        ("grpo", ["--qs.reward", "rules"], "--data.label_key label is missing"),
+        ("grpo", [*RULES, "--reward.remote_url", "f.py"], "--reward.remote_url .* both give the reward: drop one"),
+        ("grpo", [*RULES, "--train.agent_func_path", "f.py"], "both give the reward: drop one"),
+        ("grpo", ["--qs.reward", "garm"], "reward garm needs a reward model: give its checkpoint"),
+        ("grpo", ["--qs.reward", "garm", "--reward.model_name_or_path", "no/"], "no/+config.json does not exist"),
+        ("grpo", ["--qs.reward", "ood", "--algo.kl.init_coef", "0"], "reward ood needs the reference .*found 0"),
+        ("grpo", ["--qs.reward", "ood", "--algo.kl.init_coef=0.0"], "set --algo.kl.init_coef above 0"),
+        ("grpo", ["--qs.reward", "ood", "--algo.kl.init", "0"], "reward ood needs the reference .*found 0"),
+        ("grpo", ["--qs.reward", "ood", "--algo.kl.init=-1"], "reward ood needs the reference .*found -1"),
+        ("grpo", [*RULES, "--algo.dynamic_filtering_enable"], "reward/remote.py as --reward.remote_url"),
+        ("grpo", [*RULES, "--algo.dynamic_filtering_e"], "reward/remote.py as --reward.remote_url"),
+        ("grpo", [*RULES, "--reward.remote", "f.py"], "both give the reward: drop one"),
+        ("sft", ["--ckpt.load"], "--ckpt.load_enable without --ckpt.save_steps resumes nothing"),
+        ("sft", ["--data.datase", "no.jsonl"], "ambiguous option: --data.datase could match"),
+        ("sft", ["--train.max_epoch", "two"], "argument --train.max_epochs: invalid int value: 'two'"),
+        (
+            "sft",
+            ["--ds.made_up"],
+            "unrecognized arguments: --ds.made_up; every flag: python -m openrlhf",
+        ),
+        ("garm", ["--adam.lr"], "argument --adam.lr: expected one argument"),
+        ("grpo", [*RULES, "--qs.monitor_threshold", "sigmas=1"], "unknown monitor 'sigmas'; known: malformed"),
+        ("grpo", [*RULES, "--qs.monitor_threshold", "sigma"], "--qs.monitor_threshold sigma: give NAME=NUMBER"),
+        ("grpo", [*RULES, "--qs.monitor_window", "0"], "window is 0 steps"),
+        ("grpo", [*RULES, "--qs.monitor_judge", "nobody"], "unknown judge 'nobody'"),
+        ("grpo", [*RULES, "--qs.weights", "no.json"], "no.json does not exist: run the fusion stage first"),
+    ],
+)
+def test_what_would_fail_later_is_refused_in_one_line(tmp_path, monkeypatch, stage, argv, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        prepare(stage, *argv)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_other_rewards_are_refused(tmp_path):
+    file = tmp_path / "weights.json"
+    file.write_text(json.dumps({"rewards": {"diversity": {"weight": 1.0}}}))
+    with pytest.raises(ValueError, match="without a weight: rules; a weight, but not loaded: diversity"):
+        prepare("grpo", *RULES, "--qs.weights", str(file))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--actor.model_name_or_path .*: no config.json in it, so this is no model"):
+        prepare("grpo", *RULES, "--actor.model_name_or_path", str(tmp_path))
+
+
+def test_a_hub_name_is_left_to_openrlhf():
+    prepare("sft", "--model.model_name_or_path", "Qwen/Qwen3-4B", "--data.dataset", "org/a_set")
+
+
+def test_of_several_datasets_each_must_be_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(ValueError, match="b.jsonl does not exist"):
+        prepare("sft", "--data.dataset", "a.jsonl,b.jsonl")
+    (tmp_path / "b.jsonl").write_text("")
+    prepare("sft", "--data.dataset", "a.jsonl,b.jsonl")
+
+
+def test_a_checkpoint_that_is_saved_can_be_resumed():
+    prepare("sft", "--ckpt.load_enable", "--ckpt.save_steps", "50")
+
+
+def test_the_reference_is_there_unless_the_kl_penalty_is_switched_off():
+    prepare("grpo", "--qs.reward", "ood", "--data.label_key", "label")
+    prepare("grpo", "--qs.reward", "ood", "--data.label_key", "label", "--algo.kl.init_coef", "1e-3")
+    prepare("grpo", *RULES, "--algo.kl.init_coef", "0")
+
+
+@pytest.mark.parametrize("estimator", [(), ("--algo.advantage.estimator", "gae")])
+def test_a_critic_is_not_started_from_our_reward_model(garm, estimator):
+    argv = ("--qs.reward", "garm", "--data.label_key", "label", "--reward.model_name_or_path", str(garm), *estimator)
+    with pytest.raises(ValueError, match="name the SFT policy as --critic.model_name_or_path, or take group_norm"):
+        prepare("grpo", *argv)
+    prepare("grpo", *argv, "--critic.model_name_or_path", "runs/default/sft")
+
+
+def test_the_monitors_are_chosen_by_flags():
+    chosen = prepare("grpo", *RULES, "--qs.monitor", "stop", "--qs.monitor_threshold", "sigma=0.5").stage
+    assert (chosen.monitor, chosen.monitor_threshold, chosen.monitor_window) == ("stop", ("sigma=0.5",), 5)
+
+
+def test_an_openrlhf_that_was_not_tested_is_refused_unless_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(checks, "openrlhf_version", lambda: "0.10.0")
+    with pytest.raises(ValueError, match="OpenRLHF 0.10.0 was not tested .*: install openrlhf==0.11.2, or .*untested"):
+        prepare("sft")
+    prepare("sft", "--qs.untested_host_enable")
+
+
+def test_a_missing_openrlhf_is_one_sentence(monkeypatch):
+    def version(package):
+        raise patches.importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(patches.importlib.metadata, "version", version)
+    with pytest.raises(ValueError, match="OpenRLHF is not installed"):
+        patches.openrlhf_version()
