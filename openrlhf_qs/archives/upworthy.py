@@ -1,9 +1,9 @@
 r"""Headline tests of the Upworthy Research Archive as preference pairs with soft labels.
 
 In: the archive's CSV (doi 10.1038/s41597-021-00934-7), a row a package: a headline with an image, how many visitors
-saw it and how many clicked. Out: a pair for each two headlines of one test with the same image, the one with the
-higher CTR first, in the columns of :data:`SCHEMA`. A headline has no conversation and no position: each visitor saw
-one.
+saw it and how many clicked. Out: a row a test in the columns of :data:`SCHEMA`, its headlines with clicks and visitors
+(the examination), and a pair for each two of them with the same image, the one with the higher CTR chosen. A headline
+has no conversation and no position: each visitor saw one.
 
 How sure the counts are is in the label. With the pooled rate :math:`p` the relative difference
 :math:`r=(p_c-p_r)/p` has the standard error :math:`s=\sqrt{(1-p)/p\,(1/n_c+1/n_r)}`, and :math:`z=r/s`. Repeated arms
@@ -27,9 +27,9 @@ from rich import print as rich_print
 from rich.table import Table
 from scipy.special import ndtr
 
-from openrlhf_qs.clicks import pairs
-from openrlhf_qs.files.whole import write_json_lines
-from openrlhf_qs.form.prompt import suggestion_messages
+from openrlhf_qs.clicks import preferences
+from openrlhf_qs.clicks.preferences import PAIR, write_preferences
+from openrlhf_qs.clicks.rows import MESSAGES
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z
 
 COLUMNS = {
@@ -42,12 +42,8 @@ COLUMNS = {
 }
 STORY = ("story", pl.String)  # tests of one article; optional
 SCHEMA = {
-    **pairs.SCHEMA,  # the impression is a test, the positions are null, labels are at least 0.5
-    "z": pl.Float64,  # of the difference in CTR, binomial, at least 0
-    "chosen_impressions": pl.Int64,
-    "chosen_clicks": pl.Int64,
-    "rejected_impressions": pl.Int64,
-    "rejected_clicks": pl.Int64,
+    **preferences.SCHEMA,  # the impression is a test, the positions are null, labels are at least 0.5
+    "z": pl.List(pl.Float64),  # of each pair: of the difference in CTR, binomial, at least 0
 }
 FAULTY_WEEKS = (201326, 201402)  # the archive's authors warn of the randomisation of these and all between
 OVERDISPERSION = 1.75  # variance of z between repeats of one arm
@@ -55,14 +51,14 @@ OVERDISPERSION = 1.75  # variance of z between repeats of one arm
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("packages", metavar="FILE.csv[.gz]", help="packages of the archive, a row an arm")
-    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="preference pairs")
+    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="preferences")
     parser.add_argument(
         "--prior_std",
         type=float,
         help="standard deviation of the true relative differences in CTR; inf takes the counts at their word; "
         "default: estimated from the file",
     )
-    parser.add_argument("--calibration", metavar="FILE.jsonl", help="keep the pairs of some stories for this file")
+    parser.add_argument("--calibration", metavar="FILE.jsonl", help="keep the tests of some stories for this file")
     parser.add_argument(
         "--calibration_share", type=float, default=0.15, help="stories that --calibration keeps; default 0.15"
     )
@@ -72,18 +68,19 @@ def run(args: argparse.Namespace) -> None:
     packages = read_packages(args.packages)
     usable = usable_packages(packages)
     arms = headline_arms(usable)
-    found = headline_pairs(arms, args.prior_std)
+    found = headline_preferences(arms, args.prior_std)
     n_kept = 0
     if args.calibration:
         kept = keep_stories(found, usable, args.calibration_share)
-        n_kept = kept.sum()
-        if not 0 < n_kept < found.height:
+        n_kept = found.filter(kept)["pairs"].list.len().sum()
+        if not 0 < kept.sum() < found.height:
             raise ValueError(
-                f"--calibration_share {args.calibration_share}: it keeps {n_kept} of {found.height} pairs"
+                f"--calibration_share {args.calibration_share}: it keeps {kept.sum()} of {found.height} tests"
             )
-        write_json_lines(args.calibration, found.filter(kept).iter_rows(named=True))
+        write_preferences(args.calibration, found.filter(kept))
         found = found.filter(~kept)
-    write_json_lines(args.out, found.iter_rows(named=True))
+    write_preferences(args.out, found)
+    z, label = found["z"].explode(), found["pairs"].explode().struct.field("label")
     counts = {
         "packages": packages.height,
         "left out: weeks of faulty randomisation": packages["test_week"].is_between(*FAULTY_WEEKS).sum(),
@@ -92,17 +89,17 @@ def run(args: argparse.Namespace) -> None:
         - packages["test_week"].is_between(*FAULTY_WEEKS).sum(),
         "arms, repeats added up": arms.height,
         "pairs kept for calibration": n_kept,
-        "tests with a pair": found["impression_id"].n_unique(),
-        "pairs": found.height,
-        f"pairs with |z| > {SIGNIFICANT_Z}": (found["z"] > SIGNIFICANT_Z).sum(),
-        "pairs of equal CTR (label 0.5)": (found["z"] == 0).sum(),
+        "tests with a pair": found.height,
+        "pairs": len(z),
+        f"pairs with |z| > {SIGNIFICANT_Z}": (z > SIGNIFICANT_Z).sum(),
+        "pairs of equal CTR (label 0.5)": (z == 0).sum(),
     }
     table = Table("Upworthy", "", title=args.out, title_justify="left")
     for name, count in counts.items():
         table.add_row(name, f"{count:,}")
     prior_std = relative_difference_std(count_pairs(arms)) if args.prior_std is None else args.prior_std
     table.add_row("std of true relative differences", f"{prior_std:.3f}")
-    table.add_row("mean label", f"{found['label'].mean():.3f}")
+    table.add_row("mean label", f"{label.mean():.3f}")
     rich_print(table)
 
 
@@ -154,18 +151,19 @@ def count_pairs(arms: pl.DataFrame) -> pl.DataFrame:
     """Every two headlines of one test and image, that of higher CTR as ``chosen``.
 
     Returns:
-        ``test``; ``chosen`` and ``rejected``, headlines; their ``*_impressions`` and ``*_clicks``; ``difference``,
+        ``chosen`` and ``rejected``, rows of ``arms``; their ``*_impressions`` and ``*_clicks``; ``difference``,
         relative to the pooled rate; ``std_error`` of it; ``z``. Pairs without any click are left out.
     """
     rows = []
-    for (test, _), group in arms.group_by("clickability_test_id", "eyecatcher_id", maintain_order=True):
-        shown = group.select("headline", "impressions", "clicks").rows()
+    numbered = arms.with_row_index("arm")
+    for _, group in numbered.group_by("clickability_test_id", "eyecatcher_id", maintain_order=True):
+        shown = group.select("arm", "impressions", "clicks").rows()
         for one, other in itertools.combinations(shown, 2):
             chosen, rejected = sorted((one, other), key=lambda arm: arm[2] / arm[1], reverse=True)
             if chosen[2]:
-                rows.append((test, *chosen, *rejected))
-    sides = [f"{side}{count}" for side in ("chosen", "rejected") for count in ("", "_impressions", "_clicks")]
-    table = pl.DataFrame(rows, schema=["test", *sides], orient="row")
+                rows.append((*chosen, *rejected))
+    columns = [f"{side}{count}" for side in ("chosen", "rejected") for count in ("", "_impressions", "_clicks")]
+    table = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.Int64), orient="row")
     n_chosen, n_rejected = pl.col("chosen_impressions"), pl.col("rejected_impressions")
     pooled = (pl.col("chosen_clicks") + pl.col("rejected_clicks")) / (n_chosen + n_rejected)
     difference = (pl.col("chosen_clicks") / n_chosen - pl.col("rejected_clicks") / n_rejected) / pooled
@@ -193,7 +191,7 @@ def relative_difference_std(counts: pl.DataFrame) -> float:
 
 
 def keep_stories(found: pl.DataFrame, packages: pl.DataFrame, share: float) -> pl.Series:
-    """Of each pair, whether its story is among the ``share`` that is kept apart, by a hash of the story."""
+    """Of each test, whether its story is among the ``share`` that is kept apart, by a hash of the story."""
     story_of_test = dict(packages.select("clickability_test_id", "story").iter_rows())
     return pl.Series(
         [zlib.crc32(story_of_test[test].encode()) / 2**32 < share for test in found["impression_id"]], dtype=pl.Boolean
@@ -214,8 +212,8 @@ def soft_labels(z: np.ndarray, std_error: np.ndarray, prior_std: float) -> np.nd
     return ndtr(z / math.sqrt(OVERDISPERSION) * shrinkage)
 
 
-def headline_pairs(arms: pl.DataFrame, prior_std: float | None = None) -> pl.DataFrame:
-    """Preference pairs of :func:`headline_arms`, those of a test together, each test of the same weight in all.
+def headline_preferences(arms: pl.DataFrame, prior_std: float | None = None) -> pl.DataFrame:
+    """The tests of :func:`headline_arms` that have a pair, each of the same weight in all.
 
     Args:
         prior_std: of :func:`soft_labels`; None takes :func:`relative_difference_std`.
@@ -230,20 +228,31 @@ def headline_pairs(arms: pl.DataFrame, prior_std: float | None = None) -> pl.Dat
         )
     if prior_std is None:
         prior_std = relative_difference_std(counts)
-    counts = counts.with_columns(
+    test = arms["clickability_test_id"]
+    place = arms.select(pl.int_range(pl.len()).over("clickability_test_id")).to_series()
+    pairs = counts.select(
+        "z",
+        test=test.gather(counts["chosen"]),
+        chosen=place.gather(counts["chosen"]),
+        rejected=place.gather(counts["rejected"]),
         label=soft_labels(counts["z"].to_numpy(), counts["std_error"].to_numpy(), prior_std),
-        weight=1 / pl.len().over("test"),
-        order=pl.int_range(pl.len()).min().over("test"),
-    ).sort("order", maintain_order=True)
-    rows = (
-        {
-            **row,
-            "impression_id": row["test"],
-            "chosen": suggestion_messages([], row["chosen"]),
-            "rejected": suggestion_messages([], row["rejected"]),
-            "chosen_position": None,
-            "rejected_position": None,
-        }
-        for row in counts.with_columns(pl.col("weight") / pl.col("weight").mean()).iter_rows(named=True)
     )
-    return pl.DataFrame([{name: row[name] for name in SCHEMA} for row in rows], schema=SCHEMA)
+    pairs = pairs.with_columns(weight=1 / pl.len().over("test"))
+    of_test = (
+        pairs.with_columns(pl.col("weight") / pl.col("weight").mean())
+        .group_by("test", maintain_order=True)
+        .agg(pl.struct(field.name for field in PAIR.fields).alias("pairs"), "z")
+    )
+    shown = arms.group_by("clickability_test_id").agg("headline", "clicks", "impressions")
+    found = of_test.join(shown, left_on="test", right_on="clickability_test_id", how="left", maintain_order="left")
+    return found.select(
+        impression_id="test",
+        conversation=pl.lit([], MESSAGES),
+        user_id=pl.lit(None, pl.String),
+        suggestions="headline",
+        clicks=pl.col("clicks").cast(pl.List(pl.Float64)),
+        positions=pl.lit(None, pl.List(pl.Int64)),
+        examination=pl.col("impressions").cast(pl.List(pl.Float64)),
+        pairs="pairs",
+        z="z",
+    )

@@ -94,8 +94,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         tokenizer = write_backbone(folder, args)
         curve = []
         for n_tokens in lengths:
-            pairs = make_pairs(tokenizer, n_tokens, args)
-            both = {side: make(folder, pairs, args) for side, make in SIDES.items()}
+            rows = make_preferences(tokenizer, n_tokens, args)
+            both = {side: make(folder, rows, args) for side, make in SIDES.items()}
             seconds = in_turns(both, args.n_repeats, f"{n_tokens} tokens")
             rate = args.n_impressions * args.n_steps
             curve.append(
@@ -181,18 +181,30 @@ def make_suggestion(tokenizer, rng: random.Random) -> str:
     return " ".join(["How", *rng.choices(words, k=rng.randint(6, 9))]) + "?"
 
 
-def make_pairs(tokenizer, n_tokens: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Two pairs for each impression of a repetition, side by side."""
+def make_preferences(tokenizer, n_tokens: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The impressions of a repetition, the first suggestion of each chosen over every other one."""
     rng = random.Random(args.seed)
-    pairs = []
-    for n in range(args.n_impressions * args.n_steps):
-        conversation = make_conversation(tokenizer, n_tokens, rng)
-        chosen, *others = (
-            suggestion_messages(conversation, make_suggestion(tokenizer, rng)) for _ in range(N_SUGGESTIONS)
-        )
-        for rejected in others:
-            pairs.append({"impression_id": str(n), "chosen": chosen, "rejected": rejected, "weight": 1.0})
-    return pairs
+    return [
+        {
+            "impression_id": str(n),
+            "conversation": make_conversation(tokenizer, n_tokens, rng),
+            "suggestions": [make_suggestion(tokenizer, rng) for _ in range(N_SUGGESTIONS)],
+            "pairs": [[0, rejected, 1.0, 1.0] for rejected in range(1, N_SUGGESTIONS)],
+        }
+        for n in range(args.n_impressions * args.n_steps)
+    ]
+
+
+def host_pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same as OpenRLHF wants it: a row a pair, with the conversation in both texts."""
+    return [
+        {
+            side: suggestion_messages(row["conversation"], row["suggestions"][place])
+            for side, place in (("chosen", chosen), ("rejected", rejected))
+        }
+        for row in rows
+        for chosen, rejected, *_ in row["pairs"]
+    ]
 
 
 # The two sides
@@ -242,8 +254,8 @@ class OneProcess:
         return logs
 
 
-def openrlhf_side(folder: str | Path, pairs: list[dict[str, Any]], args: argparse.Namespace) -> Callable[[], None]:
-    """One repetition of OpenRLHF's own training on ``pairs``."""
+def openrlhf_side(folder: str | Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> Callable[[], None]:
+    """One repetition of OpenRLHF's own training on the pairs of ``rows``."""
     flash_attn_stand_in.install()
     import datasets
     from openrlhf.datasets import RewardDataset
@@ -252,15 +264,15 @@ def openrlhf_side(folder: str | Path, pairs: list[dict[str, Any]], args: argpars
     datasets.disable_progress_bars()
     strategy = OneProcess(folder)
     model, tokenizer = _load(folder, args.dtype, Settings())
-    rows = datasets.Dataset.from_list(pairs)
-    dataset = RewardDataset(rows, tokenizer, MAX_TOKENS, strategy, num_processors=None)
+    pairs = host_pairs(rows)
+    dataset = RewardDataset(datasets.Dataset.from_list(pairs), tokenizer, MAX_TOKENS, strategy, num_processors=None)
     return _repetition(
         RewardModelTrainer, strategy, model, tokenizer, lambda: dataset, args, n_items=len(pairs) // args.n_steps
     )
 
 
-def our_side(folder: str | Path, pairs: list[dict[str, Any]], args: argparse.Namespace) -> Callable[[], None]:
-    """One repetition of our training on ``pairs``, which it reads and tokenizes first."""
+def our_side(folder: str | Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> Callable[[], None]:
+    """One repetition of our training on ``rows``, which it reads and tokenizes first."""
     flash_attn_stand_in.install()
     import datasets
 
@@ -271,13 +283,13 @@ def our_side(folder: str | Path, pairs: list[dict[str, Any]], args: argparse.Nam
     settings = Settings(stage=GarmSettings())
     strategy = OneProcess(folder)
     model, tokenizer = _load(folder, args.dtype, settings)
-    rows = datasets.Dataset.from_list(pairs)
+    dataset = datasets.Dataset.from_list(rows)
     return _repetition(
         partial(SuggestionRewardModelTrainer, REWARD_MODELS.create("gaussian")),
         strategy,
         model,
         tokenizer,
-        lambda: SuggestionRewardDataset("raise", rows, tokenizer, MAX_TOKENS, strategy),
+        lambda: SuggestionRewardDataset("raise", dataset, tokenizer, MAX_TOKENS, strategy),
         args,
         n_items=args.n_impressions,
     )
@@ -316,8 +328,8 @@ def _peak_memory_mib(folder: str, side: str, args: argparse.Namespace) -> float:
     from transformers import AutoTokenizer
 
     with contextlib.redirect_stdout(sys.stderr):
-        pairs = make_pairs(AutoTokenizer.from_pretrained(folder), RATIO_AT, args)
-        repetition = SIDES[side](folder, pairs, args)
+        rows = make_preferences(AutoTokenizer.from_pretrained(folder), RATIO_AT, args)
+        repetition = SIDES[side](folder, rows, args)
         Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
         before = _peak_kib()
         repetition()

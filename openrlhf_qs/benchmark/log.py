@@ -23,7 +23,7 @@ from rich.progress import track
 
 from openrlhf_qs.clicks.batches import Batch, log_files, map_log
 from openrlhf_qs.clicks.check import Summary, Total, summarise
-from openrlhf_qs.clicks.pairs import preference_pairs
+from openrlhf_qs.clicks.preferences import preferences
 from openrlhf_qs.clicks.propensity import DEFAULT_METHOD
 from openrlhf_qs.world.click_log import write_click_log
 from openrlhf_qs.world.users import EXAMINATION
@@ -131,7 +131,7 @@ def _timed(path: str) -> dict[str, Any]:
 
 
 def _check_and_pair(batch: Batch) -> tuple[Summary, int]:
-    return summarise(batch), preference_pairs(batch.rows, "ipw", EXAMINATION).height
+    return summarise(batch), preferences(batch.rows, "ipw", EXAMINATION)["pairs"].list.len().sum()
 
 
 def _slowest(curve: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import argparse
 import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,9 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from torch import nn
 
-from openrlhf_qs.archives.mimics import pane_pairs, read_panes
-from openrlhf_qs.archives.upworthy import headline_arms, headline_pairs, read_packages, usable_packages
+from openrlhf_qs.archives.mimics import pane_preferences, read_panes
+from openrlhf_qs.archives.upworthy import headline_arms, headline_preferences, read_packages, usable_packages
+from openrlhf_qs.clicks.preferences import all_pairs, preference_rows
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.garm.calibration import (
     accuracy,
@@ -245,31 +246,37 @@ class World:
 def upworthy_task(embedder, folder: Path, mimics: Path | None) -> Task:
     """Tests of ``packages.train.csv.gz`` to learn from, those of ``packages.dev.csv.gz`` for the test."""
     tables = {
-        name: headline_pairs(headline_arms(usable_packages(read_packages(folder / f"packages.{name}.csv.gz"))))
+        name: headline_preferences(headline_arms(usable_packages(read_packages(folder / f"packages.{name}.csv.gz"))))
         for name in ("train", "dev")
     }
     if mimics is not None:
-        tables["out"] = pane_pairs(read_panes(mimics / "duo_clicks.train.tsv.gz"))
-    sides = {
-        name: [[messages[-1]["content"] for messages in table[side]] for side in ("chosen", "rejected")]
-        for name, table in tables.items()
-    }
-    distinct = list(dict.fromkeys(text for both in sides.values() for texts in both for text in texts))
+        tables["out"] = pane_preferences(read_panes(mimics / "duo_clicks.train.tsv.gz"))
+    shown = {name: list(preference_rows(table)) for name, table in tables.items()}
+    distinct = list(dict.fromkeys(text for rows in shown.values() for row in rows for text in row["suggestions"]))
     row_of = {text: row for row, text in enumerate(distinct)}
     features = embed(embedder, distinct).astype(np.float32)
 
-    def rows(name: str, hard: bool, keep: np.ndarray) -> Pairs:
-        chosen, rejected = (np.array([row_of[text] for text in texts])[keep] for texts in sides[name])
-        label = tables[name]["label"].to_numpy()[keep]
-        weight = tables[name]["weight"].to_numpy()[keep]
-        return Pairs(chosen, rejected, np.ones(len(label)) if hard else weight, np.ones(len(label)) if hard else label)
+    def pairs_of(name: str, hard: bool, keep: Callable[[Mapping[str, np.ndarray]], np.ndarray]) -> Pairs:
+        rows, pairs = shown[name], all_pairs(shown[name])
+        kept = keep({"label": pairs.label, "z": np.array([z for row in rows for z in row.get("z", [])])})
+        chosen, rejected = (
+            np.array([row_of[rows[row]["suggestions"][n]] for row, n in zip(pairs.row, place, strict=True)])[kept]
+            for place in (pairs.chosen, pairs.rejected)
+        )
+        ones = np.ones(kept.sum())
+        return (
+            Pairs(chosen, rejected, ones, ones)
+            if hard
+            else Pairs(chosen, rejected, pairs.weight[kept], pairs.label[kept])
+        )
 
-    everything = {name: np.ones(table.height, dtype=bool) for name, table in tables.items()}
-    tests = {"in": rows("dev", True, tables["dev"]["z"].to_numpy() > SIGNIFICANT_Z)}
-    tests["in_all"] = rows("dev", True, everything["dev"])
+    tests = {
+        "in": pairs_of("dev", True, lambda pairs: pairs["z"] > SIGNIFICANT_Z),
+        "in_all": pairs_of("dev", True, lambda pairs: pairs["label"] >= 0.5),
+    }
     if mimics is not None:
-        tests["out"] = rows("out", True, tables["out"]["label"].to_numpy() > 0.5)
-    return Task(features, rows("train", False, everything["train"]), tests, None, {})
+        tests["out"] = pairs_of("out", True, lambda pairs: pairs["label"] > 0.5)
+    return Task(features, pairs_of("train", False, lambda pairs: pairs["label"] >= 0.5), tests, None, {})
 
 
 def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -3,8 +3,9 @@
 In: a click log. Out, under ``--out``:
 
 - ``sft.jsonl``: conversations of the training split with all their suggestions; an SFT dataset plugin picks three
-- ``pairs.jsonl``, ``pairs.calibration.jsonl``, ``pairs.heldout.jsonl``: preference pairs of the training split, of the
-  one that the fusion weights come from, and of the held-out split
+- ``preferences.jsonl``, ``preferences.calibration.jsonl``, ``preferences.heldout.jsonl``: impressions with their pairs
+  (:mod:`openrlhf_qs.clicks.preferences`), of the training split, of the one that the fusion weights come from, and of
+  the held-out split
 - ``prompts.jsonl``: one prompt for each conversation of the training split; its ``label`` is the conversation as JSON
 - ``fusion.jsonl``, ``heldout.jsonl``: the impressions of those splits, as a click log
 - ``log.json``: what was read, skipped, written and left out, and the examination propensities; it is written last
@@ -25,7 +26,13 @@ from rich.table import Table
 
 from openrlhf_qs.clicks.batches import ENGINES
 from openrlhf_qs.clicks.click_log import ON_ERROR, conversation_keys, describe, read_click_log, write_click_log
-from openrlhf_qs.clicks.pairs import DEFAULT_POLICY, POSITION_POLICIES, click_rate_pairs, preference_pairs
+from openrlhf_qs.clicks.preferences import (
+    DEFAULT_POLICY,
+    POSITION_POLICIES,
+    click_rate_preferences,
+    preferences,
+    write_preferences,
+)
 from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, estimate, shown_counts
 from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
 from openrlhf_qs.files.run_folder import DataFolder
@@ -116,16 +123,16 @@ def run(args: argparse.Namespace) -> None:
         propensities = examination.values
 
         status.update("making preference pairs")
-        pairs, pairs_heldout, pairs_calibration = (_pairs(split, args, propensities) for split in splits)
+        files = (out.preferences, out.preferences_heldout, out.preferences_calibration)
+        of_split = {file: _preferences(split, args, propensities) for file, split in zip(files, splits, strict=True)}
         status.update("gathering SFT candidates")
         candidates = sft_candidates(splits.train, propensities)
         prompts = list(_prompts(splits.train))
 
         status.update("writing")
         write_json_lines(out.sft, candidates)
-        write_json_lines(out.pairs, pairs.iter_rows(named=True))
-        write_json_lines(out.pairs_calibration, pairs_calibration.iter_rows(named=True))
-        write_json_lines(out.pairs_heldout, pairs_heldout.iter_rows(named=True))
+        for file, table in of_split.items():
+            write_preferences(file, table)
         write_json_lines(out.prompts, prompts)
         write_click_log(splits.fusion, out.fusion)
         write_click_log(splits.heldout, out.heldout)
@@ -138,17 +145,14 @@ def run(args: argparse.Namespace) -> None:
             "skipped": dict(skipped),
             "written": {
                 out.sft.name: len(candidates),
-                out.pairs.name: pairs.height,
-                out.pairs_calibration.name: pairs_calibration.height,
-                out.pairs_heldout.name: pairs_heldout.height,
+                **{file.name: table.height for file, table in of_split.items()},
                 out.prompts.name: len(prompts),
                 out.fusion.name: splits.fusion.height,
                 out.heldout.name: splits.heldout.height,
             },
+            "n_pairs": {file.name: int(table["pairs"].list.len().sum()) for file, table in of_split.items()},
             "left_out": {
                 "conversations_without_click": len(prompts) - len(candidates),
-                "impressions_without_pair": _n_without_pair(splits.train, pairs),
-                "impressions_without_pair_heldout": _n_without_pair(splits.heldout, pairs_heldout),
                 "impressions_of_two_splits": moved["n_left_out"],
             },
             "conversations_over_two_splits": moved["n_spanning"],
@@ -157,15 +161,10 @@ def run(args: argparse.Namespace) -> None:
     console.print(_table(summary, out))
 
 
-def _pairs(log: pl.DataFrame, args: argparse.Namespace, propensities: list[float]) -> pl.DataFrame:
+def _preferences(log: pl.DataFrame, args: argparse.Namespace, propensities: list[float]) -> pl.DataFrame:
     if args.pairs_from == "click_rates":
-        return click_rate_pairs(log, propensities)
-    return preference_pairs(log, args.position_policy, propensities)
-
-
-def _n_without_pair(log: pl.DataFrame, pairs: pl.DataFrame) -> int | None:
-    """None where pairs are not of impressions."""
-    return None if pairs["chosen_position"].is_null().all() else log.height - pairs["impression_id"].n_unique()
+        return click_rate_preferences(log, propensities)
+    return preferences(log, args.position_policy, propensities)
 
 
 def _time(text: str) -> datetime:
@@ -213,11 +212,14 @@ def _table(summary: dict[str, Any], out: DataFolder) -> Table:
     table.add_column("what", overflow="fold")
     table.add_row("read", f"{log['n_impressions']:,}", f"{numbers(log)}; click-through by position {ctr}")
     table.add_section()
+    source = {"impressions": "impressions", "click_rates": "conversations"}[summary["options"]["pairs_from"]]
+    made = f"position policy {policy}" if source == "impressions" else "from click rates"
+    n_pairs = {name: f"{n:,} pairs, {made}" for name, n in summary["n_pairs"].items()}
     for file, what in {
         out.sft: "conversations with their candidates",
-        out.pairs: f"preference pairs from {summary['options']['pairs_from']}, position policy {policy}",
-        out.pairs_calibration: "the same for the reward model's temperature",
-        out.pairs_heldout: "preference pairs never trained on",
+        out.preferences: f"{source} with {n_pairs[out.preferences.name]}",
+        out.preferences_calibration: f"{n_pairs[out.preferences_calibration.name]}: for GaRM's temperature",
+        out.preferences_heldout: f"{n_pairs[out.preferences_heldout.name]}: never trained on",
         out.prompts: f"train: {numbers(splits['train'])}",
         out.fusion: f"fusion: {numbers(splits['fusion'])}",
         out.heldout: f"heldout: {numbers(splits['heldout'])}",
@@ -225,15 +227,6 @@ def _table(summary: dict[str, Any], out: DataFolder) -> Table:
         table.add_row(file.name, f"{written[file.name]:,}", what)
     table.add_section()
     table.add_row("left out of sft", f"{left_out['conversations_without_click']:,}", "conversations without any click")
-    if left_out["impressions_without_pair"] is not None:
-        reason = {"skip_above": "no click below one passed over", "adjacent": "no click beside one passed over"}.get(
-            policy, "all or none clicked"
-        )
-        for split, key in {
-            "train": "impressions_without_pair",
-            "held-out": "impressions_without_pair_heldout",
-        }.items():
-            table.add_row("left out of pairs", f"{left_out[key]:,}", f"{split} impressions: {reason}")
     if left_out["impressions_of_two_splits"]:
         table.add_row("left out", f"{left_out['impressions_of_two_splits']:,}", "impressions that join two splits")
     for reason, n in summary["skipped"].items():

@@ -1,7 +1,7 @@
 """Stage ``evaluate``: the policies side by side on held-out conversations, and the report.
 
 In, under ``--run``: ``data/heldout.jsonl`` (arm ``cold_start``: what the log showed), ``report/responses.NAME.jsonl``
-(arm NAME), and, where they are, ``garm/`` with ``data/pairs.heldout.jsonl``. Out: ``report/metrics.json``,
+(arm NAME), and, where they are, ``garm/`` with ``data/preferences.heldout.jsonl``. Out: ``report/metrics.json``,
 ``report/report.html`` and a table in the terminal.
 
 With a judge, simulated users see every arm's suggestions under the same conversations and click or not: an A/B test.

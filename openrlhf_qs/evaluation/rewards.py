@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from openrlhf_qs.clicks.pairs import preference_pairs
+from openrlhf_qs.clicks.preferences import Pairs, all_pairs, preference_rows, preferences, read_preferences
 from openrlhf_qs.clicks.rows import MESSAGES
 from openrlhf_qs.files.run_folder import RunFolder
-from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.garm.calibration import calibration_verdict
-from openrlhf_qs.garm.eval import by_log_ppl, evaluate_pairs, pair_log_ppl, read_pairs, score_pairs
+from openrlhf_qs.garm.eval import by_log_ppl, evaluate_pairs, pair_log_ppl, score_pairs
 from openrlhf_qs.models.reference import reference_log_ppl
 from openrlhf_qs.reward.composite import CompositeReward, read_weights
 from openrlhf_qs.reward.offline import offline_batch
@@ -28,22 +27,22 @@ N_CONTEXTS = 500  # conversations of an arm that its reward is measured on, at m
 
 
 def on_heldout_pairs(run: RunFolder, scorer, seed: int = 0) -> dict[str, Any]:
-    """The reward model of a run on ``data/pairs.heldout.jsonl``.
+    """The reward model of a run on ``data/preferences.heldout.jsonl``.
 
     Returns:
         ``observed`` of :func:`openrlhf_qs.garm.eval.evaluate_pairs` at the top, with ``position`` and ``std`` beside
         it; ``log_ppl``, accuracy by log-perplexity under the SFT policy, where there is one; a ``verdict`` in words.
     """
-    path = run.data.pairs_heldout
-    if not read_json_lines(path):
+    rows = read_preferences(run.data.preferences_heldout)
+    pairs = all_pairs(rows)
+    if not len(pairs.row):
         return {"n_pairs": 0, "verdict": "No held-out pair to measure the reward model on."}
-    pairs = read_pairs(path)
-    metrics, scored = _measured(pairs, scorer, seed)
+    metrics, scored = _measured(rows, pairs, scorer, seed)
     if (run.sft / "config.json").is_file():
-        some = np.random.default_rng(seed).permutation(len(pairs))[:N_LOG_PPL]
-        part = [pairs[n] for n in some]
+        some = np.random.default_rng(seed).permutation(len(pairs.row))[:N_LOG_PPL]
+        part = Pairs(*(column[some] for column in pairs))
         of_part = type(scored)(*(np.asarray(column)[some] for column in scored))
-        metrics["log_ppl"] = by_log_ppl(of_part, pair_log_ppl(part, str(run.sft)), seed)
+        metrics["log_ppl"] = by_log_ppl(of_part, pair_log_ppl(rows, part, str(run.sft)), seed)
     return metrics | {"verdict": calibration_verdict(metrics)}
 
 
@@ -64,17 +63,18 @@ def on_clicks(
         As :func:`on_heldout_pairs`, without ``log_ppl``; the users of one context are one cluster of the bootstrap.
         None where no user clicked one suggestion and passed over another.
     """
-    rows = [
+    shown = [
         (str(number), list(conversation), list(texts), user[: len(texts)].tolist())
         for number, (conversation, texts, users) in enumerate(zip(conversations, suggestions, clicks, strict=True))
         for user in users
         if len(texts)
     ]
-    if not any(0 < sum(clicked) < len(clicked) for *_, clicked in rows):
+    if not any(0 < sum(clicked) < len(clicked) for *_, clicked in shown):
         return None
     columns = {"impression_id": pl.String, "conversation": MESSAGES, "suggestions": pl.List(pl.String)}
-    log = pl.DataFrame(rows, schema=columns | {"clicks": pl.List(pl.Int8)}, orient="row")
-    metrics, _ = _measured(preference_pairs(log).to_dicts(), scorer, seed)
+    log = pl.DataFrame(shown, schema=columns | {"clicks": pl.List(pl.Int8)}, orient="row")
+    rows = list(preference_rows(preferences(log)))
+    metrics, _ = _measured(rows, all_pairs(rows), scorer, seed)
     return metrics | {"verdict": calibration_verdict(metrics)}
 
 
@@ -112,7 +112,7 @@ class RunReward:
         return means | {"total": float(scored.total.mean())}
 
 
-def _measured(pairs: Sequence[Mapping[str, Any]], scorer, seed: int):
-    scored = score_pairs(pairs, scorer)
+def _measured(rows: Sequence[Mapping[str, Any]], pairs: Pairs, scorer, seed: int):
+    scored = score_pairs(rows, pairs, scorer)
     metrics = evaluate_pairs(scored, seed=seed)
     return metrics.pop("observed") | metrics, scored

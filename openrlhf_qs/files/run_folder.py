@@ -27,9 +27,9 @@ class DataFolder:
         self.path = Path(path)
         self.click_log = self.path / "clicks.jsonl"  # of the simulated users, where they wrote one
         self.sft = self.path / "sft.jsonl"
-        self.pairs = self.path / "pairs.jsonl"
-        self.pairs_calibration = self.path / "pairs.calibration.jsonl"
-        self.pairs_heldout = self.path / "pairs.heldout.jsonl"
+        self.preferences = self.path / "preferences.jsonl"
+        self.preferences_calibration = self.path / "preferences.calibration.jsonl"
+        self.preferences_heldout = self.path / "preferences.heldout.jsonl"
         self.prompts = self.path / "prompts.jsonl"
         self.fusion = self.path / "fusion.jsonl"
         self.heldout = self.path / "heldout.jsonl"

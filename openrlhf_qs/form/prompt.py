@@ -24,7 +24,14 @@ def check_conversation(conversation: Any) -> None:
         raise BadRow(
             "empty conversation", f"conversation {short(conversation)}; give a list of messages, at least one"
         )
-    for message in conversation:
+    check_messages(conversation)
+
+
+def check_messages(messages: Any) -> None:
+    """BadRow where it is no list of messages, which may be empty, or one has another role than ``ROLES``."""
+    if not isinstance(messages, list):
+        raise BadRow("no messages", f"conversation {short(messages)}; give a list of messages")
+    for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise BadRow("bad message", f'message {short(message)}; give {{"role": ..., "content": text}}')
         if message.get("role") not in ROLES:

@@ -27,7 +27,7 @@ MAX_SCALE = 50.0  # and its inverse: beyond, something else than the temperature
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pairs", metavar="PAIRS.jsonl", help="held-out pairs, of neither training nor the evaluation")
+    parser.add_argument("preferences", metavar="FILE.jsonl", help="of neither training nor the evaluation")
     parser.add_argument("--model", required=True, metavar="DIR", help="reward model; its means are rescaled in place")
     parser.add_argument(
         "--on",
@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     load_plugins(args.plugin)
-    pairs, scorer = read_pairs(args.pairs), load_on_device(args.model)
-    scored, link = score_pairs(pairs, scorer), scorer.link
+    (rows, pairs), scorer = read_pairs(args.preferences), load_on_device(args.model)
+    scored, link = score_pairs(rows, pairs, scorer), scorer.link
     if args.on == "significant":
         scored = significant_outcomes(scored)
     scale = fit_scale(scored, link)

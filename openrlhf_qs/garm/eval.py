@@ -1,7 +1,7 @@
 r"""How far a reward model can be trusted: accuracy, calibration, and what position and perplexity do to them.
 
-In: a pair file (:data:`openrlhf_qs.clicks.pairs.SCHEMA`; ``label`` and ``z`` where it has them) and the folder of a
-reward model. Out: a table, ``metrics.json`` with the keys of :func:`evaluate_pairs`, and plots.
+In: preferences (:data:`openrlhf_qs.clicks.preferences.SCHEMA`; ``z``, one for each pair, where they have it) and the
+folder of a reward model. Out: a table, ``metrics.json`` with the keys of :func:`evaluate_pairs`, and plots.
 
 Two questions can be asked of pairs with soft labels, and both are answered, each under its name:
 
@@ -23,7 +23,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from openrlhf_qs.files.whole import read_json_lines, write_whole
+from openrlhf_qs.clicks.preferences import Pairs, all_pairs, read_preferences
+from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.form.keys import conversation_key
+from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.garm.calibration import (
     N_BINS,
     accuracy_by,
@@ -35,7 +38,6 @@ from openrlhf_qs.garm.calibration import (
 from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, cluster_bootstrap
 
-SHOWN_PROBLEMS = 20
 CHUNK = 512  # suggestions between two movements of the progress bar
 STRESS_MEANS = tuple(np.linspace(0.0, 5.0, 11).tolist())
 STRESS_STDS = (0.1, 0.3, 1.0, 2.0, 3.0)
@@ -60,7 +62,7 @@ class Scored(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pairs", metavar="PAIRS.jsonl", help="preference pairs that the model was not trained on")
+    parser.add_argument("preferences", metavar="FILE.jsonl", help="preferences that the model was not trained on")
     parser.add_argument("--model", required=True, metavar="DIR", help="reward model, as recipes/garm.sh writes it")
     parser.add_argument(
         "--reference", default="", help="policy whose log-perplexity the pairs are sorted by; default: none"
@@ -81,15 +83,15 @@ def run(args: argparse.Namespace) -> None:
     if args.n_bins < 2 or args.n_bins % 2:
         raise ValueError(f"--n_bins {args.n_bins}: give an even number, at least 2")
     load_plugins(args.plugin)
-    pairs = read_pairs(args.pairs)
+    rows, pairs = read_pairs(args.preferences)
     scorer = load_on_device(args.model)
-    scored = score_pairs(pairs, scorer)
+    scored = score_pairs(rows, pairs, scorer)
     if args.equal_weights:
         scored = scored._replace(weight=np.ones_like(scored.weight))
-    metrics = {"pairs": str(args.pairs), "model": str(args.model), "seed": args.seed}
+    metrics = {"preferences": str(args.preferences), "model": str(args.model), "seed": args.seed}
     metrics |= evaluate_pairs(scored, args.n_bins, args.seed)
     if args.reference:
-        metrics["log_ppl"] = by_log_ppl(scored, pair_log_ppl(pairs, args.reference), args.seed)
+        metrics["log_ppl"] = by_log_ppl(scored, pair_log_ppl(rows, pairs, args.reference), args.seed)
     metrics["stress"] = stress_test(scorer.link)
     metrics["verdict"] = verdict(metrics)
     if args.out:
@@ -99,15 +101,14 @@ def run(args: argparse.Namespace) -> None:
     print_tables(metrics)
 
 
-def read_pairs(path: str | Path) -> list[dict]:
-    """The rows, the better side as ``chosen``: one with a label below 0.5 is turned. ValueError names bad rows."""
-    rows = read_json_lines(path)
-    problems = [f"{path}:{n}: {found}" for n, row in enumerate(rows, start=1) if (found := _problem(row))]
-    if problems:
-        raise ValueError("\n".join(problems[:SHOWN_PROBLEMS]))
-    if not rows:
-        raise ValueError(f"{path}: no pair in it; give a file with at least one")
-    return [_turned(row) if row.get("label", 1.0) < 0.5 else row for row in rows]
+def read_pairs(path: str | Path) -> tuple[list[dict], Pairs]:
+    """The rows of a file and all their pairs, the better side as the chosen one. ValueError names bad rows, and a file
+    without any pair."""
+    rows = read_preferences(path)
+    pairs = all_pairs(rows)
+    if not len(pairs.row):
+        raise ValueError(f"{path}: no pair in its {len(rows)} rows; give a file with at least one")
+    return rows, pairs
 
 
 def load_on_device(model: str | Path):
@@ -119,40 +120,51 @@ def load_on_device(model: str | Path):
     return SuggestionScorer(model, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def score_pairs(pairs: Sequence[Mapping[str, Any]], scorer) -> Scored:
-    """What a reward model says of ``pairs``; ``scorer.link`` makes probabilities of it."""
-    scores = score_texts(scorer, [pair[side] for side in ("chosen", "rejected") for pair in pairs])
-    n = len(pairs)
+def score_pairs(rows: Sequence[Mapping[str, Any]], pairs: Pairs, scorer) -> Scored:
+    """What a reward model says of ``pairs`` of ``rows``; ``scorer.link`` makes probabilities of it."""
+    scores = score_texts(scorer, *_sides(rows, pairs))
+    n = len(pairs.row)
     (mean_c, std_c, _), (mean_r, std_r, _) = scores[:n].T, scores[n:].T
-
-    def column(name: str, missing: float) -> np.ndarray:
-        values = (pair.get(name) for pair in pairs)
-        return np.array([missing if value is None else value for value in values], dtype=np.float64)
-
     return Scored(
         probability=preference_probability(mean_c, std_c, mean_r, std_r, scorer.link),
         difference=mean_c - mean_r,
         std=np.hypot(std_c, std_r),
-        label=column("label", 1.0),
-        weight=column("weight", 1.0),
-        position=column("chosen_position", np.nan) - column("rejected_position", np.nan),
-        z=np.abs(column("z", np.nan)),
-        impression=[str(pair["impression_id"]) for pair in pairs],
+        label=pairs.label,
+        weight=pairs.weight,
+        position=_positions(rows, pairs),
+        z=np.abs(np.array([value for row in rows for value in row.get("z") or [np.nan] * len(row["pairs"])])),
+        impression=[str(rows[row]["impression_id"]) for row in pairs.row],
     )
 
 
-def score_texts(scorer, messages: Sequence[Sequence[dict]]) -> np.ndarray:
-    """Mean, std and epistemic std ``[n, 3]`` of messages that end in a suggestion; each different one is read once."""
+def _sides(rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> tuple[list[list[Message]], list[str]]:
+    """Conversations and suggestions ``[2 n]``: of all chosen ones, then of all rejected ones."""
+    row, place = np.tile(pairs.row, 2), np.concatenate([pairs.chosen, pairs.rejected])
+    suggestions = [rows[n]["suggestions"][k] for n, k in zip(row, place, strict=True)]
+    return [rows[n]["conversation"] for n in row], suggestions
+
+
+def _positions(rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> np.ndarray:
+    """``[n]``: the position of the chosen minus that of the rejected one; nan where the row does not say."""
+    shown_at = [row.get("positions") or [np.nan] * len(row["suggestions"]) for row in rows]
+    sides = zip(pairs.row, pairs.chosen, pairs.rejected, strict=True)
+    return np.array([shown_at[n][chosen] - shown_at[n][rejected] for n, chosen, rejected in sides], dtype=np.float64)
+
+
+def score_texts(scorer, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str]) -> np.ndarray:
+    """Mean, std and epistemic std ``[n, 3]`` of suggestions under conversations; each different one is read once."""
     from rich.progress import track
 
-    different = {json.dumps(one): one for one in messages}
-    texts = list(different.values())
+    keys = list(zip(map(conversation_key, conversations), suggestions, strict=True))
+    first: dict[tuple[str, str], int] = {}
+    for n, key in enumerate(keys):
+        first.setdefault(key, n)
+    texts, row_of = list(first.values()), {key: row for row, key in enumerate(first)}
     scores: list[np.ndarray] = []
     for start in track(range(0, len(texts), CHUNK), "scoring", console=Console(stderr=True)):
         part = texts[start : start + CHUNK]
-        scores.append(np.stack(scorer([m[:-1] for m in part], [m[-1]["content"] for m in part]), axis=1))
-    row_of = {key: row for row, key in enumerate(different)}
-    return np.concatenate(scores)[[row_of[json.dumps(one)] for one in messages]]
+        scores.append(np.stack(scorer([conversations[n] for n in part], [suggestions[n] for n in part]), axis=1))
+    return np.concatenate(scores)[[row_of[key] for key in keys]]
 
 
 def evaluate_pairs(scored: Scored, n_bins: int = N_BINS, seed: int = 0) -> dict[str, Any]:
@@ -274,13 +286,12 @@ def by_log_ppl(scored: Scored, log_ppl: np.ndarray, seed: int = 0) -> dict[str, 
     }
 
 
-def pair_log_ppl(pairs: Sequence[Mapping[str, Any]], reference: str) -> np.ndarray:
+def pair_log_ppl(rows: Sequence[Mapping[str, Any]], pairs: Pairs, reference: str) -> np.ndarray:
     """Log-perplexity of each pair under the policy ``reference``: the mean of its two suggestions, nats per token."""
     from openrlhf_qs.models.reference import reference_log_ppl
 
-    messages = [pair[side] for side in ("chosen", "rejected") for pair in pairs]
-    log_ppl = reference_log_ppl(reference, [m[:-1] for m in messages], [m[-1]["content"] for m in messages])
-    return np.mean(np.reshape(log_ppl, (2, len(pairs))), axis=0)
+    log_ppl = reference_log_ppl(reference, *_sides(rows, pairs))
+    return np.mean(np.reshape(log_ppl, (2, len(pairs.row))), axis=0)
 
 
 def stress_test(link: str, n_draws: int = 100_000, seed: int = 0) -> dict[str, Any]:
@@ -341,7 +352,7 @@ def print_tables(metrics: Mapping[str, Any]) -> None:
         "soft labels": metrics.get("soft"),
     }
     shown = {name: one for name, one in shown.items() if one}
-    table = Table("against the", *shown, title=f"{metrics['model']} on {metrics['pairs']}", title_justify="left")
+    table = Table("against the", *shown, title=f"{metrics['model']} on {metrics['preferences']}", title_justify="left")
     table.add_row("pairs", *(f"{one['n_pairs']:,}" for one in shown.values()))
     table.add_row("impressions", *(f"{one['n_impressions']:,}" for one in shown.values()))
     for key, name in (("accuracy", "accuracy"), ("nll", "NLL"), ("brier", "Brier"), ("ece", "ECE")):
@@ -407,36 +418,3 @@ def write_plots(metrics: Mapping[str, Any], folder: Path) -> None:
         figures["log_ppl"] = accuracy_curve(metrics["log_ppl"]["bins"], "log-perplexity, nats per token")
     for name, figure in figures.items():
         write_whole(folder / f"{name}.svg", svg(figure))
-
-
-def _problem(row: dict) -> str:
-    for side in ("chosen", "rejected"):
-        messages = row.get(side)
-        if not (isinstance(messages, list) and messages and all(_is_message(message) for message in messages)):
-            return f"no {side} messages; give the conversation, then the suggestion"
-        if not messages[-1]["content"].strip():
-            return f"the {side} suggestion has no text; leave the pair out"
-    label, weight = row.get("label", 1.0), row.get("weight", 1.0)
-    if not (_is_number(label) and 0 <= label <= 1):
-        return f"label {label!r}; give a probability, or leave it out"
-    if not (_is_number(weight) and 0 < weight < float("inf")):
-        return f"weight {weight!r}; give a number greater than 0"
-    return "" if row.get("impression_id") is not None else "no impression_id"
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and isinstance(message.get("content"), str) and "role" in message
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _turned(row: dict) -> dict:
-    """The same pair with its sides exchanged."""
-    swap = {"chosen": "rejected", "rejected": "chosen"}
-    turned = {}
-    for name, value in row.items():
-        side, _, rest = name.partition("_")
-        turned["_".join([swap[side], rest]).rstrip("_") if side in swap else name] = value
-    return turned | {"label": 1 - row["label"]}

@@ -1,39 +1,72 @@
 """What the reward model is trained on: impressions, each with its suggestions once and its pairs as places among them.
 
-In: rows of preference pairs (:mod:`openrlhf_qs.clicks.pairs`), those of one impression side by side. A suggestion that
+In: rows of preferences (:mod:`openrlhf_qs.clicks.preferences`), one an impression, in any order. A suggestion that
 stands in two pairs is read once, and a decoder reads the conversation once (:mod:`openrlhf_qs.garm.shared_prefix`).
+Out: batches that hold whole lists, what was clicked on them and how much each place is looked at, beside the pairs.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from openrlhf_qs.clicks.preferences import SHOWN_PROBLEMS, pair_problem, preference_problems
 from openrlhf_qs.garm.reward_model import pad_left, suggestion_ids
 from openrlhf_qs.garm.shared_prefix import share_prefixes
 
-SHOWN_PROBLEMS = 20
-
 
 class Impression(NamedTuple):
-    """The texts of one conversation, and which of them won over which.
+    """The texts shown under one conversation, what was clicked, and which of them won over which.
 
     Attributes:
-        texts: token ids of each suggestion with its conversation.
+        texts: token ids of each suggestion with its conversation, in the order shown.
+        clicks: of each: 0 or 1, or a number or share of many shows; 0 where the row does not say.
+        examination: of each, how often it was looked at, in looks at the top; 1 where the row does not say.
         pairs: (chosen, rejected), as places in ``texts``.
         values: (weight, label) of each pair; a label of 1 says that the chosen one surely is the better one.
     """
 
     texts: list[list[int]]
+    clicks: list[float]
+    examination: list[float]
     pairs: list[tuple[int, int]]
     values: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class ImpressionBatch:
+    """What is known of a batch of impressions; the model's outputs are those of all its suggestions, in one order.
+
+    Attributes:
+        place: ``[impressions, most suggestions]``, where the output of each suggestion is; 0 where there is none.
+        shown: the same shape, whether there is one.
+        clicks, examination: the same shape, float32; 0 and 1 where there is no suggestion.
+        pairs: ``[pairs, 2]``, where the outputs of chosen and rejected are.
+        pair_impression: ``[pairs]``, the impression of each.
+        weight, label: ``[pairs]``. The weights are such that an impression counts the same in every batch.
+    """
+
+    place: Tensor
+    shown: Tensor
+    clicks: Tensor
+    examination: Tensor
+    pairs: Tensor
+    pair_impression: Tensor
+    weight: Tensor
+    label: Tensor
+
+    def squeeze(self, dim: int) -> ImpressionBatch:
+        """Itself: OpenRLHF's trainer takes a dimension out of all that a batch holds."""
+        return self
+
+    def to(self, device) -> ImpressionBatch:
+        return ImpressionBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class ImpressionDataset(Dataset):
@@ -46,35 +79,40 @@ class ImpressionDataset(Dataset):
         max_len: int,
         share_prefix: bool,
         on_error: Literal["raise", "skip"] = "raise",
+        whole_lists: bool = False,
     ) -> None:
         """
         Args:
-            rows: ``chosen`` and ``rejected`` (messages), and where they are there ``impression_id`` (a row without one
-                is an impression of its own), ``weight`` (1), ``label`` (1).
+            rows: see :data:`openrlhf_qs.clicks.preferences.SCHEMA`, as they stand in a file.
             max_len: tokens of a conversation with one suggestion; of a longer conversation the beginning is cut.
             share_prefix: whether the model reads segment ids.
-            on_error: ``skip`` leaves bad pairs out; :attr:`skipped` counts them by reason.
+            on_error: ``skip`` leaves bad rows and bad pairs out; :attr:`skipped` counts them by what is wrong.
+            whole_lists: keep all that was shown. Otherwise what no pair needs is not read: impressions without a
+                pair, suggestions that stand in none.
 
         Raises:
-            ValueError: the first 20 bad pairs, by row, from 1; where none is good, with ``skip`` too.
+            ValueError: the first 20 bad rows or pairs, by row, from 1; where no pair is good, with ``skip`` too.
         """
         self.pad_token_id = tokenizer.pad_token_id
         self.share_prefix = share_prefix
         self.skipped: Counter[str] = Counter()
         problems, good = [], []
         for number, row in enumerate(rows, start=1):
-            problem = _problem(row)
-            if problem:
-                self.skipped[problem] += 1
-                problems.append(f"pair {number}: {problem}")
-            else:
+            bad = preference_problems(row)
+            self.skipped.update(what for _, what in bad)
+            problems += [f"row {number}: {place}{what}" for place, what in bad]
+            if not bad:
                 good.append(row)
-        if problems and (on_error == "raise" or not good):
+            elif bad[0][0]:  # of a pair, not of the row as a whole
+                sound = [pair for pair in row["pairs"] if not pair_problem(pair, row["suggestions"])]
+                good.append({**row, "pairs": sound})
+        if problems and (on_error == "raise" or not any(row["pairs"] for row in good)):
             more = f"\nand {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
             raise ValueError("\n".join(problems[:SHOWN_PROBLEMS]) + more)
-        # No rows, no impressions: OpenRLHF evaluates on a hundredth of the pairs, of fewer than a hundred on none.
-        self.impressions = _impressions(good, tokenizer, max_len)
-        self.pairs_per_impression = len(good) / max(1, len(self.impressions))
+        # No rows, no impressions: OpenRLHF evaluates on a hundredth of the rows, of fewer than a hundred on none.
+        self.impressions = _impressions(good if whole_lists else _paired(good), tokenizer, max_len)
+        n_paired = sum(bool(impression.pairs) for impression in self.impressions)
+        self.pairs_per_impression = sum(len(one.pairs) for one in self.impressions) / max(1, n_paired)
 
     def __len__(self) -> int:
         return len(self.impressions)
@@ -82,72 +120,81 @@ class ImpressionDataset(Dataset):
     def __getitem__(self, index: int) -> Impression:
         return self.impressions[index]
 
-    def collate_fn(self, impressions: Sequence[Impression]) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+    def collate_fn(self, impressions: Sequence[Impression]) -> tuple[Tensor, Tensor, ImpressionBatch, Tensor, None]:
         """A batch in the five places of OpenRLHF's reward trainer.
 
         Returns:
-            Token ids and mask (or segment ids) ``[rows, 1, length]``; the pairs' places among the model's outputs and
-            their weights and labels, ``[pairs, 1, 2]`` both; nothing. The weights are such that an impression counts
-            the same in every batch.
+            Token ids and mask (or segment ids) ``[rows, 1, length]``; the :class:`ImpressionBatch`; two places that
+            are empty.
         """
         texts = [text for impression in impressions for text in impression.texts]
         groups = [n for n, impression in enumerate(impressions) for _ in impression.texts]
         if self.share_prefix:
-            input_ids, mask, place = share_prefixes(texts, groups, self.pad_token_id)
+            input_ids, mask, output = share_prefixes(texts, groups, self.pad_token_id)
         else:
             input_ids, mask = pad_left(texts, self.pad_token_id)
-            place = torch.arange(len(texts))
-        pairs, first = [], 0
-        for impression in impressions:
+            output = torch.arange(len(texts))
+        most = max(len(impression.texts) for impression in impressions)
+        place = torch.zeros(len(impressions), most, dtype=torch.long)
+        shown = torch.zeros(len(impressions), most, dtype=torch.bool)
+        clicks, examination = torch.zeros(place.shape), torch.ones(place.shape)
+        pairs, pair_impression, first = [], [], 0
+        for n, impression in enumerate(impressions):
+            end = first + len(impression.texts)
+            place[n, : end - first], shown[n, : end - first] = output[first:end], True
+            clicks[n, : end - first] = torch.tensor(impression.clicks)
+            examination[n, : end - first] = torch.tensor(impression.examination)
             pairs += [(first + chosen, first + rejected) for chosen, rejected in impression.pairs]
-            first += len(impression.texts)
-        values = torch.tensor([value for impression in impressions for value in impression.values])
-        # The loss is a mean over the batch's pairs. An impression must not count less where the others have fewer.
-        values[:, 0] *= len(pairs) / len(impressions) / self.pairs_per_impression
-        return input_ids[:, None], mask[:, None], place[torch.tensor(pairs)][:, None], values[:, None], None
+            pair_impression += [n] * len(impression.pairs)
+            first = end
+        values = torch.tensor([value for one in impressions for value in one.values]).view(-1, 2)
+        # A loss is a mean over the batch's pairs. An impression must not count less where the others have fewer.
+        n_paired = sum(bool(impression.pairs) for impression in impressions)
+        batch = ImpressionBatch(
+            place=place,
+            shown=shown,
+            clicks=clicks,
+            examination=examination,
+            pairs=output[torch.tensor(pairs, dtype=torch.long).view(-1, 2)],
+            pair_impression=torch.tensor(pair_impression, dtype=torch.long),
+            weight=values[:, 0] * (len(pairs) / max(1, n_paired) / max(self.pairs_per_impression, 1e-9)),
+            label=values[:, 1],
+        )
+        return input_ids[:, None], mask[:, None], batch, torch.empty(0, 1), None
 
 
-def _problem(row: Mapping[str, Any]) -> str:
-    """What is wrong with a pair; empty where nothing is."""
-    for side in ("chosen", "rejected"):
-        messages = row.get(side)
-        if not messages or not str(messages[-1]["content"]).strip():
-            return f"{side} has no text; leave the pair out"
-    if row["chosen"] == row["rejected"]:
-        return "chosen and rejected are the same; leave the pair out"
-    weight, label = _value(row, "weight"), _value(row, "label")
-    if not 0 <= weight < math.inf:
-        return f"weight {weight}; give a number >= 0"
-    if not 0 <= label <= 1:
-        return f"label {label}; give the probability, 0 to 1, that the chosen one is better"
-    return ""
-
-
-def _value(row: Mapping[str, Any], name: str) -> float:
-    value = row.get(name)
-    return 1.0 if value is None else float(value)
+def _paired(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with a pair, with those of their suggestions that stand in one."""
+    kept = []
+    for row in rows:
+        pairs = row["pairs"]
+        if not pairs:
+            continue
+        wanted = sorted({int(place) for chosen, rejected, *_ in pairs for place in (chosen, rejected)})
+        place_of = {place: n for n, place in enumerate(wanted)}
+        lists = {name: row[name] for name in ("suggestions", "clicks", "examination") if row.get(name) is not None}
+        kept.append(
+            row
+            | {name: [values[place] for place in wanted] for name, values in lists.items()}
+            | {"pairs": [(place_of[chosen], place_of[rejected], *value) for chosen, rejected, *value in pairs]}
+        )
+    return kept
 
 
 def _impressions(rows: Sequence[Mapping[str, Any]], tokenizer, max_len: int) -> list[Impression]:
-    """The rows of one ``impression_id`` as one item; all texts are tokenized together."""
-    conversations, suggestions, impressions = [], [], []
-    places: dict[str, int] = {}
-    last = None
+    """One item a row; all texts are tokenized together."""
+    shown = [(row["conversation"], text) for row in rows for text in row["suggestions"]]
+    ids = iter(suggestion_ids(tokenizer, *zip(*shown, strict=True), max_len) if shown else [])
+    impressions = []
     for row in rows:
-        if last is None or row.get("impression_id") is None or row["impression_id"] != last:
-            impressions.append(Impression([], [], []))
-            places = {}
-        last = row.get("impression_id")
-        pair = []
-        for messages in (row["chosen"], row["rejected"]):
-            key = json.dumps(messages, ensure_ascii=False)
-            if key not in places:
-                places[key] = len(places)
-                conversations.append(messages[:-1])
-                suggestions.append(messages[-1]["content"])
-                impressions[-1].texts.append(len(suggestions) - 1)
-            pair.append(places[key])
-        impressions[-1].pairs.append(tuple(pair))
-        impressions[-1].values.append((_value(row, "weight"), _value(row, "label")))
-    ids = suggestion_ids(tokenizer, conversations, suggestions, max_len)
-    return [impression._replace(texts=[ids[n] for n in impression.texts]) for impression in impressions]
+        n, pairs = len(row["suggestions"]), row["pairs"]
+        impressions.append(
+            Impression(
+                texts=[next(ids) for _ in range(n)],
+                clicks=row.get("clicks") or [0.0] * n,
+                examination=row.get("examination") or [1.0] * n,
+                pairs=[(int(chosen), int(rejected)) for chosen, rejected, *_ in pairs],
+                values=[(weight, label) for *_, weight, label in pairs],
+            )
+        )
+    return impressions

@@ -14,13 +14,13 @@ class SuggestionRewardDataset(ImpressionDataset):
     def __init__(self, on_error: str, dataset, tokenizer, max_length, strategy, **kwargs) -> None:
         """
         Args:
-            on_error: ``raise`` or ``skip``, of bad rows.
+            on_error: ``raise`` or ``skip``, of bad rows and pairs.
             dataset, tokenizer, max_length, strategy, kwargs: of OpenRLHF.
         """
         args = strategy.args
         config = AutoConfig.from_pretrained(args.model.model_name_or_path)
         share_prefix = can_share_prefix(config, args.ds.attn_implementation, args.ds.packing_samples)
         super().__init__(dataset.to_list(), tokenizer, max_length, share_prefix, on_error)
-        strategy.print(f"{len(self)} impressions of {len(dataset)} pairs, shared prefixes: {share_prefix}")
+        strategy.print(f"{len(self)} of {len(dataset)} impressions have a pair, shared prefixes: {share_prefix}")
         for reason, count in self.skipped.items():
-            strategy.print(f"skipped {count} pairs: {reason}")
+            strategy.print(f"skipped {count}: {reason}")

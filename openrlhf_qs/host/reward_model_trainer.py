@@ -28,19 +28,18 @@ class SuggestionRewardModelTrainer(RewardModelTrainer):
         self.loss_fn = self.preference_loss
         self.monitor = GradientMonitor()
 
-    def concatenated_forward(self, model, input_ids, mask, pairs, values):
+    def concatenated_forward(self, model, input_ids, mask, batch, _):
         """The means of the chosen and the rejected suggestions, ``[pairs]`` each, and the auxiliary loss.
 
         Args:
             input_ids, mask: ``[rows, length]``, of a batch of impressions.
-            pairs: ``[pairs, 2]``, places of the chosen and the rejected among the model's outputs.
-            values: ``[pairs, 2]``, weight and label.
+            batch: the :class:`~openrlhf_qs.garm.impressions.ImpressionBatch` of the model's outputs.
         """
         raw, output = model(
             input_ids, attention_mask=mask, return_output=True, ring_attn_group=self.strategy.ring_attn_group
         )
-        chosen, rejected = raw[pairs[:, 0]], raw[pairs[:, 1]]
-        self.batch = chosen, rejected, *values.unbind(-1)
+        chosen, rejected = raw[batch.pairs[:, 0]], raw[batch.pairs[:, 1]]
+        self.batch = chosen, rejected, batch.weight, batch.label
         aux_loss = output.aux_loss if "aux_loss" in output else []
         return self.head.output(chosen)[:, 0], self.head.output(rejected)[:, 0], aux_loss
 

@@ -33,7 +33,7 @@ def sft_candidates(log: pl.DataFrame, propensities: Sequence[float]) -> list[dic
 
     Args:
         log: see :mod:`openrlhf_qs.clicks.click_log`.
-        propensities: of each position from the top, see :func:`openrlhf_qs.clicks.pairs.examination_propensities`.
+        propensities: of each position from the top, see :mod:`openrlhf_qs.clicks.propensity`.
 
     Returns:
         One row a conversation, in the order they are first seen: ``{"conversation": messages, "candidates": [{"text",

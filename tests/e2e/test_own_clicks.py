@@ -120,7 +120,7 @@ def test_killed_in_data_it_begins_again_and_leaves_no_half_file(environment):
     data = Path(environment["RUN"]) / "data"
     kill_when(lambda: any(data.glob("*")), "data", environment)
     recipe("data", environment)
-    for name in ("sft.jsonl", "pairs.jsonl", "prompts.jsonl", "fusion.jsonl", "heldout.jsonl"):
+    for name in ("sft.jsonl", "preferences.jsonl", "prompts.jsonl", "fusion.jsonl", "heldout.jsonl"):
         assert all(json.loads(line) for line in (data / name).read_text().splitlines())
 
 

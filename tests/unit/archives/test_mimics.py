@@ -4,8 +4,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from openrlhf_qs.archives.mimics import pane_pairs, read_panes
-from openrlhf_qs.clicks.pairs import SCHEMA
+from openrlhf_qs.archives.mimics import pane_preferences, read_panes
+from openrlhf_qs.clicks.preferences import SCHEMA
 
 FOLDER = Path(__file__).parents[4] / "shared" / "data" / "mimics"
 HEAD = ["query", "question", *(f"option_{n}" for n in range(1, 6)), "impression_level", "engagement_level"]
@@ -22,20 +22,26 @@ def write(folder, rows):
     return folder / "duo_clicks.train.tsv.gz"
 
 
+def pairs_of(panes):
+    return panes.select("impression_id", "pairs").explode("pairs").drop_nulls().unnest("pairs")
+
+
 def test_clicks_become_shares_of_two_options_and_empty_panes_say_nothing(tmp_path):
-    pairs = pane_pairs(read_panes(write(tmp_path, PANES)))
-    assert dict(pairs.schema) == SCHEMA
+    panes = pane_preferences(read_panes(write(tmp_path, PANES)))
+    assert dict(panes.schema) == SCHEMA and panes.height == 2
+    row = panes.row(0, named=True)
+    assert row["suggestions"] == ["big cats", 'the "best" cats', "cats film"] and row["clicks"] == [0.6, 0.2, 0]
+    assert row["conversation"] == [{"role": "user", "content": "cats"}] and row["positions"] == [1, 2, 3]
+    pairs = pairs_of(panes)
     # 0.6 / 0.8; 0.6 / 0.6; 0.2 / 0.2
     assert pairs["label"].to_list() == pytest.approx([0.75, 1, 1])
-    assert [messages[-1]["content"] for messages in pairs["chosen"]] == ["big cats", "big cats", 'the "best" cats']
-    assert pairs.select("chosen_position", "rejected_position").rows() == [(1, 2), (1, 3), (2, 3)]
-    assert pairs["chosen"][0].to_list()[:-1] == [{"role": "user", "content": "cats"}]
+    assert pairs.select("chosen", "rejected").rows() == [(0, 1), (0, 2), (1, 2)]
 
 
 def test_every_pane_counts_once(tmp_path):
     two = ("dogs", "", "big dogs", "dogs film", "", "", "", "low", "1", "0", "1", "0", "0", "0")
-    pairs = pane_pairs(read_panes(write(tmp_path, [PANES[0], two])))
-    totals = pairs.group_by("impression_id").agg(pl.col("weight").sum())["weight"]
+    panes = pane_preferences(read_panes(write(tmp_path, [PANES[0], two])))
+    totals = pairs_of(panes).group_by("impression_id").agg(pl.col("weight").sum())["weight"]
     assert totals.to_list() == pytest.approx([2, 2])
 
 
@@ -55,4 +61,5 @@ def test_the_panes_with_a_click_all_have_a_pair():
     file = FOLDER / "duo_clicks.dev.tsv.gz"
     table = pl.read_csv(file, separator="\t", quote_char=None)
     shares = table.select(pl.sum_horizontal(f"option_cctr_{n}" for n in range(1, 6)))
-    assert pane_pairs(read_panes(file))["impression_id"].n_unique() == (shares.to_series() > 0).sum()
+    panes = pane_preferences(read_panes(file))
+    assert (panes["pairs"].list.len() > 0).sum() == (shares.to_series() > 0).sum()

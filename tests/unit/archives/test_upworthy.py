@@ -17,7 +17,7 @@ from openrlhf_qs.archives.upworthy import (
     SCHEMA,
     count_pairs,
     headline_arms,
-    headline_pairs,
+    headline_preferences,
     read_packages,
     relative_difference_std,
     soft_labels,
@@ -49,26 +49,33 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def pairs(file):
-    return headline_pairs(headline_arms(usable_packages(read_packages(file))), prior_std=0.3)
+def tests(file):
+    return headline_preferences(headline_arms(usable_packages(read_packages(file))), prior_std=0.3)
 
 
-def headline(messages):
-    [message] = messages
-    assert message["role"] == "user"
-    return message["content"]
+@pytest.fixture
+def pairs(tests):
+    """One row a pair: the test, the headlines, weight, label and z."""
+    rows = tests.explode("pairs", "z").unnest("pairs")
+    sides = {side: pl.col("suggestions").list.get(pl.col(side)) for side in ("chosen", "rejected")}
+    return rows.select("impression_id", "weight", "label", "z", **sides)
 
 
-def test_pairs_are_within_a_test_and_an_image_and_the_higher_rate_is_chosen(pairs):
-    found = {(r["impression_id"], headline(r["chosen"]), headline(r["rejected"])) for r in pairs.to_dicts()}
+def test_pairs_are_within_a_test_and_an_image_and_the_higher_rate_is_chosen(tests, pairs):
     # A was shown twice: 30 of 2000, as C with 15 of 1000
-    assert found == {("t1", "B", "A"), ("t1", "B", "C"), ("t1", "A", "C"), ("t2", "D", "A, again")}
-    assert dict(pairs.schema) == SCHEMA
+    assert set(pairs.select("impression_id", "chosen", "rejected").rows()) == {
+        ("t1", "B", "A"),
+        ("t1", "B", "C"),
+        ("t1", "A", "C"),
+        ("t2", "D", "A, again"),
+    }
+    assert dict(tests.schema) == SCHEMA and tests["conversation"].to_list() == [[], []]
 
 
-def test_repeated_arms_are_added_up(pairs):
-    row = pairs.row(0, named=True)
-    assert (row["rejected_impressions"], row["rejected_clicks"]) == (2000, 30)
+def test_a_row_has_the_counts_of_its_arms_with_repeats_added_up(tests):
+    row = tests.row(0, named=True)
+    assert row["suggestions"] == ["A", "A", "B", "C"]  # A with another image is another arm
+    assert (row["clicks"], row["examination"]) == ([30, 90, 40, 15], [2000, 1000, 1000, 1000])
 
 
 def test_the_faulty_weeks_are_left_out_and_their_neighbours_are_not(file):
@@ -127,7 +134,7 @@ def test_the_spread_of_true_differences_is_found_again():
 def test_counts_that_say_nothing_are_an_error():
     arms = [("t", "cat", str(n), 1000, 20) for n in range(4)]
     with pytest.raises(ValueError, match="no more than chance"):
-        headline_pairs(pl.DataFrame(arms, schema=NAMES[:5], orient="row"))
+        headline_preferences(pl.DataFrame(arms, schema=NAMES[:5], orient="row"))
 
 
 def arguments(*argv):
@@ -141,8 +148,9 @@ def rows(path):
 
 
 def test_the_command_writes_the_pairs_and_counts_what_it_left_out(file, tmp_path, capsys):
-    upworthy.run(arguments(file, "--out", tmp_path / "pairs.jsonl", "--prior_std", 0.3))
-    assert [row["impression_id"] for row in rows(tmp_path / "pairs.jsonl")] == ["t1"] * 3 + ["t2"]
+    upworthy.run(arguments(file, "--out", tmp_path / "preferences.jsonl", "--prior_std", 0.3))
+    found = rows(tmp_path / "preferences.jsonl")
+    assert [(row["impression_id"], len(row["pairs"])) for row in found] == [("t1", 3), ("t2", 1)]
     printed = " ".join(capsys.readouterr().out.split())
     assert "weeks of faulty randomisation │ 4" in printed
 
@@ -165,10 +173,10 @@ def test_stories_are_kept_for_calibration_as_a_whole(tmp_path):
 @pytest.mark.skipif(not ARCHIVE.is_file(), reason="the Upworthy archive is not beside the repository")
 def test_the_archive_has_the_pairs_that_a_plain_count_finds():
     packages = pl.read_csv(ARCHIVE).filter(~pl.col("test_week").is_between(201326, 201402))
-    found = headline_pairs(headline_arms(usable_packages(read_packages(ARCHIVE))))
+    found = headline_preferences(headline_arms(usable_packages(read_packages(ARCHIVE))))["pairs"].explode()
     groups = packages.group_by("clickability_test_id", "eyecatcher_id").agg(pl.col("headline").unique())
     n_pairs = sum(len(list(itertools.combinations(texts, 2))) for texts in groups["headline"])
-    assert found.height == n_pairs and found["label"].is_between(0.5, 1).all()
+    assert len(found) == n_pairs and found.struct.field("label").is_between(0.5, 1).all()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 
 from openrlhf_qs.benchmark.garm_training import (
     conversation_lengths,
+    host_pairs,
     make_conversation,
-    make_pairs,
+    make_preferences,
     median_ratio,
     write_backbone,
 )
@@ -50,8 +51,10 @@ def test_conversations_have_the_length_that_was_asked_for(tmp_path):
         conversation = make_conversation(tokenizer, n_tokens, random.Random(0))
         n_found = len(tokenizer.apply_chat_template(conversation, tokenize=True)["input_ids"])
         assert abs(n_found - n_tokens) <= 0.05 * n_tokens
-    pairs = make_pairs(tokenizer, 32, args)
-    assert [pair["impression_id"] for pair in pairs] == [*"00112233"]
+    rows = make_preferences(tokenizer, 32, args)
+    assert [row["impression_id"] for row in rows] == [*"0123"]
+    pairs = host_pairs(rows)
+    assert len(pairs) == 8
     for one, other in zip(pairs[::2], pairs[1::2], strict=True):
         assert one["chosen"] == other["chosen"] and one["rejected"] != other["rejected"]
 

@@ -11,9 +11,9 @@ from openrlhf_qs.form.prompt import policy_messages
 
 FILES = {
     "sft.jsonl",
-    "pairs.jsonl",
-    "pairs.calibration.jsonl",
-    "pairs.heldout.jsonl",
+    "preferences.jsonl",
+    "preferences.calibration.jsonl",
+    "preferences.heldout.jsonl",
     "prompts.jsonl",
     "fusion.jsonl",
     "heldout.jsonl",
@@ -39,8 +39,8 @@ def test_every_file_is_written_and_log_json_counts_it(tiny_log, tmp_path, capsys
     assert log["written"] == {name: len(rows) for name, rows in files.items()}
     assert log["log"]["n_impressions"] == 30 and len(log["propensities"]) == 3
     assert sum(split["n_impressions"] for split in log["splits"].values()) == 30
-    n_paired = len({row["impression_id"] for row in files["pairs.jsonl"]})
-    assert log["left_out"]["impressions_without_pair"] == log["splits"]["train"]["n_impressions"] - n_paired
+    assert log["splits"]["train"]["n_impressions"] == len(files["preferences.jsonl"])
+    assert log["n_pairs"]["preferences.jsonl"] == sum(len(row["pairs"]) for row in files["preferences.jsonl"]) > 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in log["written"])
 
@@ -48,11 +48,11 @@ def test_every_file_is_written_and_log_json_counts_it(tiny_log, tmp_path, capsys
 def test_no_conversation_of_training_is_in_the_fusion_or_heldout_files(tiny_log, tmp_path):
     files = run(tiny_log, tmp_path)
     train = {json.dumps(row["prompt"][:-1]) for row in files["prompts.jsonl"]}
-    trained_on = {json.dumps(row["chosen"][:-1]) for row in files["pairs.jsonl"]} | conversations(files["sft.jsonl"])
+    trained_on = conversations(files["preferences.jsonl"]) | conversations(files["sft.jsonl"])
     heldout, fusion = conversations(files["heldout.jsonl"]), conversations(files["fusion.jsonl"])
     assert trained_on <= train
     assert not train & heldout and not train & fusion and not heldout & fusion
-    assert {json.dumps(row["chosen"][:-1]) for row in files["pairs.heldout.jsonl"]} <= heldout
+    assert conversations(files["preferences.heldout.jsonl"]) == heldout
     assert train | heldout | fusion == conversations(read_json_lines(tiny_log))
 
 
@@ -63,11 +63,13 @@ def test_a_prompt_carries_its_conversation_and_is_there_once(tiny_log, tmp_path)
         assert row["prompt"] == policy_messages(json.loads(row["label"]))
 
 
-def test_pairs_differ_in_the_last_message_only(tiny_log, tmp_path):
-    for row in run(tiny_log, tmp_path)["pairs.jsonl"]:
-        assert row["chosen"][:-1] == row["rejected"][:-1]
-        assert row["chosen"][-1]["role"] == row["rejected"][-1]["role"] == "user"
-        assert row["chosen"][-1]["content"] != row["rejected"][-1]["content"]
+def test_preferences_are_the_impressions_with_their_users_and_pairs_of_different_suggestions(tiny_log, tmp_path):
+    logged = {row["impression_id"]: row for row in read_json_lines(tiny_log)}
+    for row in run(tiny_log, tmp_path)["preferences.jsonl"]:
+        for name in ("conversation", "user_id", "suggestions", "clicks"):
+            assert row[name] == logged[row["impression_id"]][name]
+        for chosen, rejected, *_ in row["pairs"]:
+            assert row["clicks"][chosen] > row["clicks"][rejected]
 
 
 def test_the_split_files_are_click_logs(tiny_log, tmp_path):
@@ -81,7 +83,7 @@ def test_the_split_files_are_click_logs(tiny_log, tmp_path):
 
 def test_the_files_load_as_openrlhf_loads_them(tiny_log, tmp_path):
     files = run(tiny_log, tmp_path / "data")
-    for name in ("pairs.jsonl", "prompts.jsonl", "sft.jsonl"):
+    for name in ("preferences.jsonl", "prompts.jsonl", "sft.jsonl"):
         path = str(tmp_path / "data" / name)
         loaded = load_dataset("json", data_files=path, cache_dir=str(tmp_path / "cache"))["train"]
         assert loaded.to_list() == files[name]
@@ -96,8 +98,8 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_another_split(tiny_
 
 
 def test_the_position_policy_reaches_the_pairs(tiny_log, tmp_path):
-    rows = run(tiny_log, tmp_path, "--position_policy", "skip_above")["pairs.jsonl"]
-    assert all(row["rejected_position"] < row["chosen_position"] for row in rows)
+    rows = run(tiny_log, tmp_path, "--position_policy", "skip_above")["preferences.jsonl"]
+    assert all(rejected < chosen for row in rows for chosen, rejected, *_ in row["pairs"])
 
 
 def test_a_split_without_a_click_is_refused_before_anything_is_written(tiny_log, tmp_path):
@@ -137,5 +139,5 @@ def test_other_splits_share_no_conversation(tiny_log, tmp_path, split):
 
 def test_pairs_can_come_from_click_rates(tiny_log, tmp_path):
     files = run(tiny_log, tmp_path, "--pairs_from", "click_rates", "--heldout_share", "0.4")
-    assert all(0.5 < row["label"] < 1 for row in files["pairs.jsonl"])
-    assert files["log.json"][0]["left_out"]["impressions_without_pair"] is None
+    assert all(0.5 < label < 1 for row in files["preferences.jsonl"] for *_, label in row["pairs"])
+    assert len(files["preferences.jsonl"]) == files["log.json"][0]["splits"]["train"]["n_conversations"]

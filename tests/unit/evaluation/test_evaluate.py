@@ -31,18 +31,17 @@ def run_dir(tmp_path):
                 for n in range(8)
             ],
         )
-    pairs = [
+    preferences = [
         {
-            "chosen": [*conversation(n % 8), {"role": "user", "content": "better"}],
-            "rejected": [*conversation(n % 8), {"role": "user", "content": "worse" if n % 4 else "better still"}],
-            "weight": 1.0 + n % 2,
-            "chosen_position": 0,
-            "rejected_position": 1,
             "impression_id": f"i{n // 2}",
+            "conversation": conversation(n % 8),
+            "suggestions": ["better", "worse" if n % 4 else "better still"],
+            "positions": [1, 2],
+            "pairs": [[0, 1, 1.0 + n % 2, 1.0]],
         }
         for n in range(40)
     ]
-    write_json_lines(tmp_path / "data" / "pairs.heldout.jsonl", pairs)
+    write_json_lines(tmp_path / "data" / "preferences.heldout.jsonl", preferences)
     (tmp_path / "garm").mkdir()
     return tmp_path
 
@@ -148,7 +147,7 @@ def test_a_reward_model_far_off_is_flagged_in_words():
 
 
 def test_a_run_without_a_reward_model_or_pairs_goes_on_without(run_dir, scorer):
-    write_json_lines(run_dir / "data" / "pairs.heldout.jsonl", [])
+    write_json_lines(run_dir / "data" / "preferences.heldout.jsonl", [])
     assert rewards.on_heldout_pairs(RunFolder(run_dir), None)["n_pairs"] == 0
     (run_dir / "garm").rmdir()
     run_stage("--run", run_dir)

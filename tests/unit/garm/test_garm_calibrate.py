@@ -73,14 +73,13 @@ def test_the_command_lowers_the_nll_of_its_pairs(tmp_path, write_small_garm, cap
     rows = []
     for n, (a, b) in enumerate(rng.integers(30, size=(300, 2))):
         better, worse = (a, b) if rng.random() < ndtr(0.3 * (mean[a] - mean[b])) else (b, a)
-        sides = {
-            side: [{"role": "user", "content": texts[k]}] for side, k in (("chosen", better), ("rejected", worse))
-        }
-        rows.append({"impression_id": str(n), "weight": 1.0, **sides})
-    write_json_lines(tmp_path / "pairs.jsonl", rows)
+        if texts[better] != texts[worse]:
+            shown = {"conversation": [], "suggestions": [texts[better], texts[worse]]}
+            rows.append({"impression_id": str(n), **shown, "pairs": [[0, 1, 1.0, 1.0]]})
+    write_json_lines(tmp_path / "preferences.jsonl", rows)
     parser = argparse.ArgumentParser()
     garm_calibrate.add_arguments(parser)
-    garm_calibrate.run(parser.parse_args([str(tmp_path / "pairs.jsonl"), "--model", str(folder)]))
+    garm_calibrate.run(parser.parse_args([str(tmp_path / "preferences.jsonl"), "--model", str(folder)]))
     [nll] = [line for line in capsys.readouterr().out.splitlines() if "NLL" in line]
     before, after = (float(cell) for cell in nll.split("│")[2:4])
     assert after < before

@@ -39,16 +39,14 @@ def scored(probability, label=1.0, weight=1.0, position=np.nan, z=np.nan, differ
     )
 
 
-def pair(chosen="Which flour?", rejected="Is it?", **columns):
-    messages = {
-        side: [TURN, {"role": "user", "content": text}] for side, text in (("chosen", chosen), ("rejected", rejected))
-    }
-    return {"impression_id": "i", "chosen_position": 1, "rejected_position": 2, "weight": 1.0} | messages | columns
+def row(chosen="Which flour?", rejected="Is it?", weight=1.0, label=1.0, **columns):
+    shown = {"conversation": [TURN], "suggestions": [chosen, rejected], "positions": [1, 2]}
+    return {"impression_id": "i", **shown, "pairs": [[0, 1, weight, label]]} | columns
 
 
-def write(folder, *pairs):
-    write_json_lines(folder / "pairs.jsonl", pairs)
-    return folder / "pairs.jsonl"
+def write(folder, *rows):
+    write_json_lines(folder / "preferences.jsonl", rows)
+    return folder / "preferences.jsonl"
 
 
 # Against outcomes and against soft labels
@@ -171,49 +169,57 @@ def test_the_logistic_stand_in_of_dpl_is_found_to_be_off():
 # The command
 
 
-def test_a_row_whose_label_is_below_one_half_is_turned(tmp_path):
-    [row] = read_pairs(write(tmp_path, pair("a", "b", label=0.3, chosen_clicks=4, rejected_clicks=9)))
-    assert (row["chosen"][-1]["content"], row["rejected"][-1]["content"]) == ("b", "a")
-    assert (row["label"], row["chosen_position"], row["chosen_clicks"]) == (0.7, 2, 9)
+def test_a_pair_whose_label_is_below_one_half_is_turned(tmp_path):
+    rows, pairs = read_pairs(write(tmp_path, row("a", "b", label=0.3), row("c", "d")))
+    assert (pairs.chosen.tolist(), pairs.rejected.tolist(), pairs.label.tolist()) == ([1, 0], [0, 1], [0.7, 1.0])
+    assert pairs.row.tolist() == [0, 1] and len(rows) == 2
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"label": 1.5}, "pairs.jsonl:1: label 1.5; give a probability"),
-        ({"label": float("nan")}, "label nan"),
-        ({"weight": 0}, "weight 0; give a number greater than 0"),
-        ({"chosen": "text"}, "no chosen messages"),
-        ({"rejected": [TURN, {"role": "user", "content": " "}]}, "the rejected suggestion has no text"),
-        ({"impression_id": None}, "no impression_id"),
-    ],
-)
-def test_a_bad_row_is_named(tmp_path, columns, message):
-    with pytest.raises(ValueError, match=message):
-        read_pairs(write(tmp_path, pair() | columns))
+def test_a_file_without_a_pair_and_a_bad_row_are_named(tmp_path):
+    with pytest.raises(ValueError, match="preferences.jsonl: no pair in its 1 rows"):
+        read_pairs(write(tmp_path, row(pairs=[])))
+    with pytest.raises(ValueError, match="preferences.jsonl:2: pair 1: label 1.5"):
+        read_pairs(write(tmp_path, row(), row(label=1.5)))
 
 
 def test_a_pair_is_scored_as_its_two_suggestions_are(tmp_path, write_small_garm):
     model = write_small_garm()
-    pairs = read_pairs(write(tmp_path, pair(), pair("Why salt?", "Which flour?")))
+    rows, pairs = read_pairs(write(tmp_path, row(), row("Why salt?", "Which flour?", z=[-2.5])))
     scorer = load_on_device(model)
-    found, link = score_pairs(pairs, scorer), scorer.link
+    found, link = score_pairs(rows, pairs, scorer), scorer.link
     texts = ["Which flour?", "Why salt?", "Is it?", "Which flour?"]
     mean, std, _ = SuggestionScorer(model)([[TURN]] * 4, texts)
     np.testing.assert_allclose(found.difference, mean[:2] - mean[2:], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.probability, ndtr((mean[:2] - mean[2:]) / np.hypot(std[:2], std[2:])), atol=1e-5)
     assert link == "probit" and found.position.tolist() == [-1, -1]
+    np.testing.assert_array_equal(found.z, [np.nan, 2.5])
+
+
+def test_the_same_suggestion_is_scored_once_under_each_conversation(tmp_path):
+    asked = []
+
+    def scorer(conversations, suggestions):
+        asked.extend(
+            (conversation[0]["content"], text) for conversation, text in zip(conversations, suggestions, strict=True)
+        )
+        return np.array([[float(len(text)), 1.0, 0.0] for text in suggestions]).T
+
+    other = [{"role": "user", "content": "And cake?"}]
+    scorer.link = "probit"
+    rows, pairs = read_pairs(write(tmp_path, row("a", "bb"), row("bb", "a"), row("a", "bb", conversation=other)))
+    found = score_pairs(rows, pairs, scorer)
+    assert found.difference.tolist() == [-1, 1, -1] and len(asked) == len(set(asked)) == 4
 
 
 def test_the_command_writes_figures_and_plots_and_shows_a_table(tmp_path, write_small_garm, capsys):
     texts = [f"Which flour is number {n}?" for n in range(12)]
-    pairs = [
-        pair(a, b, label=0.8, z=2.5, impression_id=str(n), chosen_position=1 + n % 2, rejected_position=2 - n % 2)
+    rows = [
+        row(a, b, label=0.8, z=[2.5], impression_id=str(n), positions=[1 + n % 2, 2 - n % 2])
         for n, (a, b) in enumerate(zip(texts, texts[1:], strict=False))
     ]
     parser = argparse.ArgumentParser()
     garm_eval.add_arguments(parser)
-    argv = [write(tmp_path, *pairs), "--model", write_small_garm(), "--out", tmp_path / "m.json", "--plots", tmp_path]
+    argv = [write(tmp_path, *rows), "--model", write_small_garm(), "--out", tmp_path / "m.json", "--plots", tmp_path]
     garm_eval.run(parser.parse_args([str(one) for one in argv]))
     metrics = json.loads((tmp_path / "m.json").read_text())
     assert {"observed", "significant", "soft", "position", "stress", "std", "verdict"} <= metrics.keys()
@@ -223,6 +229,6 @@ def test_the_command_writes_figures_and_plots_and_shows_a_table(tmp_path, write_
 
 
 def test_an_odd_number_of_bins_is_refused(tmp_path):
-    args = argparse.Namespace(n_bins=15, plugin=[], pairs="", model="")
+    args = argparse.Namespace(n_bins=15, plugin=[], preferences="", model="")
     with pytest.raises(ValueError, match="give an even number"):
         garm_eval.run(args)

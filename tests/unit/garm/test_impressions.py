@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import torch
 
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.garm.impressions import ImpressionDataset
@@ -12,12 +11,14 @@ CONTEXT = [{"role": "user", "content": "How do I bake bread?"}, {"role": "assist
 A, B, C = "How long does dough rise?", "Which flour is best?", "Why do cats purr?"
 
 
-def pair(chosen, rejected, impression="i1", context=CONTEXT, **values):
-    sides = {
-        name: [*context, {"role": "user", "content": text}]
-        for name, text in (("chosen", chosen), ("rejected", rejected))
+def row(suggestions, *pairs, impression="i1", context=CONTEXT, **values):
+    return {
+        "impression_id": impression,
+        "conversation": context,
+        "suggestions": suggestions,
+        "pairs": [[*pair, *(1.0,) * (4 - len(pair))] for pair in pairs],
+        **values,
     }
-    return {"impression_id": impression, **sides, "weight": 1.0, **values}
 
 
 @pytest.fixture
@@ -41,60 +42,78 @@ def suggestions_in(batch, tokenizer):
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
-def test_pairs_point_at_their_suggestions_wherever_these_are_laid_out(tokenizer, share_prefix):
+@pytest.mark.parametrize("whole_lists", [True, False])
+def test_pairs_and_lists_point_at_their_suggestions_wherever_these_are_laid_out(tokenizer, share_prefix, whole_lists):
     other = [{"role": "user", "content": "Tell me about cats."}]
+    shown = {"clicks": [1, 0, 0], "examination": [1.0, 0.75, 0.5]}
     rows = [
-        pair(A, B, weight=0.5),
-        pair(A, C, weight=0.25, label=0.75),
-        pair(C, B, impression="i2", context=other),
+        row([A, B, C], (0, 1, 0.5), (0, 2, 0.25, 0.75), **shown),
+        row([C, B], (0, 1), impression="i2", context=other),
     ]
-    made = dataset(tokenizer, rows, share_prefix)
+    made = dataset(tokenizer, rows, share_prefix, whole_lists=whole_lists)
     assert len(made) == 2
-    batch = made.collate_fn([made[1], made[0]])
-    shown = suggestions_in(batch, tokenizer)
-    assert sorted(shown) == sorted([C, B, A, B, C])
-    pairs, values = batch[2].squeeze(1), batch[3].squeeze(1)
-    assert [(shown[chosen], shown[rejected]) for chosen, rejected in pairs.tolist()] == [(C, B), (A, B), (A, C)]
-    assert values.tolist() == [[1.0, 1.0], [0.5, 1.0], [0.25, 0.75]]
+    input_ids, mask, batch, _, _ = made.collate_fn([made[1], made[0]])
+    found = suggestions_in((input_ids, mask), tokenizer)
+    assert sorted(found) == sorted([C, B, A, B, C])
+    assert [(found[chosen], found[rejected]) for chosen, rejected in batch.pairs.tolist()] == [(C, B), (A, B), (A, C)]
+    assert batch.pair_impression.tolist() == [0, 1, 1]
+    assert batch.weight.tolist() == [1.0, 0.5, 0.25] and batch.label.tolist() == [1.0, 1.0, 0.75]
+    in_lists = [
+        [found[place] for place in places[there]] for places, there in zip(batch.place, batch.shown, strict=True)
+    ]
+    assert in_lists == [[C, B], [A, B, C]]
+    assert batch.clicks.tolist() == [[0, 0, 0], [1, 0, 0]] and batch.examination.tolist() == [[1] * 3, [1, 0.75, 0.5]]
     n_rows = 2 if share_prefix else 5
-    assert batch[0].shape == batch[1].shape and batch[0].shape[0] == n_rows
+    assert input_ids.shape == mask.shape and input_ids.shape[0] == n_rows
+
+
+def test_the_order_of_the_rows_changes_nothing_but_the_order_of_the_items(tokenizer):
+    rows = [row([A, B, C], (0, 1), (0, 2), impression=f"i{n}") for n in range(20)]
+    shuffled = rows[::2] + rows[1::2]
+    made, again = dataset(tokenizer, rows), dataset(tokenizer, shuffled)
+    assert len(made) == len(again) == 20 and made.pairs_per_impression == again.pairs_per_impression == 2
+    assert again.impressions == made.impressions[::2] + made.impressions[1::2]
+
+
+def test_two_rows_of_one_impression_id_stay_two_items(tokenizer):
+    assert len(dataset(tokenizer, [row([A, B], (0, 1)), row([A, C], (0, 1))])) == 2
+
+
+def test_what_no_pair_needs_is_read_for_whole_lists_only(tokenizer):
+    rows = [row([A, B, C], (2, 0), clicks=[0, 1, 1], examination=[1.0, 0.75, 0.5]), row([A, B], impression="i2")]
+    made = dataset(tokenizer, rows)
+    assert len(made) == 1 and made[0].clicks == [0, 1] and made[0].examination == [1.0, 0.5]
+    assert made[0].texts == suggestion_ids(tokenizer, [CONTEXT] * 2, [A, C], 512) and made[0].pairs == [(1, 0)]
+    whole = dataset(tokenizer, rows, whole_lists=True)
+    assert [len(impression.texts) for impression in whole.impressions] == [3, 2]
+    assert whole[1].clicks == [0, 0] and whole[1].examination == [1, 1] and whole[1].pairs == []
+    assert whole.pairs_per_impression == 1
+    assert whole.collate_fn([whole[1]])[2].pairs.shape == (0, 2)  # a batch without any pair
 
 
 def test_the_tokens_are_those_that_a_scorer_reads(tokenizer):
-    made = dataset(tokenizer, [pair(A, B)])
+    made = dataset(tokenizer, [row([A, B], (0, 1))])
     assert made[0].texts == suggestion_ids(tokenizer, [CONTEXT, CONTEXT], [A, B], 512)
 
 
-def test_a_row_without_an_impression_is_an_impression_of_its_own(tokenizer):
-    rows = [pair(A, B), pair(A, C)]
-    for row in rows:
-        del row["impression_id"], row["weight"]
-    made = dataset(tokenizer, rows)
-    assert len(made) == 2 and made[0].values == [(1.0, 1.0)]
-
-
-@pytest.mark.parametrize(
-    "bad, message",
-    [
-        (pair(A, B, label=math.nan), "pair 2: label nan; give the probability"),
-        (pair(A, B, label=1.5), "pair 2: label 1.5"),
-        (pair(A, B, weight=math.nan), "pair 2: weight nan"),
-        (pair(A, B, weight=-1.0), "pair 2: weight -1.0"),
-        (pair(" ", B), "pair 2: chosen has no text"),
-        (pair(A, A), "pair 2: chosen and rejected are the same"),
-    ],
-)
-def test_a_bad_pair_is_named_by_its_row_or_skipped_and_counted(tokenizer, bad, message):
-    rows = [pair(A, B), bad, pair(A, C, impression="i3")]
-    with pytest.raises(ValueError, match=message):
+def test_a_bad_pair_is_named_by_its_row_or_skipped_and_counted(tokenizer):
+    rows = [row([A, B], (0, 1)), row([A, B, C], (0, 1), (0, 2, 1.0, math.nan)), row([A, C], (0, 1, -1.0))]
+    with pytest.raises(ValueError, match="row 2: pair 2: label nan; .*\nrow 3: pair 1: weight -1.0; give"):
         dataset(tokenizer, rows)
     made = dataset(tokenizer, rows, on_error="skip")
-    assert len(made) == 2 and sum(made.skipped.values()) == 1
+    assert [one.pairs for one in made.impressions] == [[(0, 1)], [(0, 1)]] and sum(made.skipped.values()) == 2
+
+
+def test_a_bad_row_is_named_or_skipped_whole(tokenizer):
+    rows = [row([A, B], (0, 1)), row([A, " "], (0, 1))]
+    with pytest.raises(ValueError, match="row 2: suggestion ' ' has no text"):
+        dataset(tokenizer, rows)
+    assert len(dataset(tokenizer, rows, on_error="skip")) == 1
 
 
 def test_where_all_pairs_are_alike_there_is_nothing_to_skip_to(tokenizer):
     with pytest.raises(ValueError, match="chosen and rejected are the same"):
-        dataset(tokenizer, [pair(A, A), pair(B, B)], on_error="skip")
+        dataset(tokenizer, [row([A, A], (0, 1)), row([B, B], (0, 1))], on_error="skip")
 
 
 def test_no_rows_are_no_error_for_the_host_evaluates_on_a_hundredth_of_them(tokenizer):
@@ -102,17 +121,17 @@ def test_no_rows_are_no_error_for_the_host_evaluates_on_a_hundredth_of_them(toke
 
 
 def test_an_impression_counts_the_same_in_every_batch(tokenizer):
-    rows = [pair(A, B, weight=0.75), pair(A, C, weight=0.75), pair(C, B, impression="i2", weight=1.5)]
+    rows = [row([A, B, C], (0, 1, 0.75), (0, 2, 0.75)), row([C, B], (0, 1, 1.5), impression="i2")]
     made = dataset(tokenizer, rows)
-    weights = [made.collate_fn([one])[3].squeeze(1)[:, 0] for one in (made[0], made[1])]
+    weights = [made.collate_fn([one])[2].weight for one in (made[0], made[1])]
     # each impression's weights add up to 1.5, and the mean over a batch's pairs is 1.5 / (3 pairs / 2 impressions)
     assert [one.mean().item() for one in weights] == [1.0, 1.0]
-    assert made.collate_fn([made[0], made[1]])[3].squeeze(1)[:, 0].tolist() == [0.75, 0.75, 1.5]
+    assert made.collate_fn([made[0], made[1]])[2].weight.tolist() == [0.75, 0.75, 1.5]
 
 
-def test_pairs_of_a_conversation_over_the_limit_still_share_it(tokenizer):
+def test_suggestions_of_a_conversation_over_the_limit_still_share_it(tokenizer):
     context = [{"role": "user", "content": "How do I bake bread? " * 40}]
-    made = ImpressionDataset([pair(A, B, context=context)], tokenizer, 200, share_prefix=True)
+    made = ImpressionDataset([row([A, B], (0, 1), context=context)], tokenizer, 200, share_prefix=True)
     lengths = [len(text) for text in made[0].texts]
     input_ids = made.collate_fn([made[0]])[0]
     assert max(lengths) <= 200 and len(set(lengths)) > 1 and input_ids.shape[-1] < sum(lengths)
@@ -120,9 +139,11 @@ def test_pairs_of_a_conversation_over_the_limit_still_share_it(tokenizer):
 
 def test_a_suggestion_over_the_limit_is_refused_before_training(tokenizer):
     with pytest.raises(ValueError, match="raise max_len"):
-        ImpressionDataset([pair(A * 40, B)], tokenizer, 64, True)
+        ImpressionDataset([row([A * 40, B], (0, 1))], tokenizer, 64, True)
 
 
-def test_a_batch_has_the_five_places_of_the_host_trainer(tokenizer):
-    batch = dataset(tokenizer, [pair(A, B)]).collate_fn([dataset(tokenizer, [pair(A, B)])[0]])
-    assert len(batch) == 5 and all(isinstance(one, torch.Tensor) and one.shape[1] == 1 for one in batch[:4])
+def test_a_batch_goes_through_the_five_places_of_the_host_trainer(tokenizer):
+    made = dataset(tokenizer, [row([A, B], (0, 1))])
+    *four, margin = made.collate_fn([made[0]])
+    moved = [one.squeeze(1).to("cpu") for one in four]  # as the trainer does
+    assert margin is None and moved[0].shape == moved[1].shape and moved[2].pairs.tolist() == [[0, 1]]

@@ -1,0 +1,98 @@
+"""When two conversations, and when two texts, are the same: one key each, as a function and for a whole column.
+
+Everything that groups, joins, counts or splits asks here, so that what is one conversation to the splits is one to the
+pairs, the fusion and the A/B test too.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from openrlhf_qs.form.prompt import Message
+
+_APART, _GONE = ("Zs", "Zl", "Zp", "Cc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Pc"), ("Cf", "Cs", "Cn", "Co")
+
+
+class _Letters(dict):
+    """For ``str.translate``: punctuation and white space become a space, invisible characters nothing."""
+
+    def __missing__(self, code: int) -> str:
+        category = unicodedata.category(chr(code))
+        self[code] = " " if category in _APART else "" if category in _GONE else chr(code)
+        return self[code]
+
+
+_LETTERS = _Letters()
+# What becomes of each byte: ASCII as by str.lower and _LETTERS; texts with other bytes are looked at one by one.
+_BYTES = np.arange(256, dtype=np.uint8)
+_BYTES[:128] = [ord(_LETTERS[ord(chr(code).lower())]) for code in range(128)]
+
+
+def conversation_key(conversation: Sequence[Message]) -> str:
+    """Equal where roles and contents are: what is asked is the same."""
+    return json.dumps([[message["role"], message["content"]] for message in conversation])
+
+
+def root_key(conversation: Sequence[Message]) -> str:
+    """Equal for all turns of one conversation: its first user message, whatever its case and white space; the whole
+    of it where there is none. What hangs together, as a cluster or in a split, is what has one root."""
+    first = next((message["content"] for message in conversation if message["role"] == "user"), None)
+    return _folded(conversation_key(conversation) if first is None else first)
+
+
+def text_key(text: str) -> str:
+    """Equal for texts that differ in case, white space, punctuation, width or invisible marks only.
+
+    Letters, marks, digits and symbols of any script stay (``C++`` is not ``C``, two emoji are two), in NFKC and case
+    folded, with single spaces. A text of nothing but punctuation keeps it; only one without a visible character has
+    an empty key.
+    """
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    plain = plain.casefold().translate(_LETTERS)
+    plain = " ".join((plain if plain.isascii() else unicodedata.normalize("NFKC", plain)).split())
+    return plain or _folded(text)
+
+
+def conversation_keys(conversations: pl.Series) -> pl.Series:
+    """:func:`conversation_key` of each."""
+    return _of_each(conversations, conversation_key)
+
+
+def root_keys(conversations: pl.Series) -> pl.Series:
+    """:func:`root_key` of each."""
+    return _of_each(conversations, root_key)
+
+
+def text_keys(texts: pl.Series) -> pl.Series:
+    """:func:`text_key` of each."""
+    array = texts.to_arrow()
+    _, offsets, text = array.buffers()
+    plain = pa.py_buffer(_BYTES[np.frombuffer(text or b"", np.uint8)])
+    plain = pl.from_arrow(pa.LargeStringArray.from_buffers(len(array), offsets, plain, offset=array.offset))
+    keys = plain.str.replace_all("  +", " ").str.strip_chars(" ")
+    exact = (texts.str.len_bytes() != texts.str.len_chars()) | (keys == "")
+    if not exact.any():
+        return keys
+    other = texts.filter(exact).unique()
+    theirs = texts.replace_strict(other, [text_key(text) for text in other], default=None, return_dtype=pl.String)
+    return theirs.fill_null(keys)
+
+
+def _of_each(conversations: pl.Series, key) -> pl.Series:
+    """``key`` of each, called once for those that are equal."""
+    hashes = conversations.hash()
+    first = hashes.is_first_distinct()
+    different = hashes.filter(first)
+    return hashes.replace_strict(
+        different, [key(one) for one in conversations.filter(first).to_list()], return_dtype=pl.String
+    )
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
