@@ -62,8 +62,8 @@ TOOLS = {
 }
 EPILOG = """\
 The whole way in one command:   bash recipes/grpo_garm.sh
-On your own clicks:             CLICK_LOG=clicks.jsonl bash recipes/grpo_garm.sh
-With other rewards:             REWARD=garm,ood,rules bash recipes/grpo_garm.sh
+On your own clicks:             CLICK_LOG=clicks.jsonl RUN=runs/mine bash recipes/grpo_garm.sh
+With other rewards:             REWARD=garm,ood,rules RUN=runs/three bash recipes/grpo_garm.sh
 After sft, garm and grpo any flag of OpenRLHF may follow; ours begin with --qs.
 """
 

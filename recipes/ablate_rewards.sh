@@ -14,7 +14,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${N_HELDOUT:=800}"         # held-out conversations that each policy answers
 : "${KL_COEF:=0.001}"          # a tenth of that of recipes/grpo.sh, and GRPO_LR twice its LR
 if [ "$FORM" = gpu ]; then : "${STEPS:=500}" "${GRPO_LR:=2e-6}"; else : "${STEPS:=40}" "${GRPO_LR:=1e-3}"; fi
-export N_HELDOUT KL_COEF STEPS
+export N_HELDOUT KL_COEF STEPS GRPO_LR
+[ "$AGAIN" != 1 ] || export AGAIN=differing
 : "${GOLD:=${JUDGE:-built_in_world}}"   # whose clicks are gold: a registered judge
 
 PARTS=${REWARD//,/ }
@@ -49,23 +50,15 @@ arm() {
 }
 
 # stage NAME FLAGS...: a recipe, in the folder of the arm.
-stage() { env RUN="$FOLDER" SEED="$seed" "${ARM[@]}" bash "$RECIPES/$1.sh" "${@:2}"; }
+stage() { attached env RUN="$FOLDER" SEED="$seed" "${ARM[@]}" bash "$RECIPES/$1.sh" "${@:2}"; }
 
-# share FILE...: the same one as in the arm `all`, where it is there.
-share() {
-   local file
-   for file in "$@"; do
-      [ "$DRY_RUN" = 1 ] || [ ! -e "$BASE/$file" ] || [ -e "$FOLDER/$file" ] || {
-         mkdir -p "$(dirname "$FOLDER/$file")"
-         ln -s "$BASE/$file" "$FOLDER/$file"
-      }
-   done
-}
+# share WORD...: stages, or files of one, of the arm `all`.
+share() { [ "$DRY_RUN" = 1 ] || record share --run "$FOLDER" --from "$BASE" "$@"; }
 
 # train_and_evaluate: what differs between arms.
 train_and_evaluate() {
    stage fusion
-   stage grpo --qs.monitor_judge "$GOLD" --actor.adam.lr "$GRPO_LR"
+   stage grpo --qs.monitor_judge "$GOLD"
    stage evaluate
 }
 

@@ -2,14 +2,13 @@
 # What the teacher and the diversity of the assembly are worth: SFT policies side by side before the same users. For every seed
 # one click log and one teacher. Writes $RUN/seedN/ARM/sft, and $RUN/seedN/report with the A/B test.
 #   bash recipes/ablate_sft.sh                                          # four arms, three seeds
-#   SEEDS=0 ARMS="raw distilled" EPOCHS=2 bash recipes/ablate_sft.sh    # a short form
+#   SEEDS=0 ARMS="raw distilled" SFT_EPOCHS=2 bash recipes/ablate_sft.sh    # a short form
 #   DRY_RUN=1 bash recipes/ablate_sft.sh                                # what would be run
 # A second call goes on where the first one ended. Every other variable: recipes/common.sh and the recipe of each stage.
 set -euo pipefail
 : "${RUN:=runs/ablation_sft}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SEEDS:=0 1 2}"           # separated by blanks; each has a click log and a teacher of its own
-: "${MAX_NEW_TOKENS:=64}"     # tokens of a response
 : "${N_HELDOUT:=2000}"        # held-out conversations that each policy answers
 : "${GOLD:=${JUDGE:-built_in_world}}"   # whose clicks are gold: a registered judge
 #   raw: the three with the most clicks · clicks: three of those shown that differ · distilled: the teacher's likeliest
@@ -29,17 +28,19 @@ arm() {
 }
 
 set_up
+[ "$AGAIN" != 1 ] || export AGAIN=differing
 for name in $ARMS; do arm "$name"; done   # an unknown one is an error before the work
 for seed in $SEEDS; do
    BASE=$RUN/seed$seed
-   env RUN="$BASE" SEED="$seed" bash "$RECIPES/data.sh"
-   case $ARMS in *distilled*) env RUN="$BASE" SEED="$seed" bash "$RECIPES/distil.sh" ;; esac
+   attached env RUN="$BASE" SEED="$seed" bash "$RECIPES/data.sh"
+   SHARED=data
+   case $ARMS in *distilled*) attached env RUN="$BASE" SEED="$seed" bash "$RECIPES/distil.sh"; SHARED="data distil" ;; esac
    for name in $ARMS; do
       echo "# seed $seed, arm $name"
       arm "$name"
-      [ "$DRY_RUN" = 1 ] || { mkdir -p "$BASE/$name"; ln -sfn "$BASE/data" "$BASE/$name/data"; ln -sfn "$BASE/distil" "$BASE/$name/distil"; }
-      env RUN="$BASE/$name" SEED="$seed" "${ARM[@]}" bash "$RECIPES/sft.sh"
-      STAGE=seed$seed/$name
+      [ "$DRY_RUN" = 1 ] || record share --run "$BASE/$name" --from "$BASE" $SHARED
+      attached env RUN="$BASE/$name" SEED="$seed" "${ARM[@]}" bash "$RECIPES/sft.sh"
+      STAGE=seed$seed/$name STAGE_DIR=$BASE/$name
       [ -f "$BASE/report/responses.$name.jsonl" ] || followed openrlhf-qs generate --policy "$BASE/$name/sft" \
          --reference "$BASE/$name/sft" --prompts "$BASE/data/heldout.jsonl" --out "$BASE/report/responses.$name.jsonl" \
          --max_new_tokens "$MAX_NEW_TOKENS" --n_max "$N_HELDOUT" --seed "$seed"

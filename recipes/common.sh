@@ -1,7 +1,81 @@
-# What every recipe shares: the variables, the set-up of the environment, and how a stage is started, skipped and finished.
+# What every recipe shares: the variables, the set-up of the environment, and how a stage is begun, run and finished.
+
+RECIPES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(dirname "$RECIPES")
+
+die() { printf '%s\n' "$*" >&2; exit 1; }
+
+# show_help: the comment on top of the recipe.
+show_help() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
+
+# Every variable that a recipe gives a default.
+VARIABLES=$(grep -ohE '\$\{[A-Z][A-Z0-9_]*:=' "$RECIPES"/*.sh | tr -d '${:=' | sort -u)
+
+# wrong_name: an exported name that was a variable once, or is nearly one: STPES=4 would else train 50 steps.
+wrong_name() {
+   compgen -e | awk -v known="$VARIABLES" '
+      function near(a, b) {   # one letter more, less or another, or two neighbours swapped
+         while (a != "" && substr(a, 1, 1) == substr(b, 1, 1)) { a = substr(a, 2); b = substr(b, 2) }
+         while (a != "" && substr(a, length(a)) == substr(b, length(b))) {
+            a = substr(a, 1, length(a) - 1); b = substr(b, 1, length(b) - 1)
+         }
+         return (length(a) <= 1 && length(b) <= 1) || (length(a) == 2 && b == substr(a, 2) substr(a, 1, 1))
+      }
+      function ending_in(name,   n, list) {
+         for (n in names) if (names[n] ~ "_" name "$") list = list " " names[n]
+         return list
+      }
+      function beginning_with(prefix,   n, list) {
+         for (n in names) if (index(names[n], prefix) == 1) list = list " " names[n]
+         return list
+      }
+      BEGIN { n_names = split(known, names, "\n"); for (n in names) is_known[names[n]] = 1 }
+      $0 in is_known { next }
+      /^(LR|EPOCHS|BATCH|MICRO_BATCH|SAVE_STEPS)$/ {
+         print $0 " was one variable for several stages; each has its own now:" ending_in($0)
+         exit
+      }
+      {
+         for (n = 1; n <= n_names; n++) if (length(names[n]) > 3 && near($0, names[n])) {
+            print $0 " is no variable of the recipes: " names[n] "? If it is not meant for them, unset it"
+            exit
+         }
+      }
+      match($0, /^(SFT|TEACHER|GARM|GRPO)_/) {
+         print $0 " is no variable of the recipes; there are" beginning_with(substr($0, 1, RLENGTH))
+         exit
+      }'
+}
+WRONG_NAME=$(wrong_name)
+[ -z "$WRONG_NAME" ] || die "$WRONG_NAME"
+
+: "${RUN:=runs/default}"        # folder of everything that is written; a second call goes on in it
+case $RUN in /*) ;; *) RUN=$PWD/$RUN ;; esac   # Ray's workers run in another folder
+case $RUN in
+   *[],@*?[{}$'\n']*)   # which OpenRLHF and datasets take for something else
+      die "RUN=$RUN: a path with a comma, @, bracket, brace, *, ? or line break cannot be used; take another folder" ;;
+esac
+
+# record ACTION ARGUMENTS...: what the run was made from (openrlhf_qs/files/record.py), with whatever Python there is.
+record() {
+   local python="${VIRTUAL_ENV:-$ROOT/.venv}/bin/python" path=${PYTHONPATH:-}
+   [ -x "$python" ] || python=${PYTHON:-python3}
+   [ ! -f "$ROOT/pyproject.toml" ] || path=$ROOT${path:+:$path}
+   PYTHONPATH=$path "$python" -m openrlhf_qs.files.record "$@"
+}
+
+# recall: what this call does not name is as the run was made.
+recall() {
+   local name unset=() remembered
+   [ -f "$RUN/run.json" ] || return 0
+   for name in $VARIABLES; do [ -n "${!name+set}" ] || unset+=("$name"); done
+   remembered=$(record recall --run "$RUN" --stage "$(basename "$0" .sh)" "${unset[@]}") || exit 1
+   eval "$remembered"
+}
+recall
+GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"; done)   # the others get their defaults
 
 # What is run on what
-: "${RUN:=runs/default}"        # folder of everything that is written; a second call goes on in it
 : "${CLICK_LOG:=}"              # JSON Lines or Parquet; empty: simulated users write one
 : "${POLICY:=}"                 # Hugging Face folder or name; empty: a small one is built from the log
 : "${GARM_BASE:=}"              # backbone of the reward model; empty: the SFT policy
@@ -15,19 +89,35 @@
 : "${EMBEDDER:=}"               # sentence-transformers model by which suggestions mean the same; empty: words alone
 : "${SEED:=0}"
 : "${DISTIL:=0}"                # 1: SFT on what a teacher, trained on single clicked suggestions, would suggest
+# What all stages must agree on
+: "${MAX_LEN:=512}"             # tokens of a conversation with what follows it, a suggestion or a response
+: "${MAX_NEW_TOKENS:=64}"       # tokens of a response
 # What it is run with
-: "${GPUS:=0}"                  # a node; 0 is the CPU form
+: "${GPUS:=0}"                  # of each node; 0 is the CPU form
 : "${NODES:=1}"                 # nodes; for sft and garm with more than one, HOSTFILE is DeepSpeed's list of them
 : "${HOSTFILE:=}"
 : "${ASYNC:=0}"                 # 1: GRPO's rollouts and training overlap (GPU form, at least 2 GPUs)
 : "${DRY_RUN:=0}"               # 1: print the command of every stage, run nothing
+: "${AGAIN:=0}"                 # 1: make the stage anew, and all after it, checkpoints too
 
-RECIPES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-ROOT=$(dirname "$RECIPES")
-case $RUN in /*) ;; *) RUN=$PWD/$RUN ;; esac   # Ray's workers run in another folder
+for name in GPUS NODES SEED MAX_LEN MAX_NEW_TOKENS; do
+   [[ ${!name} =~ ^[0-9]+$ ]] || die "$name=${!name}: give a whole number, as in $name=8"
+done
 [ "$GPUS" -gt 0 ] && FORM=gpu || FORM=cpu
+if [ "$FORM" = cpu ]; then
+   DEVICE=cpu
+   export CUDA_VISIBLE_DEVICES=""   # the CPU form on a machine with GPUs too, in every process
+else
+   DEVICE=cuda
+fi
 
-die() { printf '%s\n' "$*" >&2; exit 1; }
+# find_python: in the variable PYTHON, one from which an environment can be made.
+find_python() {
+   : "${PYTHON:=python3}"
+   command -v "$PYTHON" > /dev/null || die "Python 3.11 or newer is missing: apt-get install python3 python3-venv"
+   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+      die "$("$PYTHON" --version) is too old: install Python 3.11 or newer, or name one, as in PYTHON=python3.12"
+}
 
 # Makes and fills the environment: the active one, or .venv in the checkout. Does nothing where that is done.
 set_up() {
@@ -36,25 +126,37 @@ set_up() {
       command -v openrlhf-qs > /dev/null || die "openrlhf-qs is not on the PATH: activate the environment it is installed in"
       return
    fi
-   local venv="${VIRTUAL_ENV:-$ROOT/.venv}" python="${PYTHON:-python3}"
-   if [ ! -x "$venv/bin/python" ]; then
-      command -v "$python" > /dev/null || die "Python 3.11 or newer is missing: apt-get install python3 python3-venv"
-      "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-         die "$("$python" --version) is too old: install Python 3.11 or newer, or name one, as in PYTHON=python3.12"
-      "$python" -c 'import ensurepip, venv' 2> /dev/null || die "Python's venv module is missing: apt-get install python3-venv"
+   local venv="${VIRTUAL_ENV:-$ROOT/.venv}"
+   local stamp="$venv/.openrlhf-qs.$FORM" wanted
+   wanted=$(cksum < "$ROOT/pyproject.toml")
+   if ! is_set_up; then
+      exec 9> "${venv%/}.lock"
+      flock -n 9 || { echo "another call sets up $venv: waiting for it"; flock 9; }
+      is_set_up || make_environment
+      exec 9>&-
+   fi
+   export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
+}
+
+is_set_up() { [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; }
+
+make_environment() {
+   if [ ! -x "$venv/bin/python" ] || { [ "$venv" = "$ROOT/.venv" ] && ! has_pip; }; then   # or killed while it was made
+      find_python
+      "$PYTHON" -c 'import ensurepip, venv' 2> /dev/null || die "Python's venv module is missing: apt-get install python3-venv"
       [ "$(df -Pk "$ROOT" | awk 'NR == 2 {print int($4 / 1048576)}')" -ge 6 ] ||
          die "6 GB of free disk are needed in $ROOT: make room, or work in a checkout elsewhere"
-      "$python" -m venv "$venv"
+      "$PYTHON" -m venv --clear "$venv"
    fi
    command -v "${CXX:-g++}" > /dev/null ||
       die "a C++ compiler is missing (DeepSpeed builds its CPU Adam with it): apt-get install g++"
+   has_pip || "$venv/bin/python" -m ensurepip > /dev/null || die "$venv has no pip: install it there, or deactivate that environment"
    export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
-   local stamp="$venv/.openrlhf-qs.$FORM" wanted
-   wanted=$(cksum < "$ROOT/pyproject.toml")
-   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
    install_packages
    printf '%s' "$wanted" > "$stamp"
 }
+
+has_pip() { "$venv/bin/python" -m pip --version > /dev/null 2>&1; }
 
 # torch comes first: what depends on it would else bring the newest build. OpenRLHF and vLLM come without their dependencies
 # on the CPU: flash-attn needs CUDA, and torchvision's CUDA build breaks transformers beside a CPU torch.
@@ -83,21 +185,60 @@ build_operators() {
       echo "DeepSpeed's operators for the CPU could not be compiled: the first training will say why"
 }
 
-# skip_if_done STAGE: ends the recipe where the stage is finished; its folder under $RUN is made where it is not.
-skip_if_done() {
+# begin STAGE FLAGS...: ends the recipe where the stage is there, made as this call asks, and stops it where it was made
+# from something else. Flags that only ask or check are answered. Then the environment is set up.
+begin() {
    STAGE=$1
-   if [ -f "$RUN/$STAGE/.done" ] && [ "$DRY_RUN" != 1 ]; then
-      echo "$STAGE: done before, in $RUN/$STAGE (remove $RUN/$STAGE/.done to do it again)"
-      exit 0
-   fi
+   STAGE_DIR=$RUN/$1
+   [ "$1" != evaluate ] || STAGE_DIR=$RUN/report
    STARTED=$SECONDS
-   [ "$DRY_RUN" = 1 ] || mkdir -p "$RUN/$STAGE"
+   CHECK_ALONE=0
+   [ "$FORM" = cpu ] || [ -n "$POLICY$GARM_BASE" ] ||
+      die "GPUS=$GPUS without POLICY would train a random policy of two million parameters: name one, as in POLICY=Qwen/Qwen3-4B"
+   [ "$DRY_RUN" != 1 ] || return 0
+   case " ${*:2} " in
+      *" --help "* | *" -h "*) show_help; set_up; echo; openrlhf-qs "$1" --help; exit ;;
+      *" --qs.check_enable "*) set_up; CHECK_ALONE=1; return ;;
+   esac
+   lock_run
+   [ -x "${VIRTUAL_ENV:-$ROOT/.venv}/bin/python" ] || find_python
+   local name values=() given="" again="" status=0
+   for name in $VARIABLES; do [ -z "${!name+set}" ] || values+=("$name=${!name}"); done
+   for name in $GIVEN; do
+      case $name in RUN | DRY_RUN | AGAIN) ;; *) given+=" $name" ;; esac
+   done
+   case $AGAIN in 0) ;; 1) again=stage ;; differing) again=differing ;; *) die "AGAIN=$AGAIN: give 1, or nothing" ;; esac
+   record begin --run "$RUN" --stage "$1" --again "$again" --given "$given" "${values[@]}" -- "${@:2}" || status=$?
+   case $status in
+      0) ;;
+      3) echo "$1: done before, in $STAGE_DIR (AGAIN=1 makes it anew, and all after it)"; exit 0 ;;
+      *) exit 1 ;;
+   esac
+   set_up
 }
 
-# finish: marks the stage as done, with the seconds that it took.
+# lock_run: from here on no other call works in $RUN; the calls that this one makes share its lock.
+lock_run() {
+   [ "${OPENRLHF_QS_LOCKED:-}" != "$RUN" ] || return 0
+   mkdir -p "$RUN"
+   exec 8<> "$RUN/.lock"
+   if ! flock -n 8; then
+      local process at_work=""
+      for process in /proc/[0-9]*; do
+         [ "$process" = "/proc/$$" ] || [ ! "$process/fd/8" -ef "$RUN/.lock" ] || at_work+=" ${process#/proc/}"
+      done
+      die "another call works in $RUN: wait for it, end it by kill$at_work, or take another RUN"
+   fi
+   export OPENRLHF_QS_LOCKED=$RUN
+   if [ "$FORM" = cpu ] && nvidia-smi -L > /dev/null 2>&1; then
+      echo "the CPU form: this machine's GPUs stay idle; GPUS=1 POLICY=... takes one"
+   fi
+}
+
+# finish: says that the stage is done, with the seconds that it took; an error where its product is not there, whole and new.
 finish() {
    [ "$DRY_RUN" = 1 ] && return
-   echo $((SECONDS - STARTED)) > "$RUN/$STAGE/.done"
+   record finish --run "$RUN" --stage "$STAGE" --seconds $((SECONDS - STARTED))
    echo "$STAGE: done in $((SECONDS - STARTED)) s"
 }
 
@@ -109,69 +250,112 @@ plugin_flags() {
    for word in $OPTION; do PLUGIN_FLAGS+=("$1option" "$word"); done
 }
 
+# attached COMMAND...: runs it so that it ends with this recipe, however that is ended.
+CHILD=
+attached() {
+   local status=0 with_recipe=()
+   command -v setpriv > /dev/null && with_recipe=(setpriv --pdeathsig KILL)   # a recipe that is killed cannot end it
+   "${with_recipe[@]}" "$@" < /dev/null &
+   CHILD=$!
+   wait "$CHILD" || status=$?
+   CHILD=
+   return "$status"
+}
+
+end_child() {
+   trap '' TERM INT HUP
+   if [ -n "$CHILD" ]; then
+      kill -TERM "$CHILD" 2> /dev/null || true
+      for _ in {1..100}; do
+         kill -0 "$CHILD" 2> /dev/null || break
+         sleep 0.1
+      done
+      kill -KILL "$CHILD" 2> /dev/null || true
+   fi
+   echo "${STAGE:-$(basename "$0")}: ended; the same call goes on from what is finished" >&2
+   exit "$1"
+}
+trap 'end_child 143' TERM
+trap 'end_child 130' INT
+trap 'end_child 129' HUP
+
 # run COMMAND...: runs it, or prints it in a form that a shell reads.
 run() {
    if [ "$DRY_RUN" = 1 ]; then
       printf '%q ' "$@"
       printf '\n'
    else
-      "$@"
+      attached "$@"
    fi
 }
 
-# followed COMMAND...: as run, but what it prints goes to $RUN/$STAGE/log.txt, and only its progress to the terminal.
+# followed COMMAND...: as run, but what it prints goes to log.txt of the stage, and only its progress to the terminal.
 followed() {
    if [ "$DRY_RUN" = 1 ]; then
       run "$@"
-   elif ! "$@" 2>&1 | openrlhf-qs follow --stage "$STAGE" --log "$RUN/$STAGE/log.txt" \
-      --n_steps "${STEPS:-0}"; then
-      grep -av '^[[:space:]]*$' "$RUN/$STAGE/log.txt" | grep -av leaked | tail -n 20 >&2
-      die "$STAGE failed: the end of $RUN/$STAGE/log.txt stands above. Call again to go on from what is finished."
+      return
    fi
+   local status=0 follower
+   exec 7> >(exec openrlhf-qs follow --stage "$STAGE" --log "$STAGE_DIR/log.txt" --n_steps "${STEPS:-0}")
+   follower=$!
+   attached "$@" >&7 2>&1 7>&- || status=$?
+   exec 7>&-
+   wait "$follower" || status=$?
+   [ "$status" = 0 ] || {
+      grep -av '^[[:space:]]*$' "$STAGE_DIR/log.txt" | grep -av leaked | tail -n 20 >&2
+      die "$STAGE failed: the end of $STAGE_DIR/log.txt stands above. Call again to go on from what is finished."
+   }
 }
 
-# sft_flags FILE FOLDER MODEL: train_sft on suggestions in FILE, MODEL to FOLDER, in the array SFT_FLAGS; of the policy
-# and of the teacher.
+# training_flags FOLDER SAVE_STEPS: what every training has, in the array TRAINING_FLAGS. Model and checkpoints go to FOLDER.
+training_flags() {
+   TRAINING_FLAGS=(
+      --ckpt.output_dir "$1"
+      --ckpt.path "$1/ckpt"
+      --ckpt.save_steps "$2"      # what an interruption costs at most
+      --ckpt.load_enable          # goes on where a checkpoint is
+      --ckpt.max_num 2            # OpenRLHF removes the oldest before it writes the next: one whole one is always there
+      --logger.tensorboard_dir "$1/tensorboard"
+      --train.seed "$SEED"
+      --qs.device "$DEVICE"
+   )
+}
+
+# sft_flags SFT|TEACHER FILE FOLDER MODEL: train_sft on suggestions in FILE, MODEL to FOLDER, in the array SFT_FLAGS, with
+# the variables that begin with that word.
 sft_flags() {
-   : "${MAX_LEN:=512}"           # tokens of a conversation with its response
+   local lr="$1_LR" epochs="$1_EPOCHS" batch="$1_BATCH" micro_batch="$1_MICRO_BATCH" save_steps="$1_SAVE_STEPS"
+   training_flags "$3" "${!save_steps}"
    SFT_FLAGS=(
-      --data.dataset "$1"
+      --data.dataset "$2"
       --data.input_key prompt --data.output_key response   # as the assembly names them
       --data.apply_chat_template
       --data.max_len "$MAX_LEN"
-      --ckpt.output_dir "$2"
-      --ckpt.path "$2/ckpt"
-      --ckpt.save_steps "${SAVE_STEPS:-100}"   # what an interruption costs at most
-      --ckpt.load_enable                       # goes on where a checkpoint is
-      --ckpt.max_num 1
-      --logger.tensorboard_dir "$2/tensorboard"
-      --train.seed "$SEED"
-      --model.model_name_or_path "$3"
+      --model.model_name_or_path "$4"
+      --train.batch_size "${!batch}" --train.micro_batch_size "${!micro_batch:-${!batch}}"
+      --train.max_epochs "${!epochs}" --adam.lr "${!lr}"
+      "${TRAINING_FLAGS[@]}"
    )
    if [ "$FORM" = gpu ]; then
-      SFT_FLAGS+=(
-         --train.batch_size "${BATCH:-256}" --train.micro_batch_size "${MICRO_BATCH:-4}"
-         --train.max_epochs "${EPOCHS:-2}" --adam.lr "${LR:-1e-5}"
-         --ds.zero_stage 3 --ds.packing_samples --model.gradient_checkpointing_enable
-      )
+      SFT_FLAGS+=(--ds.zero_stage 3 --ds.packing_samples --model.gradient_checkpointing_enable)
    else
-      SFT_FLAGS+=(
-         --train.batch_size "${BATCH:-32}" --train.micro_batch_size "${BATCH:-32}"
-         --train.max_epochs "${EPOCHS:-4}" --adam.lr "${LR:-2e-3}"   # a policy without any training wants a high rate
-         --ds.zero_stage 0 --ds.attn_implementation sdpa
-      )
+      SFT_FLAGS+=(--ds.zero_stage 0 --ds.attn_implementation sdpa)
    fi
 }
 
 # launch STAGE FLAGS...: OpenRLHF's entry point of that stage, in as many processes as the form wants.
 launch() {
    plugin_flags --qs.
-   if [ "$FORM" = gpu ] && [ "$1" != grpo ]; then
+   set -- "$@" "${PLUGIN_FLAGS[@]}"
+   if [ "$CHECK_ALONE" = 1 ]; then
+      openrlhf-qs "$@"
+      exit
+   elif [ "$FORM" = gpu ] && [ "$1" != grpo ]; then
       local nodes=()
       [ "$NODES" -gt 1 ] &&
          nodes=(--num_nodes "$NODES" --hostfile "${HOSTFILE:?NODES above 1 needs HOSTFILE, one 'node slots=N' a line}")
-      followed deepspeed --no_local_rank --num_gpus "$GPUS" "${nodes[@]}" --module openrlhf_qs.cli "$@" "${PLUGIN_FLAGS[@]}"
+      followed deepspeed --no_local_rank --num_gpus "$GPUS" "${nodes[@]}" --module openrlhf_qs.cli "$@"
    else
-      followed openrlhf-qs "$@" "${PLUGIN_FLAGS[@]}"
+      followed openrlhf-qs "$@"
    fi
 }

@@ -6,12 +6,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${N_IMPRESSIONS:=32000}"   # of the simulated log, where $CLICK_LOG is empty
 : "${N_CONTEXTS:=10000}"      # different conversations in it
 
-set_up
-skip_if_done data
-read -ra LOG <<< "$CLICK_LOG"   # files or globs, separated by blanks
+begin data "$@"
 if [ -z "$CLICK_LOG" ]; then
    LOG=("$RUN/data/clicks.jsonl")
    [ -f "${LOG[0]}" ] || run openrlhf-qs world --out "${LOG[0]}" --n_impressions "$N_IMPRESSIONS" --n_contexts "$N_CONTEXTS" --seed "$SEED"
+elif [ -e "$CLICK_LOG" ]; then
+   LOG=("$CLICK_LOG")
+else
+   read -a LOG <<< "$CLICK_LOG"   # files or globs, separated by blanks; "\ " is a blank in a name
 fi
 run openrlhf-qs data --log "${LOG[@]}" --out "$RUN/data" --seed "$SEED" "$@"
 if [ -z "$POLICY" ]; then

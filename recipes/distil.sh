@@ -6,11 +6,16 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${TEACHER:=}"                # what the teacher is trained from; empty: what the policy is
 : "${N_CANDIDATES:=16}"         # samples a conversation
+: "${TEACHER_SAVE_STEPS:=100}"
+if [ "$FORM" = gpu ]; then
+   : "${TEACHER_BATCH:=256}" "${TEACHER_MICRO_BATCH:=4}" "${TEACHER_EPOCHS:=2}" "${TEACHER_LR:=1e-5}"
+else
+   : "${TEACHER_BATCH:=32}" "${TEACHER_EPOCHS:=4}" "${TEACHER_LR:=2e-3}"   # a model without any training wants a high rate
+fi
 
-set_up
-skip_if_done distil
+begin distil "$@"
 if [ ! -f "$RUN/distil/teacher/.done" ] || [ "$DRY_RUN" = 1 ]; then
-   sft_flags "$RUN/data/sft.jsonl" "$RUN/distil/teacher" "${TEACHER:-${POLICY:-$RUN/data/policy}}"
+   sft_flags TEACHER "$RUN/data/sft.jsonl" "$RUN/distil/teacher" "${TEACHER:-${POLICY:-$RUN/data/policy}}"
    launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset single
    [ "$DRY_RUN" = 1 ] || touch "$RUN/distil/teacher/.done"
 fi

@@ -3,12 +3,10 @@
 #   JUDGE=my_users.py bash recipes/evaluate.sh                           # any flag of `openrlhf-qs evaluate` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${MAX_NEW_TOKENS:=64}"     # tokens of a response
 : "${N_HELDOUT:=2000}"        # held-out conversations that each policy answers
 
-set_up
-skip_if_done report
-[ -n "$JUDGE" ] || { [ -n "$CLICK_LOG" ] && JUDGE=none || JUDGE=built_in_world; }
+[ -n "$JUDGE" ] || { [ -n "$CLICK_LOG" ] && JUDGE=none || JUDGE=built_in_world; }   # the run knows whose users clicked
+begin evaluate "$@"
 plugin_flags --
 for policy in sft grpo; do
    [ -f "$RUN/report/responses.$policy.jsonl" ] || followed openrlhf-qs generate --policy "$RUN/$policy" \

@@ -3,12 +3,10 @@
 #   REWARD=garm,ood,rules FUSION=equal bash recipes/fusion.sh            # any flag of `openrlhf-qs fusion` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${MAX_NEW_TOKENS:=64}"     # tokens of a response
 : "${NORMALISATION:=sft}"     # of the parts, here and in grpo: sft, group, running
 : "${N_SAMPLED:=4}"           # responses to a conversation; 1 tells nothing of the best of several
 
-set_up
-skip_if_done fusion
+begin fusion "$@"
 plugin_flags --
 if [ ! -f "$RUN/fusion/responses.jsonl" ]; then
    followed openrlhf-qs generate --policy "$RUN/sft" --reference "$RUN/sft" --prompts "$RUN/data/fusion.jsonl" \

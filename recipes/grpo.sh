@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # GRPO.  Reads $RUN/data/prompts.jsonl, the SFT policy, the GaRM and the weights, writes $RUN/grpo: the final policy.
-#   GPUS=8 bash recipes/grpo.sh --actor.adam.lr 1e-6                     # any flag of OpenRLHF's train_ppo_ray may follow
-#   GPUS=8 ASYNC=1 bash recipes/grpo.sh                                  # rollouts and training overlap
+#   POLICY=Qwen/Qwen3-4B GPUS=8 bash recipes/grpo.sh --algo.kl.use_loss    # any flag of OpenRLHF's train_ppo_ray may follow
+#   POLICY=Qwen/Qwen3-4B GPUS=8 ASYNC=1 bash recipes/grpo.sh               # rollouts and training overlap
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${MAX_LEN:=512}"           # tokens of a conversation with its response
-: "${MAX_NEW_TOKENS:=64}"     # tokens of a response
 : "${MONITOR:=warn}"          # signs of reward hacking: warn, stop (and keep the last good checkpoint) or off
 : "${KL_COEF:=0.01}"          # of the KL penalty; above 0, for `ood` reads the reference's log-probs
+: "${GRPO_SAVE_STEPS:=10}"    # steps between checkpoints
+if [ "$FORM" = gpu ]; then
+   : "${STEPS:=500}" "${PROMPTS:=128}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=1024}" "${GRPO_MICRO_BATCH:=8}" "${GRPO_LR:=1e-6}"
+else
+   : "${STEPS:=50}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=64}" "${GRPO_MICRO_BATCH:=64}" "${GRPO_LR:=5e-4}"
+fi
 
-set_up
-skip_if_done grpo
+begin grpo "$@"
+training_flags "$RUN/grpo" "$GRPO_SAVE_STEPS"
 DATA=(
    --data.prompt_dataset "$RUN/data/prompts.jsonl"
    --data.input_key prompt --data.label_key label   # the label is the conversation, for the rewards
@@ -27,20 +31,10 @@ MODELS=(
 ALGORITHM=(
    --algo.advantage.estimator group_norm   # GRPO
    --algo.kl.init_coef "$KL_COEF"
-   --train.seed "$SEED"
-)
-CKPT=(
-   --ckpt.output_dir "$RUN/grpo"
-   --ckpt.path "$RUN/grpo/ckpt"
-   --ckpt.save_steps "${SAVE_STEPS:-10}"   # what an interruption costs at most
-   --ckpt.load_enable                      # goes on where a checkpoint is
-   --ckpt.max_num 1
-   --logger.tensorboard_dir "$RUN/grpo/tensorboard"
 )
 if [ "$FORM" = gpu ]; then
-   : "${STEPS:=500}" "${PROMPTS:=128}" "${N_SAMPLES:=8}" "${MICRO_BATCH:=8}" "${TRAIN_BATCH:=1024}"
    SIZE=(
-      --actor.adam.lr "${LR:-1e-6}"
+      --actor.adam.lr "$GRPO_LR"
       --ds.zero_stage 3 --ds.packing_samples --actor.gradient_checkpointing_enable
       --train.dynamic_batch_enable
       --vllm.tensor_parallel_size 1 --vllm.sync_backend nccl --vllm.enable_prefix_caching
@@ -63,9 +57,8 @@ if [ "$FORM" = gpu ]; then
       SIZE+=("--$model.num_nodes" "$NODES" "--$model.num_gpus_per_node" "$TRAIN_GPUS")
    done
 else
-   : "${STEPS:=50}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${MICRO_BATCH:=64}" "${TRAIN_BATCH:=64}"
    SIZE=(
-      --actor.adam.lr "${LR:-5e-4}"
+      --actor.adam.lr "$GRPO_LR"
       --ds.zero_stage 0 --ds.attn_implementation sdpa
       --vllm.num_engines 1 --vllm.sync_backend gloo --vllm.enforce_eager
       --actor.num_gpus_per_node 1 --ref.num_gpus_per_node 1 --reward.num_gpus_per_node 1
@@ -73,9 +66,9 @@ else
 fi
 ROLLOUT=(
    --rollout.batch_size "$PROMPTS" --rollout.n_samples_per_prompt "$N_SAMPLES"   # the group of GRPO
-   --rollout.micro_batch_size "$MICRO_BATCH"
-   --train.batch_size "$TRAIN_BATCH" --train.micro_batch_size "$MICRO_BATCH"
+   --rollout.micro_batch_size "$GRPO_MICRO_BATCH"
+   --train.batch_size "$TRAIN_BATCH" --train.micro_batch_size "$GRPO_MICRO_BATCH"
    --data.max_samples $((PROMPTS * STEPS))
 )
-launch grpo "${DATA[@]}" "${MODELS[@]}" "${ALGORITHM[@]}" "${CKPT[@]}" "${SIZE[@]}" "${ROLLOUT[@]}" "$@"
+launch grpo "${DATA[@]}" "${MODELS[@]}" "${ALGORITHM[@]}" "${TRAINING_FLAGS[@]}" "${SIZE[@]}" "${ROLLOUT[@]}" "$@"
 finish

@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
 # The whole way: click log -> SFT -> GaRM -> fusion -> GRPO -> evaluation and report.  Sets up the environment first.
 #   bash recipes/grpo_garm.sh                                             # 2 CPU cores, simulated users
-#   CLICK_LOG=clicks.jsonl bash recipes/grpo_garm.sh                      # your clicks
-#   REWARD=garm,ood,rules bash recipes/grpo_garm.sh                       # other rewards
-#   POLICY=Qwen/Qwen3-4B CLICK_LOG=clicks.jsonl GPUS=8 bash recipes/grpo_garm.sh
-#   DRY_RUN=1 GPUS=8 bash recipes/grpo_garm.sh                            # what would be run
-# A second call goes on where the first one ended. Every variable: recipes/common.sh and the recipe of each stage.
+#   CLICK_LOG=clicks.jsonl RUN=runs/mine bash recipes/grpo_garm.sh        # your clicks
+#   REWARD=garm,ood,rules RUN=runs/three bash recipes/grpo_garm.sh        # other rewards
+#   POLICY=Qwen/Qwen3-4B CLICK_LOG=clicks.jsonl GPUS=8 RUN=runs/qwen bash recipes/grpo_garm.sh
+#   DRY_RUN=1 bash recipes/grpo_garm.sh                                   # what would be run
+# A second call goes on where the first one ended, with what it was given. One that asks for something else is told what
+# differs; AGAIN=1 then makes anew what does, and all after it. Every variable: recipes/common.sh and each stage's recipe.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+case ${1:-} in
+   "") ;;
+   --help | -h) show_help; exit ;;
+   *) die "grpo_garm.sh takes no flags (found $*): variables, see --help; flags follow the recipe of a stage, as in bash recipes/sft.sh $*" ;;
+esac
 export RUN
-set_up
+[ "$AGAIN" != 1 ] || export AGAIN=differing
+[ "$DRY_RUN" = 1 ] || lock_run
 [ "$DISTIL" = 1 ] && DISTILLED=distil || DISTILLED=
 for stage in data $DISTILLED sft garm fusion grpo evaluate; do
-   bash "$RECIPES/$stage.sh"
+   attached bash "$RECIPES/$stage.sh"
 done

@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
 # SFT.  Reads $RUN/data/sft.jsonl, or under DISTIL=1 $RUN/distil/candidates.jsonl, writes $RUN/sft: the
 # policy that GRPO starts from, and its reference.
-#   POLICY=Qwen/Qwen3-4B GPUS=8 bash recipes/sft.sh --adam.lr 5e-6      # any flag of OpenRLHF's train_sft may follow
+#   POLICY=Qwen/Qwen3-4B GPUS=8 bash recipes/sft.sh --adam.eps 1e-7      # any flag of OpenRLHF's train_sft may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+: "${SFT_SAVE_STEPS:=100}"      # steps between checkpoints
+if [ "$FORM" = gpu ]; then
+   : "${SFT_BATCH:=256}" "${SFT_MICRO_BATCH:=4}" "${SFT_EPOCHS:=2}" "${SFT_LR:=1e-5}"
+else
+   : "${SFT_BATCH:=32}" "${SFT_EPOCHS:=4}" "${SFT_LR:=2e-3}"   # a policy without any training wants a high rate
+fi
 
-set_up
-skip_if_done sft
+begin sft "$@"
 SET=$RUN/data/sft.jsonl
 [ "$DISTIL" = 1 ] && SET=$RUN/distil/candidates.jsonl
 [ -z "$EMBEDDER" ] || OPTION="$OPTION $SFT_DATASET.embedder=$EMBEDDER"
-sft_flags "$SET" "$RUN/sft" "${POLICY:-$RUN/data/policy}"
+sft_flags SFT "$SET" "$RUN/sft" "${POLICY:-$RUN/data/policy}"
 launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset "$SFT_DATASET" "$@"
 finish

@@ -1,7 +1,8 @@
 """The report of a run: one HTML file that carries its plots and needs no script, no server and no other file.
 
-In: the run folder (``.done``, ``data/log.json``, ``fusion/weights.json`` and TensorBoard event files, whatever of them
-is there) and the metrics of stage ``evaluate``. Out: ``report/report.html``, its sections in the order of the stages.
+In: the run folder (``run.json``, ``data/log.json``, ``fusion/weights.json`` and TensorBoard event files, whatever of
+them is there) and the metrics of stage ``evaluate``. Out: ``report/report.html``, its sections in the order of the
+stages.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from openrlhf_qs.evaluation.tensorboard import read_scalars
+from openrlhf_qs.files.record import durations
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.plots.calibration import accuracy_curve, reliability_diagram
@@ -71,23 +73,10 @@ def write_report(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{name} · openrlhf-qs</title><style>{CSS}</style></head><body><main>"
         f'<header><p class="product">openrlhf-qs</p><h1>{name}</h1><nav>{links}</nav></header>'
-        f"{_headline(metrics)}{_durations(stage_durations(run))}{sections}</main></body></html>\n"
+        f"{_headline(metrics)}{_durations(durations(run))}{sections}</main></body></html>\n"
     )
     write_whole(run.report, page)
     return run.report
-
-
-def stage_durations(run: RunFolder) -> dict[str, float | None]:
-    """Wall-clock seconds of each finished stage, from its ``.done``; None where that holds no number."""
-    durations: dict[str, float | None] = {}
-    for stage in STAGES:
-        done = run.stage(stage) / ".done"
-        if done.is_file():
-            try:
-                durations[stage] = float(done.read_text(encoding="utf-8"))
-            except ValueError:  # an empty file: finished, but nobody held a watch
-                durations[stage] = None
-    return durations
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
@@ -124,12 +113,12 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     return f'<div class="cards">{tiles}</div>{verdict}'
 
 
-def _durations(durations: Mapping[str, float | None]) -> str:
-    if not durations:
+def _durations(of_stages: Mapping[str, float]) -> str:
+    if not of_stages:
         return ""
-    times = [_duration(seconds) for seconds in durations.values()]
-    total = sum(seconds or 0.0 for seconds in durations.values())
-    return _table([*durations, "together"], [[*times, _duration(total)]])
+    times = [_duration(seconds) for seconds in of_stages.values()]
+    total = sum(of_stages.values())
+    return _table([*of_stages, "together"], [[*times, _duration(total)]])
 
 
 def _data(run: RunFolder) -> str:

@@ -18,16 +18,21 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from openrlhf_qs.files.record import durations
+from openrlhf_qs.files.run_folder import RunFolder
+
 ROOT = Path(__file__).parents[2]
 SMALL = {
-    "EPOCHS": "3",
-    "BATCH": "16",
+    "SFT_EPOCHS": "3",
+    "GARM_EPOCHS": "3",
+    "SFT_BATCH": "16",
+    "GARM_BATCH": "16",
     "STEPS": "2",
     "PROMPTS": "4",
     "N_SAMPLES": "4",
-    "MICRO_BATCH": "16",
+    "GRPO_MICRO_BATCH": "16",
     "TRAIN_BATCH": "16",
-    "SAVE_STEPS": "2",
+    **{f"{stage}_SAVE_STEPS": "2" for stage in ("SFT", "GARM", "GRPO")},
     "MAX_NEW_TOKENS": "32",
     "N_HELDOUT": "40",
 }
@@ -113,7 +118,7 @@ def kill_when(arrived: Callable[[], bool], name: str, environment: dict[str, str
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (Path(environment["RUN"]) / name / ".done").exists()
+    assert name not in durations(RunFolder(environment["RUN"]))
 
 
 def test_killed_in_data_it_begins_again_and_leaves_no_half_file(environment):
@@ -131,7 +136,7 @@ def test_killed_in_training_it_goes_on_from_the_last_checkpoint(stage, environme
     saved = int((folder / "ckpt" / "latest").read_text().removeprefix("global_step"))
     recipe(stage, environment)
     log = (folder / "log.txt").read_text(errors="replace")
-    assert f"consumed_samples: {saved * int(environment['BATCH'])}" in log
+    assert f"consumed_samples: {saved * int(environment['SFT_BATCH'])}" in log
     assert (folder / "model.safetensors").is_file()
 
 

@@ -39,8 +39,8 @@ FORMS: dict[str, dict[str, str]] = {
     "cpu, baselines": {"SFT_DATASET": "raw", "REWARD_MODEL": "bradley_terry", "FUSION": "equal", "JUDGE": "none"},
     "cpu, distilled": {"DISTIL": "1"},
     "cpu, by meaning": {"EMBEDDER": "minilm"},
-    "8 GPUs": {"GPUS": "8"},
-    "8 GPUs, async": {"GPUS": "8", "ASYNC": "1"},
+    "8 GPUs": {"GPUS": "8", "POLICY": "Qwen/Qwen3-4B"},
+    "8 GPUs, async": {"GPUS": "8", "POLICY": "Qwen/Qwen3-4B", "ASYNC": "1"},
     "8 GPUs, own models and clicks": {"GPUS": "8"} | OWN,
     "8 GPUs, distilled from a larger model": {"GPUS": "8", "DISTIL": "1", "TEACHER": "Qwen/Qwen3-8B"} | OWN,
     "2 nodes": {"GPUS": "8", "NODES": "2", "HOSTFILE": "hosts"} | OWN,
@@ -337,7 +337,7 @@ def test_a_python_that_is_too_old_is_told_in_one_line_with_what_to_get(tmp_path)
 
 
 def test_more_than_one_node_without_a_hostfile_says_what_to_give():
-    done = bash("sft.sh", DRY_RUN="1", GPUS="8", NODES="2")
+    done = bash("sft.sh", DRY_RUN="1", GPUS="8", NODES="2", POLICY="Qwen/Qwen3-4B")
     assert done.returncode != 0
     assert "NODES above 1 needs HOSTFILE" in done.stderr
 

@@ -6,9 +6,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from openrlhf_qs.evaluation.report import STAGES, stage_durations, write_report
+from openrlhf_qs.evaluation.report import STAGES, write_report
 from openrlhf_qs.evaluation.tensorboard import read_scalars
-from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_whole
 
 EVIL = "<script>alert('x')</script> & $x_1 \\frac \"quoted\" 😀 \u202eright to left"
@@ -127,9 +126,10 @@ def full_run(tmp_path):
     """A run folder with something of every stage."""
     from torch.utils.tensorboard import SummaryWriter
 
-    for stage, seconds in (("data", "3.2"), ("sft", "125.7"), ("garm", "")):
+    for stage in ("data", "sft", "garm"):
         (tmp_path / stage).mkdir()
-        (tmp_path / stage / ".done").write_text(seconds)
+    stages = {name: {"state": "done", "seconds": 125.7} for name in ("data", "distil", "sft", "evaluate")}
+    (tmp_path / "run.json").write_text(json.dumps({"stages": stages | {"garm": {"state": "begun"}}}))
     log = {"n_impressions": 32000, "ctr_by_position": [0.14, 0.1], "policies": {EVIL: 3}, "first": "2025-01-01"}
     (tmp_path / "data" / "log.json").write_text(json.dumps(log))
     rewards = {"garm": {"weight": 0.7, "mean": 0.1, "std": 1.2}, EVIL: {"weight": -0.1, "mean": 0, "std": 1}}
@@ -202,8 +202,9 @@ def test_no_heldout_pair_is_said_and_not_drawn(tmp_path):
     assert "No held-out pair." in reader.text and "img" not in reader.tags
 
 
-def test_durations_are_read_and_an_empty_mark_has_none(full_run):
-    assert stage_durations(RunFolder(full_run)) == {"data": 3.2, "sft": 125.7, "garm": None}
+def test_every_finished_stage_has_its_duration(full_run, metrics):
+    table = re.search(r"<table>(?:(?!</table>).)*together", write_report(full_run, metrics).read_text(), re.DOTALL)[0]
+    assert re.findall(r"<th[^>]*>(\w+)", table) == ["data", "distil", "sft", "evaluate", "together"]
 
 
 def test_scalars_of_a_resumed_run_are_joined_and_the_later_value_counts(tmp_path):
