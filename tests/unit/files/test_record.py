@@ -1,0 +1,314 @@
+"""run.json: what is refused, what is made anew, what is remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from openrlhf_qs.files import record
+from openrlhf_qs.files.run_folder import STAGE_FOLDERS, RunFolder
+
+ROOT = Path(__file__).parents[3]
+DATA = ("sft", "preferences", "prompts", "fusion", "heldout")
+VALUES = {"SEED": "0", "SFT_LR": "2e-3", "SFT_DATASET": "diverse", "REWARD": "garm,ood", "N_CONTEXTS": "300"}
+
+
+def write_safetensors(path: Path, n_bytes: int = 16) -> None:
+    header = json.dumps({"weight": {"dtype": "U8", "shape": [n_bytes], "data_offsets": [0, n_bytes]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(n_bytes))
+
+
+def write_products(run: RunFolder, stage: str) -> None:
+    """What the stage leaves, as small as can be."""
+    folder = run.stage(stage)
+    if stage == "data":
+        for name in DATA:
+            (folder / f"{name}.jsonl").write_text('{"row": 1}\n' * 3)
+        run.data.log.write_text("{}\n")
+    elif stage == "fusion":
+        run.weights.write_text("{}")
+        run.fusion_responses.write_text("{}\n")
+    else:
+        write_safetensors(folder / "model.safetensors")
+        (folder / "config.json").write_text("{}")
+        (folder / "tokenizer_config.json").write_text("{}")
+
+
+def make(run: RunFolder, stage: str, flags=(), given=(), again="", **values: str) -> bool:
+    """Begin the stage, and where it is to be made, make and finish it."""
+    begun = record.begin(run, stage, VALUES | values, flags, given, again)
+    if begun:
+        write_products(run, stage)
+        record.finish(run, stage, seconds=3)
+    return begun
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    """A run whose data, SFT and GaRM are done."""
+    run = RunFolder(tmp_path / "run")
+    for stage in ("data", "sft", "garm"):
+        assert make(run, stage)
+    return run
+
+
+def test_a_second_call_that_asks_for_the_same_finds_it_done(run):
+    assert not make(run, "sft")
+    assert record.durations(run) == {"data": 3, "sft": 3, "garm": 3}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"SFT_LR": "1e-4"}, "SFT_LR=1e-4, made with SFT_LR=2e-3"),
+        ({"SEED": "1"}, "SEED=1, made with SEED=0"),
+        ({"SFT_DATASET": "raw"}, "SFT_DATASET=raw, made with SFT_DATASET=diverse"),
+        ({"OPTION": "diverse.depth=2"}, "OPTION=diverse.depth=2, made with ''"),
+        ({"POLICY": "Qwen/Qwen3-4B"}, "POLICY=Qwen/Qwen3-4B, made with POLICY="),
+        ({"flags": ["--adam.eps", "1e-7"]}, "with --adam.eps 1e-7, made without --adam.eps"),
+    ],
+)
+def test_a_call_that_asks_for_something_else_is_told_what_differs(run, asked, said):
+    before = run.record.read_bytes()
+    with pytest.raises(record.Differs, match=re.escape(said)):
+        make(run, "sft", **asked)
+    assert run.record.read_bytes() == before and (run.sft / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"SFT_SAVE_STEPS": "5"},
+        {"REWARD": "garm"},
+        {"OPTION": "ood.threshold=2"},  # of a reward, which SFT does not have
+        {"flags": ["--logger.wandb.key", "k", "--ckpt.max_num", "9"]},
+    ],
+)
+def test_what_makes_no_other_product_does_not_differ(run, asked):
+    assert not make(run, "sft", **asked)
+
+
+def test_another_file_under_the_same_name_differs_and_a_copy_of_it_does_not(tmp_path):
+    log = tmp_path / "mine.jsonl"
+    log.write_text("a\n")
+    run = RunFolder(tmp_path / "run")
+    make(run, "data", CLICK_LOG=str(log))
+    os.utime(log, (1, 1))
+    assert not make(run, "data", CLICK_LOG=str(log))
+    (tmp_path / "copy.jsonl").write_text("a\n")
+    assert not make(run, "data", CLICK_LOG=str(tmp_path / "copy.jsonl"))
+    log.write_text("b\n")
+    with pytest.raises(record.Differs, match="mine.jsonl, which was changed since"):
+        make(run, "data", CLICK_LOG=str(log))
+    with pytest.raises(record.Differs, match="CLICK_LOG=, made with CLICK_LOG="):
+        make(run, "data")
+
+
+@pytest.mark.parametrize("value", ["nowhere.jsonl", "nowhere/*.jsonl", "./nowhere"])
+def test_a_log_that_is_not_there_is_named(tmp_path, value):
+    with pytest.raises(ValueError, match=re.escape(f"CLICK_LOG={value}: {value} does not exist")):
+        make(RunFolder(tmp_path), "data", CLICK_LOG=value)
+
+
+def test_a_folder_or_a_pipe_among_the_logs_is_named(tmp_path):
+    (tmp_path / "logs" / "inner").mkdir(parents=True)
+    with pytest.raises(ValueError, match="inner is a folder; name its files"):
+        make(RunFolder(tmp_path / "run"), "data", CLICK_LOG=str(tmp_path / "logs" / "*"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is no file that can be read twice"):
+        make(RunFolder(tmp_path / "run"), "data", CLICK_LOG=str(tmp_path / "pipe"))
+
+
+def test_a_path_with_a_blank_is_one_path(tmp_path):
+    log = tmp_path / "my clicks.jsonl"
+    log.write_text("a\n")
+    assert record.words_of(str(log)) == [str(log)]
+    assert record.words_of("a.jsonl b\\ c.jsonl") == ["a.jsonl", "b c.jsonl"]
+    run = RunFolder(tmp_path / "run")
+    make(run, "data", CLICK_LOG=str(log), given=["CLICK_LOG"])
+    assert record.words_of(record.recall(run, "sft", ["CLICK_LOG"])["CLICK_LOG"]) == [str(log)]
+
+
+def test_a_plugin_file_counts_for_the_stages_whose_plugins_it_registers(run, tmp_path):
+    plugin = tmp_path / "brevity.py"
+    plugin.write_text('@REWARDS.register("brevity")\nclass Brevity: ...\n')
+    assert not make(run, "sft", PLUGIN=str(plugin))  # a reward
+    make(run, "fusion", PLUGIN=str(plugin), REWARD="garm,brevity")
+    plugin.write_text(plugin.read_text() + "# another threshold\n")
+    with pytest.raises(record.Differs, match="brevity.py, which was changed since"):
+        make(run, "fusion", PLUGIN=str(plugin), REWARD="garm,brevity")
+    with pytest.raises(ValueError, match="plugin file nowhere.py does not exist"):
+        make(run, "sft", PLUGIN="nowhere.py")
+
+
+def test_again_makes_the_stage_and_all_after_it_anew_with_their_checkpoints(run):
+    (run.garm / "ckpt").mkdir()
+    data = run.data.path.stat().st_mtime_ns
+    assert record.begin(run, "sft", VALUES | {"SFT_LR": "1e-4"}, again="stage")
+    assert not run.garm.exists() and run.sft.is_dir() and not list(run.sft.iterdir())
+    assert run.data.path.stat().st_mtime_ns == data
+    assert set(record.durations(run)) == {"data"}
+
+
+def test_a_stage_made_anew_makes_the_later_ones_stale_even_where_they_were_left(run):
+    entries = record.read_record(run)
+    entries["sft"]["id"] = "made again"
+    record.write_record(run, entries)
+    with pytest.raises(record.Differs, match="sft was made again since"):
+        make(run, "garm")
+
+
+def test_through_the_whole_way_again_keeps_what_is_as_asked(run):
+    assert not make(run, "data", again="differing")
+    assert make(run, "sft", again="differing", SFT_LR="1e-4")
+    assert make(run, "garm", again="differing")
+    assert not make(run, "garm", again="differing")
+
+
+def test_a_killed_stage_goes_on_with_the_same_and_stops_with_something_else(run):
+    make(run, "fusion")
+    assert record.begin(run, "grpo", VALUES)
+    (run.grpo.path / "ckpt").mkdir()
+    with pytest.raises(record.Differs, match="SEED=1"):
+        record.begin(run, "grpo", VALUES | {"SEED": "1"})
+    assert record.begin(run, "grpo", VALUES) and (run.grpo.path / "ckpt").is_dir()
+    # a checkpoint that the caller names is gone on from, with another reward as well
+    flags = ["--ckpt.path", str(run.grpo.path / "ckpt" / "last_good")]
+    assert record.begin(run, "grpo", VALUES | {"REWARD": "garm"}, flags)
+
+
+def test_a_stage_whose_folder_was_removed_is_made_again(run):
+    for path in run.garm.iterdir():
+        path.unlink()
+    run.garm.rmdir()
+    assert make(run, "garm")
+
+
+def test_a_folder_that_no_record_speaks_of_is_not_taken_for_done(tmp_path):
+    run = RunFolder(tmp_path)
+    run.data.path.mkdir()
+    write_products(run, "data")
+    with pytest.raises(record.Differs, match="run.json does not say what it was made from"):
+        make(run, "data")
+
+
+def test_a_killed_removal_is_finished_by_the_next_call(run):
+    entries = record.read_record(run)
+    entries["garm"] = {"state": "removed", "given": {}}  # killed before its folder was gone
+    record.write_record(run, entries)
+    assert record.begin(run, "garm", VALUES) and not list(run.garm.iterdir())
+
+
+def test_a_file_that_was_cut_at_a_line_end_is_found_before_it_is_trained_on(run):
+    run.data.preferences.write_text('{"row": 1}\n' * 2)
+    with pytest.raises(ValueError, match=r"preferences.jsonl is not what the stage wrote \(22 of 33 bytes\)"):
+        make(run, "garm", again="stage")
+    run.data.preferences.unlink()
+    with pytest.raises(ValueError, match="preferences.jsonl is gone: make it again by AGAIN=1 bash recipes/data.sh"):
+        make(run, "garm", again="stage")
+
+
+def test_a_stage_waits_for_those_that_it_reads(run):
+    with pytest.raises(ValueError, match="fusion is not finished in .*: bash recipes/fusion.sh"):
+        make(run, "grpo")
+    with pytest.raises(ValueError, match="distil is not finished"):
+        make(run, "sft", DISTIL="1", again="stage")
+
+
+def test_a_stage_that_made_nothing_is_not_done(run):
+    make(run, "fusion")
+    record.begin(run, "grpo", VALUES)
+    with pytest.raises(ValueError, match=r"grpo made no .*\*\.safetensors: it is not done"):
+        record.finish(run, "grpo", 1)
+    write_products(run, "grpo")
+    for path in run.grpo.path.iterdir():
+        os.utime(path, (time.time() - 60,) * 2)  # of an earlier call
+    with pytest.raises(ValueError, match="grpo made nothing: .* is older than this call"):
+        record.finish(run, "grpo", 1)
+    assert "grpo" not in record.durations(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a"', "ends within a line"),
+        ("a.json", b'{"a": ', "is no whole JSON"),
+        ("a.safetensors", b"", "is no file of safetensors, or is cut in its header"),
+        ("a.safetensors", b"\x20\0\0\0\0\0\0\0{", "is no file of safetensors, or is cut in its header"),
+        ("a.jsonl", b"", ""),
+    ],
+)
+def test_a_file_that_is_not_whole_is_told(tmp_path, name, content, problem):
+    (tmp_path / name).write_bytes(content)
+    assert problem in record.broken(tmp_path / name) and bool(problem) == bool(record.broken(tmp_path / name))
+
+
+def test_safetensors_that_lack_their_last_byte_are_told(tmp_path):
+    write_safetensors(tmp_path / "m.safetensors", n_bytes=100)
+    assert record.broken(tmp_path / "m.safetensors") == ""
+    whole = (tmp_path / "m.safetensors").read_bytes()
+    (tmp_path / "m.safetensors").write_bytes(whole[:-1])
+    assert record.broken(tmp_path / "m.safetensors") == f"has {len(whole) - 1} of {len(whole)} bytes"
+
+
+def test_a_run_remembers_what_it_was_given_and_no_default(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    make(run, "data", given=["N_CONTEXTS", "REWARD"])
+    make(run, "sft", given=["REWARD"], REWARD="ood")
+    assert record.recall(run, "sft", ["REWARD", "N_CONTEXTS", "SFT_LR"]) == {"REWARD": "ood", "N_CONTEXTS": "300"}
+    assert record.recall(run, "data", ["REWARD"]) == {"REWARD": "garm,ood"}, "a stage's own comes first"
+    assert record.recall(run, "grpo", ["REWARD"]) == {"REWARD": "ood"}
+    record.begin(run, "sft", VALUES, again="stage")
+    assert record.recall(run, "grpo", ["N_CONTEXTS"]) == {"N_CONTEXTS": "300"}, "what AGAIN removes is remembered"
+
+
+def test_a_log_inside_a_folder_that_again_would_remove_is_kept(tmp_path):
+    run = RunFolder(tmp_path)
+    run.data.path.mkdir()
+    log = run.data.path / "mine.jsonl"
+    log.write_text("a\n")
+    asked = record.asked_of("data", {"CLICK_LOG": str(log)}, [])
+    record.write_record(run, {"data": {"state": "begun", "stages": {}, **asked}})
+    with pytest.raises(ValueError, match="which AGAIN=1 would remove: move it first"):
+        record.begin(run, "data", VALUES | {"CLICK_LOG": str(log)}, again="stage")
+    assert log.is_file()
+
+
+def test_an_arm_of_an_ablation_shares_stages_of_another_run(run, tmp_path):
+    arm = RunFolder(tmp_path / "arm")
+    record.share(arm, run, ["data", "sft"])
+    assert not make(arm, "sft") and arm.sft.is_symlink()
+    assert make(arm, "garm") and not arm.garm.is_symlink()
+    make(run, "fusion")
+    record.share(arm, run, ["fusion/responses.jsonl"])
+    assert make(arm, "fusion") and arm.fusion_responses.exists()
+    make(run, "sft", again="stage", SEED="1")  # the arm's GaRM is then stale
+    record.share(arm, run, ["data", "sft"])
+    with pytest.raises(record.Differs, match="sft was made again since"):
+        make(arm, "garm")
+
+
+def test_a_record_that_is_cut_is_told_in_one_line(run):
+    run.record.write_text("{")
+    with pytest.raises(ValueError, match="run.json cannot be read"):
+        make(run, "sft")
+
+
+def test_run_json_says_what_a_stage_was_made_from(run):
+    entry = json.loads(run.record.read_text())["stages"]["sft"]
+    assert entry["variables"]["SFT_LR"] == "2e-3" and entry["stages"] == {
+        "data": record.read_record(run)["data"]["id"]
+    }
+    assert entry["versions"]["openrlhf-qs"] and entry["python"] and "commit" in entry
+    assert set(entry["products"]) == {"model.safetensors", "config.json", "tokenizer_config.json"}
+    assert list(json.loads(run.record.read_text())["stages"]) == ["data", "sft", "garm"]
+
+
+def test_every_stage_of_the_way_has_a_record_and_a_folder():
+    assert list(record.STAGES) == list(STAGE_FOLDERS)
