@@ -120,7 +120,8 @@ FUSIONS = Registry(
 )
 SFT_DATASETS = Registry(
     "sft dataset",
-    "called with all SFT rows (conversation, candidates) [n], returns three suggestions or None for each [n]",
+    "called with all SFT rows (conversation, candidates) [n] and how many suggestions a response has, returns as many "
+    "suggestions or None for each row [n]",
 )
 JUDGES = Registry("judge", "called with conversations [n] and suggestions [n][k], returns click probabilities [n][k]")
 

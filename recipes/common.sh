@@ -79,7 +79,9 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 : "${CLICK_LOG:=}"              # JSON Lines or Parquet; empty: simulated users write one
 : "${POLICY:=}"                 # Hugging Face folder or name; empty: a small one is built from the log
 : "${GARM_BASE:=}"              # backbone of the reward model; empty: the SFT policy
-: "${SFT_DATASET:=diverse}"     # plugin that assembles three suggestions
+: "${N_SUGGESTIONS:=3}"         # suggestions of a response, 1 to 8
+: "${PROMPT_TEMPLATE:=}"        # text file with the instruction, in any language; empty: in English
+: "${SFT_DATASET:=diverse}"     # plugin that assembles the suggestions
 : "${REWARD_MODEL:=gaussian}"   # plugin, the head: gaussian, bradley_terry
 : "${REWARD:=garm,garm_sigma,ood,rules,relevance,diversity}"  # plugins, the parts of the reward
 : "${FUSION:=logistic_regression}"                  # plugin that weighs them
@@ -184,6 +186,8 @@ build_operators() {
    PYTHONPATH="$ROOT" python -m openrlhf_qs.host.operators > /dev/null 2>&1 ||
       echo "DeepSpeed's operators for the CPU could not be compiled: the first training will say why"
 }
+
+TASK=(--n_suggestions "$N_SUGGESTIONS" --prompt_template "$PROMPT_TEMPLATE")   # what the policy is asked for
 
 # begin STAGE FLAGS...: ends the recipe where the stage is there, made as this call asks, and stops it where it was made
 # from something else. Flags that only ask or check are answered. Then the environment is set up.

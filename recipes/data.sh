@@ -9,14 +9,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 begin data "$@"
 if [ -z "$CLICK_LOG" ]; then
    LOG=("$RUN/data/clicks.jsonl")
-   [ -f "${LOG[0]}" ] || run openrlhf-qs world --out "${LOG[0]}" --n_impressions "$N_IMPRESSIONS" --n_contexts "$N_CONTEXTS" --seed "$SEED"
+   [ -f "${LOG[0]}" ] || run openrlhf-qs world --out "${LOG[0]}" --n_impressions "$N_IMPRESSIONS" --n_contexts "$N_CONTEXTS" \
+      --n_suggestions "$N_SUGGESTIONS" --seed "$SEED"
 elif [ -e "$CLICK_LOG" ]; then
    LOG=("$CLICK_LOG")
 else
    read -a LOG <<< "$CLICK_LOG"   # files or globs, separated by blanks; "\ " is a blank in a name
 fi
-run openrlhf-qs data --log "${LOG[@]}" --out "$RUN/data" --seed "$SEED" "$@"
+run openrlhf-qs data --log "${LOG[@]}" --out "$RUN/data" --seed "$SEED" "${TASK[@]}" "$@"
 if [ -z "$POLICY" ]; then
-   run openrlhf-qs small-policy --log "${LOG[@]}" --out "$RUN/data/policy" --seed "$SEED"
+   run openrlhf-qs small-policy --log "${LOG[@]}" --out "$RUN/data/policy" --seed "$SEED" "${TASK[@]}"
 fi
 finish

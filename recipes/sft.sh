@@ -16,5 +16,5 @@ SET=$RUN/data/sft.jsonl
 [ "$DISTIL" = 1 ] && SET=$RUN/distil/candidates.jsonl
 [ -z "$EMBEDDER" ] || OPTION="$OPTION $SFT_DATASET.embedder=$EMBEDDER"
 sft_flags SFT "$SET" "$RUN/sft" "${POLICY:-$RUN/data/policy}"
-launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset "$SFT_DATASET" "$@"
+launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset "$SFT_DATASET" "${TASK[@]/#--/--qs.}" "$@"
 finish

@@ -171,7 +171,7 @@ def write_models(folder: Path, n_prompts: int, n_samples: int, seed: int) -> tup
     AutoTokenizer.from_pretrained(folder / "policy").save_pretrained(folder / "garm")
     rng = random.Random(seed)
     conversations = [c for c in contexts(n_prompts, seed) for _ in range(n_samples)]
-    return conversations, [format_response(cold_start_suggestions(c, rng)[:3]) for c in conversations]
+    return conversations, [format_response(cold_start_suggestions(c, rng)) for c in conversations]
 
 
 class Step:
@@ -301,9 +301,9 @@ def local_rollout(tokenizer, conversation: Sequence[Any], response: str) -> Any:
     import torch
     from openrlhf.trainer.ppo_utils.experience import Experience
 
-    from openrlhf_qs.form.prompt import policy_messages
+    from openrlhf_qs.form.task import Task
 
-    prompt = tokenizer.apply_chat_template(policy_messages(conversation), tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(Task().messages(conversation), tokenize=False, add_generation_prompt=True)
     asked, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, response))
     answer = [*answer, tokenizer.eos_token_id]
     ids = torch.tensor([asked + answer])

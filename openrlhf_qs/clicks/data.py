@@ -2,11 +2,11 @@
 
 In: a click log. Out, under ``--out``:
 
-- ``sft.jsonl``: conversations of the training split with all their suggestions; an SFT dataset plugin picks three
+- ``sft.jsonl``: conversations of the training split with all their suggestions; an SFT dataset plugin picks some
 - ``preferences.jsonl``, ``preferences.calibration.jsonl``, ``preferences.heldout.jsonl``: impressions with their pairs
   (:mod:`openrlhf_qs.clicks.preferences`), of the training split, of the one that the fusion weights come from, and of
   the held-out split
-- ``prompts.jsonl``: one prompt for each conversation of the training split; its ``label`` is the conversation as JSON
+- ``prompts.jsonl``: one prompt for each conversation of the training split; its ``label`` is the request as JSON
 - ``fusion.jsonl``, ``heldout.jsonl``: the impressions of those splits, as a click log
 - ``log.json``: what was read, skipped, written and left out, and the examination propensities; it is written last
 """
@@ -14,7 +14,6 @@ In: a click log. Out, under ``--out``:
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -37,7 +36,8 @@ from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, estimate, sho
 from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
 from openrlhf_qs.files.run_folder import DataFolder
 from openrlhf_qs.files.whole import write_json_lines
-from openrlhf_qs.form.prompt import policy_messages
+from openrlhf_qs.form.request import Request
+from openrlhf_qs.form.task import Task, add_task_arguments, task_of
 from openrlhf_qs.sft.sft_set import sft_candidates
 
 PAIR_SOURCES = {
@@ -58,6 +58,8 @@ OPTIONS = (
     "time_cuts",
     "propensity",
     "pairs_from",
+    "n_suggestions",
+    "prompt_template",
 )
 
 
@@ -109,11 +111,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where these begin under --split time, as 2025-01-31T12:00:00Z; default: where the shares fall",
     )
     parser.add_argument("--seed", type=int, default=0, help="another one gives another split; default 0")
+    add_task_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Read the log, split it, write every file; ValueError where a split has nothing to offer."""
-    console, out = Console(), DataFolder(args.out)
+    console, out, task = Console(), DataFolder(args.out), task_of(args)
     with console.status("reading the click log") as status:
         skipped: Counter[str] = Counter()
         log = read_click_log(args.log, args.on_error, args.engine, skipped)
@@ -127,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
         of_split = {file: _preferences(split, args, propensities) for file, split in zip(files, splits, strict=True)}
         status.update("gathering SFT candidates")
         candidates = sft_candidates(splits.train, propensities)
-        prompts = list(_prompts(splits.train))
+        prompts = list(_prompts(splits.train, task))
 
         status.update("writing")
         write_json_lines(out.sft, candidates)
@@ -189,12 +192,11 @@ def _check_clicks(splits: Splits) -> None:
             )
 
 
-def _prompts(log: pl.DataFrame) -> Iterator[dict[str, Any]]:
+def _prompts(log: pl.DataFrame, task: Task) -> Iterator[dict[str, Any]]:
     """One row for each different conversation, in the order they are first seen."""
     first_of_each = log.filter(conversation_keys(log).is_first_distinct())
     for conversation in first_of_each["conversation"].to_list():
-        label = json.dumps(conversation, ensure_ascii=False)
-        yield {"prompt": policy_messages(conversation), "label": label}
+        yield {"prompt": task.messages(conversation), "label": Request(conversation).label()}
 
 
 def _table(summary: dict[str, Any], out: DataFolder) -> Table:

@@ -29,7 +29,7 @@ from rich.table import Table
 from openrlhf_qs.evaluation.ab_test import Judge, click_probabilities, load_judge
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
-from openrlhf_qs.form.response import parse_response
+from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.plots.style import ARM_COLORS, INK, OTHER_COLORS, PLOT_STYLE, svg
 from openrlhf_qs.statistics.intervals import Interval, t_interval
 
@@ -156,7 +156,8 @@ def gold_figures(run_dir: Path, judge: Judge) -> dict[str, float]:
     both = sorted(sides["grpo"].keys() & sides["sft"].keys())
     if not both:
         raise ValueError(f"{run_dir}: no conversation has responses of both policies; run evaluate again")
-    chance = {policy: _click_chances([rows[key] for key in both], judge) for policy, rows in sides.items()}
+    task = read_task(run_dir / "sft")
+    chance = {policy: _click_chances([rows[key] for key in both], judge, task) for policy, rows in sides.items()}
     difference = chance["grpo"] - chance["sft"]
     return {
         "gsb": float((difference > SAME).mean() - (difference < -SAME).mean()),
@@ -165,9 +166,9 @@ def gold_figures(run_dir: Path, judge: Judge) -> dict[str, float]:
     }
 
 
-def _click_chances(rows: Sequence[Mapping[str, Any]], judge: Judge) -> np.ndarray:
+def _click_chances(rows: Sequence[Mapping[str, Any]], judge: Judge, task: Task) -> np.ndarray:
     conversations = [row["conversation"] for row in rows for _ in range(N_USERS)]
-    shown = [suggestions for row in rows for suggestions in [parse_response(row["response"]).suggestions] * N_USERS]
+    shown = [suggestions for row in rows for suggestions in [task.read(row["response"]).suggestions] * N_USERS]
     probability = click_probabilities(judge, conversations, shown, where="GSB")
     return (1 - (1 - probability).prod(axis=1)).reshape(len(rows), N_USERS).mean(axis=1)
 

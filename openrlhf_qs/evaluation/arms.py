@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.response import N_SUGGESTIONS, format_response, parse_response
+from openrlhf_qs.form.response import format_response
+from openrlhf_qs.form.task import read_task
 
 COLD_START = "cold_start"
 SHOWN_PROBLEMS = 20
@@ -29,6 +30,8 @@ class Shown(NamedTuple):
     well_formed: bool
     log_ppl: float | None = None
     response: str = ""  # the text that the suggestions were read from
+    n: int = 3  # how many were asked for, or shown
+    finish_reason: str = "stop"
 
 
 def read_impressions(path: Path) -> list[dict]:
@@ -60,14 +63,16 @@ def load_arms(run: RunFolder, impressions: Sequence[Mapping[str, Any]]) -> dict[
         raise ValueError(
             f"{files[COLD_START]}: the arm {COLD_START} is what the log shows; give this one another name"
         )
+    task = read_task(run.sft)
     arms = {COLD_START: []}
     for row in _first_of_each(impressions, "conversation").values():
         arms[COLD_START].append(
             Shown(
                 row["conversation"],
                 row["suggestions"],
-                _three_with_letters(row["suggestions"]),
+                _all_with_letters(row["suggestions"]),
                 response=format_response(row["suggestions"]),
+                n=len(row["suggestions"]),
             )
         )
 
@@ -76,6 +81,8 @@ def load_arms(run: RunFolder, impressions: Sequence[Mapping[str, Any]]) -> dict[
             return "no conversation"
         if not isinstance(row.get("response"), str):
             return "no response; give the text the policy wrote"
+        if row.get("finish_reason", "stop") not in ("stop", "length"):
+            return f"finish_reason {row['finish_reason']!r}; give stop, or length where it was cut"
         if row.get("log_ppl") is not None and not _is_number(row["log_ppl"]):
             return f"log_ppl {row['log_ppl']!r}; give nats per token, or leave it out"
         return ""
@@ -83,9 +90,17 @@ def load_arms(run: RunFolder, impressions: Sequence[Mapping[str, Any]]) -> dict[
     for name in sorted(files, key=lambda name: ({"sft": 0, "grpo": 1}.get(name, 2), name)):
         arms[name] = []
         for row in _read_checked(files[name], problem):
-            parsed = parse_response(row["response"])
+            parsed = task.read(row["response"], row.get("finish_reason", "stop"))
             arms[name].append(
-                Shown(row["conversation"], parsed.suggestions, parsed.well_formed, row.get("log_ppl"), row["response"])
+                Shown(
+                    row["conversation"],
+                    parsed.suggestions,
+                    parsed.well_formed,
+                    row.get("log_ppl"),
+                    row["response"],
+                    parsed.n,
+                    row.get("finish_reason", "stop"),
+                )
             )
     return arms
 
@@ -101,6 +116,23 @@ def on_same_conversations(arms: Mapping[str, Sequence[tuple]]) -> dict[str, list
         counts = ", ".join(f"{name} {len(by_key)}" for name, by_key in rows.items())
         raise ValueError(f"no conversation is in every arm ({counts}); generate responses for data/heldout.jsonl")
     return {name: [by_key[key] for key in keys] for name, by_key in rows.items()}
+
+
+def on_same_places(arms: Mapping[str, Sequence[Shown]]) -> dict[str, list[Shown]]:
+    """The arms with as many places under each conversation as all of them have there: the first ones.
+
+    Args:
+        arms: of the same conversations, from :func:`on_same_conversations`.
+    """
+    n_places = [min(row.n for row in rows) for rows in zip(*arms.values(), strict=True)]
+    return {name: [_cut(row, n) for row, n in zip(rows, n_places, strict=True)] for name, rows in arms.items()}
+
+
+def _cut(row: Shown, n: int) -> Shown:
+    if row.n == n:
+        return row
+    suggestions = row.suggestions[:n]
+    return row._replace(suggestions=suggestions, response=format_response(suggestions), n=n)
 
 
 def clicked_suggestions(impressions: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -148,5 +180,5 @@ def _first_of_each(rows: Sequence[Any], conversation_at: str | int) -> dict[str,
     return first
 
 
-def _three_with_letters(suggestions: Sequence[str]) -> bool:
-    return len(suggestions) == N_SUGGESTIONS and all(any(map(str.isalpha, text)) for text in suggestions)
+def _all_with_letters(suggestions: Sequence[str]) -> bool:
+    return all(any(map(str.isalpha, text)) for text in suggestions)

@@ -30,6 +30,7 @@ from openrlhf_qs.evaluation.arms import (
     conversation_key,
     load_arms,
     on_same_conversations,
+    on_same_places,
     read_impressions,
 )
 from openrlhf_qs.evaluation.quality import response_quality
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     impressions = read_impressions(folder.data.heldout)
     arms = load_arms(folder, impressions)
     n_heldout = len(arms[COLD_START])
-    arms = on_same_conversations(arms)
+    arms = on_same_places(on_same_conversations(arms))
     n_compared = len(arms[COLD_START])
     rich_print(
         f"{n_compared:,} of {n_heldout:,} held-out conversations have suggestions of all arms: {', '.join(arms)}"
@@ -124,10 +125,7 @@ def run(args: argparse.Namespace) -> None:
     if folder.weights.is_file():
         reward = rewards.RunReward(folder, scorer, parse_options(args.option))
         for name, rows in some.items():
-            log_ppl = [row.log_ppl for row in rows]
-            metrics["quality"][name]["reward"] = reward(
-                conversations, [row.response for row in rows], None if None in log_ppl else log_ppl
-            )
+            metrics["quality"][name]["reward"] = reward(rows)
     metrics["examples"] = _examples(arms, results, clicked, args.seed)
 
     write_whole(folder.metrics, json.dumps(metrics, indent=1, allow_nan=False))

@@ -14,8 +14,11 @@ import polars as pl
 
 from openrlhf_qs.clicks.preferences import Pairs, all_pairs, preference_rows, preferences, read_preferences
 from openrlhf_qs.clicks.rows import MESSAGES
+from openrlhf_qs.evaluation.arms import Shown
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.request import Request
+from openrlhf_qs.form.task import read_task
 from openrlhf_qs.garm.calibration import calibration_verdict
 from openrlhf_qs.garm.eval import by_log_ppl, evaluate_pairs, pair_log_ppl, score_pairs
 from openrlhf_qs.models.reference import reference_log_ppl
@@ -93,21 +96,25 @@ class RunReward:
             raise ValueError(f"{run.garm} is missing, and fusion/weights.json weighs what it says: run garm")
         self.scorer = scorer if "reward_model" in self.composite.needs() else None
         self.reference = str(run.sft)
+        self.task = read_task(self.reference)
 
-    def __call__(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        responses: Sequence[str],
-        log_ppl: Sequence[float] | None,
-    ) -> dict[str, float]:
-        """Part to its mean, in its own unit; ``total`` to that of the weighted sum.
-
-        Args:
-            log_ppl: of each response under the SFT policy, nats per token; None where it must be computed.
-        """
-        if log_ppl is None and "reference" in self.composite.needs():
-            log_ppl = reference_log_ppl(self.reference, conversations, responses)
-        scored = self.composite.score(offline_batch(conversations, responses, log_ppl, self.scorer))
+    def __call__(self, rows: Sequence[Shown]) -> dict[str, float]:
+        """Part to its mean, in its own unit; ``total`` to that of the weighted sum."""
+        responses, log_ppl = [row.response for row in rows], [row.log_ppl for row in rows]
+        if None in log_ppl:
+            log_ppl = None
+            if "reference" in self.composite.needs():
+                log_ppl = reference_log_ppl(self.reference, [row.conversation for row in rows], responses)
+        batch = offline_batch(
+            [Request(row.conversation) for row in rows],
+            responses,
+            log_ppl,
+            self.scorer,
+            task=self.task,
+            finish_reasons=[row.finish_reason for row in rows],
+            n_shown=[row.n for row in rows],
+        )
+        scored = self.composite.score(batch)
         means = {name: float(values.nanmean()) for name, values in scored.raw.items()}
         return means | {"total": float(scored.total.mean())}
 

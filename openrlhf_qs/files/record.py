@@ -71,8 +71,8 @@ SFT_SIZE = ("LR", "EPOCHS", "BATCH", "MICRO_BATCH")
 FORM = ("GPUS", "NODES")
 STAGES = {
     "data": Stage(
-        ("SEED", "N_IMPRESSIONS", "N_CONTEXTS"),
-        files=("CLICK_LOG",),
+        ("SEED", "N_IMPRESSIONS", "N_CONTEXTS", "N_SUGGESTIONS"),
+        files=("CLICK_LOG", "PROMPT_TEMPLATE"),
         products=("*.jsonl", "log.json"),
     ),
     "distil": Stage(
@@ -82,9 +82,9 @@ STAGES = {
         products=("candidates.jsonl", *(f"teacher/{pattern}" for pattern in MODEL)),
     ),
     "sft": Stage(
-        ("SEED", "DISTIL", "SFT_DATASET", "MAX_LEN", *(f"SFT_{name}" for name in SFT_SIZE), *FORM),
+        ("SEED", "N_SUGGESTIONS", "DISTIL", "SFT_DATASET", "MAX_LEN", *(f"SFT_{name}" for name in SFT_SIZE), *FORM),
         reads=lambda variables: ("data", "distil") if variables.get("DISTIL") == "1" else ("data",),
-        files=("POLICY", "EMBEDDER"),
+        files=("POLICY", "EMBEDDER", "PROMPT_TEMPLATE"),
         plugins=("SFT_DATASET",),
     ),
     "garm": Stage(

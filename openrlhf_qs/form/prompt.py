@@ -1,8 +1,4 @@
-"""The ways a conversation is put to a model: to the policy for three suggestions, to the teacher for one, to a reward
-model with one.
-
-Each is a list of messages; a model's own chat template turns them into text.
-"""
+"""A conversation as messages, and how it is put to a reward model; a model's own chat template turns it into text."""
 
 from __future__ import annotations
 
@@ -14,8 +10,6 @@ from openrlhf_qs.files.whole import BadRow, short
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 ROLES = ("system", "user", "assistant")
-INSTRUCTION = "Suggest three short questions the user may ask next, numbered 1 to 3."
-TEACHER_INSTRUCTION = "Suggest one short question the user may ask next."
 
 
 def check_conversation(conversation: Any) -> None:
@@ -36,16 +30,6 @@ def check_messages(messages: Any) -> None:
             raise BadRow("bad message", f'message {short(message)}; give {{"role": ..., "content": text}}')
         if message.get("role") not in ROLES:
             raise BadRow("unknown role", f"role {short(message.get('role'))}; give one of {', '.join(ROLES)}")
-
-
-def policy_messages(conversation: Sequence[Message]) -> list[Message]:
-    """What the policy answers with three suggestions: the conversation, then the instruction as the last user turn."""
-    return [*conversation, {"role": "user", "content": INSTRUCTION}]
-
-
-def teacher_messages(conversation: Sequence[Message]) -> list[Message]:
-    """What the teacher answers with one suggestion and nothing else."""
-    return [*conversation, {"role": "user", "content": TEACHER_INSTRUCTION}]
 
 
 def suggestion_messages(conversation: Sequence[Message], suggestion: str) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Three suggestions to the text of one response, and back.
+"""Suggestions to the text of one response, and back.
 
 The policy answers with a numbered list, one suggestion a line::
 
@@ -6,7 +6,8 @@ The policy answers with a numbered list, one suggestion a line::
     2. Which flour is best for a first loaf?
     3. Can I bake it without a Dutch oven?
 
-:func:`parse_response` is the one reader of that form: rewards, judges and reports all see the same suggestions.
+:func:`parse_response` is the one reader of that form: rewards, judges and reports all see the same suggestions, and to
+all of them the same responses are malformed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-N_SUGGESTIONS = 3
+N_SUGGESTIONS = 3  # of a response, where a run does not say otherwise
+CUT = "cut at the token limit"
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # of a model that thinks before it answers
 _NUMBERED_LINE = re.compile(r"([1-9][0-9]?)[.)][ \t]*(.*)", re.ASCII)
 
@@ -25,12 +27,14 @@ class ParsedResponse:
     """What was read from a response.
 
     Attributes:
-        suggestions: the non-empty texts in the order of their lines, at most ``N_SUGGESTIONS``; numbers stripped.
+        suggestions: the non-empty texts in the order of their lines, at most ``n``; numbers stripped.
         problem: why the response is malformed, in a few words; empty where it is well formed.
+        n: how many were asked for, or shown.
     """
 
     suggestions: tuple[str, ...]
     problem: str
+    n: int
 
     @property
     def well_formed(self) -> bool:
@@ -45,20 +49,24 @@ def format_response(suggestions: Sequence[str]) -> str:
     return "\n".join(f"{n}. {suggestion.strip()}" for n, suggestion in enumerate(suggestions, start=1))
 
 
-def parse_response(text: str) -> ParsedResponse:
+def parse_response(text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop") -> ParsedResponse:
     """Read the suggestions out of ``text``; never raises.
 
-    Well formed are exactly ``N_SUGGESTIONS`` lines, numbered 1, 2, 3 with ASCII digits and a dot or bracket, each with
-    a letter in it, and nothing else but blank lines. What a model thought before it answered is no part of the
-    answer: templates such as Qwen3's put an empty ``<think>`` block before what the policy learns to write. All else
-    is malformed, and read like this:
+    Well formed are exactly ``n`` lines, numbered 1, 2, 3 and so on with ASCII digits and a dot or bracket, each with a
+    letter in it, and nothing else but blank lines, not cut at the token limit. What a model thought before it answered
+    is no part of the answer: templates such as Qwen3's put an empty ``<think>`` block before what the policy learns to
+    write. All else is malformed, and read like this:
 
     - A line that is not numbered so ("One. ...", "- ...", "١. ...", a greeting) is no suggestion.
     - A numbered line is one, whatever its number and however far it is indented, so the items of a nested list are.
     - A numbered line without a letter is none.
-    - Of more than ``N_SUGGESTIONS`` suggestions the first ones count; of fewer, those that are there.
+    - Of more than ``n`` suggestions the first ones count; of fewer, those that are there.
+
+    Args:
+        n: how many were asked for.
+        finish_reason: ``length`` where the response was cut at the token limit.
     """
-    numbers, suggestions, problem = [], [], ""
+    numbers, suggestions, problem = [], [], CUT if finish_reason == "length" else ""
     for line in filter(None, map(str.strip, _THOUGHTS.sub("", text).splitlines())):
         match = _NUMBERED_LINE.fullmatch(line)
         if match is None:
@@ -70,6 +78,15 @@ def parse_response(text: str) -> ParsedResponse:
             suggestions.append(suggestion)
         else:
             problem = problem or f"number {match[1]} has no text"
-    if not problem and numbers != list(range(1, N_SUGGESTIONS + 1)):
-        problem = f"numbers {numbers} instead of 1 to {N_SUGGESTIONS}"
-    return ParsedResponse(tuple(suggestions[:N_SUGGESTIONS]), problem)
+    if not problem and numbers != list(range(1, n + 1)):
+        problem = f"numbers {numbers} instead of 1 to {n}"
+    return ParsedResponse(tuple(suggestions[:n]), problem, n)
+
+
+def parse_text(text: str, n: int = 1, finish_reason: str = "stop") -> ParsedResponse:
+    """The same where the answer is one suggestion and nothing else: one line with a letter in it."""
+    suggestion = _THOUGHTS.sub("", text).strip()
+    problem = CUT if finish_reason == "length" else ""
+    if len(suggestion.splitlines()) != 1 or not any(map(str.isalpha, suggestion)):
+        return ParsedResponse((), problem or "not one line of text with a letter in it", n)
+    return ParsedResponse((suggestion,), problem, n)

@@ -7,14 +7,15 @@ OpenRLHF's class.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import torch
 from openrlhf.models.utils import masked_mean
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
-from openrlhf_qs.form.response import ParsedResponse, parse_response
+from openrlhf_qs.form.request import Request
+from openrlhf_qs.form.response import ParsedResponse
+from openrlhf_qs.form.task import read_task
 from openrlhf_qs.host.composite import composite_of
 from openrlhf_qs.host.settings import Settings
 from openrlhf_qs.registry import JUDGES
@@ -33,6 +34,7 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         """
         super().__init__(*args, **kwargs)
         self.composite = composite_of(settings)
+        self.task = read_task(self.args.actor.model_name_or_path)
         self.with_reward_model = "reward_model" in self.composite.needs()
         self.watch = None
         grpo = settings.stage
@@ -60,30 +62,31 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
             for samples in samples_list
             for sequence, action_mask in zip(samples.sequences, samples.action_mask, strict=True)
         ]
-        conversations = [json.loads(label) for samples in samples_list for label in samples.labels]
-        parsed = [parse_response(response) for response in responses]
+        requests = [Request.of_label(label) for samples in samples_list for label in samples.labels]
+        cut = torch.cat([samples.truncated for samples in samples_list]).tolist()
+        finish_reasons = ["length" if one_cut else "stop" for one_cut in cut]
+        parsed = [self.task.read(*one) for one in zip(responses, finish_reasons, strict=True)]
         n_samples = self.args.rollout.n_samples_per_prompt
 
         # Dispatched before the policy and the reference, so that on GPUs of its own it runs beside them.
-        rewards_ref = self.dispatch_reward_model(conversations, parsed) if self.with_reward_model else None
+        rewards_ref = self.dispatch_reward_model(requests, parsed) if self.with_reward_model else None
         for samples in samples_list:
             samples.rewards = torch.zeros(len(samples.sequences))  # given: the host asks no model of its own
         samples_list = super().make_experience(samples_list)
 
         rewards = self.gather_rewards(rewards_ref, parsed) if self.with_reward_model else {}
         batch = RolloutBatch(
-            conversations=conversations,
+            requests=requests,
             responses=responses,
             parsed=parsed,
             group=torch.tensor([index // n_samples for samples in samples_list for index in samples.index]),
-            truncated=torch.cat([samples.truncated for samples in samples_list]).bool(),
+            task=self.task,
             ref_log_ppl=self.ref_log_ppl(samples_list) if self.initial_model_group is not None else None,
             **rewards,
         )
         scored = self.composite.score(batch)
         total = scored.total
-        malformed = torch.tensor([0.0 if p.well_formed else 1.0 for p in parsed])
-        logged = scored.logged() | {"reward": total, "malformed": malformed}
+        logged = scored.logged() | {"reward": total, "malformed": batch.malformed.float()}
         sizes = [len(samples.sequences) for samples in samples_list]
         for name, value in logged.items():
             for samples, share in zip(samples_list, value.split(sizes), strict=True):
@@ -109,13 +112,13 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
             ref_log_probs.append(mean)
         return -torch.cat(ref_log_probs)
 
-    def dispatch_reward_model(self, conversations: Sequence, parsed: Sequence[ParsedResponse]):
+    def dispatch_reward_model(self, requests: Sequence[Request], parsed: Sequence[ParsedResponse]):
         """Send every suggestion of the batch to the reward-model group in micro-batches; do not wait for it."""
         from openrlhf_qs.garm.reward_model import suggestion_rows
 
-        pairs = [(c, s) for c, p in zip(conversations, parsed, strict=True) for s in p.suggestions]
+        pairs = [(r.conversation, s) for r, p in zip(requests, parsed, strict=True) for s in p.suggestions]
         # A batch without one suggestion still makes the call: the group wants work for each of its processes.
-        pairs = pairs or [(conversations[0], "-")]
+        pairs = pairs or [(requests[0].conversation, "-")]
         input_ids, mask, self.reward_place = suggestion_rows(
             self.reward_tokenizer, *zip(*pairs, strict=True), self.args.data.max_len, self.share_prefix
         )

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from openrlhf_qs.form.task import read_task, write_task
 from openrlhf_qs.host import checkpoints
 from openrlhf_qs.host.arguments import ENTRY_POINTS, host_arguments
 from openrlhf_qs.host.bootstrap import install
@@ -62,10 +63,11 @@ def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
     if settings.device == "cpu":
         _cpu_environment()
     install()
-    ckpt = host_arguments(stage, host_argv).ckpt
-    if ckpt.load_enable and os.environ.get("RANK", "0") == "0":  # the other ranks wait for this one to join them
-        checkpoints.settle(Path(ckpt.path))
+    host = host_arguments(stage, host_argv)
+    if host.ckpt.load_enable and os.environ.get("RANK", "0") == "0":  # the other ranks wait for this one to join them
+        checkpoints.settle(Path(host.ckpt.path))
     if stage == "grpo":
+        write_task(host.ckpt.output_dir, read_task(host.actor.model_name_or_path))
         _init_ray(settings)
     elif "RANK" not in os.environ:
         _single_process_environment()

@@ -31,15 +31,20 @@ def _rewards(settings: Settings) -> bool:
     wanted=_assembles,
 )
 def sft_dataset(module: ModuleType, settings: Settings) -> None:
-    """The assembly plugin chooses three of a conversation's candidates. Without it `sft.jsonl` has no responses."""
+    """The assembly plugin chooses some of a conversation's candidates. Without it `sft.jsonl` has no responses."""
+    from openrlhf_qs.form.task import Task, read_template
     from openrlhf_qs.host.sft_dataset import AssembledSFTDataset
     from openrlhf_qs.registry import SFT_DATASETS, load_plugins
 
     load_plugins(settings.plugin_files)
-    name = settings.stage.sft_dataset
+    stage = settings.stage
+    name = stage.sft_dataset
     choose = SFT_DATASETS.create(name, **settings.options_of(name))
+    template = read_template(stage.prompt_template)
+    # A teacher's instances are single texts.
+    task = Task(1, template, "text") if getattr(choose, "single", False) else Task(stage.n_suggestions, template)
     report_names = iter(("assembly.json", "assembly.eval.json"))  # train_sft makes these two datasets, in this order
-    module.SFTDataset = partial(AssembledSFTDataset, name, choose, report_names)
+    module.SFTDataset = partial(AssembledSFTDataset, name, choose, task, report_names)
 
 
 @patch(

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from openrlhf_qs.form.response import N_SUGGESTIONS
+
 VARIABLE = "OPENRLHF_QS_SETTINGS"
 
 
@@ -34,8 +36,12 @@ def absolute(text: str) -> str:
 
 @dataclass(frozen=True)
 class SFTSettings:
-    """The stage ``sft``."""
+    """The stage ``sft``; what the policy is asked for goes into ``task.json`` beside it, for the later stages."""
 
+    n_suggestions: int = flag(N_SUGGESTIONS, "suggestions of a response, 1 to 8")
+    prompt_template: str = flag(
+        "", "text file with the instruction, in any language; $n in it stands for the number", type=absolute
+    )
     sft_dataset: str = flag("diverse", "assembly of responses from candidates; empty: OpenRLHF's own dataset")
 
 

@@ -14,8 +14,8 @@ from datasets import Dataset
 from openrlhf.datasets import SFTDataset
 from rich.console import Console
 
-from openrlhf_qs.form.prompt import Message, policy_messages, teacher_messages
-from openrlhf_qs.form.response import format_response
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.task import Task, write_task
 from openrlhf_qs.sft.sft_set import assemble, report_table, write_report
 
 Instance = tuple[list[Message], str]  # what is asked, what is answered
@@ -28,6 +28,7 @@ class AssembledSFTDataset(SFTDataset):
         self,
         name: str,
         choose: Callable,
+        task: Task,
         report_names: Iterator[str],
         dataset,
         tokenizer,
@@ -39,21 +40,23 @@ class AssembledSFTDataset(SFTDataset):
         Args:
             name: of the assembly.
             choose: the assembly.
+            task: what the policy is asked for.
             report_names: the file beside the checkpoint that this dataset's report goes to comes next.
             dataset, tokenizer, max_length, strategy, kwargs: of OpenRLHF.
         """
         rows = dataset.to_list()
-        one_each = getattr(choose, "single", False)  # each text is an instance: the teacher's way
-        if one_each:
-            instances = teacher_instances(choose, rows)
+        if task.form == "text":
+            instances = teacher_instances(choose, rows, task)
         else:
-            instances, report = policy_instances(choose, rows)
+            instances, report = policy_instances(choose, rows, task)
             if strategy.is_rank_0():
                 write_report(Path(strategy.args.ckpt.output_dir) / next(report_names), report)
                 Console(markup=False, emoji=False).print(report_table(f"sft dataset {name}", report))
         strategy.print(f"{name}: {len(instances)} instances of {len(rows)} conversations")
         if not instances:
             raise ValueError(f"sft dataset {name!r} made no instance of {len(rows)} conversations")
+        if strategy.is_rank_0():
+            write_task(strategy.args.ckpt.output_dir, task)  # who asks this policy asks as it was taught
         data = strategy.args.data
         made = [
             {data.input_key: messages, data.output_key: [{"role": "assistant", "content": response}]}
@@ -63,14 +66,14 @@ class AssembledSFTDataset(SFTDataset):
         super().__init__(Dataset.from_list(made), tokenizer, max_length, strategy, **kwargs)
 
 
-def teacher_instances(choose: Callable, rows: list[dict]) -> list[Instance]:
+def teacher_instances(choose: Callable, rows: list[dict], task: Task) -> list[Instance]:
     """Each text that the assembly takes, as an answer of its own."""
-    answers = zip(rows, choose(rows), strict=True)
-    return [(teacher_messages(row["conversation"]), text) for row, texts in answers for text in texts or ()]
+    answers = zip(rows, choose(rows, task.n), strict=True)
+    return [(task.messages(row["conversation"]), text) for row, texts in answers for text in texts or ()]
 
 
-def policy_instances(choose: Callable, rows: list[dict]) -> tuple[list[Instance], dict]:
-    """Three suggestions a response, and the report of the assembly."""
-    assembled, report = assemble(choose, rows)
-    instances = [(policy_messages(row["conversation"]), format_response(row["suggestions"])) for row in assembled]
+def policy_instances(choose: Callable, rows: list[dict], task: Task) -> tuple[list[Instance], dict]:
+    """The responses, and the report of the assembly."""
+    assembled, report = assemble(choose, rows, task)
+    instances = [(task.messages(row["conversation"]), task.write(row["suggestions"])) for row in assembled]
     return instances, report

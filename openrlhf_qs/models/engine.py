@@ -6,7 +6,7 @@ import atexit
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from openrlhf_qs.form.prompt import Message
 
@@ -36,16 +36,35 @@ def load_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
     )
 
 
-def sample(llm, messages: Sequence[Sequence[Message]], **sampling: Any) -> list[Any]:
-    """What ``llm`` answers to each list of messages: a list of vLLM's ``CompletionOutput``, ``sampling["n"]`` long.
+class Answer(NamedTuple):
+    """What a model wrote.
 
-    Where the prompt leaves no room for ``sampling["max_tokens"]`` in the model, the answer is a text that says so: one
-    long conversation stops no run.
+    Attributes:
+        text: without special tokens.
+        finish_reason: ``stop`` where the model ended it, ``length`` where it was cut at the token limit.
+        log_prob: nats, of the whole text and its end under the model, before the temperature.
+        n_tokens: the end counted.
+    """
+
+    text: str
+    finish_reason: str
+    log_prob: float
+    n_tokens: int
+
+
+def sample(
+    llm, messages: Sequence[Sequence[Message]], max_tokens: int, temperature: float, n: int = 1, progress: bool = False
+) -> list[list[Answer] | str]:
+    """``n`` answers of ``llm`` to each list of messages.
+
+    Where the prompt leaves no room for ``max_tokens`` in the model, the answer is a text that says so: one long
+    conversation stops no run.
 
     Args:
         llm: from :func:`load_engine`.
-        messages: ``[n]``; a model that can think before it answers is told not to.
-        sampling: fields of vLLM's ``SamplingParams``.
+        messages: a model that can think before it answers is told not to.
+        max_tokens: of an answer.
+        progress: whether to show it in the terminal.
     """
     from vllm import SamplingParams, TokensPrompt
 
@@ -56,12 +75,18 @@ def sample(llm, messages: Sequence[Sequence[Message]], **sampling: Any) -> list[
         )
         for one in messages
     ]
-    n_most = llm.llm_engine.model_config.max_model_len - sampling["max_tokens"]
+    n_most = llm.llm_engine.model_config.max_model_len - max_tokens
     fitting = [TokensPrompt(prompt_token_ids=ids) for ids in prompts if len(ids) <= n_most]
-    outputs = iter(llm.generate(fitting, SamplingParams(**sampling), use_tqdm=False) if fitting else [])
+    # No seed here: vLLM's CPU backend knows the engine's alone. Log-probs of the sampled token only.
+    sampling = SamplingParams(n=n, max_tokens=max_tokens, temperature=temperature, logprobs=0)
+    outputs = iter(llm.generate(fitting, sampling, use_tqdm=progress) if fitting else [])
     return [
-        next(outputs).outputs
+        [_answer(output) for output in next(outputs).outputs]
         if len(ids) <= n_most
         else f"the prompt has {len(ids)} tokens, the model takes {n_most} beside the answer"
         for ids in prompts
     ]
+
+
+def _answer(output: Any) -> Answer:
+    return Answer(output.text, output.finish_reason, output.cumulative_logprob, len(output.token_ids))

@@ -1,7 +1,8 @@
 """Let a policy answer conversations, with vLLM, and say how likely its answers are under a reference.
 
-In: JSON Lines with a ``conversation`` a row. Out: JSON Lines ``{"conversation", "response"}``, and ``log_ppl`` (nats
-per token under ``--reference``, the end of the response counted) where a reference is given.
+In: JSON Lines with a ``conversation`` a row. Out: JSON Lines ``{"conversation", "response", "finish_reason"}``
+(``length`` where it was cut at ``--max_new_tokens``), and ``log_ppl`` (nats per token under ``--reference``, its end
+counted) where a reference is given.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
-from openrlhf_qs.form.prompt import Message, policy_messages
-from openrlhf_qs.models.engine import load_engine
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.task import read_task
+from openrlhf_qs.models.engine import load_engine, sample
 from openrlhf_qs.models.reference import reference_log_ppl
 
 
@@ -33,13 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.n_samples < 1:
         raise ValueError(f"--n_samples {args.n_samples}: give 1 or more")
-    conversations = list(
+    asked = list(
         {json.dumps(row["conversation"]): row["conversation"] for row in read_json_lines(args.prompts)}.values()
     )
-    conversations = [c for c in conversations[: args.n_max] for _ in range(args.n_samples)]
-    responses = generate(args.policy, conversations, args.max_new_tokens, args.temperature, args.seed)
-    rows = [{"conversation": c, "response": r} for c, r in zip(conversations, responses, strict=True)]
+    asked = [c for c in asked[: args.n_max] for _ in range(args.n_samples)]
+    rows = generate(args.policy, asked, args.max_new_tokens, args.temperature, args.seed)
     if args.reference:
+        conversations, responses = [row["conversation"] for row in rows], [row["response"] for row in rows]
         log_ppl = reference_log_ppl(args.reference, conversations, responses)
         rows = [row | {"log_ppl": value} for row, value in zip(rows, log_ppl, strict=True)]
     write_json_lines(args.out, rows)
@@ -48,15 +51,25 @@ def run(args: argparse.Namespace) -> None:
 
 def generate(
     policy: str, conversations: Sequence[Sequence[Message]], max_new_tokens: int, temperature: float, seed: int
-) -> list[str]:
-    """One sampled response a conversation. ValueError where ``policy`` is no model."""
-    llm = load_engine(policy, seed)
-    from vllm import SamplingParams
+) -> list[dict[str, Any]]:
+    """One sampled response a conversation: ``conversation``, ``response``, ``finish_reason``.
 
-    outputs = llm.chat(
-        [policy_messages(conversation) for conversation in conversations],
-        # No seed here: vLLM's CPU backend knows the engine's alone.
-        SamplingParams(temperature=temperature, max_tokens=max_new_tokens),
-        use_tqdm=True,
-    )
-    return [output.outputs[0].text for output in outputs]
+    A conversation that leaves no room for a response is left out and said so. ValueError where ``policy`` is no model,
+    or none is left.
+    """
+    llm, task = load_engine(policy, seed), read_task(policy)
+    prompts = [task.messages(conversation) for conversation in conversations]
+    answers = sample(llm, prompts, max_new_tokens, temperature, progress=True)
+    rows = [
+        {"conversation": conversation, "response": answer[0].text, "finish_reason": answer[0].finish_reason}
+        for conversation, answer in zip(conversations, answers, strict=True)
+        if not isinstance(answer, str)
+    ]
+    left_out = [answer for answer in answers if isinstance(answer, str)]
+    if left_out:
+        print(f"left out: {len(left_out)} of {len(answers)} prompts are too long, the first: {left_out[0]}")
+    if not rows:
+        raise ValueError(
+            f"{policy}: no conversation leaves room for a response; {(left_out or ['none was given'])[0]}"
+        )
+    return rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from openrlhf_qs.form.prompt import Message, policy_messages
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.task import read_task
 
 
 def reference_log_ppl(
@@ -22,8 +23,9 @@ def reference_log_ppl(
         reference, dtype=torch.bfloat16 if device == "cuda" else torch.float32
     )
     model.to(device).eval()
+    task = read_task(reference)
     prompts = [
-        tokenizer.apply_chat_template(policy_messages(conversation), tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(task.messages(conversation), tokenize=False, add_generation_prompt=True)
         for conversation in conversations
     ]
     n_prompt = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]] if prompts else []

@@ -21,7 +21,9 @@ import torch
 
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import format_response
+from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.reference import reference_log_ppl
 from openrlhf_qs.registry import FUSIONS, REWARDS, load_plugins, parse_options
 from openrlhf_qs.reward.composite import CompositeReward, Part
@@ -80,11 +82,19 @@ def run(args: argparse.Namespace) -> None:
     responses = read_json_lines(args.responses)
     log = read_click_log(args.impressions).head(args.n_max)
     impressions = log.to_dicts()
-    sampled = sampled_batch(responses, scorer)
+    task = read_task(args.reference)
+    sampled = sampled_batch(responses, scorer, task)
     calibrated = calibrate(composite, sampled)
     conversations = [row["conversation"] for row in impressions]
     shown = [format_response(row["suggestions"]) for row in impressions]
-    logged = offline_batch(conversations, shown, reference_log_ppl(args.reference, conversations, shown), scorer)
+    logged = offline_batch(
+        [Request(row["conversation"], row["user_id"]) for row in impressions],
+        shown,
+        reference_log_ppl(args.reference, conversations, shown),
+        scorer,
+        task=task,
+        n_shown=[len(row["suggestions"]) for row in impressions],
+    )
 
     names = list(composite.parts)
     hacks = getattr(fusion, "wants_hacked", False)
@@ -120,16 +130,18 @@ def load_scorer(composite: CompositeReward, reward_model: str):
     return load_on_device(reward_model)
 
 
-def sampled_batch(rows: Sequence[Mapping[str, Any]], scorer) -> RolloutBatch:
+def sampled_batch(rows: Sequence[Mapping[str, Any]], scorer, task: Task) -> RolloutBatch:
     """The SFT policy's samples; those of one conversation are a group."""
     numbers: dict[str, int] = {}
     group = [numbers.setdefault(json.dumps(row["conversation"]), len(numbers)) for row in rows]
     return offline_batch(
-        [row["conversation"] for row in rows],
+        [Request(row["conversation"], row.get("user_id")) for row in rows],
         [row["response"] for row in rows],
         [row["log_ppl"] for row in rows],
         scorer,
         group,
+        task,
+        [row["finish_reason"] for row in rows],
     )
 
 
@@ -153,13 +165,14 @@ def hacked_batches(sampled: RolloutBatch, reference: str, scorer) -> tuple[Rollo
     topic = topics([_text(conversation) for conversation in clean.conversations], N_TOPICS)
     made = hacked_responses(clean.conversations, [parsed.suggestions for parsed in clean.parsed], topic.tolist())
     texts = {kind: [text for some in variants for text in some] for kind, variants in made.items()}
-    conversations = {
-        kind: [one for one, some in zip(clean.conversations, variants, strict=True) for _ in some]
+    requests = {
+        kind: [one for one, some in zip(clean.requests, variants, strict=True) for _ in some]
         for kind, variants in made.items()
     }
-    log_ppl = iter(reference_log_ppl(reference, [*chain(*conversations.values())], [*chain(*texts.values())]))
+    conversations = [request.conversation for request in chain(*requests.values())]
+    log_ppl = iter(reference_log_ppl(reference, conversations, [*chain(*texts.values())]))
     return clean, {
-        kind: offline_batch(conversations[kind], some, [*islice(log_ppl, len(some))], scorer)
+        kind: offline_batch(requests[kind], some, [*islice(log_ppl, len(some))], scorer, task=sampled.task)
         for kind, some in texts.items()
     }
 

@@ -14,26 +14,35 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.response import format_response
 
-BLAND = ("Can you tell me more about this?", "What else should I know?", "Could you explain it further?")
+BLAND = (
+    "Can you tell me more about this?",
+    "What else should I know?",
+    "Could you explain it further?",
+    "What should I do next?",
+    "Do you have an example?",
+    "Why is that so?",
+    "What do others say?",
+    "Is there anything else?",
+)
 N_STUFFED = 10  # words of a stuffed suggestion
 N_ELSEWHERE = 4  # conversations about something else that suggestions are taken from
 
 
 def repeated(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[Sequence[str]]):
-    """Each suggestion three times."""
-    return [[text] * 3 for text in suggestions]
+    """Each suggestion in all places."""
+    return [[text] * len(suggestions) for text in suggestions]
 
 
 def bland(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[Sequence[str]]):
-    """Three questions that fit every conversation and say nothing of it."""
-    return [BLAND]
+    """Questions that fit every conversation and say nothing of it."""
+    return [BLAND[: len(suggestions)]]
 
 
 def stuffed(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[Sequence[str]]):
     """The content words of the user's last message, over and over, each suggestion from another one on."""
     message = next((m["content"] for m in reversed(conversation) if m["role"] == "user"), "")
     words = [word for word in re.findall(r"\w+", message.casefold()) if word not in ENGLISH_STOP_WORDS] or ["this"]
-    texts = [" ".join(words[(start + n) % len(words)] for n in range(N_STUFFED)) for start in range(3)]
+    texts = [" ".join(words[(start + n) % len(words)] for n in range(N_STUFFED)) for start in range(len(suggestions))]
     return [[f"What {text}?" for text in texts]]
 
 
@@ -45,7 +54,7 @@ def shuffled(conversation: Sequence[Message], suggestions: Sequence[str], elsewh
 def spliced(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[Sequence[str]]):
     """The beginning of each suggestion with the end of another, of this response or of one elsewhere: well formed, and
     nobody says so."""
-    others = [[*suggestions[n:], *suggestions[:n]] for n in (1, 2)] + [*elsewhere]
+    others = [[*suggestions[n:], *suggestions[:n]] for n in range(1, len(suggestions))] + [*elsewhere]
     return [[_splice(one, other) for one, other in zip(suggestions, some, strict=True)] for some in others]
 
 
@@ -66,7 +75,7 @@ def hacked_responses(
     """By the name of the hack ``[n, variants]``: the responses that it makes of each conversation's.
 
     Args:
-        suggestions: ``[n]``, three each.
+        suggestions: ``[n]``, as many each.
         topics: ``[n]``, numbers; what is taken from elsewhere are the suggestions of the next conversations with
             another one, or of the next at all where there is no other.
     """

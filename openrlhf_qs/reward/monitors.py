@@ -203,12 +203,11 @@ def batch_statistics(
     """
     words = [re.findall(r"\w+", text.casefold()) for parsed in batch.parsed for text in parsed.suggestions]
     pairs = [pair for text in words for pair in zip(text, text[1:], strict=False)]
-    malformed = [not p.well_formed or cut for p, cut in zip(batch.parsed, batch.truncated.tolist(), strict=True)]
     proxy = [fmean(means) for means in batch.reward_mean or () if means] or reward.tolist()
     row = {
         "proxy": fmean(proxy),
         "proxy_std": pstdev(proxy),
-        "malformed": fmean(malformed),
+        "malformed": batch.malformed.float().mean().item(),
         "response_length": n_tokens.float().mean().item(),
         "distinct_2": len(set(pairs)) / max(len(pairs), 1),
     }

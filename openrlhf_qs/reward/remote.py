@@ -19,6 +19,7 @@ Ray's ``runtime_env``, and paths that all its machines have.
 - ``OPENRLHF_QS_PLUGINS``: files that register plugins, separated by commas.
 - ``OPENRLHF_QS_DEVICE``: auto, cpu or cuda, for the GaRM. Default: auto, which is cuda where torch finds a GPU. It
   takes memory beside vLLM there: lower ``--vllm.gpu_memory_utilization``.
+- ``OPENRLHF_QS_N_SUGGESTIONS``: that a response is to have, 1 to 8. Default: 3.
 - ``OPENRLHF_QS_BATCH_WAIT_MS``: how long a batch waits for more calls after its first. Default: 5, short beside one
   pass of the GaRM.
 
@@ -30,7 +31,6 @@ do those that need the reference policy (``ood``).
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import os
 import queue
@@ -40,13 +40,13 @@ import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 
-from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.request import Request
+from openrlhf_qs.form.task import SUGGEST, Task
 from openrlhf_qs.registry import REWARDS, load_plugins, parse_options
 from openrlhf_qs.reward.composite import CompositeReward, read_weights
 from openrlhf_qs.reward.offline import offline_batch
@@ -72,23 +72,27 @@ class RewardFailed(BaseException):
 
 
 class Rollout(NamedTuple):  # no dataclass: those need their module in sys.modules, where OpenRLHF does not put it
-    """One response and what it answers; ``truncated`` says that it has no end-of-turn token."""
+    """One response and what it answers; ``finish_reason`` is ``length`` where it has no end-of-turn token."""
 
-    conversation: Sequence[Message]
+    request: Request
     response: str
-    truncated: bool
+    finish_reason: str
 
 
 class RemoteReward:
     """OpenRLHF's ``reward_func``; calls from different threads are scored together."""
 
-    def __init__(self, composite: CompositeReward, scorer: Callable | None, wait_s: float) -> None:
+    def __init__(
+        self, composite: CompositeReward, scorer: Callable | None, wait_s: float, task: Task = SUGGEST
+    ) -> None:
         """
         Args:
             scorer: a :class:`~openrlhf_qs.garm.reward_model.SuggestionScorer`; None where none is needed.
             wait_s: seconds that a batch waits for more calls after its first.
+            task: what the policy is asked for.
         """
         self.composite = composite
+        self.task = task
         self.scorer = scorer
         self.batcher = Batcher(self.score, wait_s)
 
@@ -98,7 +102,7 @@ class RemoteReward:
         Args:
             queries: prompt and response, decoded with special tokens.
             prompts: the prompt's text.
-            labels: the conversation as JSON.
+            labels: the request as JSON.
         """
         try:
             if not len(queries) == len(prompts) == len(labels) == 1:
@@ -112,9 +116,10 @@ class RemoteReward:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
         """A dict for each rollout: ``rewards`` (composite), ``scores`` (its sigmoid), ``extra_logs`` (raw parts)."""
-        batch = offline_batch([r.conversation for r in rollouts], [r.response for r in rollouts], scorer=self.scorer)
-        batch = replace(batch, truncated=torch.tensor([r.truncated for r in rollouts]))
-        scored = self.composite.score(batch)
+        requests, responses, finish_reasons = zip(*rollouts, strict=True)
+        scored = self.composite.score(
+            offline_batch(requests, responses, scorer=self.scorer, task=self.task, finish_reasons=finish_reasons)
+        )
         total = scored.total
         scores = total.sigmoid().clamp(1e-6, 1 - 1e-6)  # in float32 a sigmoid can be 0 or 1
         logged = {f"reward/{name}": value.tolist() for name, value in scored.raw.items()}
@@ -184,7 +189,7 @@ def load_reward(environ: Mapping[str, str]) -> RemoteReward:
     if "reward_model" in composite.needs():
         scorer = _load_scorer(environ, names)
     wait_ms = environ.get("OPENRLHF_QS_BATCH_WAIT_MS") or DEFAULT_BATCH_WAIT_MS
-    return RemoteReward(composite, scorer, wait_s=_milliseconds(wait_ms) / 1000)
+    return RemoteReward(composite, scorer, _milliseconds(wait_ms) / 1000, Task(_n_suggestions(environ)))
 
 
 def _load_scorer(environ: Mapping[str, str], names: Sequence[str]) -> Callable:
@@ -210,6 +215,13 @@ def _words(environ: Mapping[str, str], variable: str) -> list[str]:
     return [word.strip() for word in environ.get(variable, "").split(",") if word.strip()]
 
 
+def _n_suggestions(environ: Mapping[str, str]) -> int:
+    text = environ.get("OPENRLHF_QS_N_SUGGESTIONS") or "3"
+    if not text.isdecimal():
+        raise ValueError(f"OPENRLHF_QS_N_SUGGESTIONS={text}: give a number, 1 to 8")
+    return int(text)
+
+
 def _milliseconds(text: str) -> float:
     try:
         value = float(text)
@@ -224,24 +236,10 @@ def read_rollout(query: str, prompt: str, label: str) -> Rollout:
     """One call's texts as a rollout. ValueError where the label is no conversation or the prompt is not found."""
     text = response_text(query, prompt)
     return Rollout(
-        conversation=_read_conversation(label),
+        request=Request.of_label(label),
         response=SPECIAL.sub("", text),
-        truncated=SPECIAL_AT_END.search(text) is None,
+        finish_reason="stop" if SPECIAL_AT_END.search(text) else "length",
     )
-
-
-def _read_conversation(label: str) -> list[Message]:
-    try:
-        conversation = json.loads(label)
-    except (TypeError, ValueError):
-        conversation = None
-    is_list = isinstance(conversation, list) and bool(conversation)
-    if not is_list or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in conversation):
-        raise ValueError(
-            f"label {str(label)[:60]!r} is no conversation as JSON: give --data.label_key label and the prompts.jsonl "
-            "of `openrlhf-qs data`"
-        )
-    return conversation
 
 
 def response_text(query: str, prompt: str) -> str:

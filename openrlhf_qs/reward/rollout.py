@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import ParsedResponse
+from openrlhf_qs.form.task import SUGGEST, Task
 
 
 @dataclass(frozen=True)
@@ -16,33 +19,43 @@ class RolloutBatch:
     """One rollout batch of ``batch`` responses.
 
     Attributes:
-        conversations: ``[batch]``, what the suggestions follow.
+        requests: ``[batch]``, what the suggestions are for.
         responses: ``[batch]``, the policy's texts, without special tokens.
-        parsed: ``[batch]``, the suggestions in them.
+        parsed: ``[batch]``, the suggestions in them, and what is wrong with a response.
         group: ``[batch]``, long; responses to the same prompt have the same number.
-        truncated: ``[batch]``, bool; the response ended at the token limit.
+        task: what the policy was asked.
         ref_log_ppl: ``[batch]``, nats per token under the reference policy; None where no reward needs it.
         reward_mean, reward_std, reward_epistemic_std: a list each a response, a number for each suggestion in
             ``parsed``, reward units, from the reward model (:class:`openrlhf_qs.garm.reward_model.Scores`); None where
             no reward needs it.
     """
 
-    conversations: Sequence[Sequence[Message]]
+    requests: Sequence[Request]
     responses: Sequence[str]
     parsed: Sequence[ParsedResponse]
     group: Tensor
-    truncated: Tensor
+    task: Task = SUGGEST
     ref_log_ppl: Tensor | None = None
     reward_mean: Sequence[Sequence[float]] | None = None
     reward_std: Sequence[Sequence[float]] | None = None
     reward_epistemic_std: Sequence[Sequence[float]] | None = None
 
+    @property
+    def conversations(self) -> list[Sequence[Message]]:
+        """``[batch]``, those of the requests."""
+        return [request.conversation for request in self.requests]
+
+    @property
+    def malformed(self) -> Tensor:
+        """``[batch]``, bool: the response is not what was asked for, or was cut at the token limit."""
+        return torch.tensor([not parsed.well_formed for parsed in self.parsed], dtype=torch.bool)
+
     def take(self, rows: Sequence[int]) -> RolloutBatch:
         """The responses at ``rows``, in that order."""
 
         def taken(value):
-            if value is None:
-                return None
+            if value is None or isinstance(value, Task):
+                return value
             return value[list(rows)] if isinstance(value, Tensor) else [value[row] for row in rows]
 
         return RolloutBatch(**{name: taken(value) for name, value in vars(self).items()})

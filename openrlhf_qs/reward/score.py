@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from openrlhf_qs.form.prompt import Message, check_conversation
+from openrlhf_qs.form.prompt import check_conversation
+from openrlhf_qs.form.request import Request
+from openrlhf_qs.form.task import Task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="policy whose log-perplexity a part needs, mostly the SFT policy; default: the column log_ppl",
     )
+    parser.add_argument("--n_suggestions", type=int, default=3, help="that a response is to have, 1 to 8; default 3")
     parser.add_argument("--n_shown", type=int, default=5, help="responses in the table, the first ones; default 5")
     parser.add_argument("--out", default="", metavar="FILE", help=".jsonl, .csv or .parquet to write; default: none")
     parser.add_argument(
@@ -50,12 +53,12 @@ def run(args: argparse.Namespace) -> None:
     )
     scorer = load_scorer(composite, args.reward_model)
     columns, rows = read_rows(args.file)
-    conversations, responses = read_texts(args.file, rows)
+    texts = read_texts(args.file, rows, Task(args.n_suggestions))
     log_ppl = None
     if "reference" in composite.needs():
-        log_ppl = _log_ppl(args, rows, conversations, responses)
-    scored = score(composite, conversations, responses, log_ppl, scorer)
-    show(responses, scored, composite, args.n_shown)
+        log_ppl = _log_ppl(args, rows, texts)
+    scored = score(composite, texts, log_ppl, scorer)
+    show(texts.responses, scored, composite, args.n_shown)
     if args.out:
         table = {name: value.tolist() for name, value in scored.logged().items()} | {"reward": scored.total.tolist()}
         added = [{name: values[n] for name, values in table.items()} for n in range(len(rows))]
@@ -63,33 +66,56 @@ def run(args: argparse.Namespace) -> None:
         print(f"{len(rows)} rows in {args.out}")
 
 
-def score(composite, conversations: Sequence, responses: Sequence[str], log_ppl: Sequence[float] | None, scorer):
+class Texts(NamedTuple):
+    """The rows' texts, ``[n]`` each, as :func:`openrlhf_qs.reward.offline.offline_batch` takes them."""
+
+    requests: list[Request]
+    responses: list[str]
+    finish_reasons: list[str]
+    n_shown: list[int]
+
+
+def score(composite, texts: Texts, log_ppl: Sequence[float] | None, scorer):
     """The :class:`~openrlhf_qs.reward.composite.Scored` of these responses; those to one conversation are a group."""
     from openrlhf_qs.reward.offline import offline_batch
 
     numbers: dict[str, int] = {}
-    group = [numbers.setdefault(json.dumps(conversation), len(numbers)) for conversation in conversations]
-    return composite.score(offline_batch(conversations, responses, log_ppl, scorer, group))
+    group = [numbers.setdefault(json.dumps(request.conversation), len(numbers)) for request in texts.requests]
+    return composite.score(
+        offline_batch(
+            texts.requests,
+            texts.responses,
+            log_ppl,
+            scorer,
+            group,
+            finish_reasons=texts.finish_reasons,
+            n_shown=texts.n_shown,
+        )
+    )
 
 
-def read_texts(where: str, rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[Message]], list[str]]:
-    """Conversations and responses of the rows. ValueError names the row that has none, and what to give."""
+def read_texts(where: str, rows: Sequence[Mapping[str, Any]], task: Task) -> Texts:
+    """Requests and responses of the rows. ValueError names the row that has none, and what to give."""
     from openrlhf_qs.form.response import format_response
 
-    conversations, responses = [], []
+    texts = Texts([], [], [], [])
     for number, row in enumerate(rows, start=1):
         try:
-            conversations.append(_conversation(row.get("conversation")))
+            texts.requests.append(Request(_conversation(row.get("conversation")), row.get("user_id")))
+            texts.finish_reasons.append(row.get("finish_reason") or "stop")
             if row.get("response") is not None:
-                responses.append(_response(row["response"]))
+                texts.responses.append(_response(row["response"]))
+                texts.n_shown.append(task.n)
             else:
-                responses.append(format_response(_suggestions(row.get("suggestions"))))
+                suggestions = _suggestions(row.get("suggestions"))
+                texts.responses.append(format_response(suggestions))
+                texts.n_shown.append(len(suggestions))
         except ValueError as error:
             raise ValueError(f"{where}: row {number}: {error}") from None
-    return conversations, responses
+    return texts
 
 
-def _conversation(value: Any) -> list[Message]:
+def _conversation(value: Any) -> list[dict[str, str]]:
     """Messages, as a list or as JSON; other text is one user turn."""
     if isinstance(value, str) and not value.startswith("["):
         return [{"role": "user", "content": value}]
@@ -120,11 +146,11 @@ def _from_json(value: Any) -> Any:
         return value
 
 
-def _log_ppl(args: argparse.Namespace, rows: Sequence[Mapping], conversations: Sequence, responses: Sequence[str]):
+def _log_ppl(args: argparse.Namespace, rows: Sequence[Mapping], texts: Texts):
     if args.reference:
         from openrlhf_qs.models.reference import reference_log_ppl
 
-        return reference_log_ppl(args.reference, conversations, responses)
+        return reference_log_ppl(args.reference, [request.conversation for request in texts.requests], texts.responses)
     try:
         return [float(row["log_ppl"]) for row in rows]
     except (KeyError, TypeError, ValueError):

@@ -1,1 +1,1 @@
-"""SFT: first suggestions, a teacher's candidates, and the assembly of three that are good and differ."""
+"""SFT: first suggestions, a teacher's candidates, and the assembly of those that are good and differ."""

@@ -1,4 +1,4 @@
-"""Three of many: what the assembly of suggestions computes, each step over all contexts at once.
+"""A few of many: what the assembly of suggestions computes, each step over all contexts at once.
 
 In: texts, the rows they stand under and numbers that say how good they are. Out: which repeat another one, how alike
 they are, and which to take. Arrays are padded: ``[rows, slots]`` holds the candidates of a row, the best one first;

@@ -4,9 +4,9 @@ In: JSON Lines with a ``conversation`` a row, maybe a ``user_id``. Out: a click 
 its ``timestamp`` are the server's to fill in: until then ``clicks`` is null, so that no reader of click logs takes
 what nobody saw for what nobody wanted. ``policy`` says which model and which template made the suggestions.
 
-The model runs here, in vLLM, or behind an OpenAI-compatible endpoint. What it answers is read by
-:func:`openrlhf_qs.form.response.parse_response` and asked again where it is malformed. A killed run goes on where it
-was, and a second run asks only for what the log does not have yet.
+The model runs here, in vLLM, or behind an OpenAI-compatible endpoint. What it answers is read
+as a policy's responses are (:mod:`openrlhf_qs.form.task`) and asked again where it is malformed. A killed run goes on
+where it was, and a second run asks only for what the log does not have yet.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from string import Template
@@ -30,7 +31,8 @@ from rich.table import Table
 from openrlhf_qs.files.journal import Journal, job_keys, model_print
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.prompt import Message, check_conversation
-from openrlhf_qs.form.response import parse_response
+from openrlhf_qs.form.task import Task, in_words
+from openrlhf_qs.models import engine
 from openrlhf_qs.models.endpoint import ChatEndpoint
 from openrlhf_qs.models.engine import load_engine, sample
 
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"prompt: {', '.join(sorted(path.stem for path in TEMPLATES.glob('*.txt')))}, or a file of that form; "
         "default follow_up",
     )
+    parser.add_argument("--n_suggestions", type=int, default=3, help="of an impression, 1 to 8; default 3")
     parser.add_argument("--n_samples", type=int, default=1, help="impressions a conversation; default 1")
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; default 1")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens of an answer; default 256")
@@ -60,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--retries",
         type=int,
         default=3,
-        help="further tries after an answer that failed or is no three suggestions; default 3",
+        help="further tries after an answer that failed or is no response; default 3",
     )
     parser.add_argument("--concurrency", type=int, default=16, help="requests at a time to an endpoint; default 16")
     parser.add_argument("--timeout_s", type=float, default=120.0, help="for one answer of an endpoint; default 120")
@@ -96,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
         "template": [template.name, template.version, template.system, template.user],
         "temperature": args.temperature,
         "max_new_tokens": args.max_new_tokens,
+        "n_suggestions": Task(args.n_suggestions).n,
     }
     keys = job_keys(job, [[row["conversation"], row.get("user_id")] for _, row in rows])
     journal = Journal(args.out, keys)
@@ -105,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     if len(missing) < len(keys):
         print(f"going on: {len(keys) - len(missing):,} of {len(keys):,} impressions are there")
 
-    prompts = {key: template.messages(by_key[key][1]["conversation"]) for key in missing}
+    prompts = {key: template.messages(by_key[key][1]["conversation"], args.n_suggestions) for key in missing}
     policy = f"{args.model or args.policy}+{template.name}@{template.version}"
     failed: list[tuple[int, str]] = []
 
@@ -164,8 +168,9 @@ class PromptTemplate:
         name: of the file, without its ending.
         version: to be raised with every change of the text; both go into the log's ``policy``.
         system: the system message, empty for none.
-        user: the last user message. ``$conversation`` in it stands for the transcript; without it the messages of
-            the conversation go before this one.
+        user: the last user message. ``$conversation`` in it stands for the transcript, without it the messages of
+            the conversation go before this one; ``$n`` and ``$number`` for how many suggestions, in digits and in
+            English; ``$list`` for an empty list of as many.
     """
 
     name: str
@@ -173,11 +178,11 @@ class PromptTemplate:
     system: str
     user: str
 
-    def messages(self, conversation: Sequence[Message]) -> list[Message]:
-        """What the model is asked."""
+    def messages(self, conversation: Sequence[Message], n: int = 3) -> list[Message]:
+        """What the model is asked, for ``n`` suggestions."""
         turns = [] if "$conversation" in self.user else list(conversation)
         transcript = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in conversation)
-        user = Template(self.user).safe_substitute(conversation=transcript)
+        user = Template(self.user).safe_substitute(conversation=transcript, **in_words(n))
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *turns, {"role": "user", "content": user}]
 
@@ -201,9 +206,9 @@ def read_template(name: str) -> PromptTemplate:
     return PromptTemplate(path.stem, version[1], parts[0].strip(), parts[1].strip())
 
 
-def read_suggestions(text: str) -> tuple[str, ...]:
-    """The three suggestions of an answer. ValueError where it is malformed."""
-    parsed = parse_response(text)
+def read_suggestions(text: str, n: int = 3, finish_reason: str = "stop") -> tuple[str, ...]:
+    """The ``n`` suggestions of an answer. ValueError where it is malformed."""
+    parsed = Task(n).read(text, finish_reason)
     if not parsed.well_formed:
         raise ValueError(f"malformed answer: {parsed.problem}")
     return parsed.suggestions
@@ -220,7 +225,10 @@ def _from_endpoint(
     def ask(messages: list[Message]) -> Answer:
         try:
             return endpoint.ask(
-                messages, read_suggestions, temperature=args.temperature, max_tokens=args.max_new_tokens
+                messages,
+                partial(read_suggestions, n=args.n_suggestions),
+                temperature=args.temperature,
+                max_tokens=args.max_new_tokens,
             )
         except ValueError as error:
             return str(error)
@@ -250,20 +258,14 @@ def _from_vllm(
             open_keys = [key for key, answer in answers.items() if isinstance(answer, str)]
             if not open_keys:
                 break
-            outputs = sample(
-                llm,
-                [prompts[key] for key in open_keys],
-                n=1,
-                max_tokens=args.max_new_tokens,
-                temperature=args.temperature,
-            )
-            answers.update(zip(open_keys, map(_read_output, outputs), strict=True))
+            found = sample(llm, [prompts[key] for key in open_keys], args.max_new_tokens, args.temperature)
+            answers.update((key, _read(one, args.n_suggestions)) for key, one in zip(open_keys, found, strict=True))
         yield from answers.items()
 
 
-def _read_output(outputs: Any) -> Answer:
+def _read(answers: list[engine.Answer] | str, n: int) -> Answer:
     try:
-        return outputs if isinstance(outputs, str) else read_suggestions(outputs[0].text)
+        return answers if isinstance(answers, str) else read_suggestions(answers[0].text, n, answers[0].finish_reason)
     except ValueError as error:
         return str(error)
 

@@ -22,7 +22,10 @@ from rich.table import Table
 
 from openrlhf_qs.files.journal import Journal, job_keys, model_print
 from openrlhf_qs.files.whole import read_json_lines
-from openrlhf_qs.form.prompt import Message, check_conversation, teacher_messages
+from openrlhf_qs.form.prompt import Message, check_conversation
+from openrlhf_qs.form.request import Request
+from openrlhf_qs.form.response import N_SUGGESTIONS
+from openrlhf_qs.form.task import TEACHER, read_task
 from openrlhf_qs.models.engine import load_engine, sample
 from openrlhf_qs.sft.assembly import normalise, problem
 
@@ -89,7 +92,7 @@ def read_conversations(path: str) -> list[list[Message]]:
     conversations = {}
     for number, row in enumerate(read_json_lines(path), start=1):
         try:
-            conversation = json.loads(row["label"]) if "label" in row else row.get("conversation")
+            conversation = Request.of_label(row["label"]).conversation if "label" in row else row.get("conversation")
             check_conversation(conversation)
         except ValueError as error:
             field = "label" if "label" in row else "conversation"
@@ -113,17 +116,18 @@ class Sampler:
 
     def __init__(self, options: Options, seed: int) -> None:
         self.options = options
+        task = read_task(options.teacher)
+        self.task = task if task.form == "text" else TEACHER
         self.llm = load_engine(options.teacher, seed, options.tensor_parallel_size)
 
     def rows(self, chunk: Mapping[str, list[Message]]) -> dict[str, dict[str, Any]]:
         """A row for each conversation of ``chunk``, under its key."""
         answers = sample(
             self.llm,
-            [teacher_messages(conversation) for conversation in chunk.values()],
-            n=self.options.n_samples,
-            max_tokens=self.options.max_new_tokens,
-            temperature=self.options.temperature,
-            logprobs=0,  # of the sampled token alone, before the temperature
+            [self.task.messages(conversation) for conversation in chunk.values()],
+            self.options.max_new_tokens,
+            self.options.temperature,
+            self.options.n_samples,
         )
         rows = {}
         for (key, conversation), outputs in zip(chunk.items(), answers, strict=True):
@@ -131,7 +135,7 @@ class Sampler:
                 candidates, left_out = [], dict.fromkeys(LEFT_OUT, 0) | {"prompt_too_long": self.options.n_samples}
             else:
                 candidates, left_out = merge_samples(
-                    (o.text, o.cumulative_logprob / len(o.token_ids), o.finish_reason == "stop") for o in outputs
+                    (one.text, one.log_prob / one.n_tokens, one.finish_reason == "stop") for one in outputs
                 )
             rows[key] = {"conversation": conversation, "candidates": candidates, "left_out": left_out}
         return rows
@@ -208,13 +212,13 @@ def report_table(rows: Iterable[Mapping[str, Any]], n_samples: int, title: str) 
     for row in rows:
         n_rows += 1
         n_candidates += len(row["candidates"])
-        n_few += len(row["candidates"]) < 3
+        n_few += len(row["candidates"]) < N_SUGGESTIONS
         for reason, count in row["left_out"].items():
             left_out[reason] += count
     n = n_rows * n_samples
     table = Table("", "number", "what", title=title, title_justify="left")
     table.columns[1].justify = "right"
-    table.add_row("conversations", f"{n_rows:,}", f"{n_few:,} with fewer than three candidates")
+    table.add_row("conversations", f"{n_rows:,}", f"{n_few:,} with fewer than {N_SUGGESTIONS} candidates")
     table.add_row("samples", f"{n:,}", f"{n_samples} a conversation")
     for reason, what in LEFT_OUT.items():
         table.add_row(f"  {reason}", f"{left_out[reason]:,}", what)

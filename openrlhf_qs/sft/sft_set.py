@@ -1,4 +1,4 @@
-"""The SFT set: for each conversation its candidates and how well they did, then the three that an SFT dataset chose.
+"""The SFT set: for each conversation its candidates and how well they did, then those that an SFT dataset chose.
 
 In: a click log. Out: rows ``{"conversation", "candidates"}``. Of these, or of a teacher's samples in the same form,
 :func:`assemble` makes ``{"conversation", "suggestions", "chosen_from"}`` and a report; the stage ``sft`` calls it, and
@@ -20,7 +20,7 @@ from rich.table import Table
 from openrlhf_qs.clicks.click_log import conversation_keys
 from openrlhf_qs.clicks.propensity import inverse_propensity
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines, write_whole
-from openrlhf_qs.form.response import format_response, parse_response
+from openrlhf_qs.form.task import SUGGEST, Task
 from openrlhf_qs.registry import SFT_DATASETS, check_options, load_plugins, parse_options
 from openrlhf_qs.sft.assembly import normalise
 from openrlhf_qs.sft.candidates import PRIOR_SHOWS, shortened
@@ -72,16 +72,19 @@ def sft_candidates(log: pl.DataFrame, propensities: Sequence[float]) -> list[dic
 
 
 def assemble(
-    choose: Callable[[Sequence[Mapping[str, Any]]], list[list[str] | None]], rows: Sequence[Mapping[str, Any]]
+    choose: Callable[[Sequence[Mapping[str, Any]], int], list[list[str] | None]],
+    rows: Sequence[Mapping[str, Any]],
+    task: Task = SUGGEST,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Let an SFT dataset choose three suggestions for each row.
+    """Let an SFT dataset choose the suggestions of a response for each row.
 
     Args:
         choose: the plugin; where it has a ``report``, that goes into ours.
         rows: ``{"conversation", "candidates"}``.
+        task: what the response is to be.
 
     Returns:
-        The rows that have three, ``{"conversation", "suggestions", "chosen_from": texts}``, and the report: counts of
+        The rows that have enough, ``{"conversation", "suggestions", "chosen_from": texts}``, and the report: counts of
         rows, what the plugin reports, and the first ``N_SAMPLES`` assembled rows.
 
     Raises:
@@ -90,14 +93,14 @@ def assemble(
     for number, row in enumerate(rows, start=1):
         if not row.get("conversation"):
             raise ValueError(f"row {number} has no conversation; give a list of messages, at least one")
-    answers = choose(rows)
+    answers = choose(rows, task.n)
     if len(answers) != len(rows):
         raise ValueError(f"the SFT dataset gave {len(answers)} answers to {len(rows)} rows; give one a row, or None")
     assembled = []
     for number, (row, suggestions) in enumerate(zip(rows, answers, strict=True), start=1):
         if suggestions is None:
             continue
-        parsed = parse_response(format_response(suggestions))
+        parsed = task.read(task.write(suggestions))
         if not parsed.well_formed:
             raise ValueError(f"row {number}: the SFT dataset's answer is no response: {parsed.problem}")
         texts = [candidate["text"] for candidate in row["candidates"]]
@@ -138,7 +141,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="JSON Lines to write; the report goes beside it, .report.json"
     )
-    parser.add_argument("--sft_dataset", default="diverse", help="plugin that chooses the three; default diverse")
+    parser.add_argument("--sft_dataset", default="diverse", help="plugin that chooses them; default diverse")
+    parser.add_argument("--n_suggestions", type=int, default=3, help="that a response has, 1 to 8; default 3")
     parser.add_argument(
         "--option",
         action="append",
@@ -158,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
     options = parse_options(args.option)
     check_options(options)
     choose = SFT_DATASETS.create(args.sft_dataset, **options.get(args.sft_dataset, {}))
-    assembled, report = assemble(choose, read_json_lines(args.file))
+    assembled, report = assemble(choose, read_json_lines(args.file), Task(args.n_suggestions))
     out = Path(args.out)
     write_json_lines(out, assembled)
     write_report(out.with_suffix(".report.json"), {"sft_dataset": args.sft_dataset, "options": options, **report})

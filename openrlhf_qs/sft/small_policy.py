@@ -19,8 +19,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from openrlhf_qs.clicks.click_log import conversation_keys, read_click_log
-from openrlhf_qs.form.prompt import INSTRUCTION
 from openrlhf_qs.form.response import format_response
+from openrlhf_qs.form.task import SUGGEST, Task, add_task_arguments, task_of
 
 PAD, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MAX_TOKENS = 1024
@@ -57,11 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden_size", type=int, default=256, help="width, a multiple of 128; default 256")
     parser.add_argument("--n_layers", type=int, default=2, help="depth; default 2")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights; default 0")
+    add_task_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     log = read_click_log(args.log, on_error="skip")  # the stage data has said what is wrong
-    n_parameters = build_small_policy(log, args.out, args.vocab_size, args.hidden_size, args.n_layers, args.seed)
+    task = task_of(args)
+    n_parameters = build_small_policy(log, args.out, args.vocab_size, args.hidden_size, args.n_layers, args.seed, task)
     print(f"small policy of {n_parameters / 1e6:.1f} million random parameters in {args.out}")
 
 
@@ -72,6 +74,7 @@ def build_small_policy(
     hidden_size: int = 256,
     n_layers: int = 2,
     seed: int = 0,
+    task: Task = SUGGEST,
 ) -> int:
     """Write the model and its tokenizer to ``out_dir``; the same arguments give the same files.
 
@@ -82,6 +85,7 @@ def build_small_policy(
         hidden_size: width, a multiple of 128 (two query heads of 64 share a key head).
         n_layers: depth, >= 1.
         seed: of the random weights.
+        task: what the policy will be asked, so that its tokenizer knows the instruction.
 
     Returns:
         The number of parameters; the embedding, which is the output layer too, counts once.
@@ -90,7 +94,7 @@ def build_small_policy(
         raise ValueError(f"vocab_size {vocab_size}: give 259 (256 bytes, 3 special tokens) or more")
     if hidden_size < 128 or hidden_size % 128 or n_layers < 1:
         raise ValueError(f"hidden_size {hidden_size}, n_layers {n_layers}: give a multiple of 128, and 1 or more")
-    tokenizer = train_tokenizer(log, vocab_size)
+    tokenizer = train_tokenizer(log, vocab_size, task)
     model = random_policy(tokenizer, hidden_size, n_layers, seed)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -102,7 +106,7 @@ def build_small_policy(
     return model.num_parameters()
 
 
-def train_tokenizer(log: pl.DataFrame, vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(log: pl.DataFrame, vocab_size: int, task: Task = SUGGEST) -> PreTrainedTokenizerFast:
     """A byte-level BPE with a chat template: any text comes back as it was, and the log's words are one token each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -113,7 +117,7 @@ def train_tokenizer(log: pl.DataFrame, vocab_size: int) -> PreTrainedTokenizerFa
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(log), trainer)
+    tokenizer.train_from_iterator(_texts(log, task), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -150,11 +154,11 @@ def random_policy(tokenizer: PreTrainedTokenizerFast, hidden_size: int, n_layers
     return model
 
 
-def _texts(log: pl.DataFrame) -> Iterator[str]:
+def _texts(log: pl.DataFrame, task: Task) -> Iterator[str]:
     """What the policy reads and writes: each conversation once, the instruction as often, responses, suggestions."""
     for conversation in log.filter(conversation_keys(log).is_first_distinct())["conversation"].to_list():
         yield "\n".join(f"{message['role']}\n{message['content']}" for message in conversation)
-        yield INSTRUCTION
+        yield task.instruction
     for suggestions in log["suggestions"].to_list():
         yield format_response(suggestions)
         yield from suggestions

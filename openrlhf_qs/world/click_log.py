@@ -18,7 +18,7 @@ from rich.table import Table
 
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.response import N_SUGGESTIONS
+from openrlhf_qs.form.task import Task
 from openrlhf_qs.world.language import DOMAIN_OF_TOPIC, DOMAINS, INTENTS, OPENERS, TAILS, VAGUE_QUESTIONS, facet
 from openrlhf_qs.world.users import Scene, click_probabilities, draw_users, gold_utility, read_scene
 
@@ -67,15 +67,15 @@ def _draw_conversation(rng: random.Random) -> list[Message]:
     ]
 
 
-def cold_start_suggestions(conversation: Sequence[Message], rng: random.Random) -> list[str]:
-    """Three suggestions of the mixed policy ``COLD_START``, in random order: a slot says nothing about quality.
+def cold_start_suggestions(conversation: Sequence[Message], rng: random.Random, n: int = 3) -> list[str]:
+    """``n`` suggestions of the mixed policy ``COLD_START``, in random order: a slot says nothing about quality.
 
     ValueError where the conversation is not one of this world (see :func:`contexts`).
     """
     scene = read_scene(conversation)
     if scene.topic is None or not scene.next or not scene.asked_aspects:
         raise ValueError(f"conversation {conversation!r} is not of the built-in world: give one of contexts()")
-    kinds = rng.choices(list(COLD_START), COLD_START.values(), k=N_SUGGESTIONS)
+    kinds = rng.choices(list(COLD_START), COLD_START.values(), k=n)
     kinds.sort(key="duplicate".__eq__)  # last, so that there is something to say again
     suggestions: list[str] = []
     for kind in kinds:
@@ -129,7 +129,12 @@ def _question(rng: random.Random, intent: str, it: str) -> str:
 
 
 def write_click_log(
-    path: str | Path, n_impressions: int, n_contexts: int, seed: int, ranker_noise: float | None = None
+    path: str | Path,
+    n_impressions: int,
+    n_contexts: int,
+    seed: int,
+    ranker_noise: float | None = None,
+    n_suggestions: int = 3,
 ) -> np.ndarray:
     """Show the suggestions of the cold start policy to simulated users and write what they click.
 
@@ -140,9 +145,10 @@ def write_click_log(
         seed: the same seed writes the same file.
         ranker_noise: None shows the suggestions in random order; else a ranker shows those first whose gold utility is
             highest, as it sees it: with Gaussian noise of this deviation, in log-odds.
+        n_suggestions: of an impression.
 
     Returns:
-        The clicks, 0 or 1, ``[n_impressions, 3]``.
+        The clicks, 0 or 1, ``[n_impressions, n_suggestions]``.
     """
     if n_contexts > n_impressions:
         raise ValueError(
@@ -154,17 +160,17 @@ def write_click_log(
     order = numbers.permutation(np.arange(n_impressions) % n_contexts)
     moments = np.sort(numbers.uniform(0, N_DAYS, n_impressions))
 
-    clicks = np.zeros((n_impressions, N_SUGGESTIONS), dtype=int)
+    clicks = np.zeros((n_impressions, n_suggestions), dtype=int)
     rows = []
     for row, (context, day) in enumerate(zip(order, moments, strict=True)):
         conversation = conversations[context]
-        suggestions = cold_start_suggestions(conversation, words)
+        suggestions = cold_start_suggestions(conversation, words, n_suggestions)
         if ranker_noise is not None:
-            utility, _ = gold_utility([conversation] * N_SUGGESTIONS, suggestions)
-            seen = utility + numbers.normal(0, ranker_noise, N_SUGGESTIONS)
+            utility, _ = gold_utility([conversation] * n_suggestions, suggestions)
+            seen = utility + numbers.normal(0, ranker_noise, n_suggestions)
             suggestions = [suggestions[place] for place in np.argsort(-seen)]
         user = int(numbers.integers(N_USERS))
-        clicks[row] = numbers.random(N_SUGGESTIONS) < click_probabilities(conversation, suggestions, users[user])
+        clicks[row] = numbers.random(n_suggestions) < click_probabilities(conversation, suggestions, users[user])
         scene = read_scene(conversation)
         rows.append(
             {
@@ -191,13 +197,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n_impressions",
         type=int,
         default=32_000,
-        help="rows of the log, each with three suggestions (default 32000: some 9000 with a click)",
+        help="rows of the log (default 32000: some 9000 with a click)",
     )
     parser.add_argument(
         "--n_contexts",
         type=int,
         default=10_000,
         help="different conversations (default 10000: each is shown about three times, to different users)",
+    )
+    parser.add_argument(
+        "--n_suggestions", type=int, default=3, help="suggestions of an impression, 1 to 8 (default 3)"
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same log (default 0)")
     parser.add_argument(
@@ -211,7 +220,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the log and print how often its users click."""
-    clicks = write_click_log(args.out, args.n_impressions, args.n_contexts, args.seed, args.ranker_noise)
+    n = Task(args.n_suggestions).n
+    clicks = write_click_log(args.out, args.n_impressions, args.n_contexts, args.seed, args.ranker_noise, n)
     table = Table("measure", "value", title=f"built-in world: {args.out}")
     table.columns[1].justify = "right"
     table.add_row("impressions", str(args.n_impressions))

@@ -31,7 +31,7 @@ from openrlhf_qs.world.language import (
     read,
 )
 
-EXAMINATION = (1.0, 0.75, 0.55)  # probability that a slot is looked at; later slots are not shown
+EXAMINATION = (1.0, 0.75, 0.55, 0.42, 0.33, 0.26, 0.21, 0.17)  # probability that a slot is looked at; later ones never
 
 # Each intent: how much users like it on average, and the standard deviation between users. Log-odds of a click.
 INTENT_TASTES: dict[str, tuple[float, float]] = {

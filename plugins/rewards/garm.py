@@ -1,4 +1,4 @@
-"""Rewards from the Gaussian reward model: how much users like the suggestions, and how sure it is, over the three."""
+"""Rewards from the Gaussian reward model: how much users like the suggestions, and how sure it is, over a response."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from openrlhf_qs.form.response import N_SUGGESTIONS
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.rollout import RolloutBatch
 
@@ -19,7 +18,7 @@ Uncertainty = Literal["aleatoric", "epistemic", "total"]
 
 @REWARDS.register("garm")
 class Garm:
-    """How much users like the suggestions: the reward model's mean, or less where it is unsure, averaged over three.
+    """How much users like the suggestions: the mean of the reward model, or less where it is unsure, on average.
 
     Args:
         form: ``mean``; ``lower``, ``mean - k * sigma``; ``risk``, ``mean - sigma^2 / (2 * beta)``, which is
@@ -59,8 +58,10 @@ class Garm:
     def __call__(self, batch: RolloutBatch) -> Tensor:
         return torch.tensor(
             [
-                _average([self.value(m, s) for m, s in zip(means, sigmas, strict=True)], self.missing)
-                for means, sigmas in zip(batch.reward_mean, _sigmas(batch, self.uncertainty), strict=True)
+                _average([self.value(m, s) for m, s in zip(means, sigmas, strict=True)], self.missing, parsed.n)
+                for means, sigmas, parsed in zip(
+                    batch.reward_mean, _sigmas(batch, self.uncertainty), batch.parsed, strict=True
+                )
             ]
         )
 
@@ -77,7 +78,7 @@ class Garm:
 
 @REWARDS.register("garm_sigma")
 class GarmSigma:
-    """How sure the reward model is: its negative standard deviation, averaged over the three.
+    """How sure the reward model is: its negative standard deviation, averaged over a response.
 
     Args:
         uncertainty: as in ``garm``.
@@ -91,7 +92,8 @@ class GarmSigma:
         self.missing = missing
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
-        return -torch.tensor([_average(sigmas, self.missing) for sigmas in _sigmas(batch, self.uncertainty)])
+        rows = zip(_sigmas(batch, self.uncertainty), batch.parsed, strict=True)
+        return -torch.tensor([_average(sigmas, self.missing, parsed.n) for sigmas, parsed in rows])
 
 
 def _sigmas(batch: RolloutBatch, uncertainty: Uncertainty) -> Sequence[Sequence[float]]:
@@ -105,5 +107,5 @@ def _sigmas(batch: RolloutBatch, uncertainty: Uncertainty) -> Sequence[Sequence[
     ]
 
 
-def _average(values: Sequence[float], missing: float) -> float:
-    return (sum(values) + missing * (N_SUGGESTIONS - len(values))) / N_SUGGESTIONS
+def _average(values: Sequence[float], missing: float, n: int) -> float:
+    return (sum(values) + missing * (n - len(values))) / n

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from openrlhf_qs.form.prompt import Message, policy_messages
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.task import Task
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.rollout import RolloutBatch
 
@@ -41,7 +42,7 @@ class GeneralReward:
     def __call__(self, batch: RolloutBatch) -> Tensor:
         if self.model is None:
             self.model, self.tokenizer = load_classifier(self.name, self.device)
-        rows = [self._ids(c, r) for c, r in zip(batch.conversations, batch.responses, strict=True)]
+        rows = [self._ids(batch.task, c, r) for c, r in zip(batch.conversations, batch.responses, strict=True)]
         by_length = sorted(range(len(rows)), key=lambda n: len(rows[n]))  # texts of one batch need little padding
         rewards = torch.empty(len(rows))
         for start in range(0, len(rows), self.batch_size):
@@ -51,8 +52,8 @@ class GeneralReward:
                 rewards[part] = self.model(**encoded).logits[:, 0].float().cpu()
         return rewards
 
-    def _ids(self, conversation: Sequence[Message], response: str) -> list[int]:
-        messages = [*policy_messages(conversation), {"role": "assistant", "content": response}]
+    def _ids(self, task: Task, conversation: Sequence[Message], response: str) -> list[int]:
+        messages = [*task.messages(conversation), {"role": "assistant", "content": response}]
         ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         return ids[-self.max_len :]
 

@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import Tensor
 
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.response import N_SUGGESTIONS, ParsedResponse
+from openrlhf_qs.form.response import ParsedResponse
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.rollout import RolloutBatch
 
@@ -23,8 +23,8 @@ from openrlhf_qs.reward.rollout import RolloutBatch
 class Rules:
     """0 for a response in good form, -1 for a malformed one, in between for suggestions of a bad length.
 
-    Malformed: not three numbered lines with text (:func:`openrlhf_qs.form.response.parse_response`), or cut at the
-    token limit.
+    Malformed: not the numbered lines that were asked for (:func:`openrlhf_qs.form.response.parse_response`), or cut at
+    the token limit.
 
     Args:
         min_words: words; a shorter suggestion is no question.
@@ -38,18 +38,13 @@ class Rules:
         self.max_words = max_words
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
-        return torch.tensor(
-            [
-                -1.0 if cut else -self._broken(parsed)
-                for parsed, cut in zip(batch.parsed, batch.truncated.tolist(), strict=True)
-            ]
-        )
+        return -torch.tensor([self._broken(parsed) for parsed in batch.parsed])
 
     def _broken(self, parsed: ParsedResponse) -> float:
         if not parsed.well_formed:
             return 1.0
         n_words = [len(suggestion.split()) for suggestion in parsed.suggestions]
-        return sum(not self.min_words <= n <= self.max_words for n in n_words) / N_SUGGESTIONS
+        return sum(not self.min_words <= n <= self.max_words for n in n_words) / parsed.n
 
 
 @REWARDS.register("gate_malformed")
@@ -62,7 +57,7 @@ class GateMalformed:
     gate = True
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
-        return torch.tensor([float(parsed.well_formed) for parsed in batch.parsed]) * ~batch.truncated.cpu()
+        return (~batch.malformed).float()
 
 
 @REWARDS.register("repetition")
@@ -98,14 +93,14 @@ def _repeated_share(items: Sequence) -> float:
 
 @REWARDS.register("diversity")
 class Diversity:
-    """1 minus the likeness of the two suggestions that are most alike, in [0, 1]; 0 for fewer than three.
+    """1 minus the likeness of the two suggestions that are most alike, in [0, 1]; 0 where one is missing.
 
     Likeness is rapidfuzz's ``token_set_ratio``: 1 where one's words are all among the other's, whatever
     their order, case and punctuation.
 
     Args:
         across: weight in [0, 1] of how different the response is from the others to the same prompt: 1 minus the mean
-            likeness of its suggestions and theirs. The rest of the weight stays with the three; a response without
+            likeness of its suggestions and theirs. The rest of the weight stays with its own; a response without
             others has only them.
     """
 
@@ -116,10 +111,14 @@ class Diversity:
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
         texts = [[default_process(one) for one in parsed.suggestions] for parsed in batch.parsed]
-        values = torch.tensor([_diversity(three) for three in texts])
+        whole = [len(parsed.suggestions) == parsed.n for parsed in batch.parsed]
+        values = torch.tensor(
+            [_diversity(some) if all_there else 0.0 for some, all_there in zip(texts, whole, strict=True)]
+        )
         if self.across:
             for number in batch.group.unique():
                 rows = (batch.group == number).nonzero().flatten().tolist()
+                rows = [row for row in rows if whole[row]]
                 for row, likeness in _likeness_to_others([texts[row] for row in rows]).items():
                     values[rows[row]] += self.across * (1 - likeness - values[rows[row]])
         return values
@@ -127,27 +126,23 @@ class Diversity:
 
 def _diversity(texts: Sequence[str]) -> float:
     """``texts`` are processed: "take?" is the word "take"."""
-    if len(texts) < N_SUGGESTIONS:
-        return 0.0
-    return 1.0 - max(token_set_ratio(a, b) for a, b in combinations(texts, 2)) / 100
+    return 1.0 - max((token_set_ratio(a, b) for a, b in combinations(texts, 2)), default=0) / 100
 
 
 def _likeness_to_others(responses: Sequence[Sequence[str]]) -> dict[int, float]:
-    """The mean likeness, in [0, 1], of each response's suggestions and those of the others; of the responses that have
-    three."""
-    whole = [n for n, texts in enumerate(responses) if len(texts) == N_SUGGESTIONS]
-    if len(whole) < 2:
+    """The mean likeness, in [0, 1], of each response's suggestions and those of the others; all are of one length."""
+    if len(responses) < 2:
         return {}
-    flat = [text for n in whole for text in responses[n]]
+    flat = [text for texts in responses for text in texts]
     likeness = cdist(flat, flat, scorer=token_set_ratio) / 100
-    blocks = likeness.reshape(len(whole), N_SUGGESTIONS, len(whole), N_SUGGESTIONS).mean(axis=(1, 3))
-    others = (blocks.sum(axis=1) - blocks.diagonal()) / (len(whole) - 1)
-    return dict(zip(whole, others.tolist(), strict=True))
+    blocks = likeness.reshape(len(responses), len(responses[0]), len(responses), len(responses[0])).mean(axis=(1, 3))
+    others = (blocks.sum(axis=1) - blocks.diagonal()) / (len(responses) - 1)
+    return dict(enumerate(others.tolist()))
 
 
 @REWARDS.register("relevance")
 class Relevance:
-    """Share of the three suggestions that take up a content word of the user's last message, in [0, 1].
+    """Share of the suggestions that take up a content word of the user's last message, in [0, 1].
 
     A content word is none of scikit-learn's English stop words; a suggestion that merely repeats the message counts
     nothing. For other languages than English leave this part out.
@@ -163,7 +158,7 @@ def _relevance(conversation: Sequence[Message], parsed: ParsedResponse) -> float
     message = next((m["content"] for m in reversed(conversation) if m["role"] == "user"), "")
     asked = _content_words(message)
     taken_up = [_content_words(suggestion) for suggestion in parsed.suggestions]
-    return sum(bool(words & asked) and words != asked for words in taken_up) / N_SUGGESTIONS
+    return sum(bool(words & asked) and words != asked for words in taken_up) / parsed.n
 
 
 def _content_words(text: str) -> set[str]:

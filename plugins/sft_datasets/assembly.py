@@ -1,8 +1,8 @@
-"""SFT datasets: which three of a conversation's candidates the policy is first taught to write.
+"""SFT datasets: which of a conversation's candidates the policy is first taught to write.
 
 In: all rows of the SFT set, ``{"conversation", "candidates": [{"text", ...}]}`` (see
-:mod:`openrlhf_qs.sft.candidates`). Out: for each row three suggestions, or ``None`` to drop it. ``diverse`` is the one
-to use, ``raw`` the baseline beside it.
+:mod:`openrlhf_qs.sft.candidates`). Out: for each row as many suggestions as a response has, or ``None`` to drop it.
+``diverse`` is the one to use, ``raw`` the baseline beside it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ MIN_BOILERPLATE_ROWS = 20  # under fewer rows than these nothing is boilerplate,
 
 @SFT_DATASETS.register("diverse")
 class Diverse:
-    """Three suggestions that are good and that differ.
+    """Suggestions that are good and that differ.
 
     A candidate goes out where it cannot be read as one suggestion, says what a better one of its row says (the same
     but for case, punctuation and white space, or ``near_duplicate``), or stands under too many conversations to be
-    about any of them (``boilerplate``). Of those left, three are selected; the better stand before the worse. A row is
-    dropped where fewer than three can stand together, or where it was shown and nothing was clicked.
+    about any of them (``boilerplate``). Of those left, as many as wanted are selected; the better stand before the
+    worse. A row is dropped where fewer can stand together, or where it was shown and nothing was clicked.
 
     Args:
         method: ``mmr``, greedy maximal marginal relevance, or ``dpp``, the greedy maximum of a determinantal point
@@ -86,8 +86,8 @@ class Diverse:
             if not 0 <= value <= 1:
                 raise ValueError(f"diverse.{option} must be in [0, 1], got {value}")
         for option, value in {"max_chars": max_chars, "max_candidates": max_candidates}.items():
-            if value < N_SUGGESTIONS:
-                raise ValueError(f"diverse.{option} must be at least {N_SUGGESTIONS}, got {value}")
+            if value < 1:
+                raise ValueError(f"diverse.{option} must be at least 1, got {value}")
         self.select = assembly.SELECTIONS[method]
         self.diversity, self.max_similarity, self.min_quality = diversity, max_similarity, min_quality
         self.near_duplicate = near_duplicate
@@ -98,8 +98,8 @@ class Diverse:
         self.seed = seed
         self.report: dict[str, Any] = {}
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
-        """One answer a row, in their order; ``report`` then says what became of every candidate."""
+    def __call__(self, rows: Sequence[Mapping[str, Any]], n: int = N_SUGGESTIONS) -> list[list[str] | None]:
+        """One answer of ``n`` texts a row, in their order; ``report`` then says what became of every candidate."""
         ledger = Ledger(read_candidates(rows))
         quality = log_quality(ledger.candidates, self.exponents)
         keys = self._drop_unreadable(ledger)
@@ -113,16 +113,16 @@ class Diverse:
         answers: list[list[str] | None] = []
         row = ledger.candidates.row[order]
         starts = range(0, len(rows), assembly.MAX_ROWS)
-        for first in track(starts, "choosing three of each row", console=PROGRESS):
-            n = min(assembly.MAX_ROWS, len(rows) - first)
-            part = slice(*np.searchsorted(row, (first, first + n)))
-            place = _padded(order[part], row[part] - first, n)
+        for first in track(starts, f"choosing {n} of each row", console=PROGRESS):
+            n_rows = min(assembly.MAX_ROWS, len(rows) - first)
+            part = slice(*np.searchsorted(row, (first, first + n_rows)))
+            place = _padded(order[part], row[part] - first, n_rows, n)
             lexical = assembly.trigram_cosine([keys[i] for i in order[part]], *np.nonzero(place >= 0), place.shape)
             self._drop_near_duplicates(ledger, place, lexical)
             similarity = lexical
             if vectors is not None:
                 similarity = assembly.cosine(vectors[np.where(place >= 0, key[place], 0)].astype(np.float32))
-            answers += self._choose(ledger, slice(first, first + n), place, quality, similarity)
+            answers += self._choose(ledger, slice(first, first + n_rows), place, quality, similarity, n)
         self.report = ledger.report()
         return answers
 
@@ -204,42 +204,42 @@ class Diverse:
         place[row, slot] = -1
 
     def _choose(
-        self, ledger: Ledger, rows: slice, place: NDArray, quality: NDArray, similarity: NDArray
+        self, ledger: Ledger, rows: slice, place: NDArray, quality: NDArray, similarity: NDArray, n: int
     ) -> list[list[str] | None]:
         """The answers of ``rows``, and in the ledger why there is none."""
         valid = place >= 0
         ratio = np.where(valid, np.exp(quality[place] - quality[place[:, :1]]), 0)
-        taken = self.select(ratio, similarity, valid, N_SUGGESTIONS, self.diversity, self.max_similarity)
+        taken = self.select(ratio, similarity, valid, n, self.diversity, self.max_similarity)
         taken.sort(axis=1)  # slots are in the order of quality
         verdict = ledger.rows[rows]
-        verdict[(verdict == "") & (valid.sum(1) < N_SUGGESTIONS)] = "fewer than three candidates"
-        verdict[(verdict == "") & (taken[:, 0] < 0)] = "fewer than three that differ"
+        verdict[(verdict == "") & (valid.sum(1) < n)] = f"fewer than {n} candidates"
+        verdict[(verdict == "") & (taken[:, 0] < 0)] = f"fewer than {n} that differ"
         verdict[verdict == ""] = "assembled"
         chosen = np.take_along_axis(place, taken, axis=1)
         ledger.mark(chosen[verdict == "assembled"].ravel(), "chosen")
         texts = ledger.candidates.texts
         return [
-            [texts[index].strip() for index in three] if why == "assembled" else None
-            for three, why in zip(chosen.tolist(), verdict, strict=True)
+            [texts[index].strip() for index in some] if why == "assembled" else None
+            for some, why in zip(chosen.tolist(), verdict, strict=True)
         ]
 
 
 @SFT_DATASETS.register("raw")
 class Raw:
-    """The three suggestions with the most clicks, of equal ones those shown most; fewer than three: the row goes.
+    """The suggestions with the most clicks, of equal ones those shown most; fewer than wanted: the row goes.
 
     What cannot be read as one suggestion is passed over. For rows from a click log.
     """
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
-        return [self._three(row["candidates"]) for row in rows]
+    def __call__(self, rows: Sequence[Mapping[str, Any]], n: int = N_SUGGESTIONS) -> list[list[str] | None]:
+        return [self._best(row["candidates"], n) for row in rows]
 
-    def _three(self, candidates: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    def _best(self, candidates: Sequence[Mapping[str, Any]], n: int) -> list[str] | None:
         if any("n_clicked" not in candidate for candidate in candidates):
             raise ValueError("raw: a candidate has no n_clicked; raw takes rows from a click log, use diverse")
         readable = [c for c in candidates if not assembly.problem(c["text"], max_chars=len(c["text"]))]
         ranked = sorted(readable, key=lambda c: (c["n_clicked"], c["n_shown"]), reverse=True)
-        return [c["text"].strip() for c in ranked[:N_SUGGESTIONS]] if len(ranked) >= N_SUGGESTIONS else None
+        return [c["text"].strip() for c in ranked[:n]] if len(ranked) >= n else None
 
 
 def _numbered(keys: Sequence[str]) -> NDArray[np.int64]:
@@ -248,9 +248,10 @@ def _numbered(keys: Sequence[str]) -> NDArray[np.int64]:
     return np.fromiter((numbers.setdefault(key, len(numbers)) for key in keys), np.int64, len(keys))
 
 
-def _padded(indices: NDArray, row: NDArray, n_rows: int) -> NDArray[np.int64]:
-    """``[n_rows, slots]``: the indices of each row from the left, -1 behind them; ``row`` ascends."""
+def _padded(indices: NDArray, row: NDArray, n_rows: int, n: int) -> NDArray[np.int64]:
+    """``[n_rows, slots]``, ``n`` slots or more: the indices of each row from the left, -1 behind them; ``row``
+    ascends."""
     slot = np.arange(len(row)) - np.searchsorted(row, row)
-    place = np.full((n_rows, max(slot.max(initial=0) + 1, N_SUGGESTIONS)), -1)
+    place = np.full((n_rows, max(slot.max(initial=0) + 1, n)), -1)
     place[row, slot] = indices
     return place

@@ -1,7 +1,7 @@
 """SFT dataset ``single``: one clicked suggestion an instance, for the teacher that suggestions are distilled from.
 
 In: all rows of the SFT set, from a click log. Out: for each row the texts of its instances, a text as often as it
-counts; the prompt asks for one suggestion (:func:`openrlhf_qs.form.prompt.teacher_messages`).
+counts; the prompt asks for one suggestion (:data:`openrlhf_qs.form.task.TEACHER`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Single:
         self.max_instances = max_instances
         self.seed = seed
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]], n: int = 1) -> list[list[str] | None]:
         return [self._instances(row) or None for row in rows]
 
     def _instances(self, row: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files.whole import read_json_lines
-from openrlhf_qs.form.prompt import teacher_messages
+from openrlhf_qs.form.task import TEACHER
 from openrlhf_qs.sft.small_policy import build_small_policy
 
 
@@ -41,7 +41,7 @@ def teach(folder: Path, conversations: list[list[dict]], suggestions: list[str])
     """Until the model mostly writes whole words: nonsense has many tokenizations, and no test could tell which."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).float()
     messages = [
-        [*teacher_messages(conversation), {"role": "assistant", "content": suggestions[n % 3]}]
+        [*TEACHER.messages(conversation), {"role": "assistant", "content": suggestions[n % 3]}]
         for n, conversation in enumerate(conversations)
     ]
     batch = tokenizer.apply_chat_template(messages, padding=True, return_dict=True, return_tensors="pt")
@@ -79,7 +79,7 @@ def test_log_probs_are_those_of_the_model(teacher, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(teacher[0], dtype=torch.float32)
     compared = 0
     for row in rows:
-        messages = teacher_messages(row["conversation"])
+        messages = TEACHER.messages(row["conversation"])
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         for candidate in row["candidates"]:
             answer = [*tokenizer.encode(candidate["text"], add_special_tokens=False), tokenizer.eos_token_id]

@@ -16,6 +16,7 @@ import torch
 from openrlhf_qs import cli, registry
 from openrlhf_qs.clicks.click_log import REQUIRED, SCHEMA
 from openrlhf_qs.evaluation.ab_test import load_judge
+from openrlhf_qs.form.request import Request
 from openrlhf_qs.host import run as host
 from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.host.doctor import PACKAGES
@@ -164,7 +165,7 @@ def test_the_reward_of_the_readme_has_ten_lines_and_scores_a_batch(load):
     assert len([line for line in text.splitlines() if line]) == 10
     load(text, "brevity.py")
     batch = offline_batch(
-        [CONVERSATION] * 3,
+        [Request(CONVERSATION)] * 3,
         [
             "1. How long does it rise?\n2. Which flour is best?\n3. Can I bake it without a Dutch oven at all?",
             "1. Which flour is best?",
@@ -206,8 +207,8 @@ def test_the_example_of_an_sft_dataset_takes_what_was_clicked_often(example):
     n_clicked = {"a": 3, "b": 1, "c": 2, "d": 2}
     candidates = [{"text": text, "n_shown": 9, "n_clicked": n, "weight": 1.0} for text, n in n_clicked.items()]
     rows = [{"conversation": CONVERSATION, "candidates": candidates}]
-    assert SFT_DATASETS.create("never_unclicked")(rows) == [["a", "c", "d"]]
-    assert SFT_DATASETS.create("never_unclicked", n_clicks=3)(rows) == [None]
+    assert SFT_DATASETS.create("never_unclicked")(rows, 3) == [["a", "c", "d"]]
+    assert SFT_DATASETS.create("never_unclicked", n_clicks=3)(rows, 3) == [None]
 
 
 def test_the_example_of_a_reward_model_gives_deviations_and_a_loss_that_falls_with_the_difference(example):
@@ -223,7 +224,7 @@ def test_the_example_of_a_reward_model_gives_deviations_and_a_loss_that_falls_wi
 def test_the_example_of_a_reward_takes_the_worst_suggestion(example):
     example("reward")
     batch = offline_batch(
-        [CONVERSATION] * 2,
+        [Request(CONVERSATION)] * 2,
         ["1. How long?\n2. Which flour?\n3. What now?", "Sorry."],
         scorer=lambda conversations, suggestions: (np.array([1.0, 2.0, 3.0]), np.array([0.5, 2.5, 0.5]), np.zeros(3)),
     )

@@ -7,7 +7,8 @@ from datasets import load_dataset
 from openrlhf_qs.clicks import data
 from openrlhf_qs.clicks.click_log import conversation_keys, read_click_log
 from openrlhf_qs.files.whole import read_json_lines
-from openrlhf_qs.form.prompt import policy_messages
+from openrlhf_qs.form.request import Request
+from openrlhf_qs.form.task import SUGGEST
 
 FILES = {
     "sft.jsonl",
@@ -60,7 +61,7 @@ def test_a_prompt_carries_its_conversation_and_is_there_once(tiny_log, tmp_path)
     rows = run(tiny_log, tmp_path)["prompts.jsonl"]
     assert len({row["label"] for row in rows}) == len(rows)
     for row in rows:
-        assert row["prompt"] == policy_messages(json.loads(row["label"]))
+        assert row["prompt"] == SUGGEST.messages(Request.of_label(row["label"]).conversation)
 
 
 def test_preferences_are_the_impressions_with_their_users_and_pairs_of_different_suggestions(tiny_log, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from openrlhf_qs.clicks.preferences import SCHEMA, preference_problems
 from openrlhf_qs.clicks.rows import checked_row
+from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import parse_response
 
 PAGE = (Path(__file__).parents[3] / "docs" / "FILES.md").read_text()
@@ -26,5 +27,5 @@ def test_the_preferences_row_is_a_good_one_with_every_field():
 
 def test_the_prompt_carries_its_conversation_and_the_response_is_well_formed():
     prompt, response = ROWS["data/prompts.jsonl"], ROWS["fusion/responses.jsonl"]
-    assert json.loads(prompt["label"]) == prompt["prompt"][:-1]
+    assert Request.of_label(prompt["label"]).conversation == prompt["prompt"][:-1]
     assert parse_response(response["response"]).well_formed

@@ -8,6 +8,7 @@ import pytest
 from held_out import conversation, impression
 
 from openrlhf_qs.evaluation import evaluate, rewards
+from openrlhf_qs.evaluation.arms import Shown
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_json_lines, write_whole
 from openrlhf_qs.garm.calibration import calibration_verdict
@@ -125,7 +126,11 @@ def test_the_parts_of_the_reward_are_measured_on_what_every_arm_says(run_dir, sc
     conversations = [conversation(0), conversation(1)]
     responses = ["1. How long?\n2. Which flour?\n3. Why so?", "nothing at all"]
     reward = rewards.RunReward(RunFolder(run_dir), None, {"ood": {"threshold": "3"}})
-    found = reward(conversations, responses, [1.0, 9.0])
+    rows = [
+        Shown(conversations[0], (), True, 1.0, responses[0]),
+        Shown(conversations[1], (), False, 9.0, responses[1]),
+    ]
+    found = reward(rows)
     assert found["ood"] == pytest.approx(-3.0) and found["rules"] < 0  # by a hinge: 0 and 3 - 9, averaged
     assert found["total"] == pytest.approx(2 * found["rules"] + found["ood"])
 

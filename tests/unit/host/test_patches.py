@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from openrlhf_qs.form.request import Request
 from openrlhf_qs.host import cpu, flash_attn_stand_in, operators, patches, seams
 from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.host.patches import TESTED, Patch, apply_when_imported
@@ -232,7 +233,7 @@ def host_of_grpo(monkeypatch):
     @REWARDS.register("first_letter")
     class FirstLetter:
         def __call__(self, batch):
-            assert batch.group.tolist() == [0, 0, 1, 1] and batch.truncated.tolist() == [False, False, False, True]
+            assert batch.group.tolist() == [0, 0, 1, 1] and batch.malformed.all()
             assert [c[0]["content"] for c in batch.conversations] == ["q0", "q0", "q1", "q1"]
             return torch.tensor([float(ord(response[0]) - ord("a")) for response in batch.responses])
 
@@ -241,7 +242,9 @@ def host_of_grpo(monkeypatch):
             self.tokenizer = SimpleNamespace(
                 decode=lambda ids, skip_special_tokens: "".join(chr(ord("a") + i) for i in ids.tolist())
             )
-            self.args = SimpleNamespace(rollout=SimpleNamespace(n_samples_per_prompt=2))
+            self.args = SimpleNamespace(
+                rollout=SimpleNamespace(n_samples_per_prompt=2), actor=SimpleNamespace(model_name_or_path="policy")
+            )
             self.initial_model_group = object()
 
         def make_experience(self, samples_list):
@@ -267,7 +270,7 @@ def two_micro_batches(base_action_log_probs=None):
             action_mask=torch.tensor([[1, 1], [1, 0]]),
             action_log_probs=log_probs,
             base_action_log_probs=base_action_log_probs,
-            labels=[json.dumps([{"role": "user", "content": f"q{n}"}])] * 2,
+            labels=[Request([{"role": "user", "content": f"q{n}"}]).label()] * 2,
             index=[2 * n, 2 * n + 1],
             truncated=torch.tensor([0, n]),
             info={},

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from openrlhf_qs.form.prompt import policy_messages
+from openrlhf_qs.form.task import SUGGEST, read_task
 from openrlhf_qs.host.seams import sft_dataset
 from openrlhf_qs.host.settings import Settings, SFTSettings
 
@@ -44,7 +44,7 @@ def make(tmp_path, monkeypatch):
 def test_candidates_from_clicks_and_from_a_teacher_become_the_same_instance(make, candidates):
     (row,) = make([{"conversation": CONVERSATION, "candidates": candidates}])
     response = [{"role": "assistant", "content": "1. Salt?\n2. Oven?\n3. Why?"}]
-    assert row == {"prompt": policy_messages(CONVERSATION), "response": response}
+    assert row == {"prompt": SUGGEST.messages(CONVERSATION), "response": response}
 
 
 def test_the_report_lies_beside_the_checkpoint(make, tmp_path, capsys):
@@ -52,12 +52,17 @@ def test_the_report_lies_beside_the_checkpoint(make, tmp_path, capsys):
     make([row, row | {"candidates": FROM_CLICKS[:2]}])
     make([row])
     report = json.loads((tmp_path / "sft" / "assembly.json").read_text())
-    assert report["rows"] == {"assembled": 1, "fewer than three candidates": 1}
+    assert report["rows"] == {"assembled": 1, "fewer than 3 candidates": 1}
     assert report["samples"][0]["suggestions"] == ["Salt?", "Oven?", "Why?"]
     assert json.loads((tmp_path / "sft" / "assembly.eval.json").read_text())["n_rows"] == 1
-    assert "fewer than three candidates" in capsys.readouterr().out
+    assert "fewer than 3 candidates" in capsys.readouterr().out
 
 
 def test_a_set_that_gives_no_instance_is_refused(make):
     with pytest.raises(ValueError, match="'diverse' made no instance of 1 conversations"):
         make([{"conversation": CONVERSATION, "candidates": FROM_CLICKS[:2]}])
+
+
+def test_the_policys_folder_says_what_it_was_taught(make, tmp_path):
+    make([{"conversation": CONVERSATION, "candidates": FROM_CLICKS}])
+    assert read_task(tmp_path / "sft") == SUGGEST

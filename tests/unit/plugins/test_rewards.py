@@ -4,6 +4,7 @@ import pytest
 import torch
 from rapidfuzz.fuzz import token_set_ratio
 
+from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import format_response, parse_response
 from openrlhf_qs.plugins.rewards.garm import Garm, GarmSigma
 from openrlhf_qs.plugins.rewards.general import GeneralReward
@@ -20,14 +21,16 @@ NONE = "I do not know."
 
 
 def rollout_batch(
-    responses=(GOOD,), truncated=None, ref_log_ppl=None, reward_mean=None, reward_std=None, reward_epistemic_std=None
+    responses=(GOOD,), cut=None, ref_log_ppl=None, reward_mean=None, reward_std=None, reward_epistemic_std=None
 ):
     return RolloutBatch(
-        conversations=[[{"role": "user", "content": "How do I bake bread?"}]] * len(responses),
+        requests=[Request([{"role": "user", "content": "How do I bake bread?"}])] * len(responses),
         responses=responses,
-        parsed=[parse_response(response) for response in responses],
+        parsed=[
+            parse_response(response, finish_reason="length" if one_cut else "stop")
+            for response, one_cut in zip(responses, cut or [False] * len(responses), strict=True)
+        ],
         group=torch.zeros(len(responses), dtype=torch.long),
-        truncated=torch.tensor(truncated or [False] * len(responses)),
         ref_log_ppl=None if ref_log_ppl is None else torch.tensor(ref_log_ppl),
         reward_mean=reward_mean,
         reward_std=reward_std,
@@ -125,7 +128,7 @@ def test_options_of_ood_that_cannot_be_are_refused(options, message):
 
 
 def test_the_gate_lets_through_what_is_in_good_form_and_whole():
-    batch = rollout_batch([GOOD, GOOD, TWO, NONE], truncated=[False, True, False, False])
+    batch = rollout_batch([GOOD, GOOD, TWO, NONE], cut=[False, True, False, False])
     assert GateMalformed()(batch).tolist() == [1.0, 0.0, 0.0, 0.0] and GateMalformed.gate
 
 
@@ -155,7 +158,7 @@ def test_diversity_across_the_group_is_what_the_likeness_to_every_other_leaves()
     )  # the last has two suggestions only
     torch.testing.assert_close(Diversity(across=1.0)(batch), across)
     torch.testing.assert_close(Diversity(across=0.25)(batch), 0.75 * within + 0.25 * across)
-    alone = offline_batch([[{"role": "user", "content": "?"}]] * 2, [GOOD, other])
+    alone = offline_batch([Request([{"role": "user", "content": "?"}])] * 2, [GOOD, other])
     torch.testing.assert_close(Diversity(across=0.5)(alone), Diversity()(alone))
     with pytest.raises(ValueError, match="diversity.across must be in .0, 1., got 2"):
         Diversity(across=2)
@@ -170,7 +173,7 @@ def test_rules_take_a_third_for_each_suggestion_of_a_bad_length_and_all_for_bad_
 
 
 def test_a_response_that_was_cut_is_malformed_even_where_three_lines_are_there():
-    assert Rules()(rollout_batch([GOOD, GOOD], truncated=[True, False])).tolist() == [-1.0, 0.0]
+    assert Rules()(rollout_batch([GOOD, GOOD], cut=[True, False])).tolist() == [-1.0, 0.0]
 
 
 @pytest.mark.parametrize(("min_words", "max_words"), [(0, 5), (6, 5)])
@@ -197,22 +200,12 @@ def test_diversity_sees_through_case_order_and_punctuation_and_needs_three():
 
 MANY = rollout_batch(
     [GOOD, SHORT, TWO, NONE, ALIKE],
-    truncated=[False, True, False, False, False],
+    cut=[False, True, False, False, False],
     ref_log_ppl=[1.0, 2.0, 3.0, 4.0, 5.0],
     reward_mean=[[1.0, 2.0, 3.0], [0.0, 0.5, 0.1], [1.0, -1.0], [], [2.0, 2.0, 2.5]],
     reward_std=[[0.5, 1.0, 1.5], [0.2, 0.5, 0.1], [1.0, 0.4], [], [2.0, 2.0, 2.5]],
     reward_epistemic_std=[[0.1, 0.2, 0.3], [0.0, 0.0, 0.1], [0.5, 0.4], [], [0.2, 0.2, 0.5]],
 )
-
-
-def rows(batch, order):
-    """The batch with the responses at ``order``, in that order."""
-    return RolloutBatch(
-        **{
-            name: [value[n] for n in order] if isinstance(value, list) else value[torch.tensor(order)]
-            for name, value in vars(batch).items()
-        }
-    )
 
 
 @pytest.mark.parametrize(
@@ -224,7 +217,7 @@ def rows(batch, order):
 def test_a_response_gets_the_same_whatever_stands_beside_it(reward, order):
     all_of_them = reward(MANY)
     assert all_of_them.shape == (5,) and all_of_them.isfinite().all()
-    assert reward(rows(MANY, order)).tolist() == all_of_them[order].tolist()
+    assert reward(MANY.take(order)).tolist() == all_of_them[order].tolist()
 
 
 def test_an_offline_batch_has_what_training_would_have_given():
@@ -236,14 +229,14 @@ def test_an_offline_batch_has_what_training_would_have_given():
         return n, n + 0.5, n + 0.25
 
     conversations = [[{"role": "user", "content": text}] for text in "abc"]
-    batch = offline_batch(conversations, [GOOD, NONE, TWO], [1.0, 2.0, 3.0], scorer)
+    batch = offline_batch([Request(c) for c in conversations], [GOOD, NONE, TWO], [1.0, 2.0, 3.0], scorer)
     # three suggestions, none, two: numbered in the order in which they were scored
     assert batch.reward_mean == [[0, 1, 2], [], [3, 4]]
     assert batch.reward_std == [[0.5, 1.5, 2.5], [], [3.5, 4.5]]
     assert batch.reward_epistemic_std == [[0.25, 1.25, 2.25], [], [3.25, 4.25]]
     assert [conversation[0]["content"] for conversation, _ in asked] == ["a", "a", "a", "c", "c"]
     assert asked[4][1] == "Which flour is the best one?"
-    assert batch.ref_log_ppl.tolist() == [1.0, 2.0, 3.0] and not batch.truncated.any()
+    assert batch.ref_log_ppl.tolist() == [1.0, 2.0, 3.0] and batch.malformed.tolist() == [False, True, True]
     assert len(set(batch.group.tolist())) == 3
 
 
@@ -253,7 +246,7 @@ def test_relevance_counts_suggestions_that_take_up_a_content_word_of_the_last_us
         ["How long does sourdough rest?", "What about Rome?", "About sourdough bread, tell me."]
     )
     # The first takes up "sourdough"; the second shares only stop words; the third is the message again: 1 of 3.
-    batch = offline_batch([conversation], [response])
+    batch = offline_batch([Request(conversation)], [response])
     torch.testing.assert_close(Relevance()(batch), torch.tensor([1 / 3]))
 
 
@@ -283,7 +276,7 @@ def classifier(tmp_path_factory):
 def test_a_general_reward_model_scores_in_batches_what_it_scores_alone(classifier):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from openrlhf_qs.form.prompt import policy_messages
+    from openrlhf_qs.form.task import SUGGEST
 
     reward = GeneralReward(str(classifier / "reward"), batch_size=2, device="cpu")
     assert reward.model is None  # until it is called
@@ -292,7 +285,7 @@ def test_a_general_reward_model_scores_in_batches_what_it_scores_alone(classifie
     model = AutoModelForSequenceClassification.from_pretrained(classifier / "reward", dtype=torch.float32).eval()
     expected = []
     for conversation, response in zip(batch.conversations, batch.responses, strict=True):
-        messages = [*policy_messages(conversation), {"role": "assistant", "content": response}]
+        messages = [*SUGGEST.messages(conversation), {"role": "assistant", "content": response}]
         ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, return_tensors="pt")
         expected.append(model(ids).logits.item())
     torch.testing.assert_close(reward(batch), torch.tensor(expected), atol=1e-5, rtol=1e-4)

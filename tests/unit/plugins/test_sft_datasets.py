@@ -134,8 +134,8 @@ def test_a_row_that_cannot_give_three_is_dropped_with_the_reason():
     ]
     assert plugin(rows)[:5] == [None] * 5
     assert plugin.report["rows"] == {
-        "fewer than three candidates": 3,
-        "fewer than three that differ": 1,
+        "fewer than 3 candidates": 3,
+        "fewer than 3 that differ": 1,
         "no click": 1,
         "assembled": 1,
     }

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from openrlhf_qs.form.request import Request
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.composite import CompositeReward, Part, Weights, read_weights, variance_shares
 from openrlhf_qs.reward.offline import offline_batch
@@ -12,7 +13,7 @@ from openrlhf_qs.reward.offline import offline_batch
 def batch(*responses, group=None):
     """A rollout batch of ``responses``, each to a question with its place as the text."""
     conversations = [[{"role": "user", "content": f"question {n}"}] for n in range(len(responses))]
-    return offline_batch(conversations, responses, group=group)
+    return offline_batch([Request(c) for c in conversations], responses, group=group)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openrlhf_qs.form.request import Request
 from openrlhf_qs.reward.monitors import (
     MONITORS,
     LastGood,
@@ -158,7 +159,7 @@ def test_a_wrong_option_is_refused_in_one_line(make, message):
 def test_the_statistics_of_a_batch_are_what_can_be_counted_by_hand():
     conversation = [{"role": "user", "content": "How do I bake bread?"}]
     batch = offline_batch(
-        [conversation] * 2,
+        [Request(conversation)] * 2,
         ["1. How long now?\n2. How long now?\n3. Which flour?", "Sorry."],
         ref_log_ppl=[0.5, 1.5],
         scorer=lambda conversations, suggestions: (np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 6.0]), np.zeros(3)),
@@ -186,7 +187,7 @@ def test_the_statistics_of_a_batch_are_what_can_be_counted_by_hand():
 
 
 def test_a_batch_without_reference_reward_model_and_suggestions_has_statistics_too():
-    batch = offline_batch([[{"role": "user", "content": "Hi"}]], [""])
+    batch = offline_batch([Request([{"role": "user", "content": "Hi"}])], [""])
     row = batch_statistics(batch, torch.ones(1), torch.ones(1), torch.zeros(1))
     assert row == {"proxy": 1, "proxy_std": 0, "malformed": 1, "response_length": 1, "distinct_2": 0}
 

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openrlhf_qs.form.prompt import policy_messages
+from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import format_response
+from openrlhf_qs.form.task import SUGGEST
 from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.reward import remote as remote_reward
 from openrlhf_qs.reward.composite import CompositeReward
@@ -23,7 +24,7 @@ CONVERSATION = [
     {"role": "user", "content": "How do I bake bread?"},
     {"role": "assistant", "content": "Let the dough rise for long, then bake it in an oven."},
 ]
-LABEL = json.dumps(CONVERSATION)
+LABEL = Request(CONVERSATION).label()
 PROMPT = "<|im_start|>user\nHow do I bake bread at 220 °C?<|im_end|>\n<|im_start|>assistant\n"
 GOOD = "1. How long should dough rise?\n2. Which flour is best?\n3. Can it be frozen?"
 BAD = "Ask me anything."
@@ -78,8 +79,8 @@ def test_a_query_without_its_prompt_is_an_error(query):
 )
 def test_special_tokens_are_cut_off_and_say_that_the_response_is_whole(end):
     rollout = read_rollout(PROMPT + GOOD + end, PROMPT, LABEL)
-    assert (rollout.response.strip(), rollout.truncated) == (GOOD, False)
-    assert rollout.conversation == CONVERSATION
+    assert (rollout.response.strip(), rollout.finish_reason) == (GOOD, "stop")
+    assert rollout.request.conversation == CONVERSATION
 
 
 def test_padding_after_the_end_is_cut_off_as_well():
@@ -88,7 +89,7 @@ def test_padding_after_the_end_is_cut_off_as_well():
 
 def test_a_response_without_an_end_was_cut_at_the_token_limit():
     rollout = read_rollout(f"{PROMPT}1. Is 3 < 4|5?<|im_start|>\n2. Wh", PROMPT, LABEL)
-    assert (rollout.response, rollout.truncated) == ("1. Is 3 < 4|5?\n2. Wh", True)
+    assert (rollout.response, rollout.finish_reason) == ("1. Is 3 < 4|5?\n2. Wh", "length")
 
 
 @pytest.mark.parametrize("label", ["", None, "bread", "{}", "[]", '["bread"]', '[{"role": "user"}]'])
@@ -295,7 +296,7 @@ def load_file(agent, monkeypatch, **environ):
 
 def rollouts(executor, tokenizer, responses, max_length=1024, label=LABEL):
     """What OpenRLHF makes of ``responses`` to one prompt."""
-    prompt = tokenizer.apply_chat_template(policy_messages(CONVERSATION), tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(SUGGEST.messages(CONVERSATION), tokenize=False, add_generation_prompt=True)
     engine = ScriptedEngine(tokenizer, responses)
     params = SimpleNamespace(max_tokens=64, logprobs=None)
 

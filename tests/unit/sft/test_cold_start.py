@@ -13,7 +13,7 @@ import pytest
 from openrlhf_qs import cli
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
-from openrlhf_qs.form.prompt import policy_messages
+from openrlhf_qs.form.task import SUGGEST
 from openrlhf_qs.models import endpoint as chat
 from openrlhf_qs.sft.cold_start import TEMPLATES, read_suggestions, read_template
 
@@ -96,7 +96,7 @@ def test_each_conversation_gets_an_impression_in_the_order_given(ask, server):
     assert [row["suggestions"][0] for row in rows] == [f"topic{i}?" for i in range(20)]
     assert [row["conversation"] for row in rows] == [conversation(i) for i in range(20)]
     assert [row["user_id"] for row in rows] == [f"u{i}" for i in range(20)]
-    assert {row["policy"] for row in rows} == {"big+follow_up@1"}
+    assert {row["policy"] for row in rows} == {"big+follow_up@2"}
     assert len({row["impression_id"] for row in rows}) == 20
 
 
@@ -108,7 +108,7 @@ def test_what_nobody_was_shown_is_no_click_log_until_it_was_served(ask):
     write_json_lines(out, served)
     log = read_click_log(out)
     assert log["suggestions"].to_list() == [["How long?", "Which flour?", "Why salt?"]] * 3
-    assert log["policy"].to_list() == ["big+follow_up@1"] * 3
+    assert log["policy"].to_list() == ["big+follow_up@2"] * 3
 
 
 @pytest.mark.parametrize("first", [(500, ""), (429, ""), (200, "Sure! Here you are"), (200, None), 0.6])
@@ -222,7 +222,7 @@ def test_a_conversation_that_is_none_is_named_before_anything_is_asked(server, t
 
 
 def test_a_template_that_changes_gets_a_new_version():
-    pinned = {"follow_up": ("1", "1d7af07a"), "instruction": ("1", "565a6691")}
+    pinned = {"follow_up": ("2", "2e7bfc1e"), "instruction": ("2", "afe7a224")}
     found = {}
     for path in TEMPLATES.glob("*.txt"):
         template = read_template(path.stem)
@@ -232,7 +232,7 @@ def test_a_template_that_changes_gets_a_new_version():
 
 
 def test_the_instruction_template_is_what_the_policy_is_trained_with():
-    assert read_template("instruction").messages(conversation(0)) == policy_messages(conversation(0))
+    assert read_template("instruction").messages(conversation(0)) == SUGGEST.messages(conversation(0))
 
 
 def test_a_transcript_stands_in_one_message_whatever_is_written_in_it():

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ from hypothesis import strategies as st
 
 from openrlhf_qs import cli
 from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.form.request import Request
 from openrlhf_qs.sft.assembly import normalise
 from openrlhf_qs.sft.distil import merge_samples, read_conversations, report_table
 
@@ -48,7 +48,10 @@ def test_no_sample_is_lost_and_no_two_candidates_are_equal(samples):
 
 def test_conversations_are_read_once_each_from_prompts_too(tmp_path):
     write_json_lines(tmp_path / "rows.jsonl", [{"conversation": CONVERSATION, "candidates": []}] * 2)
-    prompt = {"prompt": [*CONVERSATION, {"role": "user", "content": "Suggest"}], "label": json.dumps(CONVERSATION)}
+    prompt = {
+        "prompt": [*CONVERSATION, {"role": "user", "content": "Suggest"}],
+        "label": Request(CONVERSATION).label(),
+    }
     write_json_lines(tmp_path / "prompts.jsonl", [prompt])
     assert read_conversations(tmp_path / "rows.jsonl") == [CONVERSATION]
     assert read_conversations(tmp_path / "prompts.jsonl") == [CONVERSATION]

@@ -75,7 +75,7 @@ ROWS = [
 
 
 def test_assembled_rows_say_what_they_were_chosen_from():
-    assembled, report = assemble(lambda rows: [["Who eats it?", "How hot?", "Which flour?"], None], ROWS)
+    assembled, report = assemble(lambda rows, n: [["Who eats it?", "How hot?", "Which flour?"], None], ROWS)
     texts = ["Which flour?", "How hot?", "Who eats it?", "Which flour!"]
     suggestions = ["Who eats it?", "How hot?", "Which flour?"]
     assert assembled == [{"conversation": CONVERSATION, "suggestions": suggestions, "chosen_from": texts}]
@@ -93,12 +93,12 @@ def test_assembled_rows_say_what_they_were_chosen_from():
 )
 def test_an_answer_that_is_no_response_is_refused(answers, message):
     with pytest.raises(ValueError, match=message):
-        assemble(lambda rows: answers, ROWS)
+        assemble(lambda rows, n: answers, ROWS)
 
 
 def test_a_row_without_a_conversation_is_refused():
     with pytest.raises(ValueError, match="row 2 has no conversation"):
-        assemble(lambda rows: [None, None], [ROWS[0], {"conversation": [], "candidates": []}])
+        assemble(lambda rows, n: [None, None], [ROWS[0], {"conversation": [], "candidates": []}])
 
 
 def test_the_command_writes_triples_and_report_and_prints_both(tmp_path, capsys):
@@ -109,7 +109,7 @@ def test_the_command_writes_triples_and_report_and_prints_both(tmp_path, capsys)
     assert sorted(triple["suggestions"]) == ["How hot?", "Which flour?", "Who eats it?"]
     report = json.loads((tmp_path / "triples.report.json").read_text())
     assert report["sft_dataset"] == "diverse" and report["options"] == {"diverse": {"method": "dpp"}}
-    assert report["rows"] == {"assembled": 1, "fewer than three candidates": 1}
+    assert report["rows"] == {"assembled": 1, "fewer than 3 candidates": 1}
     assert report["candidates"] == {"not needed": 2, "chosen": 3, "duplicate": 1}
     printed = " ".join(capsys.readouterr().out.split())
     assert "How do I bake [bold] bread?" in printed and "(there is:" in printed

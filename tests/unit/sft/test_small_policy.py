@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from openrlhf_qs.clicks.click_log import SCHEMA
-from openrlhf_qs.form.prompt import INSTRUCTION, policy_messages
 from openrlhf_qs.form.response import format_response
+from openrlhf_qs.form.task import SUGGEST
 from openrlhf_qs.sft import small_policy
 from openrlhf_qs.sft.small_policy import build_small_policy
 
@@ -61,7 +61,7 @@ def test_the_folder_loads_as_any_other_model(folder, tokenizer, model):
 
 
 def test_it_is_random_but_not_wild(model, tokenizer):
-    ids = torch.tensor([encode(tokenizer, INSTRUCTION)])
+    ids = torch.tensor([encode(tokenizer, SUGGEST.instruction)])
     with torch.no_grad():
         loss = model(ids, labels=ids).loss.item()
     # a uniform guess costs log(vocabulary); the embedding that reads is the one that writes, which costs a little
@@ -104,11 +104,13 @@ def test_any_text_comes_back_as_it_was(tokenizer, text):
 def test_the_words_of_the_log_are_single_tokens(tokenizer):
     words = tokenizer.convert_ids_to_tokens(encode(tokenizer, QUESTIONS[0]))
     assert words == ["How", "Ġlong", "Ġshould", "Ġthe", "Ġdough", "Ġrise", "?"]
-    assert len(encode(tokenizer, INSTRUCTION)) == len(INSTRUCTION.split()) + 2  # the comma and the full stop
+    assert (
+        len(encode(tokenizer, SUGGEST.instruction)) == len(SUGGEST.instruction.split()) + 2
+    )  # the comma and the full stop
 
 
 def test_the_prompt_is_a_prefix_of_prompt_and_answer_as_text_and_as_tokens(tokenizer, messages):
-    prompt = policy_messages(messages("How do I bake bread?", "  In an oven.\n", "And then?"))
+    prompt = SUGGEST.messages(messages("How do I bake bread?", "  In an oven.\n", "And then?"))
     answer = {"role": "assistant", "content": format_response(QUESTIONS)}
     before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template([*prompt, answer], tokenize=False)

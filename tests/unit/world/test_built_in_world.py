@@ -202,12 +202,12 @@ def test_a_duplicate_of_a_malformed_suggestion_is_as_dead_and_kills_nothing():
     assert clicked("???", "???", GOOD)[2] > 0
 
 
-def test_examination_falls_with_position_and_nothing_is_seen_below_the_third():
-    # the same user, the same suggestion, behind worthless ones: 1.0, 0.75, 0.55, 0
+def test_examination_falls_with_position_and_nothing_is_seen_below_the_eighth():
+    # the same user, the same suggestion, behind worthless ones
     alone = clicked(GOOD)[0]
-    shown = [clicked(*["?"] * position, GOOD)[position] for position in range(4)]
-    assert shown == pytest.approx([alone, 0.75 * alone, 0.55 * alone, 0.0])
-    assert EXAMINATION == (1.0, 0.75, 0.55)
+    shown = [clicked(*["?"] * position, GOOD)[position] for position in range(9)]
+    assert shown == pytest.approx([chance * alone for chance in (*EXAMINATION, 0.0)])
+    assert EXAMINATION[:3] == (1.0, 0.75, 0.55) and list(EXAMINATION) == sorted(EXAMINATION, reverse=True)
 
 
 def test_quality_orders_the_kinds_of_the_cold_start_policy():
@@ -299,7 +299,7 @@ def test_the_cold_start_policy_is_calibrated():
 def test_position_carries_no_quality_in_the_log():
     rng, conversations = random.Random(1), contexts(3000, seed=4)
     probabilities = BuiltInWorld()(conversations, [cold_start_suggestions(c, rng) for c in conversations])
-    by_slot = np.mean(probabilities, axis=0) / EXAMINATION
+    by_slot = np.mean(probabilities, axis=0) / EXAMINATION[:3]
     # a later duplicate is dead, which takes a little from the lower slots
     assert by_slot == pytest.approx([by_slot.mean()] * 3, rel=0.15)
 

@@ -1,0 +1,49 @@
+"""What suggestions are asked for: a conversation, who has it, and what is known of that user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from openrlhf_qs.files.whole import short
+from openrlhf_qs.form.prompt import Message
+
+
+@dataclass(frozen=True)
+class Request:
+    """What suggestions are asked for.
+
+    Attributes:
+        conversation: what they are to stand under, oldest message first.
+        user_id: whose conversation it is; None where nobody says.
+        features: what is known of the user before the first word.
+    """
+
+    conversation: Sequence[Message]
+    user_id: str | None = None
+    features: Mapping[str, Any] = field(default_factory=dict)
+
+    def label(self) -> str:
+        """As JSON, for the ``label`` of a prompt, which the rewards get; what is not known is left out."""
+        user = {} if self.user_id is None else {"user_id": self.user_id}
+        features = {"features": dict(self.features)} if self.features else {}
+        return json.dumps({"conversation": list(self.conversation), **user, **features}, ensure_ascii=False)
+
+    @classmethod
+    def of_label(cls, label: Any) -> Request:
+        """What :meth:`label` wrote. ValueError for anything else."""
+        try:
+            known = json.loads(label)
+        except (TypeError, ValueError, RecursionError):
+            known = None
+        conversation = known.get("conversation") if isinstance(known, dict) else None
+        if not isinstance(conversation, list) or not all(
+            isinstance(m, dict) and {"role", "content"} <= m.keys() for m in conversation
+        ):
+            raise ValueError(
+                f"label {short(label)} is no request as JSON: give --data.label_key label and the prompts.jsonl of "
+                "`openrlhf-qs data`"
+            )
+        return cls(conversation, known.get("user_id"), known.get("features") or {})

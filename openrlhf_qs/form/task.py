@@ -1,0 +1,134 @@
+"""What a policy is asked for and how its answer is read: the prompt, the reader, and how many texts it is to write.
+
+A task travels with the policy that was trained for it, as ``task.json`` in its folder: whoever asks that policy asks
+and reads as in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.response import N_SUGGESTIONS, ParsedResponse, format_response, parse_response, parse_text
+
+FILE = "task.json"
+MAX_SUGGESTIONS = 8
+TEMPLATE = "Suggest $number short questions the user may ask next, numbered 1 to $n."
+ONE = "Suggest one short question the user may ask next, numbered 1."
+TEACHER_TEMPLATE = "Suggest one short question the user may ask next."
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked for under a conversation.
+
+    Attributes:
+        n: texts that an answer has, 1 to ``MAX_SUGGESTIONS``.
+        template: the instruction, in any language, which is the last user turn; ``$n`` in it stands for the number and
+            ``$number`` for its English word. Empty: the English one above.
+        form: ``list``, numbered lines; ``text``, one line of text and nothing else, which only a task of one has.
+    """
+
+    n: int = N_SUGGESTIONS
+    template: str = ""
+    form: Literal["list", "text"] = "list"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or not 1 <= self.n <= MAX_SUGGESTIONS:
+            raise ValueError(f"n_suggestions {self.n}: give 1 to {MAX_SUGGESTIONS}")
+        if self.form == "text" and self.n != 1:
+            raise ValueError(f"n_suggestions {self.n} as one text: give 1")
+
+    @property
+    def instruction(self) -> str:
+        """The last user turn."""
+        default = TEACHER_TEMPLATE if self.form == "text" else ONE if self.n == 1 else TEMPLATE
+        return Template(self.template or default).safe_substitute(in_words(self.n))
+
+    def messages(self, conversation: Sequence[Message]) -> list[Message]:
+        """What the policy answers: the conversation, then the instruction."""
+        return [*conversation, {"role": "user", "content": self.instruction}]
+
+    def read(self, text: str, finish_reason: str = "stop", n: int | None = None) -> ParsedResponse:
+        """The suggestions in an answer; never raises.
+
+        Args:
+            finish_reason: as vLLM and the OpenAI API have it; with ``length`` the answer was cut at the token limit.
+            n: how many texts it is to have, where that is another number than the task's: of what a log showed.
+        """
+        read = parse_text if self.form == "text" else parse_response
+        return read(text, self.n if n is None else n, finish_reason)
+
+    def write(self, suggestions: Sequence[str]) -> str:
+        """The answer that holds ``suggestions``."""
+        return suggestions[0].strip() if self.form == "text" else format_response(suggestions)
+
+
+def in_words(n: int) -> dict[str, str]:
+    """What stands for ``n`` in a template: ``$n``, ``$number`` in English, ``$list``, as many numbered lines."""
+    lines = "\n".join(f"{line}. …" for line in range(1, n + 1))
+    return {"n": str(n), "number": NUMBERS[n - 1], "list": lines}
+
+
+SUGGEST = Task()
+TEACHER = Task(1, form="text")
+
+
+def add_task_arguments(parser: argparse.ArgumentParser, prefix: str = "--") -> None:
+    """The flags that say what a policy is asked for; :func:`task_of` reads them."""
+    parser.add_argument(
+        f"{prefix}n_suggestions",
+        type=int,
+        default=N_SUGGESTIONS,
+        help=f"suggestions of a response, 1 to {MAX_SUGGESTIONS}; default {N_SUGGESTIONS}",
+    )
+    parser.add_argument(
+        f"{prefix}prompt_template",
+        default="",
+        metavar="FILE",
+        help="text file with the instruction, in any language; $n in it stands for the number; default: the English "
+        "one of openrlhf_qs/form/task.py",
+    )
+
+
+def task_of(args: argparse.Namespace, prefix: str = "") -> Task:
+    """The task that these flags give. ValueError where there is no such task, or no such file."""
+    flags = vars(args)
+    return Task(flags[f"{prefix}n_suggestions"], read_template(flags[f"{prefix}prompt_template"]))
+
+
+def read_task(folder: str | Path) -> Task:
+    """The task that a policy was trained for; the usual one where its folder does not say, or is none."""
+    file = Path(folder) / FILE
+    if not file.is_file():
+        return Task()
+    try:
+        return Task(**json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no task: {error}; train the policy again, or remove the file") from None
+
+
+def write_task(folder: str | Path, task: Task) -> None:
+    """Say in the folder of a policy what it was trained for."""
+    write_whole(Path(folder) / FILE, json.dumps(asdict(task), ensure_ascii=False) + "\n")
+
+
+def read_template(path: str) -> str:
+    """The instruction in a file, in any language; empty where ``path`` is. ValueError where there is none."""
+    if not path:
+        return ""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompt_template {path} cannot be read: {error}; give a text file in UTF-8") from None
+    if not text:
+        raise ValueError(f"--prompt_template {path} is empty; give an instruction such as: {TEMPLATE}")
+    return text
