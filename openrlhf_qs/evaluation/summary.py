@@ -1,0 +1,160 @@
+"""What a run came to, in words: the answer, its conditions, what to be warned of, what changed.
+
+In: the metrics of ``evaluate``, the alarms of GRPO, the weights file. Out: sentences and rows of plain text, which the
+report's first screen and the terminal show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from openrlhf_qs.garm.calibration import ECE_LIMIT
+
+SUBJECT = "grpo"  # the policy that the run is about
+BASELINES = ("cold_start", "most_clicked", "sft", "sft_best_of")  # what it has to beat, by the beginning of the name
+CEILING = "ceiling"
+SIMULATED = ("built_in_world",)  # judges whose users are made up
+MALFORMED_LIMIT, NEAR_DUPLICATES_LIMIT = 0.01, 0.10
+CHANGES = {  # of quality: words, format, whether more is better
+    "malformed": ("malformed", ".1%", False),
+    "near_duplicates": ("with near-duplicates", ".1%", False),
+    "self_similarity": ("self-similarity", ".3f", False),
+    "distinct_2": ("distinct-2", ".3f", True),
+    "likeness": ("likeness to clicked", ".3f", True),
+    "log_ppl": ("log-perplexity, nats", ".2f", False),
+}
+
+
+def conditions(metrics: Mapping[str, Any]) -> str:
+    """Who clicked, on what, at which temperatures, from how many trainings."""
+    judge = metrics.get("judge", "none")
+    if judge == "none":
+        users = "no users: the clicks of the log alone"
+    elif judge in SIMULATED:
+        users = f"simulated users ({judge}), no real ones"
+    else:
+        users = f"users of the judge {judge}"
+    parts = [users]
+    if n := metrics.get("contexts", {}).get("compared"):
+        parts.append(f"{n:,} held-out conversations")
+    parts += [f"{name} at temperature {one['temperature']:g}" for name, one in metrics.get("served", {}).items()]
+    parts.append(f"seed {metrics.get('seed', 0)}, one training")
+    return " · ".join(parts)
+
+
+def strongest_baseline(ab: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The baseline with the largest CTR, of those that there are."""
+    names = [name for name in ab if name != SUBJECT and name.startswith(BASELINES) and "@" not in name]
+    return max(names, key=lambda name: ab[name]["ctr"], default=None)
+
+
+def answer(metrics: Mapping[str, Any]) -> str:
+    """One sentence: how the trained policy did against the strongest baseline."""
+    ab = metrics.get("ab", {})
+    if SUBJECT not in ab:
+        if ab:
+            best = max(ab, key=lambda name: ab[name]["ctr"])
+            return f"{best} has the most clicks of {len(ab)} arms: {ab[best]['ctr']:.1%} of its users click."
+        said = "No judge, so no A/B test: nothing here says whether users like the policies better."
+        garm = metrics.get("garm", {})
+        if garm.get("n_pairs"):
+            low, high = garm["accuracy_ci95"]
+            said += (
+                f" The reward model prefers the clicked suggestion in {garm['accuracy']:.1%} ({low:.1%} to "
+                f"{high:.1%}) of the held-out pairs."
+            )
+        return said
+    baseline = strongest_baseline(ab)
+    rate = f"{ab[SUBJECT]['ctr']:.1%} of users click under {SUBJECT}"
+    value = metrics.get("lift", {}).get(f"{SUBJECT}_over_{baseline}")
+    if baseline is None or value is None:
+        return f"{rate}; there is no baseline to compare it with."
+    low, high = metrics["lift_ci95"][f"{SUBJECT}_over_{baseline}"]
+    word = "more than" if low > 0 else "fewer than" if high < 0 else "not to be told from"
+    ceiling = f" The most that these users can be made to click is {ab[CEILING]['ctr']:.1%}." if CEILING in ab else ""
+    return (
+        f"{rate}, {word} under the strongest baseline, {baseline} with {ab[baseline]['ctr']:.1%}: "
+        f"{value:+.1%} ({low:+.1%} to {high:+.1%}, without the noise of another training).{ceiling}"
+    )
+
+
+def warnings(
+    metrics: Mapping[str, Any], alarms: Sequence[Mapping[str, Any]] = (), weights: Mapping[str, Any] | None = None
+) -> list[dict[str, str]]:
+    """What a reader must know before she believes the numbers: ``kind`` (bad, warn) and ``sentence``, bad ones first.
+
+    Args:
+        alarms: of GRPO's monitors, ``step``, ``monitor``, ``sentence``.
+        weights: the content of ``fusion/weights.json``.
+    """
+    found: list[tuple[str, str]] = []
+    ab, quality = metrics.get("ab", {}), metrics.get("quality", {})
+    if SUBJECT in ab and (baseline := strongest_baseline(ab)):
+        interval = metrics.get("lift_ci95", {}).get(f"{SUBJECT}_over_{baseline}")
+        if interval and interval[0] <= 0:
+            word = "loses to" if interval[1] < 0 else "cannot be told from"
+            found.append(("bad" if interval[1] < 0 else "warn", f"{SUBJECT} {word} the baseline {baseline}."))
+    after, before = quality.get(SUBJECT), quality.get("sft")
+    if after:
+        if after["malformed"] > MALFORMED_LIMIT:
+            found.append(("bad", f"{after['malformed']:.1%} of the responses of {SUBJECT} are malformed."))
+        if after["near_duplicates"] > NEAR_DUPLICATES_LIMIT:
+            was = f", {before['near_duplicates']:.1%} under sft" if before else ""
+            found.append(
+                ("warn", f"{after['near_duplicates']:.1%} of them hold two suggestions that say the same{was}.")
+            )
+        if before and after["distinct_2"] and before["distinct_2"] and after["distinct_2"] < before["distinct_2"] / 2:
+            found.append(
+                (
+                    "warn",
+                    f"{SUBJECT} repeats itself: {after['distinct_2']:.3f} different word pairs a pair, "
+                    f"{before['distinct_2']:.3f} under sft.",
+                )
+            )
+    garm = metrics.get("garm", {})
+    if garm.get("ece", 0) > ECE_LIMIT:
+        found.append(("bad", f"The reward model's probabilities are off: ECE {garm['ece']:.3f}."))
+    for name, one in garm.get("baselines", {}).items():
+        if one["loses"]:
+            found.append(("bad", f"The reward model loses to {name}: {one['sentence']}"))
+    for name, coefficient in ((weights or {}).get("first_stage", {}).get("coefficient", {})).items():
+        error = weights["first_stage"]["standard_error"][name]
+        if coefficient < -2 * error:
+            weight = weights["rewards"].get(name, {}).get("weight", 0)
+            found.append(
+                (
+                    "bad" if weight > 0 else "warn",
+                    f"Clicks fall as {name} rises ({coefficient:+.2f} ± {error:.2f}), and it was trained on with the "
+                    f"weight {weight:+.2f}.",
+                )
+            )
+    by_monitor: dict[str, list[Mapping[str, Any]]] = {}
+    for alarm in alarms:
+        by_monitor.setdefault(alarm["monitor"], []).append(alarm)
+    for name, some in by_monitor.items():
+        times = f", and {len(some) - 1} times after" if len(some) > 1 else ""
+        found.append(("warn", f"Monitor {name} at step {some[0]['step']}{times}: {some[0]['sentence']}"))
+    if metrics.get("judge") in SIMULATED:
+        found.append(("warn", "The users are simulated: these rates say nothing of real ones."))
+    return [{"kind": kind, "sentence": sentence} for kind, sentence in sorted(found, key=lambda one: one[0] != "bad")]
+
+
+def changes(metrics: Mapping[str, Any], before: str = "sft", after: str = SUBJECT) -> list[dict[str, str]]:
+    """What got better and what got worse: ``name``, ``before``, ``after``, ``kind`` (good, bad, muted), ``word``."""
+    rows, ab, quality = [], metrics.get("ab", {}), metrics.get("quality", {})
+    if before in ab and after in ab:
+        interval = metrics.get("lift_ci95", {}).get(f"{after}_over_{before}") or [0, 0]
+        kind = "good" if interval[0] > 0 else "bad" if interval[1] < 0 else "muted"
+        word = {"good": "better", "bad": "worse", "muted": "no sure change"}[kind]
+        rows.append(("users who click", f"{ab[before]['ctr']:.1%}", f"{ab[after]['ctr']:.1%}", kind, word))
+    if before in quality and after in quality:
+        for key, (name, spec, more_is_better) in CHANGES.items():
+            was, now = quality[before].get(key), quality[after].get(key)
+            if was is None or now is None:
+                continue
+            shown = format(was, spec), format(now, spec)
+            better = (now > was) == more_is_better
+            kind = "muted" if shown[0] == shown[1] else "good" if better else "bad"
+            rows.append((name, *shown, kind, {"good": "better", "bad": "worse", "muted": "the same"}[kind]))
+    return [dict(zip(("name", "before", "after", "kind", "word"), row, strict=True)) for row in rows]
