@@ -40,7 +40,9 @@ def _show_one(name: str) -> None:
     for registry in found:
         plugin = registry[name]
         console.print(f"{name}  ({registry.kind}, {origin(plugin)})", style="bold")
-        console.print(f"{summary(plugin)}\n{registry.protocol}")
+        console.print(f"{summary(plugin)}\nA {registry.kind}: {registry.protocol}")
+        for ability, one in registry.abilities.items():
+            console.print(f"It may have {ability}: {one.what}")
         parameters = option_parameters(plugin)
         if not parameters:
             console.print("no options")

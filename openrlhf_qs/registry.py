@@ -10,6 +10,10 @@ A plugin is a plain class; its ``__init__`` parameters are its options, typed an
         def __init__(self, coef: float = 0.01) -> None: ...
         def __call__(self, batch): ...
 
+What else the package reads from a plugin of that kind, its *abilities* (``needs``, ``gate``, ...), stands in the
+kind's registry below. They are attributes or methods of the class; :meth:`Registry.register` gives it those that it
+does not have, with their defaults, and refuses what looks like one and is none.
+
 It comes from this package, from an entry point of the group ``openrlhf_qs.plugins`` (its value is a module that
 registers on import), or from a Python file named on the command line. :func:`load_plugins` imports all of them, once.
 """
@@ -21,33 +25,83 @@ import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, PositiveInt, StrictBool, ValidationError, create_model
 
 ENTRY_POINT_GROUP = "openrlhf_qs.plugins"
+
+
+REQUIRED = object()  # the default of an ability that has none
+NAME = re.compile(r"[^\s.,=/]+")  # NAME.OPTION=VALUE, names in a list with commas, reward/NAME in a log
+
+
+@dataclass(frozen=True)
+class Ability:
+    """An attribute or method of a plugin that the package reads, where the class or the instance has it.
+
+    Attributes:
+        type: what pydantic reads as its type.
+        what: one line for a person who writes a plugin.
+        default: of a plugin without it; ``REQUIRED`` where each must have it, at the latest after ``__init__``.
+        is_method: whether it is called.
+    """
+
+    type: Any
+    what: str
+    default: Any = REQUIRED
+    is_method: bool = False
+
+    def problem(self, value: Any) -> str:
+        """Why ``value`` is none, empty where it is one."""
+        config = ConfigDict(arbitrary_types_allowed=True)
+        try:
+            create_model("ability", __config__=config, value=(self.type, ...))(value=value)
+        except ValidationError as error:
+            return error.errors()[0]["msg"].lower()
+        return ""
 
 
 class Registry(Mapping[str, type]):
     """The plugins of one kind. ``registry[name]`` is the class; an unknown name is a ValueError that lists all."""
 
-    def __init__(self, kind: str, protocol: str) -> None:
+    def __init__(
+        self,
+        kind: str,
+        protocol: str,
+        methods: Sequence[str] = (),
+        abilities: Mapping[str, Ability] | None = None,
+        reserved: Sequence[str] = (),
+    ) -> None:
         """
         Args:
             kind: the word for one plugin of this kind, as in ``reward``.
             protocol: one line: what a plugin is called with and what it returns.
+            methods: that each must have, as in ``__call__``.
+            abilities: by their names.
+            reserved: names that mean something else.
         """
         self.kind = kind
         self.protocol = protocol
+        self.methods = methods
+        self.abilities = dict(abilities or {})
+        self.reserved = reserved
         self._plugins: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[type], type]:
-        """Class decorator: make the class known as ``name``. ValueError where another class has that name."""
+        """Class decorator: make the class known as ``name``.
+
+        ValueError where another class has that name, in any kind, or where the class is no plugin of this kind.
+        """
 
         def add(plugin: type) -> type:
+            self._check_class(name, plugin)
             known = self._plugins.get(name)
             # The same source line seen twice is a reload of a module, not a second plugin.
             if known is not None and (known.__module__, known.__qualname__) != (
@@ -58,15 +112,69 @@ class Registry(Mapping[str, type]):
                     f"{self.kind} {name!r} is taken by {known.__module__}.{known.__qualname__}; "
                     f"give {plugin.__module__}.{plugin.__qualname__} another name"
                 )
+            for other in KINDS.values():
+                if name in other and other is not self and self in KINDS.values():
+                    raise ValueError(
+                        f"{self.kind} {name!r}: there is a {other.kind} of that name, and {name}.OPTION would be of "
+                        f"both; give {plugin.__module__}.{plugin.__qualname__} another name"
+                    )
+            for ability, one in self.abilities.items():
+                if one.default is not REQUIRED and not hasattr(plugin, ability):
+                    setattr(plugin, ability, one.default)
             self._plugins[name] = plugin
             return plugin
 
         return add
 
+    def _check_class(self, name: str, plugin: Any) -> None:
+        """ValueError where ``plugin`` is not what the kind wants, or has what looks like an ability and is none."""
+        where = f"{self.kind} {name!r}"
+        if not NAME.fullmatch(name) or name in self.reserved:
+            taken = " or ".join(self.reserved) or "empty"
+            raise ValueError(f"{where}: choose another name, without blank, dot, comma, = or /, and not {taken}")
+        if not isinstance(plugin, type):
+            raise ValueError(f"{where} is {plugin!r}; register a class, whose instance is {self.protocol}")
+        for method in self.methods:
+            if not any(method in vars(one) for one in plugin.__mro__):  # a class itself can be called
+                raise ValueError(f"{where} has no method {method}; a {self.kind} is {self.protocol}")
+        for ability, one in self.abilities.items():
+            value = getattr(plugin, ability, REQUIRED)
+            problem = "" if value is REQUIRED or isinstance(value, property) else one.problem(value)
+            if problem:
+                raise ValueError(f"{where}: {ability} = {value!r}: {problem}; it is {one.what}")
+        for attribute in self._unknown(plugin):
+            raise ValueError(
+                f"{where}: nothing reads its attribute {attribute!r}; what a {self.kind} may have: "
+                f"{', '.join(self.abilities) or 'none'}; what is its own begins with _ or is in capitals"
+            )
+
+    def _unknown(self, plugin: type) -> Iterator[str]:
+        """Attributes of a class of the plugin's own package that are neither abilities, nor options, nor its own."""
+        package = plugin.__module__.partition(".")[0]
+        options = inspect.signature(plugin).parameters if plugin.__init__ is not object.__init__ else {}
+        methods = [*self.methods, *(ability for ability, one in self.abilities.items() if one.is_method)]
+        for one in plugin.__mro__:
+            for attribute, value in vars(one).items() if one.__module__.partition(".")[0] == package else ():
+                if (
+                    attribute.startswith("_")
+                    or attribute.isupper()
+                    or attribute in {*self.abilities, *methods, *options}
+                ):
+                    continue
+                # A method may be the plugin's own; one that is nearly called as one of ours is not.
+                if not hasattr(value, "__get__") or get_close_matches(attribute, methods, cutoff=0.8):
+                    yield attribute
+
     def create(self, name: str, /, **options: Any) -> Any:
         """An instance of ``name`` with ``options``, converted to the annotated types (``"0.1"`` to ``0.1``)."""
-        plugin = self[name]
-        return plugin(**self.check_options(name, options))
+        plugin = self[name](**self.check_options(name, options))
+        for ability, one in self.abilities.items():
+            value = getattr(plugin, ability, REQUIRED)
+            problem = f"every {self.kind} has it" if value is REQUIRED else one.problem(value)
+            if problem:
+                found = "is missing" if value is REQUIRED else f"= {value!r}"
+                raise ValueError(f"{self.kind} {name!r}: {ability} {found}: {problem}; it is {one.what}")
+        return plugin
 
     def check_options(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """``options`` converted to the types of the plugin's ``__init__``. ValueError names option, value, choices."""
@@ -105,25 +213,68 @@ class Registry(Mapping[str, type]):
         return len(self._plugins)
 
 
+REPORT = Ability(Mapping[str, Any], "what to write beside the result, a dict that is there after the call", {})
+
 REWARD_MODELS = Registry(
     "reward model",
-    "class with n_outputs, output(raw [batch, n_outputs]) to mean, std and epistemic std [batch, 3], "
-    "and loss(chosen_raw, rejected_raw [pairs, n_outputs], weight, label [pairs]) to one number; mean_outputs, a "
-    "slice, where `garm calibrate` shall rescale its means",
+    "an object with output(raw [batch, n_outputs]) to mean, std and epistemic std [batch, 3], "
+    "and loss(chosen_raw, rejected_raw [pairs, n_outputs], weight, label [pairs]) to one number",
+    methods=("output", "loss"),
+    abilities={
+        "n_outputs": Ability(PositiveInt, "how many numbers it reads from the last hidden state"),
+        "n_members": Ability(PositiveInt, "how many heads its ensemble has", 1),
+        "link": Ability(
+            str, "the likelihood of openrlhf_qs.garm.preference_likelihood that its numbers mean", "probit"
+        ),
+        "mean_outputs": Ability(
+            slice | None, "a slice: which outputs are means, that `garm calibrate` rescales", None
+        ),
+    },
 )
 REWARDS = Registry(
-    "reward", "called with a RolloutBatch, returns one number a response: Tensor [batch], higher is better"
+    "reward",
+    "called with a RolloutBatch, returns one number a response: Tensor [batch], higher is better",
+    methods=("__call__",),
+    abilities={
+        "needs": Ability(
+            tuple[Literal["reward_model", "reference"], ...], "a tuple of what it reads: reward_model, reference", ()
+        ),
+        "gate": Ability(
+            StrictBool, "True where it returns 1 for a response that may pass, and 0, and has no weight", False
+        ),
+        "calibrate": Ability(
+            Callable | None,
+            "a method, called with the SFT policy's RolloutBatch, that returns options to keep",
+            None,
+            is_method=True,
+        ),
+    },
+    reserved=("gate",),  # a share of the reward's variance
 )
 FUSIONS = Registry(
     "fusion",
     "called with openrlhf_qs.reward.fusion_data.FusionData, returns one weight a reward: list, adds up to 1",
+    methods=("__call__",),
+    abilities={
+        "wants_hacked": Ability(StrictBool, "True where it reads the parts of hacked responses", False),
+        "report": REPORT,
+    },
 )
 SFT_DATASETS = Registry(
     "sft dataset",
     "called with all SFT rows (conversation, candidates) [n] and how many suggestions a response has, returns as many "
     "suggestions or None for each row [n]",
+    methods=("__call__",),
+    abilities={
+        "report": REPORT,
+    },
 )
-JUDGES = Registry("judge", "called with conversations [n] and suggestions [n][k], returns click probabilities [n][k]")
+JUDGES = Registry(
+    "judge",
+    "called with conversations [n] and suggestions [n][k], returns click probabilities [n][k]",
+    methods=("__call__",),
+    reserved=("none",),
+)
 
 KINDS: dict[str, Registry] = {r.kind: r for r in (SFT_DATASETS, REWARD_MODELS, REWARDS, FUSIONS, JUDGES)}
 

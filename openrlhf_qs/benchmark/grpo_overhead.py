@@ -122,7 +122,7 @@ def scoring_speed(folder: Path, reward: str, conversations: Sequence[Any], respo
     from openrlhf_qs.registry import REWARDS
     from openrlhf_qs.reward.remote import Rollout, load_reward
 
-    names = [name for name in reward.split(",") if "reference" not in getattr(REWARDS[name], "needs", ())]
+    names = [name for name in reward.split(",") if "reference" not in REWARDS[name].needs]
     environ = {"OPENRLHF_QS_REWARD": ",".join(names), "OPENRLHF_QS_REWARD_MODEL": str(folder / "garm")}
     reward = load_reward(environ | {"OPENRLHF_QS_DEVICE": "cpu"})
     rollouts = [Rollout(c, r, truncated=False) for c, r in zip(conversations, responses, strict=True)]

@@ -95,7 +95,7 @@ def rescale_means(path: str | Path, scale: float) -> None:
 
     mark = check_checkpoint(path)
     head = REWARD_MODELS.create(mark["name"], **mark["options"])
-    means = getattr(head, "mean_outputs", None)
+    means = head.mean_outputs
     if means is None:
         raise ValueError(
             f"{path}: reward model {mark['name']!r} does not say which of its outputs are means: give its class "

@@ -420,7 +420,7 @@ class SuggestionScorer:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.max_len = max_len
         self.share_prefix = can_share_prefix(self.model.config, self.model.config._attn_implementation)
-        self.link = getattr(self.model.head, "link", "probit")
+        self.link = self.model.head.link
 
     @torch.no_grad()
     def __call__(

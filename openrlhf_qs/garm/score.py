@@ -99,7 +99,7 @@ def score_rows(
     if not messages:
         raise ValueError(f"{where}: no text in column {text} of {len(rows)} rows; give another --column")
     scorer = load_on_device(model)
-    names = ADDED if getattr(scorer.model.head, "n_members", 1) > 1 else ADDED[:2]
+    names = ADDED if scorer.model.head.n_members > 1 else ADDED[:2]
     scores = iter(score_texts(scorer, messages).tolist())
     added = []
     for row, texts in zip(rows, shown, strict=True):

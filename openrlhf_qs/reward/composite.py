@@ -135,7 +135,7 @@ class CompositeReward:
         _check_choice("on_failure", on_failure, ON_FAILURE)
         if len(set(names)) != len(names):
             raise ValueError(f"reward {','.join(names)}: a name stands twice")
-        self.gates = [name for name in names if getattr(REWARDS[name], "gate", False)]
+        self.gates = [name for name in names if REWARDS[name].gate]
         weighed = [name for name in names if name not in self.gates]
         if weights is None:
             weights = Weights({name: Part() for name in weighed}, normalisation or "sft")
@@ -154,7 +154,7 @@ class CompositeReward:
 
     def needs(self) -> set[str]:
         """What the rewards cannot do without: keys of :data:`NEEDS`."""
-        return {need for reward in self.rewards.values() for need in getattr(reward, "needs", ())}
+        return {need for reward in self.rewards.values() for need in reward.needs}
 
     def score(self, batch: RolloutBatch) -> Scored:
         """The composite reward of a batch with all that led to it. ValueError as :meth:`raw`."""

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     )
 
     names = list(composite.parts)
-    hacks = getattr(fusion, "wants_hacked", False)
+    hacks = fusion.wants_hacked
     raw = composite.raw(sampled)
     sampled_parts, logged_parts = stack(raw, names), stack(composite.raw(logged), names)
     mean, std = statistics(names, sampled_parts, logged_parts, sampled.group.numpy(), args.normalisation)
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
         name: Part(float(w), float(m), float(s), calibrated.get(name, {}))
         for name, w, m, s in zip(names, weights, mean, std, strict=True)
     }
-    report = {"n_impressions": len(impressions), "n_responses": len(responses), **getattr(fusion, "report", {})}
+    report = {"n_impressions": len(impressions), "n_responses": len(responses), **fusion.report}
     write(args.out, parts, args.normalisation, args.fusion, report)
     show(parts, report)
 
@@ -147,9 +147,7 @@ def sampled_batch(rows: Sequence[Mapping[str, Any]], scorer, task: Task) -> Roll
 
 def calibrate(composite: CompositeReward, sampled: RolloutBatch) -> dict[str, dict[str, Any]]:
     """By part, the options that the SFT policy's samples decide; the parts hold them from now on."""
-    return {
-        name: reward.calibrate(sampled) for name, reward in composite.rewards.items() if hasattr(reward, "calibrate")
-    }
+    return {name: reward.calibrate(sampled) for name, reward in composite.rewards.items() if reward.calibrate}
 
 
 def hacked_batches(sampled: RolloutBatch, reference: str, scorer) -> tuple[RolloutBatch, dict[str, RolloutBatch]]:

@@ -47,7 +47,7 @@ import torch
 
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import SUGGEST, Task
-from openrlhf_qs.registry import REWARDS, load_plugins, parse_options
+from openrlhf_qs.registry import load_plugins, parse_options
 from openrlhf_qs.reward.composite import CompositeReward, read_weights
 from openrlhf_qs.reward.offline import offline_batch
 
@@ -178,7 +178,7 @@ def load_reward(environ: Mapping[str, str]) -> RemoteReward:
             f"OPENRLHF_QS_WEIGHTS={weights} was learned for the normalisation 'group', and a reward function sees no "
             "groups: run the fusion stage with --normalisation sft, or train with `openrlhf-qs grpo`"
         )
-    without_reference = [name for name in names if "reference" in getattr(REWARDS[name], "needs", ())]
+    without_reference = [name for name, reward in composite.rewards.items() if "reference" in reward.needs]
     if without_reference:
         raise ValueError(
             f"OPENRLHF_QS_REWARD: {','.join(without_reference)} needs the reference policy's log-probs, which "

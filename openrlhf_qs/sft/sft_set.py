@@ -105,7 +105,7 @@ def assemble(
             raise ValueError(f"row {number}: the SFT dataset's answer is no response: {parsed.problem}")
         texts = [candidate["text"] for candidate in row["candidates"]]
         assembled.append({"conversation": row["conversation"], "suggestions": suggestions, "chosen_from": texts})
-    report = {"n_rows": len(rows), "n_assembled": len(assembled), **getattr(choose, "report", {})}
+    report = {"n_rows": len(rows), "n_assembled": len(assembled), **choose.report}
     return assembled, report | {"samples": assembled[:N_SAMPLES]}
 
 

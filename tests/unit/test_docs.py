@@ -247,3 +247,8 @@ def test_the_example_of_a_judge_can_be_named_by_its_file(example):
     assert type(judge) is JUDGES["curious"]
     # 0.3 at the top, half of it in the second place, and no click for what is no question
     assert judge([CONVERSATION], [["Which flour?", "How long?", "Bread."]]) == [[0.3, 0.15, 0.0]]
+
+
+def test_the_page_of_plugins_lists_the_abilities_of_every_kind():
+    listed = {kind: re.findall(r"`(\w+)`", cells[0]) for kind, cells in table(PLUGINS, "kind").items()}
+    assert listed == {kind: list(one.abilities) for kind, one in KINDS.items()}

@@ -95,6 +95,7 @@ def test_a_plugin_file_is_listed_with_its_place(tmp_path, capsys, monkeypatch):
         "@REWARDS.register('listed_by_file')\n"
         "class Listed:\n"
         "    'Gives one number for [batch].'\n"
+        "    def __call__(self, batch): ...\n"
     )
     out = shown(capsys, monkeypatch, "listed_by_file", [file])
     assert str(file) in out.replace("\n", "") and "Gives one number for [batch]." in out

@@ -187,3 +187,120 @@ def test_settings_of_several_plugins_are_sorted_by_plugin():
 def test_a_setting_of_another_form_is_refused(setting):
     with pytest.raises(ValueError, match="is not of the form NAME.OPTION=VALUE"):
         parse_options([setting])
+
+
+# What a plugin may have
+
+
+def plugin(**attributes):
+    """A class with ``__call__`` and ``attributes``, of the package that this test belongs to."""
+    return type("Plugin", (), {"__module__": __name__, "__call__": lambda self, batch: None} | attributes)
+
+
+def test_a_plugin_has_every_ability_of_its_kind_with_its_default(no_trace):
+    registry.REWARDS.register("plain_in_this_test")(plugin())
+    made = registry.REWARDS.create("plain_in_this_test")
+    assert (made.needs, made.gate, made.calibrate) == ((), False, None)
+    assert registry.REWARD_MODELS["gaussian"].n_members == 1
+
+
+def test_what_a_reward_may_need_is_what_the_composite_knows_to_ask_for():
+    from openrlhf_qs.reward.composite import NEEDS
+
+    assert not registry.REWARDS.abilities["needs"].problem(tuple(NEEDS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "message"),
+    [
+        ("reward", {"need": ("reference",)}, "nothing reads its attribute 'need'; .*: needs, gate, calibrate"),
+        ("reward", {"gates": True}, "nothing reads its attribute 'gates'; what a reward may have: needs, gate, calib"),
+        ("reward", {"is_gate": True}, "nothing reads its attribute 'is_gate'"),
+        ("reward", {"calibrat": lambda self, batch: {}}, "nothing reads its attribute 'calibrat'"),
+        ("reward", {"needs": "reference"}, "needs = 'reference': .*tuple; it is a tuple of what it reads"),
+        ("reward", {"needs": ("refrence",)}, "needs = .*: input should be 'reward_model' or 'reference'"),
+        ("reward", {"gate": 1}, "gate = 1: input should be a valid boolean; it is True where it returns 1"),
+        ("fusion", {"wants_hack": True}, "nothing reads its attribute 'wants_hack'; .*: wants_hacked, report"),
+        ("sft dataset", {"reports": {}}, "nothing reads its attribute 'reports'; .*: report"),
+        ("judge", {"needs": ("reference",)}, "nothing reads its attribute 'needs'; what a judge may have: none"),
+        ("reward model", {"output": len}, "has no method loss; a reward model is an object with output"),
+        ("reward", {"rate": 2}, "nothing reads its attribute 'rate'"),
+    ],
+)
+def test_what_nothing_reads_is_an_error_that_says_what_there_is(no_trace, kind, attributes, message):
+    with pytest.raises(ValueError, match=f"^{kind} 'p'.*{message}") as error:
+        KINDS[kind].register("p")(plugin(**attributes))
+    assert "\n" not in str(error.value) and "p" not in KINDS[kind]
+
+
+def test_what_is_the_plugins_own_is_left_alone(no_trace):
+    class Made:
+        MAX_WORDS = 8
+        _cache: dict = {}
+        coef = 0.5  # an option, as a dataclass has it
+
+        def __init__(self, coef: float = 0.5) -> None:
+            self.whatever = coef
+
+        @property
+        def gated(self):
+            return False
+
+        def navigate(self): ...
+
+        def __call__(self, batch): ...
+
+    registry.REWARDS.register("made_in_this_test")(Made)
+    assert registry.REWARDS.create("made_in_this_test", coef="2").whatever == 2
+
+
+def test_attributes_of_a_base_class_from_elsewhere_are_none_of_our_business(no_trace):
+    class Base:
+        training = True
+
+    Base.__module__ = "torch.nn"
+    registry.REWARDS.register("nn_in_this_test")(type("P", (Base,), dict(vars(plugin()))))
+
+
+def test_a_function_is_told_to_be_a_class():
+    with pytest.raises(
+        ValueError, match=r"reward 'brevity' is <function .*; register a class, whose instance is called"
+    ):
+        registry.REWARDS.register("brevity")(lambda batch: 0)
+
+
+def test_a_class_that_cannot_be_called_is_none(no_trace):
+    class NoCall:
+        def call(self, batch): ...
+
+    with pytest.raises(ValueError, match="reward 'p' has no method __call__; a reward is called with a RolloutBatch"):
+        registry.REWARDS.register("p")(NoCall)
+
+
+def test_a_head_without_a_number_of_outputs_is_refused_when_it_is_made(no_trace):
+    class Head:
+        def output(self, raw): ...
+
+        def loss(self, *numbers): ...
+
+    registry.REWARD_MODELS.register("p")(Head)
+    with pytest.raises(
+        ValueError, match="reward model 'p': n_outputs is missing: every reward model has it; it is how"
+    ):
+        registry.REWARD_MODELS.create("p")
+    Head.n_outputs = 0
+    with pytest.raises(ValueError, match="reward model 'p': n_outputs = 0: .*greater than 0"):
+        registry.REWARD_MODELS.create("p")
+
+
+def test_one_name_is_one_plugin_over_all_kinds(no_trace):
+    with pytest.raises(
+        ValueError, match=r"judge 'ood': there is a reward of that name, and ood.OPTION would be of both"
+    ):
+        registry.JUDGES.register("ood")(plugin())
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a.b", "a,b", "a=b", "a/b", "gate"])
+def test_a_name_that_a_flag_or_a_log_would_read_otherwise_is_refused(name):
+    with pytest.raises(ValueError, match="choose another name, without blank, dot, comma, = or /, and not gate"):
+        registry.REWARDS.register(name)(plugin())

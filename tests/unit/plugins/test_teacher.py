@@ -23,7 +23,6 @@ def test_a_conversation_has_as_many_instances_as_clicks_shared_by_debiased_click
     single = SFT_DATASETS.create("single")
     rows = [row(("Which flour?", 10, 2, 0.4), ("Why salt?", 20, 3, 0.05), ("Never?", 30, 0, 0.01))]
     assert single(rows) == [["Which flour?"] * 4 + ["Why salt?"]]
-    assert Single.single
 
 
 def test_a_popular_conversation_counts_no_more_than_the_limit():
