@@ -24,12 +24,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from openrlhf_qs.clicks.candidates import click_candidates
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.clicks.propensity import examination_propensities
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.models.embedder import embed, load_embedder
 from openrlhf_qs.registry import SFT_DATASETS, check_options, load_plugins, parse_options
-from openrlhf_qs.sft.sft_set import assemble, sft_candidates
+from openrlhf_qs.sft.sft_set import assemble
 from openrlhf_qs.world.click_log import COLD_START, contexts, suggestion_of_kind, write_click_log
 from openrlhf_qs.world.users import click_probabilities, draw_users, gold_utility, read_scene
 
@@ -219,7 +220,7 @@ def _rows_from_clicks(n_contexts: int, seed: int) -> list[dict[str, Any]]:
         path = Path(folder) / "clicks.jsonl"
         write_click_log(path, 8 * n_contexts, n_contexts, seed)
         log = read_click_log(path)
-    return sft_candidates(log, examination_propensities(log))
+    return click_candidates(log, examination_propensities(log))
 
 
 def _rows_with_garm(n_contexts: int, n_candidates: int, seed: int) -> list[dict[str, Any]]:

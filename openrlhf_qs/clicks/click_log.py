@@ -18,6 +18,7 @@ import polars as pl
 from openrlhf_qs.clicks.batches import Batch, Problems, log_files, map_log
 from openrlhf_qs.clicks.rows import REQUIRED, SCHEMA
 from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.form.keys import conversation_keys
 
 __all__ = ["REQUIRED", "SCHEMA"]  # of a row, see openrlhf_qs.clicks.rows
 ON_ERROR = {"raise": "name the first 20 and stop", "skip": "leave them out, and count them by reason"}
@@ -99,7 +100,7 @@ def describe(log: pl.DataFrame) -> dict[str, Any]:
     policies = log.group_by(pl.col("policy").fill_null("unknown")).len().sort("policy")
     return {
         "n_impressions": log.height,
-        "n_conversations": conversation_keys(log).n_unique(),
+        "n_conversations": conversation_keys(log["conversation"]).n_unique(),
         "n_clicks": positions["n_clicked"].sum(),
         "clicked_share": log["clicks"].list.max().mean(),
         "ctr": positions["n_clicked"].sum() / positions["n_shown"].sum(),
@@ -108,28 +109,6 @@ def describe(log: pl.DataFrame) -> dict[str, Any]:
         "first": log["timestamp"].min().isoformat(),
         "last": log["timestamp"].max().isoformat(),
     }
-
-
-def conversation_keys(log: pl.DataFrame) -> pl.Series:
-    """``[impressions]``, text: equal where roles and contents of the conversations are equal."""
-    as_text = pl.col("conversation").list.eval(pl.element().struct.json_encode()).list.join("\n")
-    return log.select(as_text).to_series()
-
-
-def text_key(text: str) -> str:
-    """Equal for suggestions that differ in case or white space only."""
-    return " ".join(text.casefold().split())
-
-
-def text_keys(texts: pl.Series) -> pl.Series:
-    """:func:`text_key` of each."""
-    plain = texts.str.contains(r"^[\x20-\x7e]*$")
-    keys = texts.str.to_lowercase().str.replace_all(" +", " ").str.strip_chars()
-    if plain.all():
-        return keys
-    other = texts.filter(~plain).unique()
-    exact = texts.replace_strict(other, [text_key(text) for text in other], default=None, return_dtype=pl.String)
-    return exact.fill_null(keys)
 
 
 def clicks_by_position(log: pl.DataFrame) -> pl.DataFrame:

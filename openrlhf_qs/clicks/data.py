@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from openrlhf_qs.clicks.batches import ENGINES
-from openrlhf_qs.clicks.click_log import ON_ERROR, conversation_keys, describe, read_click_log, write_click_log
+from openrlhf_qs.clicks.candidates import click_candidates
+from openrlhf_qs.clicks.click_log import ON_ERROR, describe, read_click_log, write_click_log
 from openrlhf_qs.clicks.preferences import (
     DEFAULT_POLICY,
     POSITION_POLICIES,
@@ -36,9 +37,9 @@ from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, estimate, sho
 from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
 from openrlhf_qs.files.run_folder import DataFolder
 from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.form.keys import conversation_keys
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import Task, add_task_arguments, task_of
-from openrlhf_qs.sft.sft_set import sft_candidates
 
 PAIR_SOURCES = {
     "impressions": "of one impression, the clicked one against the others",
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
         files = (out.preferences, out.preferences_heldout, out.preferences_calibration)
         of_split = {file: _preferences(split, args, propensities) for file, split in zip(files, splits, strict=True)}
         status.update("gathering SFT candidates")
-        candidates = sft_candidates(splits.train, propensities)
+        candidates = click_candidates(splits.train, propensities)
         prompts = list(_prompts(splits.train, task))
 
         status.update("writing")
@@ -185,7 +186,7 @@ def _plain(value: Any) -> Any:
 def _check_clicks(splits: Splits) -> None:
     for name, split in splits._asdict().items():
         if not split["clicks"].list.max().sum():
-            n_conversations = sum(conversation_keys(part).n_unique() for part in splits)
+            n_conversations = sum(conversation_keys(part["conversation"]).n_unique() for part in splits)
             raise ValueError(
                 f"no click in the {name} split, {split.height} impressions; {n_conversations} conversations in all: "
                 "give a larger log, larger shares or another --seed"
@@ -194,7 +195,7 @@ def _check_clicks(splits: Splits) -> None:
 
 def _prompts(log: pl.DataFrame, task: Task) -> Iterator[dict[str, Any]]:
     """One row for each different conversation, in the order they are first seen."""
-    first_of_each = log.filter(conversation_keys(log).is_first_distinct())
+    first_of_each = log.filter(conversation_keys(log["conversation"]).is_first_distinct())
     for conversation in first_of_each["conversation"].to_list():
         yield {"prompt": task.messages(conversation), "label": Request(conversation).label()}
 

@@ -45,7 +45,8 @@ POSITION_POLICIES = {
     "ipw": "every pair; a click by 1 / examination of its place, no click by the probability that it was disliked",
 }
 DEFAULT_POLICY = "ipw"
-PRIOR_SHOWS = 5.0  # shows at the log's average that every suggestion's click rate starts with
+# Shows at the log's average that every suggestion's click rate starts with: one lucky click makes no good suggestion.
+PRIOR_SHOWS = 5.0
 PAIR = pl.Struct(
     {
         "chosen": pl.Int64,  # places in suggestions, from 0

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from openrlhf_qs.clicks.click_log import conversation_keys, text_keys
+from openrlhf_qs.form.keys import root_keys
 
 SPLITS = {
     "conversation": "conversations by a hash of their first user message",
@@ -62,7 +62,7 @@ def split_log(
         raise ValueError(f"unknown split {by!r}; known: {', '.join(SPLITS)}")
     if cuts is not None and by != "time":
         raise ValueError(f"cuts are of a split by time, not by {by}")
-    root = conversation_roots(log)
+    root = root_keys(log["conversation"])
     if by == "conversation":
         part = _by_hash(root, heldout, fusion, seed)
         return _parts(log, part), {"n_spanning": 0, "n_left_out": 0}
@@ -82,13 +82,6 @@ def split_log(
             "n_left_out": int((part != home).sum())
         }
     return _parts(log, home), counts
-
-
-def conversation_roots(log: pl.DataFrame) -> pl.Series:
-    """``[impressions]``, text: the first user message, whatever its case and white space, or all where none is."""
-    user = pl.element().filter(pl.element().struct.field("role") == "user")
-    first = log.select(pl.col("conversation").list.eval(user).list.first().struct.field("content")).to_series()
-    return text_keys(first.fill_null(conversation_keys(log)))
 
 
 # The parts: 0 is for training, 1 heldout, 2 fusion.

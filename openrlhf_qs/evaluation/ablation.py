@@ -29,6 +29,7 @@ from rich.table import Table
 from openrlhf_qs.evaluation.ab_test import Judge, click_probabilities, load_judge
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.plots.style import ARM_COLORS, INK, OTHER_COLORS, PLOT_STYLE, svg
 from openrlhf_qs.statistics.intervals import Interval, t_interval
@@ -152,7 +153,7 @@ def gold_figures(run_dir: Path, judge: Judge) -> dict[str, float]:
     sides = {}
     for policy in ("grpo", "sft"):
         rows = read_json_lines(RunFolder(run_dir).responses(policy))
-        sides[policy] = {json.dumps(row["conversation"]): row for row in rows}
+        sides[policy] = {conversation_key(row["conversation"]): row for row in rows}
     both = sorted(sides["grpo"].keys() & sides["sft"].keys())
     if not both:
         raise ValueError(f"{run_dir}: no conversation has responses of both policies; run evaluate again")

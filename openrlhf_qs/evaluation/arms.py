@@ -6,7 +6,6 @@ Out: :class:`Shown` of every arm, by conversation.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import read_task
@@ -166,10 +166,6 @@ def _is_conversation(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def conversation_key(conversation: Sequence[Message]) -> str:
-    return json.dumps([[message["role"], message["content"]] for message in conversation])
 
 
 def _first_of_each(rows: Sequence[Any], conversation_at: str | int) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from openrlhf_qs.evaluation.arms import (
     COLD_START,
     Shown,
     clicked_suggestions,
-    conversation_key,
     load_arms,
     on_same_conversations,
     on_same_places,
@@ -37,6 +36,7 @@ from openrlhf_qs.evaluation.quality import response_quality
 from openrlhf_qs.evaluation.report import write_report
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.garm.eval import load_on_device
 from openrlhf_qs.models.embedder import load_embedder
 from openrlhf_qs.registry import load_plugins, parse_options

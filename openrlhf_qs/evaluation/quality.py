@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from rapidfuzz import fuzz
 from rapidfuzz.utils import default_process
 
-from openrlhf_qs.evaluation.arms import Shown, conversation_key
+from openrlhf_qs.evaluation.arms import Shown
+from openrlhf_qs.form.keys import conversation_key, text_key
 from openrlhf_qs.models.embedder import embed
 from openrlhf_qs.sft import assembly
 
@@ -78,7 +79,7 @@ def _self_similarity(rows: Sequence[Shown]) -> NDArray[np.float64]:
     for first in range(0, len(rows), assembly.MAX_ROWS):
         texts, row, slot = _flat(rows[first : first + assembly.MAX_ROWS])
         if texts:
-            keys = [assembly.normalise(text) for text in texts]
+            keys = [text_key(text) for text in texts]
             cosine = assembly.trigram_cosine(keys, row, slot, (row.max() + 1, slot.max() + 1))
             there = np.zeros(cosine.shape[:2], dtype=bool)
             there[row, slot] = True

@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message, suggestion_messages
 from openrlhf_qs.garm.shared_prefix import (
     ATTENTION,
@@ -295,7 +296,7 @@ def suggestion_rows(
     """What the model reads of suggestions, those of one conversation in one row where ``share_prefix`` says so."""
     ids = suggestion_ids(tokenizer, conversations, suggestions, max_len)
     if share_prefix:
-        groups = [json.dumps(conversation, ensure_ascii=False) for conversation in conversations]
+        groups = [conversation_key(conversation) for conversation in conversations]
         return share_prefixes(ids, groups, tokenizer.pad_token_id)
     return SharedRows(*pad_left(ids, tokenizer.pad_token_id), torch.arange(len(ids)))
 
@@ -442,7 +443,7 @@ class SuggestionScorer:
 
     def batches(self, conversations, suggestions, batch_size: int) -> Iterator[list[int]]:
         """Places of suggestions to score together: those of one conversation, and of equal length, side by side."""
-        texts = [json.dumps(conversation, ensure_ascii=False) for conversation in conversations]
+        texts = [conversation_key(conversation) for conversation in conversations]
         order = sorted(range(len(texts)), key=lambda n: (len(texts[n]), texts[n], len(suggestions[n])))
         for start in range(0, len(order), batch_size):
             yield order[start : start + batch_size]

@@ -8,11 +8,11 @@ counted) where a reference is given.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import read_task
 from openrlhf_qs.models.engine import load_engine, sample
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     if args.n_samples < 1:
         raise ValueError(f"--n_samples {args.n_samples}: give 1 or more")
     asked = list(
-        {json.dumps(row["conversation"]): row["conversation"] for row in read_json_lines(args.prompts)}.values()
+        {conversation_key(row["conversation"]): row["conversation"] for row in read_json_lines(args.prompts)}.values()
     )
     asked = [c for c in asked[: args.n_max] for _ in range(args.n_samples)]
     rows = generate(args.policy, asked, args.max_new_tokens, args.temperature, args.seed)

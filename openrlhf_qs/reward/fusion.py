@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from openrlhf_qs.files.whole import read_json_lines, write_whole
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import format_response
@@ -133,7 +134,7 @@ def load_scorer(composite: CompositeReward, reward_model: str):
 def sampled_batch(rows: Sequence[Mapping[str, Any]], scorer, task: Task) -> RolloutBatch:
     """The SFT policy's samples; those of one conversation are a group."""
     numbers: dict[str, int] = {}
-    group = [numbers.setdefault(json.dumps(row["conversation"]), len(numbers)) for row in rows]
+    group = [numbers.setdefault(conversation_key(row["conversation"]), len(numbers)) for row in rows]
     return offline_batch(
         [Request(row["conversation"], row.get("user_id")) for row in rows],
         [row["response"] for row in rows],

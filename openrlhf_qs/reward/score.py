@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import check_conversation
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import Task
@@ -80,7 +81,7 @@ def score(composite, texts: Texts, log_ppl: Sequence[float] | None, scorer):
     from openrlhf_qs.reward.offline import offline_batch
 
     numbers: dict[str, int] = {}
-    group = [numbers.setdefault(json.dumps(request.conversation), len(numbers)) for request in texts.requests]
+    group = [numbers.setdefault(conversation_key(request.conversation), len(numbers)) for request in texts.requests]
     return composite.score(
         offline_batch(
             texts.requests,

@@ -7,7 +7,6 @@ they are, and which to take. Arrays are padded: ``[rows, slots]`` holds the cand
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,30 +14,6 @@ from numpy.typing import NDArray
 
 MAX_ROWS = 256  # of one call of trigram_cosine: a row takes 8 of 64 bits
 N_BANDS, N_IN_BAND = 8, 8  # of a MinHash signature: at a Jaccard index of 0.9 two texts meet in 99 % of cases
-_APART, _GONE = ("Zs", "Zl", "Zp", "Cc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Pc"), ("Cf", "Cs", "Cn", "Co")
-
-
-class _Letters(dict):
-    """For ``str.translate``: punctuation and white space become a space, invisible characters nothing."""
-
-    def __missing__(self, code: int) -> str:
-        category = unicodedata.category(chr(code))
-        self[code] = " " if category in _APART else "" if category in _GONE else chr(code)
-        return self[code]
-
-
-_LETTERS = _Letters()
-
-
-def normalise(text: str) -> str:
-    """Equal for texts that differ in case, white space, punctuation, width or invisible marks only.
-
-    Letters, marks, digits and symbols of any script stay (``C++`` is not ``C``, two emoji are two), in NFKC and case
-    folded, with single spaces.
-    """
-    text = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    text = text.casefold().translate(_LETTERS)
-    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).split())
 
 
 def problem(text: str, max_chars: int) -> str:
@@ -76,7 +51,7 @@ def trigram_cosine(
     semidefinite matrix for each row.
 
     Args:
-        texts: ``[n]``, from :func:`normalise`.
+        texts: ``[n]``, from :func:`openrlhf_qs.form.keys.text_key`.
         row, slot: ``[n]``, the place of each text.
         shape: rows and slots, at most ``MAX_ROWS`` rows.
 
@@ -192,7 +167,7 @@ def nearly_equal(texts: Sequence[str], threshold: float, seed: int) -> NDArray[n
     that differ. The bands are sorted arrays: datasketch's own index of 1.6 million texts would need several GiB.
 
     Args:
-        texts: ``[n]``, distinct, from :func:`normalise`, the most frequent first.
+        texts: ``[n]``, distinct, from :func:`openrlhf_qs.form.keys.text_key`, the most frequent first.
         threshold: Jaccard index of the trigrams, in [0, 1].
         seed: of the permutations.
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Shows at the file's average that every text starts with: one lucky click does not yet make a good suggestion.
-PRIOR_SHOWS = 5.0
+from openrlhf_qs.clicks.preferences import PRIOR_SHOWS
+
 NUMBERS = ("n_shown", "n_clicked", "weight", "log_prob", "garm_mean")
 SMALLEST_RATE = 1e-6  # clicks per show, so that its logarithm is finite
 

@@ -10,7 +10,6 @@ A killed run goes on where it was. On several GPUs the conversations are shared 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,12 +21,13 @@ from rich.table import Table
 
 from openrlhf_qs.files.journal import Journal, job_keys, model_print
 from openrlhf_qs.files.whole import read_json_lines
+from openrlhf_qs.form.keys import conversation_key, text_key
 from openrlhf_qs.form.prompt import Message, check_conversation
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import N_SUGGESTIONS
 from openrlhf_qs.form.task import TEACHER, read_task
 from openrlhf_qs.models.engine import load_engine, sample
-from openrlhf_qs.sft.assembly import normalise, problem
+from openrlhf_qs.sft.assembly import problem
 
 LEFT_OUT = {
     "cut_off": "ended by --max_new_tokens, not by the teacher",
@@ -97,7 +97,7 @@ def read_conversations(path: str) -> list[list[Message]]:
         except ValueError as error:
             field = "label" if "label" in row else "conversation"
             raise ValueError(f"{path}:{number}: {field}: {error}") from None
-        conversations.setdefault(json.dumps(conversation), conversation)
+        conversations.setdefault(conversation_key(conversation), conversation)
     return list(conversations.values())
 
 
@@ -144,7 +144,7 @@ class Sampler:
 def merge_samples(samples: Iterable[tuple[str, float, bool]]) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The different suggestions among the samples of one conversation, the likeliest first.
 
-    Samples that :func:`openrlhf_qs.sft.assembly.normalise` makes equal are one candidate, in the likeliest of its
+    Samples that :func:`openrlhf_qs.form.keys.text_key` makes equal are one candidate, in the likeliest of its
     forms.
 
     Args:
@@ -160,7 +160,7 @@ def merge_samples(samples: Iterable[tuple[str, float, bool]]) -> tuple[list[dict
             left_out["malformed" if ended else "cut_off"] += 1
             continue
         new = {"text": text.strip(), "log_prob": log_prob, "n_sampled": 0}
-        known = candidates.setdefault(normalise(text) or text.strip(), new)
+        known = candidates.setdefault(text_key(text), new)
         if log_prob > known["log_prob"]:
             known.update(text=new["text"], log_prob=log_prob)
         known["n_sampled"] += 1

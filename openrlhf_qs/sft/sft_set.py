@@ -1,8 +1,8 @@
-"""The SFT set: for each conversation its candidates and how well they did, then those that an SFT dataset chose.
+"""The SFT set: of each conversation's candidates those that an SFT dataset chose.
 
-In: a click log. Out: rows ``{"conversation", "candidates"}``. Of these, or of a teacher's samples in the same form,
-:func:`assemble` makes ``{"conversation", "suggestions", "chosen_from"}`` and a report; the stage ``sft`` calls it, and
-so does ``openrlhf-qs assemble``, which writes both for a look before any training.
+In: rows ``{"conversation", "candidates"}`` of a click log (:mod:`openrlhf_qs.clicks.candidates`), or of a teacher's
+samples. Of these :func:`assemble` makes ``{"conversation", "suggestions", "chosen_from"}`` and a report; the stage
+``sft`` calls it, and so does ``openrlhf-qs assemble``, which writes both for a look before any training.
 """
 
 from __future__ import annotations
@@ -13,62 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from openrlhf_qs.clicks.click_log import conversation_keys
-from openrlhf_qs.clicks.propensity import inverse_propensity
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines, write_whole
 from openrlhf_qs.form.task import SUGGEST, Task
 from openrlhf_qs.registry import SFT_DATASETS, check_options, load_plugins, parse_options
-from openrlhf_qs.sft.assembly import normalise
-from openrlhf_qs.sft.candidates import PRIOR_SHOWS, shortened
+from openrlhf_qs.sft.candidates import shortened
 
 N_SAMPLES = 10  # assembled rows that the report shows with what they were chosen from
-
-
-def sft_candidates(log: pl.DataFrame, propensities: Sequence[float]) -> list[dict[str, Any]]:
-    """Merge the impressions of each conversation; those without any click are left out.
-
-    Args:
-        log: see :mod:`openrlhf_qs.clicks.click_log`.
-        propensities: of each position from the top, see :mod:`openrlhf_qs.clicks.propensity`.
-
-    Returns:
-        One row a conversation, in the order they are first seen: ``{"conversation": messages, "candidates": [{"text",
-        "n_shown", "n_clicked", "weight"}]}``. Texts that differ in case, white space or punctuation only (see
-        :func:`openrlhf_qs.sft.assembly.normalise`) are one candidate, in the form seen first. ``weight`` is clicks per
-        show, each click counted by its inverse propensity (at most 5), smoothed by ``PRIOR_SHOWS`` shows at the log's
-        average; the highest comes first.
-    """
-    factors = [inverse_propensity(p) for p in propensities]
-    n_shown, weighted_clicks = 0, 0.0
-    rows: dict[str, tuple[list[dict[str, str]], dict[str, dict[str, Any]]]] = {}
-    impressions = log.select("conversation", "suggestions", "clicks").iter_rows()
-    for key, (conversation, suggestions, clicks) in zip(conversation_keys(log), impressions, strict=True):
-        _, candidates = rows.setdefault(key, (conversation, {}))
-        for suggestion, click, factor in zip(suggestions, clicks, factors[: len(clicks)], strict=True):
-            candidate = candidates.setdefault(
-                normalise(suggestion) or suggestion,
-                {"text": suggestion.strip(), "n_shown": 0, "n_clicked": 0, "weight": 0.0},
-            )
-            candidate["n_shown"] += 1
-            candidate["n_clicked"] += click
-            candidate["weight"] += click * factor
-            n_shown += 1
-            weighted_clicks += click * factor
-
-    average = weighted_clicks / max(n_shown, 1)
-    for _, candidates in rows.values():
-        for candidate in candidates.values():
-            shows = candidate["n_shown"] + PRIOR_SHOWS
-            candidate["weight"] = (candidate["weight"] + PRIOR_SHOWS * average) / shows
-    return [
-        {"conversation": conversation, "candidates": sorted(candidates.values(), key=lambda c: -c["weight"])}
-        for conversation, candidates in rows.values()
-        if any(candidate["n_clicked"] for candidate in candidates.values())
-    ]
 
 
 def assemble(

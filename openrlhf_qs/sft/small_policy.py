@@ -18,7 +18,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from openrlhf_qs.clicks.click_log import conversation_keys, read_click_log
+from openrlhf_qs.clicks.click_log import read_click_log
+from openrlhf_qs.form.keys import conversation_keys
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import SUGGEST, Task, add_task_arguments, task_of
 
@@ -156,7 +157,9 @@ def random_policy(tokenizer: PreTrainedTokenizerFast, hidden_size: int, n_layers
 
 def _texts(log: pl.DataFrame, task: Task) -> Iterator[str]:
     """What the policy reads and writes: each conversation once, the instruction as often, responses, suggestions."""
-    for conversation in log.filter(conversation_keys(log).is_first_distinct())["conversation"].to_list():
+    for conversation in log.filter(conversation_keys(log["conversation"]).is_first_distinct())[
+        "conversation"
+    ].to_list():
         yield "\n".join(f"{message['role']}\n{message['content']}" for message in conversation)
         yield task.instruction
     for suggestions in log["suggestions"].to_list():

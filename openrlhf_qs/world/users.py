@@ -15,13 +15,13 @@ What is malformed or empty, and what says again what an earlier suggestion of th
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.world.language import (
     DOMAIN_OF_TOPIC,
@@ -206,9 +206,9 @@ def _meanings(scene: Scene, reading: Reading) -> set[object]:
     return {frozenset(reading.words), (reading.topics or frozenset({scene.topic}), reading.aspects, reading.intents)}
 
 
-def conversation_key(conversation: Sequence[Message]) -> int:
-    text = json.dumps([[message["role"], message["content"]] for message in conversation])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+def conversation_seed(conversation: Sequence[Message]) -> int:
+    """The same number for the same conversation, on every machine."""
+    return int.from_bytes(hashlib.blake2b(conversation_key(conversation).encode(), digest_size=8).digest())
 
 
 def check_lengths(conversations: Sequence[object], suggestions: Sequence[object]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import JUDGES
-from openrlhf_qs.world.users import check_lengths, click_probabilities, conversation_key, draw_users
+from openrlhf_qs.world.users import check_lengths, click_probabilities, conversation_seed, draw_users
 
 
 @JUDGES.register("built_in_world")
@@ -36,7 +36,7 @@ class BuiltInWorld:
         n_seen: dict[int, int] = {}
         probabilities = []
         for conversation, shown in zip(conversations, suggestions, strict=True):
-            key = conversation_key(conversation)
+            key = conversation_seed(conversation)
             n_seen[key] = n_seen.get(key, -1) + 1
             user = draw_users(np.random.default_rng([self.seed, key, n_seen[key]]), 1)[0]
             probabilities.append(click_probabilities(conversation, shown, user))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from openrlhf_qs.form.keys import text_key
 from openrlhf_qs.form.response import N_SUGGESTIONS
 from openrlhf_qs.models.embedder import embed, load_embedder
 from openrlhf_qs.registry import SFT_DATASETS
@@ -132,7 +133,7 @@ class Diverse:
         problems: dict[str, list[int]] = {}
         for index, text in enumerate(track(ledger.candidates.texts, "reading the candidates", console=PROGRESS)):
             problem = assembly.problem(text, self.max_chars)
-            keys.append("" if problem else assembly.normalise(text))
+            keys.append("" if problem else text_key(text))
             if problem:
                 problems.setdefault(problem, []).append(index)
         for problem, which in problems.items():

@@ -22,9 +22,9 @@ class Single:
 
     A conversation has as many instances as it has clicks. They are shared out by the debiased clicks of its clicked
     suggestions, ``n_shown * weight``: each click counts by its inverse propensity, at most 5, and the sum is drawn
-    towards the log's average (:func:`openrlhf_qs.sft.sft_set.sft_candidates`). The shares become whole numbers by
-    systematic resampling (Kitagawa, 1996): the expected repetition is the share itself, and none is off by 1 or more.
-    OpenRLHF's SFTDataset has no weights, hence repetitions.
+    towards the log's average (:func:`openrlhf_qs.clicks.candidates.click_candidates`). The shares become whole
+    numbers by systematic resampling (Kitagawa, 1996): the expected repetition is the share itself, and none is off by
+    1 or more. OpenRLHF's SFTDataset has no weights, hence repetitions.
 
     Args:
         max_instances: of one conversation, >= 1; a popular one counts no more than that.

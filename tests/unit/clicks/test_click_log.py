@@ -4,17 +4,12 @@ from collections import Counter
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from openrlhf_qs.clicks.click_log import (
     SCHEMA,
     clicks_by_position,
-    conversation_keys,
     describe,
     read_click_log,
-    text_key,
-    text_keys,
     write_click_log,
 )
 
@@ -238,31 +233,3 @@ def test_a_description_counts_impressions_conversations_and_policies(tiny_log, t
     assert numbers["policies"] == {"before": 10, "unknown": 20}
     assert numbers["first"] < numbers["last"]
     json.dumps(numbers)
-
-
-def test_conversations_are_equal_only_where_roles_and_contents_are():
-    said = [("user", "a"), ("user", "b")]
-    conversations = [
-        [{"role": role, "content": content} for role, content in said],
-        [{"role": role, "content": content} for role, content in said],
-        [{"role": "user", "content": "a\nb"}],
-        [{"role": "user", "content": 'a"}\n{"role":"user","content":"b'}],
-        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
-    ]
-    keys = conversation_keys(pl.DataFrame({"conversation": conversations}))
-    assert keys[0] == keys[1] and keys.n_unique() == 4
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.text())
-def test_case_and_white_space_do_not_change_the_key_of_a_text(text):
-    assert text_key(f" {text}\t") == text_key(text)
-    assert text_key(text_key(text)) == text_key(text.casefold())
-    assert text_key("How  LONG?") == text_key("how long?") != text_key("how wide?")
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.text()))
-def test_keys_of_many_texts_are_those_of_each(texts):
-    texts += [" How\x1flong ?", "ẞ and ß", "İ", "a\u3000b"]
-    assert text_keys(pl.Series(texts, dtype=pl.String)).to_list() == list(map(text_key, texts))

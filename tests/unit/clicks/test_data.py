@@ -5,8 +5,9 @@ import pytest
 from datasets import load_dataset
 
 from openrlhf_qs.clicks import data
-from openrlhf_qs.clicks.click_log import conversation_keys, read_click_log
+from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files.whole import read_json_lines
+from openrlhf_qs.form.keys import conversation_keys
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import SUGGEST
 
@@ -111,7 +112,7 @@ def test_a_split_without_a_click_is_refused_before_anything_is_written(tiny_log,
 
 def test_the_fixture_has_the_size_that_tests_rely_on(tiny_log):
     log = read_click_log(tiny_log)
-    assert log.height == 30 and conversation_keys(log).n_unique() == 12
+    assert log.height == 30 and conversation_keys(log["conversation"]).n_unique() == 12
 
 
 def test_several_files_and_bad_rows_are_taken_as_the_flags_say(tiny_log, tiny_log_rows, tmp_path):

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_qs.clicks.click_log import SCHEMA, conversation_keys, read_click_log
-from openrlhf_qs.clicks.splits import SPLITS, conversation_roots, split_log
+from openrlhf_qs.clicks.click_log import SCHEMA, read_click_log
+from openrlhf_qs.clicks.splits import SPLITS, split_log
+from openrlhf_qs.form.keys import conversation_keys, root_keys
 
 DAY = datetime(2025, 1, 1, tzinfo=UTC)
 
@@ -30,7 +31,7 @@ def test_a_split_has_every_impression_once_and_no_conversation_twice(tiny_log):
     log = read_click_log(tiny_log)
     splits = split_log(log, "conversation", heldout=0.3, fusion=0.3, seed=1)[0]
     assert sorted(pl.concat(splits)["impression_id"]) == sorted(log["impression_id"])
-    keys = [set(conversation_keys(split)) for split in splits]
+    keys = [set(conversation_keys(split["conversation"])) for split in splits]
     assert all(keys) and not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
 
 
@@ -57,20 +58,6 @@ def test_shares_that_leave_nothing_to_train_on_are_refused(tiny_log, heldout, fu
         split_log(read_click_log(tiny_log), "conversation", heldout, fusion)
 
 
-def test_the_turns_of_one_conversation_have_one_root():
-    turns = [("user", "How long?"), ("assistant", "An hour."), ("user", "Why?"), ("assistant", "Yeast.")]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    conversations = [
-        messages[:2],
-        messages,
-        [{"role": "system", "content": "Be short."}, *messages[:2]],
-        messages[1:2],
-    ]
-    log = pl.DataFrame({"conversation": conversations}, schema={"conversation": SCHEMA["conversation"]})
-    first, later, with_system, without_user = conversation_roots(log)
-    assert first == later == with_system == "how long?" and "an hour." in without_user
-
-
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.integers(0, 30)), min_size=1, max_size=60),
@@ -80,7 +67,7 @@ def test_no_split_shares_a_conversation_and_by_user_no_user(impressions, by):
     log = click_log(*((f"q{question}", f"u{user}", day) for question, user, day in impressions))
     parts, counts = split_log(log, by, heldout=0.3, fusion=0.3)
     assert sum(part.height for part in parts) == log.height - counts["n_left_out"]
-    roots = [set(conversation_roots(part)) for part in parts]
+    roots = [set(root_keys(part["conversation"])) for part in parts]
     users = [set(part["user_id"]) for part in parts]
     for kept in (roots, users) if by == "user" else (roots,):
         assert sum(map(len, kept)) == len(set().union(*kept))

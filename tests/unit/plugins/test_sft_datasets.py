@@ -5,13 +5,14 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from openrlhf_qs.clicks.candidates import click_candidates
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.clicks.propensity import examination_propensities
 from openrlhf_qs.form.response import format_response, parse_response
 from openrlhf_qs.models.embedder import MINILM_MODULE
 from openrlhf_qs.plugins.sft_datasets.assembly import MIN_BOILERPLATE_ROWS, Diverse
 from openrlhf_qs.registry import SFT_DATASETS
-from openrlhf_qs.sft.sft_set import assemble, sft_candidates
+from openrlhf_qs.sft.sft_set import assemble
 
 METHODS = pytest.mark.parametrize("method", ["mmr", "dpp"])
 WORDS = (
@@ -208,7 +209,7 @@ def test_raw_takes_what_was_clicked_and_shown_most():
 @pytest.mark.parametrize("name", ["diverse", "raw"])
 def test_every_answer_on_the_tiny_log_is_a_well_formed_response(name, tiny_log):
     log = read_click_log(tiny_log)
-    rows = sft_candidates(log, examination_propensities(log))
+    rows = click_candidates(log, examination_propensities(log))
     assembled, report = assemble(SFT_DATASETS.create(name), rows)
     assert len(assembled) == report["n_assembled"] == len(rows) == 12
     for row in assembled:

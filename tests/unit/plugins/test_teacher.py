@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openrlhf_qs.clicks.candidates import click_candidates
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.clicks.propensity import examination_propensities
 from openrlhf_qs.plugins.sft_datasets.teacher import Single, systematic_counts
 from openrlhf_qs.registry import SFT_DATASETS
-from openrlhf_qs.sft.sft_set import sft_candidates
 
 CONVERSATION = [{"role": "user", "content": "Hi"}]
 
@@ -70,6 +70,6 @@ def test_the_mean_over_starts_is_the_share():
 
 def test_of_a_click_log_every_click_is_one_instance(tiny_log):
     log = read_click_log(tiny_log)
-    rows = sft_candidates(log, examination_propensities(log))
+    rows = click_candidates(log, examination_propensities(log))
     clicks = [sum(c["n_clicked"] for c in one["candidates"]) for one in rows]
     assert [len(texts) for texts in Single()(rows)] == clicks

@@ -10,7 +10,6 @@ from openrlhf_qs.sft.assembly import (
     determinantal_map,
     maximal_marginal_relevance,
     nearly_equal,
-    normalise,
     problem,
     repeats,
     trigram_cosine,
@@ -28,33 +27,6 @@ def in_one_row(texts):
 
 
 # Texts
-
-
-@pytest.mark.parametrize(
-    "one, other",
-    [
-        ("How LONG?", " how\tlong "),
-        ("What’s new?", "what's new"),
-        ("ｆｕｌｌ　ｗｉｄｔｈ", "full width"),
-        ("Straße", "STRASSE"),
-        ("cafe\u0301", "café"),
-        ("مرحبا؟", "\u202bمرحبا\u202c"),
-        ("soft\u00adhyphen", "softhyphen"),
-    ],
-)
-def test_texts_that_differ_in_form_only_are_one(one, other):
-    assert normalise(one) == normalise(other) != ""
-
-
-@pytest.mark.parametrize("one, other", [("Is C++ hard?", "Is C hard?"), ("🍕?", "🍔?"), ("कि", "का"), ("a b", "ab")])
-def test_texts_that_differ_in_a_letter_a_mark_or_a_symbol_are_two(one, other):
-    assert normalise(one) != normalise(other)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.text(st.characters(exclude_categories=("Cs",)), max_size=40))
-def test_a_normalised_text_stays_as_it_is(text):
-    assert normalise(normalise(text)) == normalise(text)
 
 
 @pytest.mark.parametrize(

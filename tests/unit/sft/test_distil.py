@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from openrlhf_qs import cli
 from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.form.keys import text_key
 from openrlhf_qs.form.request import Request
-from openrlhf_qs.sft.assembly import normalise
 from openrlhf_qs.sft.distil import merge_samples, read_conversations, report_table
 
 CONVERSATION = [{"role": "user", "content": "Hi"}]
@@ -41,7 +41,7 @@ def test_what_cannot_be_shown_is_left_out_and_counted():
 def test_no_sample_is_lost_and_no_two_candidates_are_equal(samples):
     candidates, left_out = merge_samples(samples)
     assert sum(c["n_sampled"] for c in candidates) + sum(left_out.values()) == len(samples)
-    keys = [normalise(c["text"]) or c["text"] for c in candidates]
+    keys = [text_key(c["text"]) for c in candidates]
     assert len(set(keys)) == len(keys)
     assert [c["log_prob"] for c in candidates] == sorted((c["log_prob"] for c in candidates), reverse=True)
 
