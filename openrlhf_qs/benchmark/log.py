@@ -26,7 +26,7 @@ from openrlhf_qs.clicks.check import Summary, Total, summarise
 from openrlhf_qs.clicks.preferences import preferences
 from openrlhf_qs.clicks.propensity import DEFAULT_METHOD
 from openrlhf_qs.world.click_log import write_click_log
-from openrlhf_qs.world.users import EXAMINATION
+from openrlhf_qs.world.click_models import EXAMINATION
 
 FORMATS = ("jsonl", "parquet")
 N_BASE, N_CONTEXTS = 20_000, 6_000  # impressions and conversations that are repeated

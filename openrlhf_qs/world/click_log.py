@@ -7,8 +7,9 @@ world: they see clicks alone.
 from __future__ import annotations
 
 import argparse
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,8 +20,18 @@ from rich.table import Table
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import Task
-from openrlhf_qs.world.language import DOMAIN_OF_TOPIC, DOMAINS, INTENTS, OPENERS, TAILS, VAGUE_QUESTIONS, facet
-from openrlhf_qs.world.users import Scene, click_probabilities, draw_users, gold_utility, read_scene
+from openrlhf_qs.world.click_models import CLICK_MODELS, draw_clicks, truth
+from openrlhf_qs.world.language import (
+    DOMAIN_OF_TOPIC,
+    DOMAINS,
+    INTENTS,
+    OPENERS,
+    TAILS,
+    UNSEEN_TOPICS,
+    VAGUE_QUESTIONS,
+    facet,
+)
+from openrlhf_qs.world.users import Scene, attraction, draw_users, gold_utility, read_scene
 
 # The cold start policy: how often it makes a suggestion of each kind.
 COLD_START: dict[str, float] = {
@@ -36,27 +47,33 @@ COLD_START: dict[str, float] = {
 }
 N_USERS = 5000
 FIRST_DAY, N_DAYS = datetime(2025, 1, 1, tzinfo=UTC), 30
-N_CONTEXTS = (
-    len(OPENERS)
-    * sum(len(domain.topics) * len(domain.aspects) for domain in DOMAINS.values())
-    * sum(len(intent.questions) for intent in INTENTS.values())
-)
+SEEN_TOPICS = tuple(topic for topic in DOMAIN_OF_TOPIC if topic not in UNSEEN_TOPICS)
+TOPICS = {"seen": SEEN_TOPICS, "unseen": tuple(topic for topic in DOMAIN_OF_TOPIC if topic in UNSEEN_TOPICS)}
 
 
-def contexts(n: int, seed: int) -> list[list[Message]]:
-    """``n`` conversations, no question in them twice; ValueError where there are not so many (``N_CONTEXTS``)."""
-    if not 0 < n <= N_CONTEXTS:
-        raise ValueError(f"n_contexts must be from 1 to {N_CONTEXTS}, got {n}")
+def n_contexts_of(topics: Collection[str]) -> int:
+    """How many different conversations there are about these topics."""
+    n_questions = len(OPENERS) * sum(len(intent.questions) for intent in INTENTS.values())
+    return n_questions * sum(len(DOMAINS[DOMAIN_OF_TOPIC[topic]].aspects) for topic in topics)
+
+
+def contexts(n: int, seed: int, topics: Sequence[str] = SEEN_TOPICS) -> list[list[Message]]:
+    """``n`` conversations about ``topics``, no question in them twice; ValueError where there are not so many.
+
+    By default no topic of ``UNSEEN_TOPICS`` is among them: those are for a test on what no training saw.
+    """
+    if not 0 < n <= n_contexts_of(topics):
+        raise ValueError(f"n_contexts must be from 1 to {n_contexts_of(topics)}, got {n}")
     rng = random.Random(seed)
     drawn: dict[str, list[Message]] = {}
     while len(drawn) < n:
-        conversation = _draw_conversation(rng)
+        conversation = _draw_conversation(rng, topics)
         drawn.setdefault(conversation[0]["content"], conversation)
     return list(drawn.values())
 
 
-def _draw_conversation(rng: random.Random) -> list[Message]:
-    topic = rng.choice(list(DOMAIN_OF_TOPIC))
+def _draw_conversation(rng: random.Random, topics: Sequence[str]) -> list[Message]:
+    topic = rng.choice(topics)
     aspect, other = rng.sample(DOMAINS[DOMAIN_OF_TOPIC[topic]].aspects, 2)
     intent = rng.choice(list(INTENTS.values()))
     question = f"{rng.choice(OPENERS).format(topic=topic)} {rng.choice(intent.questions).format(it=aspect)}"
@@ -104,10 +121,10 @@ def suggestion_of_kind(kind: str, scene: Scene, rng: random.Random) -> str:
         known = rng.choice(sorted(scene.asked_aspects))
         return _question(rng, rng.choice(sorted(scene.asked_intents)), facet(topic, known))
     if kind == "neighbour":
-        neighbour = rng.choice([other for other in domain.topics if other != topic])
+        neighbour = rng.choice([other for other in domain.topics if other != topic and other in SEEN_TOPICS])
         return _question(rng, following, facet(neighbour, rng.choice(fresh)))
     if kind == "off_topic":
-        elsewhere = rng.choice([other for other, name in DOMAIN_OF_TOPIC.items() if name != scene.domain])
+        elsewhere = rng.choice([other for other in SEEN_TOPICS if DOMAIN_OF_TOPIC[other] != scene.domain])
         return _question(rng, following, facet(elsewhere, rng.choice(DOMAINS[DOMAIN_OF_TOPIC[elsewhere]].aspects)))
     if kind == "crammed":
         first, second = rng.sample(fresh, 2)
@@ -135,6 +152,8 @@ def write_click_log(
     seed: int,
     ranker_noise: float | None = None,
     n_suggestions: int = 3,
+    clicks: str = "pbm",
+    topics: Sequence[str] = SEEN_TOPICS,
 ) -> np.ndarray:
     """Show the suggestions of the cold start policy to simulated users and write what they click.
 
@@ -145,7 +164,9 @@ def write_click_log(
         seed: the same seed writes the same file.
         ranker_noise: None shows the suggestions in random order; else a ranker shows those first whose gold utility is
             highest, as it sees it: with Gaussian noise of this deviation, in log-odds.
-        n_suggestions: of an impression.
+        clicks: the click model (:mod:`openrlhf_qs.world.click_models`). What is true of these clicks is written beside
+            the log, to :func:`truth_path`.
+        topics: what the conversations are about.
 
     Returns:
         The clicks, 0 or 1, ``[n_impressions, n_suggestions]``.
@@ -154,13 +175,14 @@ def write_click_log(
         raise ValueError(
             f"n_contexts {n_contexts} is more than n_impressions {n_impressions}; show each at least once"
         )
-    conversations = contexts(n_contexts, seed)
+    conversations = contexts(n_contexts, seed, topics)
     words, numbers = random.Random(seed), np.random.default_rng(seed)
     users = draw_users(numbers, N_USERS)
     order = numbers.permutation(np.arange(n_impressions) % n_contexts)
     moments = np.sort(numbers.uniform(0, N_DAYS, n_impressions))
 
-    clicks = np.zeros((n_impressions, n_suggestions), dtype=int)
+    clicked = np.zeros((n_impressions, n_suggestions), dtype=int)
+    attractions = np.zeros((n_impressions, n_suggestions))
     rows = []
     for row, (context, day) in enumerate(zip(order, moments, strict=True)):
         conversation = conversations[context]
@@ -170,7 +192,8 @@ def write_click_log(
             seen = utility + numbers.normal(0, ranker_noise, n_suggestions)
             suggestions = [suggestions[place] for place in np.argsort(-seen)]
         user = int(numbers.integers(N_USERS))
-        clicks[row] = numbers.random(n_suggestions) < click_probabilities(conversation, suggestions, users[user])
+        attractions[row] = attraction(conversation, suggestions, users[user])
+        clicked[row] = draw_clicks(clicks, attractions[row], numbers)
         scene = read_scene(conversation)
         rows.append(
             {
@@ -180,12 +203,19 @@ def write_click_log(
                 "policy": "cold_start_v1",
                 "conversation": conversation,
                 "suggestions": suggestions,
-                "clicks": clicks[row].tolist(),
+                "clicks": clicked[row].tolist(),
                 "meta": {"topic": scene.topic, "domain": scene.domain},
             }
         )
     write_json_lines(path, rows)
-    return clicks
+    known = truth(clicks, attractions) | {"ranker_noise": ranker_noise, "seed": seed}
+    truth_path(path).write_text(json.dumps(known, indent=1) + "\n")
+    return clicked
+
+
+def truth_path(log: str | Path) -> Path:
+    """Where the truth about a log of this world stands: ``clicks.truth.json`` beside ``clicks.jsonl``."""
+    return Path(log).with_suffix(".truth.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -216,12 +246,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show first what users like best, as a ranker with noise of this deviation sees it (default: the order "
         "is random)",
     )
+    parser.add_argument(
+        "--clicks",
+        choices=CLICK_MODELS,
+        default="pbm",
+        help="how users click: pbm looks at each place with a fixed probability; cascade reads from the top and stops "
+        "at the first click; trust clicks the top more readily (default pbm)",
+    )
+    parser.add_argument(
+        "--topics",
+        choices=TOPICS,
+        default="seen",
+        help=f"what is talked about: {len(TOPICS['seen'])} topics, or {len(TOPICS['unseen'])} others that no log of "
+        "the first kind names, for a test on what no training saw (default seen)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the log and print how often its users click."""
     n = Task(args.n_suggestions).n
-    clicks = write_click_log(args.out, args.n_impressions, args.n_contexts, args.seed, args.ranker_noise, n)
+    clicks = write_click_log(
+        args.out,
+        args.n_impressions,
+        args.n_contexts,
+        args.seed,
+        args.ranker_noise,
+        n,
+        args.clicks,
+        TOPICS[args.topics],
+    )
     table = Table("measure", "value", title=f"built-in world: {args.out}")
     table.columns[1].justify = "right"
     table.add_row("impressions", str(args.n_impressions))
@@ -230,3 +283,4 @@ def run(args: argparse.Namespace) -> None:
     for position, rate in enumerate(clicks.mean(axis=0), start=1):
         table.add_row(f"clicks in slot {position}", f"{rate:.1%}")
     Console().print(table)
+    print(f"what is true of these clicks: {truth_path(args.out)}")

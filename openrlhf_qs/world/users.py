@@ -3,13 +3,15 @@
 They click in the log that a cold start policy would have left behind (:mod:`openrlhf_qs.world.click_log`), and they
 are the judge ``built_in_world`` of ``evaluate``. No other stage knows them: they see clicks alone.
 
-A user looks at slot ``k`` with the probability ``EXAMINATION[k]`` and then clicks with the probability
-``sigmoid(utility)``. The utility is read from the text (see :func:`mean_utility`): it is about the topic, it names an
-aspect not yet talked about, it is a natural next step, it is good short English. On top come the tastes of the user:
-one Gaussian deviation for each intent, wide for some intents and narrow for others, and one for specific questions. So
-what users think of one suggestion is a Gaussian whose mean and standard deviation are known: :func:`gold_utility`.
+Whoever looks at a suggestion finds it attractive with the probability ``sigmoid(utility)``; which suggestions are
+looked at, and whether an attractive one is clicked, is up to the click model (:mod:`openrlhf_qs.world.click_models`).
+The utility is read from the text (:mod:`openrlhf_qs.world.reading`, see :func:`mean_utility`): it is about the topic,
+it names an aspect not yet talked about, it asks for what comes next after this question, and it is short English, in
+whatever wording. On top come the tastes of the user: one Gaussian deviation for each intent, wide for some intents
+and narrow for others, and one for specific questions. So what users think of one suggestion is a Gaussian whose mean
+and standard deviation are known: :func:`gold_utility`.
 
-What is malformed or empty, and what says again what an earlier suggestion of the impression said, is never clicked.
+What is malformed or empty, and what says again what an earlier suggestion of the impression said, attracts nobody.
 """
 
 from __future__ import annotations
@@ -18,60 +20,56 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.world.language import (
-    DOMAIN_OF_TOPIC,
-    DOMAINS,
-    INTENTS,
-    Reading,
-    read,
-)
+from openrlhf_qs.world.click_models import click_chances
+from openrlhf_qs.world.language import DOMAIN_OF_TOPIC, DOMAINS, INTENTS
+from openrlhf_qs.world.reading import Reading, read, sentences
 
-EXAMINATION = (1.0, 0.75, 0.55, 0.42, 0.33, 0.26, 0.21, 0.17)  # probability that a slot is looked at; later ones never
-
-# Each intent: how much users like it on average, and the standard deviation between users. Log-odds of a click.
+# Each intent: how much users like it on average, and the standard deviation between users. Log-odds.
 INTENT_TASTES: dict[str, tuple[float, float]] = {
-    "begin": (0.2, 0.3),
+    "begin": (0.1, 0.3),
     "explain": (-0.1, 0.2),
-    "reason": (-0.3, 0.3),
-    "mistakes": (0.4, 0.4),
-    "example": (0.3, 0.3),
-    "steps": (0.4, 0.2),
-    "improve": (0.2, 0.3),
+    "reason": (-0.1, 0.3),
+    "mistakes": (0.2, 0.4),
+    "example": (0.1, 0.3),
+    "steps": (0.2, 0.2),
+    "improve": (0.1, 0.3),
     "tools": (0.1, 0.8),
     "time": (0.0, 0.4),
-    "cost": (0.3, 1.2),
-    "options": (0.2, 0.6),
+    "cost": (0.1, 1.2),
+    "options": (0.1, 0.6),
     "risk": (-0.1, 1.3),
-    "fix": (0.2, 0.5),
-    "track": (-0.2, 0.9),
+    "fix": (0.1, 0.5),
+    "track": (-0.1, 0.9),
     "experts": (0.0, 1.0),
-    "myths": (0.1, 1.5),
-    "books": (-0.4, 1.4),
+    "myths": (0.0, 1.5),
+    "books": (-0.2, 1.4),
     "habits": (-0.1, 0.7),
-    "trends": (-0.2, 1.5),
+    "trends": (-0.1, 1.5),
     "advanced": (-0.1, 1.2),
 }
 SPECIFIC_SPREAD = 0.5  # standard deviation between users of the taste for suggestions that name an aspect
 
-# The mean utility, in log-odds of a click. It is a sum; a plain topic with a vague wording has BASE + NO_INTENT.
+# The mean utility, in log-odds. It is a sum; a plain topic with a vague wording has BASE + NO_INTENT.
 BASE = -3.0
-TOPIC_NOT_NAMED, NEIGHBOUR_TOPIC, OFF_TOPIC = -0.7, -1.5, -2.5
+TOPIC_NOT_NAMED, NEIGHBOUR_TOPIC, OFF_TOPIC = -0.7, -2.3, -3.0
 FRESH_ASPECT, KNOWN_ASPECT, FOREIGN_ASPECT = 1.1, 0.2, -1.5
-NEXT_STEP, NO_INTENT, REPEATED_QUESTION = 1.1, -0.3, -2.0
+# What comes next depends on what was asked, so no fixed choice of suggestions suits every conversation.
+NEXT_STEP, OTHER_STEP, NO_INTENT, REPEATED_QUESTION = 1.3, -1.2, -0.3, -2.0
 CRAMMED = -1.5  # for each aspect, topic or intent after the first, and for each word said again
-LONG, MAX_WORDS = -0.4, 12  # for each word above
-STUMBLE = -8.0  # times the share of word pairs that the language does not know
+LONG, MAX_WORDS = -0.4, 14  # for each word above
+FAULT = -2.0  # for each place that is no English
 CUT_OFF = -3.0  # where the text ends as no question ends
-MAX_READABLE_WORDS, MIN_FLUENCY = 30, 0.7  # outside of these a text is worth nothing
+MAX_READABLE_WORDS, MAX_FAULT_SHARE = 30, 0.2  # above these a text is worth nothing
 WORTHLESS = -10.0  # the lowest utility, and what gold_utility calls a text that no user clicks
 
 _INTENT_INDEX = {intent: index for index, intent in enumerate(INTENT_TASTES)}
-_SPREADS = np.array([spread for _, spread in INTENT_TASTES.values()] + [SPECIFIC_SPREAD])
+TASTE_SPREADS = np.array([spread for _, spread in INTENT_TASTES.values()] + [SPECIFIC_SPREAD])
 
 
 def gold_utility(conversations: Sequence[list[Message]], suggestions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -81,39 +79,55 @@ def gold_utility(conversations: Sequence[list[Message]], suggestions: Sequence[s
         conversations, suggestions: ``[n]`` each, suggestion ``i`` under conversation ``i``.
 
     Returns:
-        Two arrays ``[n]``, log-odds of a click where the slot is looked at. What no user clicks is ``(WORTHLESS, 0)``.
+        Two arrays ``[n]``, log-odds of being found attractive. What attracts nobody is ``(WORTHLESS, 0)``.
     """
     check_lengths(conversations, suggestions)
     gold = np.empty((2, len(suggestions)))
     for index, (conversation, suggestion) in enumerate(zip(conversations, suggestions, strict=True)):
-        scene, reading = read_scene(conversation), _readable(suggestion)
+        scene = read_scene(conversation)
+        reading = _readable(scene, suggestion)
         gold[:, index] = (
             (WORTHLESS, 0.0)
             if reading is None
-            else (mean_utility(scene, reading), np.linalg.norm(_SPREADS[_tastes_met(scene, reading)]))
+            else (mean_utility(scene, reading), np.linalg.norm(TASTE_SPREADS[tastes_met(reading)]))
         )
     return gold[0], gold[1]
 
 
 def draw_users(rng: np.random.Generator, n: int) -> np.ndarray:
     """``[n, n_intents + 1]``: each user's deviation for each intent, and for specific suggestions; log-odds."""
-    return rng.standard_normal((n, len(_SPREADS))) * _SPREADS
+    return rng.standard_normal((n, len(TASTE_SPREADS))) * TASTE_SPREADS
 
 
-def click_probabilities(conversation: list[Message], suggestions: Sequence[str], user: np.ndarray) -> list[float]:
-    """The probability that ``user`` (a row of :func:`draw_users`) clicks each of ``suggestions``, in their order."""
+def attraction(conversation: list[Message], suggestions: Sequence[str], user: np.ndarray) -> list[float]:
+    """How likely ``user`` (a row of :func:`draw_users`) finds each of ``suggestions`` attractive, looking at it."""
+    return [
+        0.0 if meaning is None else 1 / (1 + math.exp(-meaning[0] - sum(user[taste] for taste in meaning[1])))
+        for meaning in meanings(conversation, suggestions)
+    ]
+
+
+def click_probabilities(
+    conversation: list[Message], suggestions: Sequence[str], user: np.ndarray, clicks: str = "pbm"
+) -> list[float]:
+    """The probability that ``user`` clicks each of ``suggestions``, in their order, under a click model."""
+    return click_chances(clicks, attraction(conversation, suggestions, user)).tolist()
+
+
+def meanings(conversation: list[Message], suggestions: Sequence[str]) -> list[tuple[float, tuple[int, ...]] | None]:
+    """For each suggestion of an impression its mean utility and the tastes that it meets (columns of
+    :func:`draw_users`); None for what attracts nobody: it cannot be read, or an earlier one said the same."""
     scene = read_scene(conversation)
     said: set[object] = set()
-    probabilities = []
-    for position, suggestion in enumerate(suggestions):
-        reading = _readable(suggestion)
-        if reading is None or position >= len(EXAMINATION) or said & _meanings(scene, reading):
-            probabilities.append(0.0)
+    found: list[tuple[float, tuple[int, ...]] | None] = []
+    for suggestion in suggestions:
+        reading = _readable(scene, suggestion)
+        if reading is None or said & _says(scene, reading):
+            found.append(None)
             continue
-        said |= _meanings(scene, reading)
-        utility = mean_utility(scene, reading) + sum(user[taste] for taste in _tastes_met(scene, reading))
-        probabilities.append(EXAMINATION[position] / (1 + math.exp(-utility)))
-    return probabilities
+        said |= _says(scene, reading)
+        found.append((mean_utility(scene, reading), tuple(tastes_met(reading))))
+    return found
 
 
 @dataclass(frozen=True)
@@ -140,15 +154,28 @@ class Scene:
 
 def read_scene(conversation: Sequence[Message]) -> Scene:
     """Read any conversation; never raises."""
-    user_turns = [read(message["content"]) for message in conversation if message["role"] == "user"]
-    topics = [topic for turn in user_turns for topic in sorted(turn.topics)]
-    last = user_turns[-1].intents if user_turns else frozenset()
+    return _read_scene(tuple((message["role"], message["content"]) for message in conversation))
+
+
+@lru_cache(maxsize=1 << 16)
+def _read_scene(conversation: tuple[tuple[str, str], ...]) -> Scene:
+    user_turns = [content for role, content in conversation if role == "user"]
+    topics = [topic for turn in user_turns for topic in sorted(read(turn).topics)]
+    topic = topics[-1] if topics else None
+    domain = DOMAIN_OF_TOPIC.get(topic)
+    # What a turn asks for is in the last of its sentences that asks for something.
+    asked = [
+        next((found for text in reversed(sentences(turn)) if (found := read(text, domain).intents)), frozenset())
+        for turn in user_turns
+    ]
     return Scene(
-        topic=topics[-1] if topics else None,
-        aspects=frozenset().union(*(read(message["content"]).aspects for message in conversation)),
-        asked_aspects=frozenset().union(*(turn.aspects for turn in user_turns)),
-        asked_intents=frozenset().union(*(turn.intents for turn in user_turns)),
-        next=frozenset(following for intent in last for following in INTENTS[intent].next),
+        topic=topic,
+        aspects=frozenset().union(*(read(content, domain).aspects for _, content in conversation)),
+        asked_aspects=frozenset().union(*(read(turn, domain).aspects for turn in user_turns)),
+        asked_intents=frozenset().union(*asked),
+        next=frozenset(following for intent in asked[-1] for following in INTENTS[intent].next)
+        if asked
+        else frozenset(),
     )
 
 
@@ -175,33 +202,34 @@ def mean_utility(scene: Scene, reading: Reading) -> float:
         utility += NO_INTENT
     elif reading.intents <= scene.asked_intents and reading.aspects <= scene.asked_aspects:
         utility += REPEATED_QUESTION
-    elif reading.intents <= scene.next:
-        utility += NEXT_STEP
+    else:
+        utility += NEXT_STEP if reading.intents <= scene.next else OTHER_STEP
     utility += sum(INTENT_TASTES[intent][0] for intent in reading.intents)
 
     n_extra = sum(max(len(named) - 1, 0) for named in (reading.topics, reading.aspects, reading.intents))
     utility += CRAMMED * (n_extra + reading.n_repeats)
     utility += LONG * max(len(reading.words) - MAX_WORDS, 0)
-    utility += STUMBLE * (1 - reading.fluency)
+    utility += FAULT * reading.n_faults
     utility += 0.0 if reading.finished else CUT_OFF
     return max(utility, WORTHLESS)
 
 
-def _tastes_met(scene: Scene, reading: Reading) -> list[int]:
+def tastes_met(reading: Reading) -> list[int]:
     """The columns of :func:`draw_users` that count for this suggestion."""
     columns = [_INTENT_INDEX[intent] for intent in sorted(reading.intents)]
     return columns + [len(_INTENT_INDEX)] if reading.aspects else columns
 
 
-def _readable(suggestion: str) -> Reading | None:
+def _readable(scene: Scene, suggestion: str) -> Reading | None:
     """None for what no user clicks: no letter in it, too long to read, or word salad."""
-    reading = read(suggestion)
-    if not any(map(str.isalpha, suggestion)) or len(reading.words) > MAX_READABLE_WORDS:
+    if len(suggestion) > MAX_READABLE_WORDS * 50 or not any(map(str.isalpha, suggestion)):
         return None
-    return reading if reading.fluency >= MIN_FLUENCY else None
+    reading = read(suggestion, scene.domain)
+    salad = reading.fault_share > MAX_FAULT_SHARE or (reading.n_faults > 0 and not reading.finished)
+    return None if salad or len(reading.words) > MAX_READABLE_WORDS else reading
 
 
-def _meanings(scene: Scene, reading: Reading) -> set[object]:
+def _says(scene: Scene, reading: Reading) -> set[object]:
     """Two suggestions that share one of these say the same: the same words, or aspect, intent and topic."""
     return {frozenset(reading.words), (reading.topics or frozenset({scene.topic}), reading.aspects, reading.intents)}
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import JUDGES
+from openrlhf_qs.world.expected_clicks import expected_clicks
 from openrlhf_qs.world.users import check_lengths, click_probabilities, conversation_seed, draw_users
 
 
@@ -41,3 +42,9 @@ class BuiltInWorld:
             user = draw_users(np.random.default_rng([self.seed, key, n_seen[key]]), 1)[0]
             probabilities.append(click_probabilities(conversation, shown, user))
         return probabilities
+
+    def chance_of_a_click(
+        self, conversations: Sequence[list[Message]], suggestions: Sequence[Sequence[str]]
+    ) -> list[float]:
+        """The chance ``[n]`` that a user clicks one or more of the suggestions, averaged over all users: no draws."""
+        return expected_clicks(conversations, suggestions)[1].tolist()

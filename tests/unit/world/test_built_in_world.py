@@ -18,12 +18,15 @@ from openrlhf_qs.registry import JUDGES
 from openrlhf_qs.world import click_log as world
 from openrlhf_qs.world.click_log import (
     COLD_START,
-    N_CONTEXTS,
+    SEEN_TOPICS,
+    TOPICS,
     cold_start_suggestions,
     contexts,
+    n_contexts_of,
     suggestion_of_kind,
     write_click_log,
 )
+from openrlhf_qs.world.click_models import EXAMINATION
 from openrlhf_qs.world.language import (
     DOMAIN_OF_TOPIC,
     DOMAINS,
@@ -32,9 +35,9 @@ from openrlhf_qs.world.language import (
     TAILS,
     VAGUE_QUESTIONS,
     facet,
-    read,
 )
-from openrlhf_qs.world.users import EXAMINATION, INTENT_TASTES, WORTHLESS, gold_utility, mean_utility, read_scene
+from openrlhf_qs.world.reading import read
+from openrlhf_qs.world.users import INTENT_TASTES, WORTHLESS, gold_utility, mean_utility, read_scene
 
 # Topic sourdough; the user asked how to begin with mixing, the assistant added oven heat.
 # Natural next steps after "begin": steps, tools, mistakes, time.
@@ -75,35 +78,18 @@ def test_the_language_is_wide_in_topics_and_small_in_words():
     of_phrases = {word for phrase in phrases for word in phrase.lower().split()}
 
     assert len(DOMAIN_OF_TOPIC) >= 200 and len(INTENTS) == 20
-    assert N_CONTEXTS >= 20_000
+    assert n_contexts_of(SEEN_TOPICS) >= 20_000
     assert len(of_templates | of_phrases) <= 1500
     assert len(phrases) == len(set(phrases))  # no phrase stands for two things
     assert not of_templates & {phrase.lower() for phrase in phrases}  # a template names nothing by chance
 
 
-def test_each_cue_belongs_to_one_intent_and_each_next_step_exists():
-    cues = [cue for intent in INTENTS.values() for cue in intent.cues]
-    assert len(cues) == len(set(cues))
+def test_each_next_step_exists_and_none_is_the_next_step_of_more_than_four():
+    followed = Counter(following for intent in INTENTS.values() for following in intent.next)
+    assert followed == dict.fromkeys(INTENTS, 4)  # so that no fixed choice of intents is next more often than another
     for name, intent in INTENTS.items():
-        assert name not in intent.next and set(intent.next) <= set(INTENTS)
+        assert name not in intent.next
     assert set(INTENT_TASTES) == set(INTENTS)
-
-
-def test_every_question_is_read_back_as_it_was_meant():
-    for topic, domain in DOMAIN_OF_TOPIC.items():
-        aspect = DOMAINS[domain].aspects[len(topic) % 9]
-        for name, intent in INTENTS.items():
-            for question in intent.questions:
-                reading = read(question.format(it=facet(topic, aspect)))
-                assert (reading.topics, reading.aspects, reading.intents) == ({topic}, {aspect}, {name})
-                assert (reading.n_repeats, reading.fluency, reading.finished) == (0, 1.0, True)
-
-
-def test_a_sentence_that_is_cut_off_is_noticed():
-    assert read("How much time does sourdough resting need").finished
-    assert not read("How much time does sourdough resting").finished
-    # edge-how, how-much, much-time, time-does, does-it known; it-xyz, xyz-edge not: 5 of 7
-    assert read("How much time does sourdough xyz").fluency == pytest.approx(5 / 7)
 
 
 def test_contexts_are_all_different_short_and_name_their_topic():
@@ -118,6 +104,7 @@ def test_contexts_are_all_different_short_and_name_their_topic():
 
 def test_contexts_follow_the_seed():
     assert contexts(50, seed=1) == contexts(50, seed=1) != contexts(50, seed=2)
+    assert contexts(50, seed=1) != contexts(50, seed=1, topics=TOPICS["unseen"])
     with pytest.raises(ValueError, match="n_contexts must be from 1"):
         contexts(0, seed=1)
 
@@ -146,23 +133,23 @@ def test_malformed_text_is_never_clicked(text):
 
 
 def test_the_mean_utility_is_the_sum_of_what_the_text_says():
-    # base -3.0; next step 1.1; fresh aspect 1.1; users like steps by 0.4
-    assert utility(GOOD) == pytest.approx(-3.0 + 1.1 + 1.1 + 0.4)
+    # base -3.0; next step 1.3; fresh aspect 1.1; users like steps by 0.2
+    assert utility(GOOD) == pytest.approx(-3.0 + 1.3 + 1.1 + 0.2)
     # no aspect
-    assert utility("What are the steps of sourdough?") == pytest.approx(-3.0 + 1.1 + 0.4)
+    assert utility("What are the steps of sourdough?") == pytest.approx(-3.0 + 1.3 + 0.2)
     # an aspect that the assistant has named already
-    assert utility("What are the steps of sourdough oven heat?") == pytest.approx(-3.0 + 1.1 + 0.2 + 0.4)
+    assert utility("What are the steps of sourdough oven heat?") == pytest.approx(-3.0 + 1.3 + 0.2 + 0.2)
     # an aspect of another domain
-    assert utility("What are the steps of sourdough grammar?") == pytest.approx(-3.0 + 1.1 - 1.5 + 0.4)
+    assert utility("What are the steps of sourdough grammar?") == pytest.approx(-3.0 + 1.3 - 1.5 + 0.2)
     # a neighbour, and another domain: its aspect is foreign too
-    assert utility("What are the steps of brioche resting?") == pytest.approx(-3.0 + 1.1 + 1.1 + 0.4 - 1.5)
-    assert utility("What are the steps of chess scoring?") == pytest.approx(-3.0 + 1.1 - 1.5 + 0.4 - 2.5)
+    assert utility("What are the steps of brioche resting?") == pytest.approx(-3.0 + 1.3 + 1.1 + 0.2 - 2.3)
+    assert utility("What are the steps of chess scoring?") == pytest.approx(-3.0 + 1.3 - 1.5 + 0.2 - 3.0)
     # the topic is not named
-    assert utility("What are the steps of resting?") == pytest.approx(-3.0 + 1.1 + 1.1 + 0.4 - 0.7)
-    # no next step (fix, liked by 0.2), no intent at all, the question that was asked (begin, 0.2)
-    assert utility("What if sourdough resting goes wrong?") == pytest.approx(-3.0 + 1.1 + 0.2)
-    assert utility("Do you have any tips about sourdough?") == pytest.approx(-3.0 - 0.3)
-    assert utility("How do I begin with sourdough mixing?") == pytest.approx(-3.0 + 0.2 + 0.2 - 2.0)
+    assert utility("What are the steps of resting?") == pytest.approx(-3.0 + 1.3 + 1.1 + 0.2 - 0.7)
+    # no next step (fix, liked by 0.1), no intent at all, the question that was asked (begin, 0.1)
+    assert utility("What if sourdough resting goes wrong?") == pytest.approx(-3.0 - 1.2 + 1.1 + 0.1)
+    assert utility("Do you have any advice about sourdough?") == pytest.approx(-3.0 - 0.3)
+    assert utility("How do I begin with sourdough mixing?") == pytest.approx(-3.0 + 0.2 + 0.1 - 2.0)
 
 
 @pytest.mark.parametrize(
@@ -173,17 +160,17 @@ def test_the_mean_utility_is_the_sum_of_what_the_text_says():
         "What are the steps of sourdough resting and which tools help with sourdough shaping?",
         "What are the steps steps of sourdough resting?",
         "What are the steps of sourdough sourdough resting?",
-        "What are the steps of sourdough resting today?",
-        "What are the steps of sourdough resting for",
+        "What are the steps of sourdough resting xqzt?",
+        "What are the steps of sourdough resting and the",
     ],
 )
 def test_a_text_that_crams_repeats_or_stumbles_earns_less_than_the_plain_one(text):
     assert utility(text) <= utility(GOOD) - 1.5
 
 
-def test_words_above_twelve_cost():
+def test_words_above_fourteen_cost():
     scene, plain = read_scene(SOURDOUGH), read(GOOD)
-    for n_words, cost in [(7, 0.0), (12, 0.0), (13, 0.4), (15, 1.2)]:  # 0.4 a word
+    for n_words, cost in [(7, 0.0), (14, 0.0), (15, 0.4), (17, 1.2)]:  # 0.4 a word
         long = replace(plain, words=("word",) * n_words)
         assert mean_utility(scene, long) == pytest.approx(mean_utility(scene, plain) - cost)
 
@@ -219,9 +206,9 @@ def test_quality_orders_the_kinds_of_the_cold_start_policy():
         )
         for kind in kinds
     }
-    assert click["next_step"] > 1.5 * click["other_step"] > click["neighbour"]
-    assert click["neighbour"] > click["bland"] > 3 * click["repetition"] > 3 * click["off_topic"]
-    assert click["malformed"] < 0.01 and click["crammed"] < 0.02
+    assert click["next_step"] > 2 * click["bland"] > 2 * click["other_step"] > 2 * click["repetition"]
+    assert click["next_step"] > 2 * click["crammed"] and click["next_step"] > 3 * click["neighbour"]
+    assert click["malformed"] < 0.03 and click["off_topic"] < 0.02
     assert sum(COLD_START.values()) == pytest.approx(1.0)
 
 
@@ -234,7 +221,7 @@ def test_quality_orders_the_kinds_of_the_cold_start_policy():
         (GOOD, math.hypot(0.2, 0.5)),  # steps 0.2, specific 0.5
         ("Which myths about sourdough resting are false?", math.hypot(1.5, 0.5)),
         ("What is the biggest myth about sourdough?", 1.5),
-        ("Do you have any tips about sourdough?", 0.0),
+        ("Do you have any advice about sourdough?", 0.0),
     ],
 )
 def test_the_gold_spread_is_the_spread_of_simulated_users(text, std):
@@ -276,7 +263,7 @@ def test_any_text_has_a_probability(question, suggestions):
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(sorted({*GOOD.split(), "tools", "in", "risk", "oven", "heat", "Japan"})), max_size=30))
 def test_no_shuffling_of_known_words_beats_the_best_question(words):
-    # the best of all: a next step that users like (mistakes, 0.4; so are steps) with a fresh aspect
+    # the best of all: a next step that users like (0.2, as mistakes) with a fresh aspect
     assert utility(" ".join(words)) <= utility(GOOD) + 1e-9
 
 
@@ -293,7 +280,7 @@ def test_the_cold_start_policy_is_calibrated():
     cold = share_with_a_click(conversations, [cold_start_suggestions(c, rng) for c in conversations])
     good = share_with_a_click(conversations, [three_next_steps(c, rng) for c in conversations])
     assert 0.25 <= cold <= 0.30
-    assert 0.55 <= good <= 0.65
+    assert 0.6 <= good <= 0.67
 
 
 def test_position_carries_no_quality_in_the_log():
@@ -328,7 +315,7 @@ def test_the_log_has_the_schema_and_shows_each_context_alike(tmp_path):
         assert all(text.strip() and len(text.splitlines()) == 1 for text in row["suggestions"])
         assert row["meta"]["domain"] == DOMAIN_OF_TOPIC[row["meta"]["topic"]]
         assert isinstance(row["user_id"], str)
-    assert [file.name for file in path.parent.iterdir()] == ["clicks.jsonl"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["clicks.jsonl", "clicks.truth.json"]
 
 
 def test_the_log_follows_the_seed(tmp_path):
