@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from openrlhf_qs import __version__
-from openrlhf_qs.host import run as host
 
-# Modules are imported when their subcommand is called: `--help` must not wait for torch.
+# Modules are imported when their subcommand is called: `--help` must not wait for torch. The stages without one are
+# OpenRLHF's entry points, which openrlhf_qs.host runs.
 STAGES = {
-    "data": ("clicks.data", "click log to SFT candidates, preference pairs, prompts and held-out impressions"),
+    "data": ("clicks.data", "click log to SFT candidates, preferences, prompts and held-out impressions"),
     "distil": ("sft.distil", "sample many suggestions for each conversation from a teacher, for sft"),
     "sft": ("", "train the policy on assembled suggestions: OpenRLHF's train_sft with our dataset"),
-    "garm": ("", "train the Gaussian reward model on pairs: OpenRLHF's train_rm with our head"),
+    "garm": ("", "train the Gaussian reward model on preferences: OpenRLHF's train_rm with our head"),
     "fusion": ("reward.fusion", "learn the weights of the composite reward"),
     "grpo": ("", "train the policy on the composite reward: OpenRLHF's train_ppo_ray with our rewards"),
     "generate": ("models.generate", "let a policy answer conversations, for fusion and evaluate"),
     "evaluate": ("evaluation.evaluate", "A/B test of the policies on held-out conversations, and the report"),
 }
-TOOLS = {
-    "cold-start": ("sft.cold_start", "let a language model write the first suggestions, when there are no clicks yet"),
-    "assemble": ("sft.sft_set", "choose three of each conversation's candidates, as sft does, to look at them"),
-    "benchmark assembly": ("benchmark.assembly", "contexts a second of the assembly, and what each option is worth"),
-    "garm merge": ("garm.merge", "write a reward model that was trained with LoRA as a whole model, for grpo"),
+LOOKS = {
     "log check": ("clicks.check", "check a click log and describe it, in constant memory"),
-    "benchmark log": (
-        "benchmark.log",
-        "impressions a second of reading, checking and pairing a click log, as it grows",
-    ),
-    "upworthy": ("archives.upworthy", "headline A/B tests of the Upworthy archive to preference pairs"),
-    "mimics": ("archives.mimics", "clarification panes of MIMICS-Duo to preference pairs"),
-    "garm eval": ("garm.eval", "accuracy, calibration and position preference of a reward model on pairs"),
-    "garm calibrate": ("garm.calibrate", "one temperature, fitted on held-out pairs, into a reward model"),
+    "assemble": ("sft.sft_set", "choose three of each conversation's candidates, as sft does, to look at them"),
+    "garm eval": ("garm.eval", "accuracy, calibration and position preference of a reward model on preferences"),
+    "garm calibrate": ("garm.calibrate", "one temperature, fitted on held-out preferences, into a reward model"),
     "garm score": ("garm.score", "add a reward model's mean and std to every row of a file"),
+    "garm merge": ("garm.merge", "write a reward model that was trained with LoRA as a whole model, for grpo"),
+    "reward score": ("reward.score", "try a reward on a file: each part, the weights and the total"),
+    "plugins": ("list_plugins", "list the plugins, or show the options of one"),
+    "doctor": ("host.doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
+    "ablation": ("evaluation.ablation", "arms of recipes/ablate_rewards.sh and ablate_sft.sh over their seeds"),
+    "follow": ("host.follow", "show the progress of a training run that is piped into it"),
+}
+SOURCES = {
+    "world": ("world.click_log", "write a click log of simulated users, for when there is none"),
+    "cold-start": ("sft.cold_start", "let a language model write the first suggestions, when there are no clicks yet"),
+    "small-policy": ("sft.small_policy", "build a tokenizer and a small policy from a click log"),
+    "upworthy": ("archives.upworthy", "headline A/B tests of the Upworthy archive to preferences"),
+    "mimics": ("archives.mimics", "clarification panes of MIMICS-Duo to preferences"),
+}
+BENCHMARKS = {
+    "benchmark assembly": ("benchmark.assembly", "contexts a second of the assembly, and what each option is worth"),
+    "benchmark log": ("benchmark.log", "impressions a second of reading, checking and pairing a log, as it grows"),
     "benchmark garm-training": (
         "benchmark.garm_training",
         "impressions a second of reward-model training, OpenRLHF's own way and ours",
@@ -52,14 +62,16 @@ TOOLS = {
         "benchmark.reward_models",
         "Bradley-Terry, DPL, PURM and the Gaussian reward model side by side on the same features",
     ),
-    "reward score": ("reward.score", "try a reward on a file: each part, the weights and the total"),
-    "world": ("world.click_log", "write a click log of simulated users, for when there is none"),
-    "small-policy": ("sft.small_policy", "build a tokenizer and a small policy from a click log"),
-    "plugins": ("list_plugins", "list the plugins, or show the options of one"),
-    "doctor": ("host.doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
-    "ablation": ("evaluation.ablation", "arms of recipes/ablate_rewards.sh and ablate_sft.sh over their seeds"),
-    "follow": ("host.follow", "show the progress of a training run that is piped into it"),
 }
+GROUPS = {
+    "stages, in the order of the way": STAGES,
+    "to look, measure and try": LOOKS,
+    "what there is without a log or a model": SOURCES,
+    "benchmarks": BENCHMARKS,
+}
+TOOLS = LOOKS | SOURCES | BENCHMARKS
+COMMANDS = STAGES | TOOLS
+OPENRLHF = [name for name, (module, _) in COMMANDS.items() if not module]
 EPILOG = """\
 The whole way in one command:   bash recipes/grpo_garm.sh
 On your own clicks:             CLICK_LOG=clicks.jsonl RUN=runs/mine bash recipes/grpo_garm.sh
@@ -71,45 +83,81 @@ After sft, garm and grpo any flag of OpenRLHF may follow; ours begin with --qs.
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``openrlhf-qs``. Errors of a user's making are one line on stderr and exit status 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return
     if " ".join(argv[:2]) in TOOLS:  # a command of two words, as `garm eval`
         argv = [" ".join(argv[:2]), *argv[2:]]
-    parser = _parser(argv[0] if argv else "")
+    command = argv[0]
+    parser = _parser(command)
+    if command not in COMMANDS and not command.startswith("-") or command in OPENRLHF and _is_word(argv[1:]):
+        _say_what_there_is(parser, argv)
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in host.ENTRY_POINTS:
+    if rest and command not in OPENRLHF:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        if args.command in host.ENTRY_POINTS:
+        if command in OPENRLHF:
             from openrlhf_qs.host.checks import prepare
 
-            settings = prepare(args.command, args, rest)
+            settings = prepare(command, args, rest)
         else:
-            _module(args.command).run(args)
+            _module(command).run(args)
     except ValueError as error:
-        print(f"openrlhf-qs {args.command}: {error}", file=sys.stderr)
+        print(f"openrlhf-qs {command}: {error}", file=sys.stderr)
         sys.exit(2)
-    if args.command in host.ENTRY_POINTS and not vars(args)["qs.check_enable"]:
-        host.run(args.command, settings, rest)
+    if command in OPENRLHF and not vars(args)["qs.check_enable"]:
+        from openrlhf_qs.host import run as host
+
+        host.run(command, settings, rest)
+
+
+def overview() -> str:
+    """What ``--help`` prints: every command with what it does, in groups."""
+    lines = ["usage: openrlhf-qs COMMAND ...    (openrlhf-qs COMMAND --help: its flags)", ""]
+    lines += ["Generative query suggestion, aligned with clicks: plugins of OpenRLHF.", ""]
+    for group, commands in GROUPS.items():
+        lines.append(f"{group}:")
+        for name, (_, what) in commands.items():
+            lines += textwrap.wrap(what, 78, initial_indent=f"  {name:<24}", subsequent_indent=" " * 26)
+        lines.append("")
+    return "\n".join([*lines, EPILOG])
+
+
+def _is_word(rest: Sequence[str]) -> bool:
+    """Whether a second word is no flag: OpenRLHF's entry points take none, so it is a tool misspelt."""
+    return bool(rest) and not rest[0].startswith("-")
+
+
+def _say_what_there_is(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """End with the commands that begin with the first word, or are near to what was typed."""
+    typed = " ".join(argv[:2]) if _is_word(argv[1:]) else argv[0]
+    family = [name for name in TOOLS if name.startswith(f"{argv[0]} ")]
+    if family and typed == argv[0] and argv[0] not in OPENRLHF:
+        listed = "".join(f"\n  {name:<24}{TOOLS[name][1]}" for name in family)
+        parser.error(f"{argv[0]} what? There is{listed}")
+    near = difflib.get_close_matches(typed, family or COMMANDS, n=1, cutoff=0.6) or difflib.get_close_matches(
+        argv[0], COMMANDS, n=1
+    )
+    if near:
+        parser.error(f"there is no command {typed!r}; did you mean {near[0]!r}?")
+    parser.error(f"there is no command {typed!r}; openrlhf-qs --help lists them")
 
 
 def _module(command: str):
-    return importlib.import_module("openrlhf_qs." + {**STAGES, **TOOLS}[command][0])
+    return importlib.import_module("openrlhf_qs." + COMMANDS[command][0])
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openrlhf-qs",
-        description="Generative query suggestion, aligned with clicks: plugins of OpenRLHF.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = argparse.ArgumentParser(prog="openrlhf-qs", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, what) in {**STAGES, **TOOLS}.items():
+    for name, (_, what) in COMMANDS.items():
         one = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
         if name != command:
             continue
-        if name in host.ENTRY_POINTS:
+        if name in OPENRLHF:
+            from openrlhf_qs.host import run as host
+
             host.add_arguments(one, name)
             one.epilog = (
                 f"Every other flag goes to {host.ENTRY_POINTS[name]}: see python -m {host.ENTRY_POINTS[name]} --help"

@@ -115,6 +115,11 @@ def run(args: argparse.Namespace) -> None:
     options = parse_options(args.option)
     check_options(options)
     choose = SFT_DATASETS.create(args.sft_dataset, **options.get(args.sft_dataset, {}))
+    if getattr(choose, "single", False):
+        raise ValueError(
+            f"--sft_dataset {args.sft_dataset} assembles nothing: it teaches suggestions one by one, as the "
+            "teacher of recipes/distil.sh learns them; take raw or diverse"
+        )
     assembled, report = assemble(choose, read_json_lines(args.file), Task(args.n_suggestions))
     out = Path(args.out)
     write_json_lines(out, assembled)

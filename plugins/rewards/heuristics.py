@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from itertools import combinations
@@ -10,13 +11,20 @@ import torch
 from rapidfuzz.fuzz import token_set_ratio
 from rapidfuzz.process import cdist
 from rapidfuzz.utils import default_process
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import Tensor
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.response import ParsedResponse
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.rollout import RolloutBatch
+
+
+@functools.cache
+def stop_words() -> frozenset[str]:
+    """English words that say nothing of the matter. scikit-learn's list, which costs a second to import."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    return ENGLISH_STOP_WORDS
 
 
 @REWARDS.register("rules")
@@ -83,7 +91,7 @@ class Repetition:
     def _repeated(self, suggestions: Sequence[str]) -> float:
         words = [re.findall(r"\w+", suggestion.casefold()) for suggestion in suggestions]
         grams = [tuple(row[k : k + self.n]) for row in words for k in range(len(row) - self.n + 1)]
-        contents = [[word for word in row if word not in ENGLISH_STOP_WORDS] for row in words]
+        contents = [[word for word in row if word not in stop_words()] for row in words]
         return max(map(_repeated_share, [grams, *contents]))
 
 
@@ -162,4 +170,4 @@ def _relevance(conversation: Sequence[Message], parsed: ParsedResponse) -> float
 
 
 def _content_words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold())) - ENGLISH_STOP_WORDS
+    return set(re.findall(r"\w+", text.casefold())) - stop_words()
