@@ -55,7 +55,10 @@ def assemble(
             continue
         parsed = task.read(task.write(suggestions))
         if not parsed.well_formed:
-            raise ValueError(f"row {number}: the SFT dataset's answer is no response: {parsed.problem}")
+            raise ValueError(
+                f"row {number}: the SFT dataset's answer is no response: {parsed.problem}; one that teaches suggestions "
+                "one by one, as `single` for the teacher of recipes/distil.sh, assembles none"
+            )
         texts = [candidate["text"] for candidate in row["candidates"]]
         assembled.append({"conversation": row["conversation"], "suggestions": suggestions, "chosen_from": texts})
     report = {"n_rows": len(rows), "n_assembled": len(assembled), **choose.report}
@@ -115,11 +118,6 @@ def run(args: argparse.Namespace) -> None:
     options = parse_options(args.option)
     check_options(options)
     choose = SFT_DATASETS.create(args.sft_dataset, **options.get(args.sft_dataset, {}))
-    if getattr(choose, "single", False):
-        raise ValueError(
-            f"--sft_dataset {args.sft_dataset} assembles nothing: it teaches suggestions one by one, as the "
-            "teacher of recipes/distil.sh learns them; take raw or diverse"
-        )
     assembled, report = assemble(choose, read_json_lines(args.file), Task(args.n_suggestions))
     out = Path(args.out)
     write_json_lines(out, assembled)

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -93,11 +94,13 @@ def test_the_first_word_of_a_family_alone_lists_it(capsys, family):
 
 
 def test_assemble_says_why_it_assembles_no_single_suggestions(tmp_path, capsys):
-    (tmp_path / "sft.jsonl").write_text("{}\n")
+    candidate = {"text": "Why?", "n_shown": 2, "n_clicked": 1, "weight": 0.5}
+    row = {"conversation": [{"role": "user", "content": "Hello"}], "candidates": [candidate]}
+    (tmp_path / "sft.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(SystemExit) as stop:
         cli.main(["assemble", str(tmp_path / "sft.jsonl"), "--out", str(tmp_path / "out"), "--sft_dataset", "single"])
     assert stop.value.code == 2
-    assert "single assembles nothing: it teaches suggestions one by one" in capsys.readouterr().err
+    assert "teaches suggestions one by one, as `single` for the teacher" in capsys.readouterr().err
 
 
 def test_a_mistake_of_the_user_is_one_line_and_status_2(capsys):
