@@ -56,8 +56,8 @@ def assemble(
         parsed = task.read(task.write(suggestions))
         if not parsed.well_formed:
             raise ValueError(
-                f"row {number}: the SFT dataset's answer is no response: {parsed.problem}; one that teaches suggestions "
-                "one by one, as `single` for the teacher of recipes/distil.sh, assembles none"
+                f"row {number}: the SFT dataset's answer is no response: {parsed.problem}; one that teaches "
+                "suggestions one by one, as `single` for the teacher of recipes/distil.sh, assembles none"
             )
         texts = [candidate["text"] for candidate in row["candidates"]]
         assembled.append({"conversation": row["conversation"], "suggestions": suggestions, "chosen_from": texts})

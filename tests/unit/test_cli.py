@@ -100,7 +100,7 @@ def test_assemble_says_why_it_assembles_no_single_suggestions(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["assemble", str(tmp_path / "sft.jsonl"), "--out", str(tmp_path / "out"), "--sft_dataset", "single"])
     assert stop.value.code == 2
-    assert "teaches suggestions one by one, as `single` for the teacher" in capsys.readouterr().err
+    assert "suggestions one by one, as `single` for the teacher" in capsys.readouterr().err
 
 
 def test_a_mistake_of_the_user_is_one_line_and_status_2(capsys):
