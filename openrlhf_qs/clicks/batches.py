@@ -27,9 +27,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from rich.progress import track
 
-from openrlhf_qs.clicks.rows import MAX_CHARACTERS, MESSAGES, SCHEMA, checked_row, meta_text
+from openrlhf_qs.clicks.rows import FIELDS, MESSAGES, SCHEMA, checked_row, object_text
 from openrlhf_qs.files.whole import BadRow
-from openrlhf_qs.form.prompt import ROLES
 
 ENGINES = {"polars": "on this machine, in threads", "ray": "Ray Data, on the cluster that Ray finds, or this machine"}
 SHOWN_PROBLEMS = 20
@@ -223,7 +222,6 @@ class Problems:
         self.counts: Counter[str] = Counter()
         self._files = list(files)
         self._shown: list[tuple[int, int, str]] = []  # file, line, message
-        self._fields: dict[str, set[str]] = {}
 
     def add(self, path: str, line: int, problems: Sequence[Problem]) -> None:
         """Bad rows of a batch that comes after ``line`` lines of its file."""
@@ -236,19 +234,6 @@ class Problems:
         self.counts["impression_id seen before"] += 1
         where = f"line {first_line}" + ("" if file == first_file else f" of {self._files[first_file]}")
         self._show([(file, line, f"impression_id is that of {where}; give each its own")])
-
-    def see_fields(self, path: str, fields: set[str]) -> None:
-        """The file has these of the fields that may be left out."""
-        self._fields.setdefault(path, set()).update(fields)
-
-    def check_fields(self) -> None:
-        """ValueError where a field that may be left out is in some files and nowhere in another one."""
-        for path, fields in self._fields.items():
-            first, expected = next(iter(self._fields.items()))
-            if fields != expected:
-                names = ", ".join(sorted(fields ^ expected))
-                there, absent = (path, first) if fields > expected else (first, path)
-                raise ValueError(f"{names}: in {there}, but not in {absent}; give files of one schema")
 
     def raise_any(self) -> None:
         """ValueError with the first 20 bad rows, where there are any."""
@@ -284,17 +269,8 @@ def _lines(block: bytes, ends: NDArray[np.int64]) -> tuple[Sequence[int], int, b
     return list(lines), n_lines, all(line[:1] == b"{" and line[-1:] == b"}" for line in lines.values())
 
 
-_ARROW_SCHEMA = pa.schema(
-    {
-        "impression_id": pa.string(),
-        "timestamp": pa.string(),
-        "conversation": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
-        "suggestions": pa.list_(pa.string()),
-        "clicks": pa.list_(pa.int8()),
-        "user_id": pa.string(),
-        "policy": pa.string(),
-    }
-)
+_ARROW_SCHEMA = pa.schema({name: field.in_json for name, field in FIELDS.items() if field.in_json is not None})
+_OBJECTS = [name for name, field in FIELDS.items() if field.in_json is None]
 # Arrow crashes on a null in the place of an object, so such a batch is not given to it.
 _BARE_NULL = re.compile(rb"(?:^|[}\n])\s*null")
 
@@ -310,70 +286,64 @@ def _from_json(block: bytes, ends: NDArray[np.int64]) -> pl.DataFrame | None:
             read_options=pa.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
             parse_options=pa.json.ParseOptions(explicit_schema=_ARROW_SCHEMA, unexpected_field_behavior="ignore"),
         )
-        metas = _metas(block, ends, table.num_rows)
+        objects = {name: _texts_of(name, block, ends, table.num_rows) for name in _OBJECTS}
     except (pa.ArrowInvalid, UnicodeDecodeError, pl.exceptions.PolarsError):
         return None
-    return _typed(pl.from_arrow(table).with_columns(metas.alias("meta"))) if len(metas) == table.num_rows else None
+    if any(len(texts) != table.num_rows for texts in objects.values()):
+        return None
+    return _typed(pl.from_arrow(table).with_columns(**objects))
 
 
-def _metas(block: bytes, ends: NDArray[np.int64], n_rows: int) -> pl.Series:
-    """The text of each row's ``meta``; null where there is none.
+def _texts_of(name: str, block: bytes, ends: NDArray[np.int64], n_rows: int) -> pl.Series:
+    """The text of that object of each row; null where there is none.
 
-    Where it ends its line, as it does in most logs, it is cut off there; what is no JSON by itself is found odd later.
+    Where it ends its line, as ``meta`` does in most logs, it is cut off there; what is no JSON by itself is found odd
+    later.
     """
-    if b'"meta"' not in block:
+    key = f'"{name}"'
+    if key.encode() not in block:
         return pl.repeat(None, n_rows, dtype=pl.String, eager=True)
     if len(ends) == n_rows and ends[-1] == len(block):
         offsets = pa.py_buffer(np.concatenate([[0], ends]))
         lines = pl.from_arrow(pa.LargeStringArray.from_buffers(n_rows, offsets, pa.py_buffer(block)))
         line = pl.col("line")
-        behind = line.cast(pl.Binary).bin.slice(line.str.find('"meta"', literal=True) + 6).cast(pl.String)
+        behind = line.cast(pl.Binary).bin.slice(line.str.find(key, literal=True) + len(key)).cast(pl.String)
         value = behind.str.strip_chars().str.strip_prefix(":").str.strip_suffix("}").str.strip_chars()
-        metas = lines.to_frame("line").select(value.replace("null", None)).to_series()
-        first = metas.drop_nulls().head(1)
-        if all(_meta_or_none(meta) for meta in first):
-            return metas
-    return pl.scan_ndjson(block, schema={"meta": pl.String}).collect().to_series()
+        texts = lines.to_frame("line").select(value.replace("null", None)).to_series()
+        first = texts.drop_nulls().head(1)
+        if all(_text_or_none(text, name) for text in first):
+            return texts
+    return pl.scan_ndjson(block, schema={name: pl.String}).collect().to_series()
 
 
 def _from_parquet(rows: pl.DataFrame) -> pl.DataFrame | None:
     """The rows with the types of ``SCHEMA``; None where the types of a column must be looked at row by row."""
-    absent = [pl.lit(None, pl.String).alias(name) for name in SCHEMA if name not in rows.columns]
-    types = rows.schema
-    messages, clicks = (getattr(types.get(name), "inner", pl.Null) for name in ("conversation", "clicks"))
-    fields = messages.to_schema() if isinstance(messages, pl.Struct) else {}
-    known = (
-        all(dtype == pl.String for dtype in (types.get("impression_id"), fields.get("role"), fields.get("content")))
-        and all(types.get(name, pl.Null) in (pl.String, pl.Null) for name in ("user_id", "policy", "meta"))
-        and isinstance(types.get("timestamp"), pl.Datetime | pl.String)
-        and types.get("suggestions") == pl.List(pl.String)
-        and (clicks.is_integer() or clicks == pl.Boolean)
-    )
-    return _typed(rows.with_columns(absent)) if known else None
+    absent = [pl.lit(None, pl.Null).alias(name) for name in SCHEMA if name not in rows.columns]
+    rows = rows.with_columns(absent)
+    known = all(field.in_parquet(rows.schema[name]) for name, field in FIELDS.items())
+    return _typed(rows) if known else None
 
 
 def _typed(rows: pl.DataFrame) -> pl.DataFrame:
-    """Columns as in ``SCHEMA``; what cannot be had so is null, and ``meta_is_odd`` where that is the meta."""
-    metas = rows["meta"].cast(pl.String)
-    known = metas.drop_nulls().unique()
-    texts = pl.Series([_meta_or_none(meta) for meta in known], dtype=pl.String)
-    meta = metas.replace_strict(known, texts, default=None, return_dtype=pl.String)
+    """Columns as in ``SCHEMA``; what cannot be had so is null, and ``*_is_odd`` where that is an object."""
     conversation, message = pl.col("conversation"), pl.struct(pl.element().struct.field("role", "content"))
-    return rows.select(
-        "impression_id",
-        _timestamp(rows.schema["timestamp"]),
-        conversation if rows.schema["conversation"] == MESSAGES else conversation.list.eval(message),
-        "suggestions",
-        pl.col("clicks").cast(pl.List(pl.Int8), strict=False),
-        pl.col("user_id", "policy").cast(pl.String),
-        meta.alias("meta"),
-        (meta.is_null() & metas.is_not_null()).alias("meta_is_odd"),
+    columns = {name: pl.col(name).cast(field.dtype, strict=False) for name, field in FIELDS.items()}
+    columns["timestamp"] = _timestamp(rows.schema["timestamp"])
+    columns["conversation"] = (
+        conversation if rows.schema["conversation"] == MESSAGES else conversation.list.eval(message)
     )
+    for name in _OBJECTS:
+        given = rows[name].cast(pl.String)
+        known = given.drop_nulls().unique()
+        texts = pl.Series([_text_or_none(text, name) for text in known], dtype=pl.String)
+        columns[name] = found = given.replace_strict(known, texts, default=None, return_dtype=pl.String)
+        columns[f"{name}_is_odd"] = found.is_null() & given.is_not_null()
+    return rows.select(**columns)
 
 
-def _meta_or_none(meta: str) -> str | None:
+def _text_or_none(text: str, name: str) -> str | None:
     try:
-        return meta_text(meta)
+        return object_text(text, name)
     except BadRow:
         return None
 
@@ -394,29 +364,9 @@ def _timestamp(dtype: pl.DataType) -> pl.Expr:
     return time.dt.cast_time_unit("us")
 
 
-# What str.splitlines() splits at, and a character that str.strip() leaves.
-_LINE_BREAK = r"[\n\r\x0b\x0c\x1c-\x1e\x85\u{2028}\u{2029}]"
-_VISIBLE = r"[^\s\x1c-\x1f]"
-
-
 def _is_sound() -> pl.Expr:
     """Whether a row is good; false also for a few good ones, such as those with a line break at the very end."""
-    one = pl.element()
-    message = one.struct.field("content").is_not_null() & one.struct.field("role").is_in(ROLES)
-    text = one.str.contains(_VISIBLE) & ~one.str.contains(_LINE_BREAK) & (one.str.len_chars() <= MAX_CHARACTERS)
-    checks = {"conversation": message, "suggestions": text, "clicks": one.is_between(0, 1)}
-    return (
-        pl.all_horizontal(
-            pl.col("impression_id") != "",
-            pl.col("timestamp").is_not_null(),
-            *(pl.col(name).list.len() > 0 for name in checks),
-            *(pl.col(name).list.eval(check.fill_null(False)).list.all() for name, check in checks.items()),
-            pl.col("clicks").list.len() == pl.col("suggestions").list.len(),
-            ~pl.col("meta_is_odd"),
-        )
-        .fill_null(False)
-        .alias("is_sound")
-    )
+    return pl.all_horizontal(field.is_sound for field in FIELDS.values()).fill_null(False).alias("is_sound")
 
 
 def _in_threads(parts: Sequence[Part], step: Callable[[Batch], T]) -> Iterator[tuple[Part, int, T]]:
@@ -468,8 +418,8 @@ def _kind(path: str) -> str:
 
 
 def _check_same_columns(paths: Sequence[str]) -> None:
-    """ValueError where Parquet files have a column of ``SCHEMA`` in different types, or only one of them has it."""
-    first: tuple[str, dict[str, Any]] | None = None
+    """ValueError where Parquet files have a column of ``SCHEMA`` in different types; one need not have it."""
+    first: dict[str, tuple[str, Any]] = {}
     for path in paths:
         if _kind(path) != "parquet":
             continue
@@ -477,15 +427,9 @@ def _check_same_columns(paths: Sequence[str]) -> None:
             schema = pl.read_parquet_schema(path)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise ValueError(f"{path}: not a Parquet file ({error}); write it again") from error
-        types = {name: schema.get(name) for name in SCHEMA}
-        first = first or (path, types)
-        for name, dtype in types.items():
-            if dtype != first[1][name]:
-                raise ValueError(
-                    f"{path}: {name} is {_words(dtype)}, but {_words(first[1][name])} in {first[0]}; "
-                    "give files of one schema"
-                )
-
-
-def _words(dtype: Any) -> str:
-    return "not there" if dtype is None else str(dtype)
+        for name, dtype in schema.items():
+            if name not in SCHEMA or dtype == pl.Null:
+                continue
+            where, expected = first.setdefault(name, (path, dtype))
+            if dtype != expected:
+                raise ValueError(f"{path}: {name} is {dtype}, but {expected} in {where}; give files of one schema")

@@ -13,7 +13,8 @@ import polars as pl
 
 from openrlhf_qs.clicks.preferences import PRIOR_SHOWS
 from openrlhf_qs.clicks.propensity import inverse_propensity
-from openrlhf_qs.form.keys import conversation_keys, text_key
+from openrlhf_qs.clicks.rows import contexts
+from openrlhf_qs.form.keys import text_key
 
 
 def click_candidates(log: pl.DataFrame, propensities: Sequence[float]) -> list[dict[str, Any]]:
@@ -32,11 +33,9 @@ def click_candidates(log: pl.DataFrame, propensities: Sequence[float]) -> list[d
     """
     factors = [inverse_propensity(p) for p in propensities]
     n_shown, weighted_clicks = 0, 0.0
-    rows: dict[str, tuple[list[dict[str, str]], dict[str, dict[str, Any]]]] = {}
+    rows: dict[int, tuple[list[dict[str, str]], dict[str, dict[str, Any]]]] = {}
     impressions = log.select("conversation", "suggestions", "clicks").iter_rows()
-    for key, (conversation, suggestions, clicks) in zip(
-        conversation_keys(log["conversation"]), impressions, strict=True
-    ):
+    for key, (conversation, suggestions, clicks) in zip(contexts(log), impressions, strict=True):
         _, candidates = rows.setdefault(key, (conversation, {}))
         for suggestion, click, factor in zip(suggestions, clicks, factors[: len(clicks)], strict=True):
             candidate = candidates.setdefault(

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from openrlhf_qs.clicks.batches import ENGINES, Batch, Problem, Problems, log_files, map_log
-from openrlhf_qs.clicks.click_log import ON_ERROR, clicks_by_position, fields_in
+from openrlhf_qs.clicks.click_log import ON_ERROR, clicks_by_position
 from openrlhf_qs.clicks.propensity import (
     COUNTS,
     DEFAULT_METHOD,
@@ -35,6 +35,7 @@ from openrlhf_qs.clicks.propensity import (
     estimate,
     shown_counts,
 )
+from openrlhf_qs.clicks.rows import contexts
 
 MAX_COUNTS = 2_000_000  # rows of the sample that propensities are estimated from
 MAX_HASHES = 4_000_000  # compared at once
@@ -64,7 +65,6 @@ class Summary:
     conversations: np.ndarray
     users: np.ndarray
     counts: pl.DataFrame
-    fields: set[str]
     problems: list[Problem]
 
 
@@ -147,10 +147,9 @@ def summarise(batch: Batch) -> Summary:
         last=rows["timestamp"].max(),
         lines=rows["line"].to_numpy(),
         ids=rows["impression_id"].hash().to_numpy(),
-        conversations=rows["conversation"].hash().to_numpy(),
+        conversations=contexts(rows).to_numpy(),
         users=rows["user_id"].drop_nulls().unique().hash().to_numpy(),
         counts=shown_counts(rows),
-        fields=fields_in(rows),
         problems=batch.problems,
     )
 
@@ -173,7 +172,6 @@ class Total:
     def add(self, path: str, line: int, summary: Summary) -> None:
         """Add the summary of a batch that comes after ``line`` lines of ``path``."""
         self._problems.add(path, line, summary.problems)
-        self._problems.see_fields(path, summary.fields)
         self._places.append((self._n_impressions, self._files.index(path), line))
         self._n_impressions += summary.n_impressions
         self._n_clicked += summary.n_clicked
@@ -193,7 +191,6 @@ class Total:
         """See :func:`check_log`."""
         for again, first in self._ids.repeated():
             self._problems.add_duplicate(*self._place(again), *self._place(first))
-        self._problems.check_fields()
         if on_error == "raise":
             self._problems.raise_any()
         skipped = dict(self._problems.counts)

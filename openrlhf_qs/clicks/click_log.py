@@ -42,8 +42,8 @@ def read_click_log(
         One impression a row, in the order of the files, with the columns of ``SCHEMA``.
 
     Raises:
-        ValueError: the first 20 bad rows as ``file:line: what; what to do``; a log without one click; files of
-            different schemas, whatever ``on_error`` says.
+        ValueError: the first 20 bad rows as ``file:line: what; what to do``; a log without one click; Parquet
+            files of different column types, whatever ``on_error`` says.
     """
     if on_error not in ON_ERROR:
         raise ValueError(f"unknown on_error {on_error!r}; known: {', '.join(ON_ERROR)}")
@@ -51,7 +51,6 @@ def read_click_log(
     problems, frames = Problems(files), []
     for result in map_log(files, _whole, engine):
         problems.add(result.path, result.line, result.value.problems)
-        problems.see_fields(result.path, fields_in(result.value.rows))
         place = {"file": pl.lit(files.index(result.path)), "line": pl.col("line") + result.line}
         frames.append(result.value.rows.with_columns(**place))
     rows = pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA | {"file": pl.Int32, "line": pl.Int64})
@@ -62,7 +61,6 @@ def read_click_log(
         )
         for places in again.select("file", "line", "file_first", "line_first").iter_rows():
             problems.add_duplicate(*places)
-    problems.check_fields()
     if on_error == "raise":
         problems.raise_any()
     if skipped is not None:
@@ -72,11 +70,6 @@ def read_click_log(
         where = f"{files[0]}" + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
         raise ValueError(f"{where}: {log.height} impressions without one click; give a log to learn from")
     return log
-
-
-def fields_in(rows: pl.DataFrame) -> set[str]:
-    """Those fields that may be left out, and are not in all of ``rows``."""
-    return {name for name in SCHEMA if name not in REQUIRED and rows[name].null_count() < rows.height}
 
 
 def _whole(batch: Batch) -> Batch:
@@ -122,6 +115,4 @@ def clicks_by_position(log: pl.DataFrame) -> pl.DataFrame:
 def _written_form(row: dict[str, Any]) -> dict[str, Any]:
     row = {name: value for name, value in row.items() if value is not None}
     row["timestamp"] = row["timestamp"].isoformat()
-    if "meta" in row:
-        row["meta"] = json.loads(row["meta"])
-    return row
+    return row | {name: json.loads(row[name]) for name in ("features", "meta") if name in row}

@@ -14,6 +14,7 @@ In: a click log. Out, under ``--out``:
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ from openrlhf_qs.clicks.preferences import (
     write_preferences,
 )
 from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, estimate, shown_counts
+from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
 from openrlhf_qs.files.run_folder import DataFolder
 from openrlhf_qs.files.whole import write_json_lines
@@ -194,10 +196,11 @@ def _check_clicks(splits: Splits) -> None:
 
 
 def _prompts(log: pl.DataFrame, task: Task) -> Iterator[dict[str, Any]]:
-    """One row for each different conversation, in the order they are first seen."""
-    first_of_each = log.filter(conversation_keys(log["conversation"]).is_first_distinct())
-    for conversation in first_of_each["conversation"].to_list():
-        yield {"prompt": task.messages(conversation), "label": Request(conversation).label()}
+    """One row for each different conversation, in the order they are first seen, with the user who had it first."""
+    first_of_each = log.filter(contexts(log).is_first_distinct())
+    for conversation, user_id, features in first_of_each.select("conversation", "user_id", "features").iter_rows():
+        request = Request(conversation, user_id, json.loads(features or "{}"))
+        yield {"prompt": task.messages(conversation), "label": request.label()}
 
 
 def _table(summary: dict[str, Any], out: DataFolder) -> Table:

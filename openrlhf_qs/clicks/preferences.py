@@ -33,7 +33,7 @@ from openrlhf_qs.clicks.propensity import (
     examination_propensities,
     inverse_propensity,
 )
-from openrlhf_qs.clicks.rows import MESSAGES
+from openrlhf_qs.clicks.rows import MESSAGES, contexts
 from openrlhf_qs.files.whole import BadRow, read_json_lines, short, write_json_lines
 from openrlhf_qs.form.keys import text_keys
 from openrlhf_qs.form.prompt import check_messages
@@ -151,7 +151,7 @@ def click_rate_preferences(
         ValueError: a missing propensity, or no pair at all.
     """
     propensities = examination_propensities(log) if propensities is None else propensities
-    context = log["conversation"].hash()
+    context = contexts(log)
     first = log.select("conversation", context=context).filter(context.is_first_distinct())
     number = context.replace_strict(first["context"], pl.Series(range(first.height)))
     rates = (

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from openrlhf_qs.clicks.rows import contexts
+
 COUNTS = {
     "context": pl.UInt64,  # hash of the conversation
     "suggestion": pl.UInt64,  # hash of the conversation and the text
@@ -44,7 +46,7 @@ def shown_counts(log: pl.DataFrame) -> pl.DataFrame:
         log.select(
             "suggestions",
             "clicks",
-            context=pl.col("conversation").hash(),
+            context=contexts(log),
             impression=pl.int_range(pl.len()),
             position=pl.int_ranges(1, pl.col("clicks").list.len() + 1),
         )

@@ -62,7 +62,7 @@ def split_log(
         raise ValueError(f"unknown split {by!r}; known: {', '.join(SPLITS)}")
     if cuts is not None and by != "time":
         raise ValueError(f"cuts are of a split by time, not by {by}")
-    root = root_keys(log["conversation"])
+    root = roots(log)
     if by == "conversation":
         part = _by_hash(root, heldout, fusion, seed)
         return _parts(log, part), {"n_spanning": 0, "n_left_out": 0}
@@ -82,6 +82,15 @@ def split_log(
             "n_left_out": int((part != home).sum())
         }
     return _parts(log, home), counts
+
+
+def roots(log: pl.DataFrame) -> pl.Series:
+    """What hangs together: the conversation's root; before its first word the user, or what is known of one."""
+    keys = root_keys(log["conversation"])
+    if not (empty := log["conversation"].list.len() == 0).any():
+        return keys
+    known = pl.coalesce("user_id", "features", "impression_id")
+    return log.select(pl.when(empty).then(pl.format("before the first word: {}", known)).otherwise(keys)).to_series()
 
 
 # The parts: 0 is for training, 1 heldout, 2 fusion.

@@ -5,13 +5,16 @@ from collections import Counter
 import polars as pl
 import pytest
 
+from openrlhf_qs.clicks.check import check_log
 from openrlhf_qs.clicks.click_log import (
+    REQUIRED,
     SCHEMA,
     clicks_by_position,
     describe,
     read_click_log,
     write_click_log,
 )
+from openrlhf_qs.clicks.rows import contexts
 
 
 @pytest.fixture
@@ -199,19 +202,60 @@ def test_several_files_are_one_log_in_their_order(tiny_log_rows, tmp_path):
     assert str(error.value) == f"{second}:1: impression_id is that of line 4 of {first}; give each its own"
 
 
-def test_files_of_different_schemas_are_refused(tiny_log, tiny_log_rows, tmp_path):
-    bare = tmp_path / "bare.jsonl"
-    names = ("impression_id", "timestamp", "conversation", "suggestions", "clicks", "policy")
-    bare.write_text(json.dumps({name: tiny_log_rows[0][name] for name in names} | {"impression_id": "new"}))
+OPTIONAL = {"user_id": "u", "policy": "p", "log_prob": -12.5, "features": {"country": "pt"}, "meta": {"round": 1}}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_logs_of_two_rounds_are_read_together_where_only_one_has_an_optional_field(tiny_log_rows, tmp_path, suffix):
+    rounds = []
+    for number, optional in enumerate(({}, OPTIONAL)):
+        names = ("timestamp", "conversation", "suggestions", "clicks")
+        rows = [{name: row[name] for name in names} | optional for row in tiny_log_rows]
+        lines = tmp_path / f"round{number}.jsonl"
+        lines.write_text(
+            "".join(json.dumps({"impression_id": f"{number}-{n}", **r}) + "\n" for n, r in enumerate(rows))
+        )
+        rounds.append(tmp_path / f"round{number}.{suffix}")
+        if suffix == "parquet":
+            written = read_click_log(lines)
+            written.select(name for name in SCHEMA if name in optional or name in REQUIRED).write_parquet(rounds[-1])
     for on_error in ("raise", "skip"):
-        with pytest.raises(ValueError, match=f"^user_id: in {tiny_log}, but not in {bare}; give files of one schema"):
-            read_click_log([tiny_log, bare], on_error)
+        log = read_click_log(rounds, on_error)
+        assert log.height == 60 and dict(log.schema) == SCHEMA
+        assert check_log([str(path) for path in rounds], on_error)["n_impressions"] == 60
+    for name, value in OPTIONAL.items():
+        assert log[name].null_count() == 30
+        assert (json.loads(log[name][-1]) if isinstance(value, dict) else log[name][-1]) == value
+    write_click_log(log, tmp_path / "both.jsonl")
+    assert read_click_log(tmp_path / "both.jsonl").equals(log)
+
+
+def test_parquet_files_of_different_column_types_are_refused(tiny_log, tmp_path):
     one, two = tmp_path / "1.parquet", tmp_path / "2.parquet"
     log = read_click_log(tiny_log)
     log.write_parquet(one)
     log.with_columns(pl.col("timestamp").cast(pl.String)).write_parquet(two)
     with pytest.raises(ValueError, match="2.parquet: timestamp is String, but Datetime.* in .*1.parquet; give files"):
         read_click_log([one, two])
+
+
+def test_before_the_first_word_there_are_features(write_lines, row):
+    bare = {**row, "conversation": []}
+    known = [{**bare, "impression_id": f"i{n}", "features": {"country": "pt" if n else "fr"}} for n in range(3)]
+    log = read_click_log(write_lines(known))
+    assert contexts(log).n_unique() == 2 and log["conversation"].list.len().to_list() == [0] * 3
+    for features in ({}, None):
+        with pytest.raises(ValueError, match=r"conversation \[\]; give a list of messages, at least one"):
+            read_click_log(write_lines([{**bare, "features": features}]))
+    with pytest.raises(ValueError, match="1: features 'pt'; give an object, or leave it out"):
+        read_click_log(write_lines([{**row, "features": "pt"}]))
+
+
+@pytest.mark.parametrize("log_prob", [0.5, "-3", True, -1e400])
+def test_a_log_prob_that_is_none_is_named(write_lines, row, log_prob):
+    with pytest.raises(ValueError, match="1: log_prob .*; give nats, at most 0, or leave it out"):
+        read_click_log(write_lines([{**row, "log_prob": log_prob}]))
+    assert read_click_log(write_lines([{**row, "log_prob": -3}]))["log_prob"].to_list() == [-3.0]
 
 
 def test_click_through_by_position_counts_rows_of_different_lengths(write_lines, row):

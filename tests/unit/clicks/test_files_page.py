@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from openrlhf_qs.clicks.preferences import SCHEMA, preference_problems
-from openrlhf_qs.clicks.rows import checked_row
+from openrlhf_qs.clicks.rows import FIELDS, checked_row
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import parse_response
 
@@ -17,7 +17,8 @@ ROWS = {
 
 
 def test_the_log_row_is_a_good_one():
-    assert checked_row(json.dumps(ROWS["data/fusion.jsonl"]).encode())["clicks"] == [1, 1, 0]
+    row = ROWS["data/fusion.jsonl"]
+    assert checked_row(json.dumps(row).encode())["clicks"] == [1, 1, 0] and row.keys() == FIELDS.keys()
 
 
 def test_the_preferences_row_is_a_good_one_with_every_field():

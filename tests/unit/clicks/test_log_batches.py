@@ -29,7 +29,9 @@ ODD_VALUES = {
     "clicks": [[], [1], [0, 2], [0, True], [0, 1.0], [0, "1"], [0, None], [0, -1], [0, 300], None, 1, [[0], 1]],
     "user_id": ["u", None, 5, ""],
     "policy": ["p", None, {"name": "p"}],
-    "meta": [{"a": 1}, {"a": [None, {"b": "é"}]}, None, "x", "{}", "[1]", 5, [1], {}, True],
+    "log_prob": [-3, -3.25, 0, 0.0, 1, None, "x", True, float("-inf"), float("nan")],
+    "features": [{"a": 1}, {"meta": 1}, None, "x", "{}", '{"a": 1}', 5, {}],
+    "meta": [{"a": 1}, {"features": {"b": 2}}, {"a": [None, {"b": "é"}]}, None, "x", "{}", "[1]", 5, [1], {}, True],
     "other": [1, "x", {"y": []}, None],
 }
 odd_rows = st.lists(
