@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
 from collections.abc import Callable
 from types import ModuleType
@@ -134,6 +135,26 @@ class TensorBroadcast:
 
 
 @patch(
+    "openrlhf.trainer.ray.vllm_engine",
+    "RolloutRayActor.update_weight",
+    "name dtype shape empty_cache _ray_trace_ctx",
+    device="cpu",
+)
+def weights_of_a_sync(module: ModuleType, settings: Settings) -> None:
+    """Each of some thirty tensors of a sync is a call through three processes, while the sender, who leaves them in a
+    store, waits for none. Without this a sync takes several times as long; here the calls are kept, and go on together
+    with the last one, marked by ``empty_cache``."""
+
+    async def update_weight(self, name, dtype, shape, empty_cache=False):
+        waiting = self.__dict__.setdefault("_weights_of_sync", [])
+        waiting.append((name, dtype, shape))
+        if empty_cache:
+            await self.llm.collective_rpc("update_weights", args=(self.__dict__.pop("_weights_of_sync"),))
+
+    module.RolloutRayActor.__ray_metadata__.modified_class.update_weight = update_weight
+
+
+@patch(
     "openrlhf.trainer.ray.vllm_worker_wrap",
     "WorkerWrap.update_weight",
     "self name dtype shape empty_cache",
@@ -141,23 +162,57 @@ class TensorBroadcast:
 )
 def weight_update(module: ModuleType, settings: Settings) -> None:
     """vLLM on the CPU packs its weights after loading, so they cannot be loaded one by one. Without this the second
-    sync fails with "'Parameter' object has no attribute 'weight_loader'"; here one sync's weights are kept and
-    reloaded together when the last of them, marked by ``empty_cache``, has come. A head that is tied to the embedding
-    is packed again: vLLM's reload leaves the old copy there, and rollouts would drift away from the policy in silence.
+    sync fails with "'Parameter' object has no attribute 'weight_loader'"; here all of a sync are reloaded together. A
+    head that is tied to the embedding is packed again: vLLM's reload leaves the old copy there, and rollouts would
+    drift away from the policy in silence.
     """
-    module.WorkerWrap.update_weight = update_weight
-
-
-def update_weight(self, name: str, dtype, shape: object, empty_cache: bool = False) -> None:
-    """``WorkerWrap.update_weight``: one weight of a sync; the last one, with ``empty_cache``, brings all into use."""
     import torch
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-    weight = torch.empty(shape, dtype=dtype)
-    self._model_update_group.broadcast(weight, src=0)
-    self.__dict__.setdefault("_received_weights", []).append((name, weight))
-    if empty_cache:
-        self.model_runner.reload_weights(weights_iterator=iter(self.__dict__.pop("_received_weights")))
+    def update_weights(self, weights: list[tuple[str, torch.dtype, object]]) -> None:
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        received = []
+        for name, dtype, shape in weights:
+            weight = torch.empty(shape, dtype=dtype)
+            self._model_update_group.broadcast(weight, src=0)
+            received.append((name, weight))
+        self.model_runner.reload_weights(weights_iterator=iter(received))
         for layer in self.model_runner.get_model().modules():
             if isinstance(layer, ParallelLMHead):
                 layer.quant_method.process_weights_after_loading(layer)
+
+    module.WorkerWrap.update_weights = update_weights
+
+
+@patch(
+    "openrlhf.models.actor",
+    "Actor.forward",
+    "self sequences action_mask attention_mask return_output allgather_logits return_logprobs ring_attn_group "
+    "packed_seq_lens return_entropy mm_inputs",
+    device="cpu",
+)
+def response_logits(module: ModuleType, settings: Settings) -> None:
+    """GRPO wants log-probs of the responses; OpenRLHF computes the logits of the prompts too, and passes gradients of
+    zero through them. Without this all is as right, and the forward passes and the training take a third longer."""
+    import torch.nn.functional as F
+
+    whole = module.Actor.forward
+
+    @functools.wraps(whole)
+    def forward(self, sequences, action_mask=None, attention_mask=None, return_output=False, **kwargs):
+        asked = {name: value for name, value in kwargs.items() if value not in (None, False)}
+        if action_mask is None or self.packing_samples or getattr(self, "is_vlm", False) or asked:
+            return whole(self, sequences, action_mask, attention_mask, return_output, **kwargs)
+        first = int(action_mask.any(0).nonzero()[0])  # the tokens before it are of prompts in every row
+        output = self.model(
+            sequences,
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1),
+            logits_to_keep=sequences.shape[1] - first,
+        )
+        labels = sequences[:, first + 1 :]
+        log_probs = module.log_probs_from_logits(output["logits"][:, :-1], labels, self.temperature)
+        log_probs = F.pad(log_probs, (first, 0)) * action_mask.float()
+        return (log_probs, output) if return_output else log_probs
+
+    module.Actor.forward = forward

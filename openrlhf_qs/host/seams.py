@@ -107,3 +107,16 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
 
     load_plugins(settings.plugin_files)
     module.RemoteExperienceMaker = partial(CompositeExperienceMaker, settings)
+
+
+@patch(
+    "openrlhf.trainer.ppo_utils.samples_generator",
+    "SamplesGenerator._dispatch_prompts_to_vllm",
+    "self prompts labels images generate_kwargs",
+)
+def whole_responses(module: ModuleType, settings: Settings) -> None:
+    """OpenRLHF reads the finished response alone. Without this vLLM sends it from process to process again with each
+    token that it grows by."""
+    from vllm.sampling_params import RequestOutputKind
+
+    module.SamplingParams = partial(module.SamplingParams, output_kind=RequestOutputKind.FINAL_ONLY)

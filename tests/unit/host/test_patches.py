@@ -1,5 +1,6 @@
 """Contract with OpenRLHF: each extension point of the installed version is where our patches expect it, on a CPU."""
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -183,14 +184,74 @@ def registered(monkeypatch, settings):
 
 
 def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
-    always = {"lock_of_the_kernel", "reward_model_class"}
-    on_cpu = {"cuda_calls", "device_mesh", "log_probs", "replay_buffer", "weight_sync_group", "weight_update"}
+    always = {"lock_of_the_kernel", "reward_model_class", "whole_responses"}
+    on_cpu = {"cuda_calls", "device_mesh", "log_probs", "replay_buffer", "response_logits", "weight_sync_group"}
+    on_cpu |= {"weight_update", "weights_of_a_sync"}
     assert registered(monkeypatch, Settings("cuda")) == always
     assert registered(monkeypatch, Settings("cpu")) == always | on_cpu
     assert registered(monkeypatch, Settings(stage=SFTSettings())) == always | {"sft_dataset"}
     garm = {"reward_dataset", "reward_model_trainer"}
     assert registered(monkeypatch, Settings(stage=GarmSettings())) == always | garm
     assert registered(monkeypatch, Settings(stage=GRPOSettings(("ood",)))) == always | {"experience_maker"}
+
+
+# The speed of GRPO on a CPU
+
+
+def test_log_probs_of_responses_are_the_same_without_the_logits_of_the_prompts():
+    from openrlhf_qs.host.cpu import log_probs, response_logits
+
+    table = torch.randn(7, 7, generator=torch.Generator().manual_seed(0))  # a bigram model: logits by the token before
+    n_logits = []
+
+    def model(sequences, attention_mask, position_ids, logits_to_keep=0):
+        assert position_ids[1, -1] == 1  # padding, as OpenRLHF numbers it
+        n_logits.append(logits_to_keep or sequences.shape[1])
+        return {"logits": table[sequences[:, -n_logits[-1] :]]}
+
+    class Actor:
+        temperature, packing_samples = 2.0, False
+
+        def forward(self, sequences, action_mask=None, attention_mask=None, return_output=False, **kwargs):
+            position_ids = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)
+            output = self.model(sequences, attention_mask=attention_mask, position_ids=position_ids)
+            labels = torch.roll(sequences, shifts=-1, dims=1)
+            found = module.log_probs_from_logits(output["logits"], labels, self.temperature)[:, :-1]
+            return found if action_mask is None else found * action_mask
+
+    module = SimpleNamespace(Actor=Actor)
+    log_probs(module, Settings("cpu"))
+    actor, whole = Actor(), Actor.forward
+    actor.model = model
+    sequences = torch.tensor([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 0]])
+    attention_mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
+    action_mask = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0]])  # of the token after each: prompts of 3 and 4
+    expected = whole(actor, sequences, action_mask, attention_mask)
+    response_logits(module, Settings("cpu"))
+    torch.testing.assert_close(actor.forward(sequences, action_mask, attention_mask), expected)
+    assert n_logits == [6, 4]  # the third token's logits are the first that a response needs
+    # of what SFT asks for, nothing is left out
+    assert actor.forward(sequences, attention_mask=attention_mask, return_logprobs=True).shape == (2, 5)
+
+
+def test_the_weights_of_a_sync_go_to_vllm_together():
+    from openrlhf_qs.host.cpu import weights_of_a_sync
+
+    class Rollouts:
+        def __init__(self):
+            self.calls = []
+            self.llm = SimpleNamespace(collective_rpc=self.collective_rpc)
+
+        async def collective_rpc(self, name, args):
+            self.calls.append((name, *args))
+
+    remote = SimpleNamespace(__ray_metadata__=SimpleNamespace(modified_class=Rollouts))
+    weights_of_a_sync(SimpleNamespace(RolloutRayActor=remote), Settings("cpu"))
+    rollouts = Rollouts()
+    for _ in range(2):
+        asyncio.run(rollouts.update_weight("embedding", "bf16", (4, 2)))
+        asyncio.run(rollouts.update_weight("norm", "bf16", (2,), empty_cache=True))
+    assert rollouts.calls == 2 * [("update_weights", [("embedding", "bf16", (4, 2)), ("norm", "bf16", (2,))])]
 
 
 # The bootstrap of every process
