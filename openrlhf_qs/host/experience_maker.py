@@ -19,7 +19,9 @@ from openrlhf_qs.form.task import read_task
 from openrlhf_qs.host.composite import composite_of
 from openrlhf_qs.host.settings import Settings
 from openrlhf_qs.registry import JUDGES
+from openrlhf_qs.reward.credit import NO_SUGGESTION, centred_credit, suggestion_of_tokens
 from openrlhf_qs.reward.monitors import batch_statistics, parse_thresholds, watch
+from openrlhf_qs.reward.normalisation import group_means
 from openrlhf_qs.reward.rollout import RolloutBatch, reward_fields
 
 
@@ -38,6 +40,8 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         self.with_reward_model = "reward_model" in self.composite.needs()
         self.watch = None
         grpo = settings.stage
+        self.with_credit = grpo.credit == "suggestion"
+        self.pieces: dict[int, str] = {}
         if grpo.monitor != "off":
             thresholds = parse_thresholds(grpo.monitor_threshold)
             self.watch = watch(self.args.ckpt, thresholds, grpo.monitor_window, stop=grpo.monitor == "stop")
@@ -75,6 +79,7 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         samples_list = super().make_experience(samples_list)
 
         rewards = self.gather_rewards(rewards_ref, parsed) if self.with_reward_model else {}
+        place = self.suggestion_of_actions(samples_list) if self.with_credit else None
         batch = RolloutBatch(
             requests=requests,
             responses=responses,
@@ -82,9 +87,10 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
             group=torch.tensor([index // n_samples for samples in samples_list for index in samples.index]),
             task=self.task,
             ref_log_ppl=self.ref_log_ppl(samples_list) if self.initial_model_group is not None else None,
+            ref_log_ppl_share=self.ref_log_ppl_share(samples_list, place) if self.with_credit else None,
             **rewards,
         )
-        scored = self.composite.score(batch)
+        scored = self.composite.score(batch, self.with_credit)
         total = scored.total
         logged = scored.logged() | {"reward": total, "malformed": batch.malformed.float()}
         sizes = [len(samples.sequences) for samples in samples_list]
@@ -93,11 +99,80 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
                 samples.info[name] = share
         for samples, share in zip(samples_list, total.split(sizes), strict=True):
             samples.rewards = share
+        if self.with_credit:
+            untold = torch.cat([(rows == NO_SUGGESTION).all(-1) for rows in place])
+            whole = untold | batch.malformed | scored.closed | scored.failed
+            _, group = torch.unique(batch.group, return_inverse=True)
+            self.credit = centred_credit(scored.credit, total, whole, group).split(sizes)
+            self.place = place
         if self.watch:
             n_tokens = torch.cat([samples.action_mask.sum(-1) for samples in samples_list])
             log_prob = torch.cat([(s.action_log_probs.float() * s.action_mask).sum(-1) for s in samples_list])
             self.watch(batch_statistics(batch, total, n_tokens, log_prob, self.judge))
         return samples_list
+
+    @torch.no_grad()
+    def compute_advantages_and_returns(self, experiences):
+        """OpenRLHF's advantages. Where credit goes by suggestion, tokens get that of their suggestion in place of the
+        response's: the KL penalty, which is a token's own, stays."""
+        experiences = super().compute_advantages_and_returns(experiences)
+        if not self.with_credit:
+            return experiences
+        group = torch.tensor(
+            [index // self.args.rollout.n_samples_per_prompt for e in experiences for index in e.index]
+        )
+        _, group = torch.unique(group, return_inverse=True)
+        total = torch.cat([experience.rewards for experience in experiences]).float()[:, None]
+        centred = total - group_means(total, group)
+        n = torch.bincount(group)[group][:, None]
+        scale = torch.ones_like(total)
+        if self.advantage_estimator == "group_norm":  # as OpenRLHF divides
+            scale = 1 / ((group_means(centred.square(), group) * n / (n - 1).clamp(min=1)).sqrt() + 1e-9)
+        elif self.advantage_estimator == "rloo":
+            scale = n / (n - 1).clamp(min=1)
+        low, high = self.args.reward.clip_range  # which OpenRLHF's advantages of responses went through
+        sizes = [len(experience.sequences) for experience in experiences]
+        given = (centred * scale).clamp(low, high).split(sizes)
+        credit = (torch.cat(self.credit) * scale).clamp(low, high).split(sizes)
+        for experience, place, of_response, of_suggestion in zip(experiences, self.place, given, credit, strict=True):
+            by_token = of_suggestion.gather(1, place.clamp(min=0)) - of_response
+            experience.advantages = experience.advantages + by_token * (place != NO_SUGGESTION)
+        return experiences
+
+    def suggestion_of_actions(self, samples_list) -> list[torch.Tensor]:
+        """Which suggestion, from 0, each token belongs to that the policy wrote, ``[batch, length]`` as the action
+        masks; ``NO_SUGGESTION`` elsewhere."""
+        places = []
+        for samples in samples_list:
+            place = torch.full_like(samples.action_mask, NO_SUGGESTION, dtype=torch.long)
+            for row, tokens, mask in zip(place, samples.sequences[:, 1:], samples.action_mask.bool(), strict=True):
+                pieces = [self.piece(token) for token in tokens[mask].tolist()]
+                row[mask] = torch.tensor(suggestion_of_tokens(pieces, self.task.n), dtype=torch.long)
+            places.append(place)
+        return places
+
+    def piece(self, token: int) -> str:
+        """The text of one token; none of a special one."""
+        if token not in self.pieces:
+            self.pieces[token] = self.tokenizer.decode([token], skip_special_tokens=True)
+        return self.pieces[token]
+
+    def ref_log_ppl_share(self, samples_list, place: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """``[batch, n]``, nats: what the tokens of each suggestion add to ``ref_log_ppl``. None where OpenRLHF keeps
+        the reference's log-probs of no token: it keeps the KL, which is the difference for the estimator k1 alone."""
+        if self.initial_model_group is None:
+            return None
+        shares = []
+        for samples, rows in zip(samples_list, place, strict=True):
+            log_probs = samples.base_action_log_probs
+            if log_probs is None and self.args.algo.kl.estimator != "k1":
+                return None
+            if log_probs is None:
+                log_probs = samples.action_log_probs.float() - samples.kl
+            nll = -log_probs.float() * samples.action_mask
+            by_suggestion = torch.stack([(nll * (rows == number)).sum(-1) for number in range(self.task.n)], dim=-1)
+            shares.append(by_suggestion / samples.action_mask.sum(-1, keepdim=True).clamp(min=1))
+        return torch.cat(shares)
 
     def ref_log_ppl(self, samples_list) -> torch.Tensor:
         """``[batch]``, nats per token, from log-probs that are there already."""

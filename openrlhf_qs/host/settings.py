@@ -74,6 +74,11 @@ class GRPOSettings:
         "a part of the reward that raises or is nan: stop and say where, or give its group no advantage and count it",
         choices=["raise", "skip_group"],
     )
+    credit: str = flag(
+        "response",
+        "whose reward a token is credited with: its response's, or its suggestion's",
+        choices=["response", "suggestion"],
+    )
     gate_floor: float = flag(-3.0, "total reward of a response that a gate stops, or the lowest of its group")
     monitor: str = flag(
         "warn",

@@ -67,6 +67,8 @@ class Scored:
         raw: each reward as it is, gates included; nan where the group was skipped.
         normalised, weighted: each part, gates excluded; 0 where the group was skipped.
         total: the reward that training uses.
+        credit: ``[batch, n]``, what each suggestion brought to the total (:mod:`openrlhf_qs.reward.credit`), but for
+            gates and the means that parts are normalised by; None where it was not asked for.
         closed: a gate was closed, so the total is the floor.
         failed: the group was skipped, because a part failed on one of its responses.
         no_signal: all totals of the group are the same.
@@ -78,6 +80,7 @@ class Scored:
     normalised: dict[str, Tensor]
     weighted: dict[str, Tensor]
     total: Tensor
+    credit: Tensor | None
     closed: Tensor
     failed: Tensor
     no_signal: Tensor
@@ -156,7 +159,7 @@ class CompositeReward:
         """What the rewards cannot do without: keys of :data:`NEEDS`."""
         return {need for reward in self.rewards.values() for need in reward.needs}
 
-    def score(self, batch: RolloutBatch) -> Scored:
+    def score(self, batch: RolloutBatch, with_credit: bool = False) -> Scored:
         """The composite reward of a batch with all that led to it. ValueError as :meth:`raw`."""
         raw = self.raw(batch)
         _, group = torch.unique(batch.group, return_inverse=True)
@@ -168,10 +171,18 @@ class CompositeReward:
             closed |= raw[name] == 0
 
         values = torch.stack([raw[name] for name in self.parts], dim=-1) if self.parts else torch.zeros(len(group), 0)
-        normalised = self._normalise(values, group, failed).masked_fill(failed[:, None], 0.0)  # [batch, n_rewards]
+        normalised, deviation = self._normalise(
+            values, group, failed
+        )  # [batch, n_rewards], and what it was divided by
+        normalised = normalised.masked_fill(failed[:, None], 0.0)
         weighted = normalised * self.weight  # here, and only here, parts meet weights
         total = self._gated(weighted.sum(-1), closed, group)
         total[failed] = total[~failed].mean()  # whatever an estimator's baseline, no advantage
+
+        credit = None
+        if with_credit and self.parts:
+            credit = torch.stack([self._credit(name, raw[name], batch) for name in self.parts], dim=-1)
+            credit = (credit / deviation[..., None, :] * self.weight).sum(-1).masked_fill(failed[:, None], 0.0)
 
         columns = dict(zip(self.parts, weighted.unbind(-1), strict=True))
         if self.gates:
@@ -182,6 +193,7 @@ class CompositeReward:
             normalised=dict(zip(self.parts, normalised.unbind(-1), strict=True)),
             weighted={name: columns[name] for name in self.parts},
             total=total,
+            credit=credit,
             closed=closed,
             failed=failed,
             no_signal=highest - lowest <= SAME,
@@ -242,13 +254,20 @@ class CompositeReward:
                 return _quoted(batch, row)
         return f"the {len(rows)} responses to {_question(batch, rows[0])} together"
 
-    def _normalise(self, values: Tensor, group: Tensor, failed: Tensor) -> Tensor:
+    def _normalise(self, values: Tensor, group: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
+        """The normalised ``values``, and what they were divided by: ``[n_rewards]``, or ``[batch, n_rewards]``."""
         if self.normalisation == "group":
             return within_group(values, group, self.min_std)
         if self.normalisation == "running":
             self.running.update(values[~failed])
-            return (values - self.running.mean) / torch.maximum(self.running.std, self.min_std)
-        return (values - self.mean) / self.std
+            deviation = torch.maximum(self.running.std, self.min_std)
+            return (values - self.running.mean) / deviation, deviation
+        return (values - self.mean) / self.std, self.std
+
+    def _credit(self, name: str, raw: Tensor, batch: RolloutBatch) -> Tensor:
+        """What each suggestion brought to one part, ``[batch, n]``."""
+        credit = getattr(self.rewards[name], "credit", None)
+        return raw[:, None].expand(-1, batch.task.n) if credit is None else credit(batch)
 
     def _gated(self, total: Tensor, closed: Tensor, group: Tensor) -> Tensor:
         lowest_open = _by_group(total.masked_fill(closed, math.inf), group, "amin")

@@ -15,8 +15,8 @@ NORMALISATIONS = {
 }
 
 
-def within_group(values: Tensor, group: Tensor, min_deviation: Tensor) -> Tensor:
-    """Deviations from the group's mean, in the group's standard deviations; 0 in a group of one.
+def within_group(values: Tensor, group: Tensor, min_deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviations from the group's mean, in the group's standard deviations, which come second; 0 in a group of one.
 
     Args:
         values: ``[batch, n_rewards]``.
@@ -26,7 +26,8 @@ def within_group(values: Tensor, group: Tensor, min_deviation: Tensor) -> Tensor
     centred = values - group_means(values, group)
     n = torch.bincount(group)[group][:, None]
     variance = group_means(centred.square(), group) * n / (n - 1).clamp(min=1)
-    return centred / torch.maximum(variance.sqrt(), min_deviation)
+    deviation = torch.maximum(variance.sqrt(), min_deviation)
+    return centred / deviation, deviation
 
 
 def group_means(values: Tensor, group: Tensor) -> Tensor:

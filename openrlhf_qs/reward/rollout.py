@@ -25,6 +25,8 @@ class RolloutBatch:
         group: ``[batch]``, long; responses to the same prompt have the same number.
         task: what the policy was asked.
         ref_log_ppl: ``[batch]``, nats per token under the reference policy; None where no reward needs it.
+        ref_log_ppl_share: ``[batch, n]``, what the tokens of each suggestion add to ``ref_log_ppl``; None where that
+            is not known.
         reward_mean, reward_std, reward_epistemic_std: a list each a response, a number for each suggestion in
             ``parsed``, reward units, from the reward model (:class:`openrlhf_qs.garm.reward_model.Scores`); None where
             no reward needs it.
@@ -36,6 +38,7 @@ class RolloutBatch:
     group: Tensor
     task: Task = SUGGEST
     ref_log_ppl: Tensor | None = None
+    ref_log_ppl_share: Tensor | None = None
     reward_mean: Sequence[Sequence[float]] | None = None
     reward_std: Sequence[Sequence[float]] | None = None
     reward_epistemic_std: Sequence[Sequence[float]] | None = None

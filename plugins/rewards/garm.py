@@ -65,6 +65,17 @@ class Garm:
             ]
         )
 
+    def credit(self, batch: RolloutBatch) -> Tensor:
+        """What each suggestion adds to the average, ``[batch, n]``."""
+        return _shares(
+            [
+                [self.value(m, s) for m, s in zip(means, sigmas, strict=True)]
+                for means, sigmas in zip(batch.reward_mean, _sigmas(batch, self.uncertainty), strict=True)
+            ],
+            self.missing,
+            batch.task.n,
+        )
+
     def value(self, mean: float, sigma: float) -> float:
         """One suggestion's reward."""
         if self.form == "lower":
@@ -95,6 +106,10 @@ class GarmSigma:
         rows = zip(_sigmas(batch, self.uncertainty), batch.parsed, strict=True)
         return -torch.tensor([_average(sigmas, self.missing, parsed.n) for sigmas, parsed in rows])
 
+    def credit(self, batch: RolloutBatch) -> Tensor:
+        """What each suggestion adds to the average, ``[batch, n]``."""
+        return -_shares(_sigmas(batch, self.uncertainty), self.missing, batch.task.n)
+
 
 def _sigmas(batch: RolloutBatch, uncertainty: Uncertainty) -> Sequence[Sequence[float]]:
     if uncertainty == "aleatoric":
@@ -109,3 +124,7 @@ def _sigmas(batch: RolloutBatch, uncertainty: Uncertainty) -> Sequence[Sequence[
 
 def _average(values: Sequence[float], missing: float, n: int) -> float:
     return (sum(values) + missing * (n - len(values))) / n
+
+
+def _shares(values: Sequence[Sequence[float]], missing: float, n: int) -> Tensor:
+    return torch.tensor([[*row, *[missing] * (n - len(row))] for row in values]).view(-1, n) / n

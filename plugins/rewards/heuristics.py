@@ -48,11 +48,17 @@ class Rules:
     def __call__(self, batch: RolloutBatch) -> Tensor:
         return -torch.tensor([self._broken(parsed) for parsed in batch.parsed])
 
+    def credit(self, batch: RolloutBatch) -> Tensor:
+        """What each suggestion's length takes, ``[batch, n]``; a malformed response has no suggestion of its own."""
+        n = batch.task.n
+        rows = [self._wrong_lengths(parsed) if parsed.well_formed else [n] * n for parsed in batch.parsed]
+        return -torch.tensor(rows, dtype=torch.float32).view(-1, n) / n
+
     def _broken(self, parsed: ParsedResponse) -> float:
-        if not parsed.well_formed:
-            return 1.0
-        n_words = [len(suggestion.split()) for suggestion in parsed.suggestions]
-        return sum(not self.min_words <= n <= self.max_words for n in n_words) / parsed.n
+        return sum(self._wrong_lengths(parsed)) / parsed.n if parsed.well_formed else 1.0
+
+    def _wrong_lengths(self, parsed: ParsedResponse) -> list[bool]:
+        return [not self.min_words <= len(one.split()) <= self.max_words for one in parsed.suggestions]
 
 
 @REWARDS.register("gate_malformed")
@@ -157,16 +163,22 @@ class Relevance:
     """
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
-        return torch.tensor(
-            [_relevance(c, p) for c, p in zip(batch.conversations, batch.parsed, strict=True)], dtype=torch.float32
-        )
+        rows = zip(batch.conversations, batch.parsed, strict=True)
+        return torch.tensor([sum(_relevant(c, p)) / p.n for c, p in rows], dtype=torch.float32)
+
+    def credit(self, batch: RolloutBatch) -> Tensor:
+        """What each suggestion adds, ``[batch, n]``."""
+        n = batch.task.n
+        rows = [_relevant(c, p) for c, p in zip(batch.conversations, batch.parsed, strict=True)]
+        rows = [row + [False] * (n - len(row)) for row in rows]
+        return torch.tensor(rows, dtype=torch.float32).view(-1, n) / n
 
 
-def _relevance(conversation: Sequence[Message], parsed: ParsedResponse) -> float:
+def _relevant(conversation: Sequence[Message], parsed: ParsedResponse) -> list[bool]:
+    """Whether each suggestion takes up the user's last message."""
     message = next((m["content"] for m in reversed(conversation) if m["role"] == "user"), "")
     asked = _content_words(message)
-    taken_up = [_content_words(suggestion) for suggestion in parsed.suggestions]
-    return sum(bool(words & asked) and words != asked for words in taken_up) / parsed.n
+    return [bool(words & asked) and words != asked for words in map(_content_words, parsed.suggestions)]
 
 
 def _content_words(text: str) -> set[str]:

@@ -51,6 +51,13 @@ class OODPenalty:
             )
         return -(batch.ref_log_ppl - self.threshold).clamp(min=0)
 
+    def credit(self, batch: RolloutBatch) -> Tensor:
+        """What the tokens of each suggestion take, ``[batch, n]``: nothing where the whole response is free."""
+        if batch.ref_log_ppl_share is None:
+            return self(batch)[:, None].expand(-1, batch.task.n)
+        taken = torch.ones_like(batch.ref_log_ppl) if self.form == "linear" else (self(batch) < 0).float()
+        return -batch.ref_log_ppl_share * taken[:, None]
+
     def calibrate(self, batch: RolloutBatch) -> dict[str, float]:
         """The options that the reference policy's own samples decide."""
         if self.form != "quantile" or self.threshold is not None:

@@ -48,13 +48,13 @@ def log_probs(name, shift):
         return -shift - (sequences[:, 1:] % 7) / 10
     return LocalGroup(forward)
 
-def made(estimator, form, rewards=("ood", "rules", "diversity")):
+def made(estimator, form, rewards=("ood", "rules", "diversity"), credit="response"):
     arguments = host_arguments(folder, n_samples, 8, estimator)
     arguments.algo.kl.init_coef = 0.0  # so that an advantage is the shaped reward and nothing else
     arguments.algo.kl.use_loss = form == "use_loss"
     arguments.train.dynamic_batch_enable = form == "dynamic_batch"
     arguments.rollout.max_tokens_per_gpu = 600
-    settings = Settings("cpu", GRPOSettings(rewards, monitor="warn"))
+    settings = Settings("cpu", GRPOSettings(rewards, monitor="warn", credit=credit))
     critic = LocalGroup(lambda sequences, action_mask, attention_mask: torch.zeros(action_mask.shape))
     maker = local_experience_maker(settings, arguments, tokenizer, actor=log_probs("policy", 1.0),
                                    reference=log_probs("reference", 1.5),
@@ -79,6 +79,10 @@ def made(estimator, form, rewards=("ood", "rules", "diversity")):
 
 forms = sys.argv[3].split(",")
 found = {f"{e}, {form}": made(e, form) for e in estimators for form in forms}
+for e in ("group_norm", "rloo", "dr_grpo"):
+    found |= {f"credit, {e}, {form}": made(e, form, credit="suggestion") for form in forms}
+    found[f"without ood, credit of nothing, {e}"] = made(e, "plain", ("diversity",), "suggestion")
+    found[f"without ood, diversity, {e}"] = made(e, "plain", ("diversity",))
 found |= {f"without ood, {form}": made("group_norm", form, rewards=("rules",)) for form in forms}
 print(json.dumps(found))
 """
@@ -144,6 +148,35 @@ def test_the_rewards_do_not_depend_on_how_openrlhf_batches_and_orders_the_rollou
     np.testing.assert_allclose(
         [row["reward"] for row in other], [row["reward"] for row in plain], rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("estimator", ["group_norm", "rloo", "dr_grpo"])
+def test_credit_goes_to_suggestions_and_adds_up_to_nothing_in_a_group(made, estimator, form):
+    rows = made[f"credit, {estimator}, {form}"]["rows"]
+    plain = made[f"{estimator}, plain"]["rows"]
+    n_told = 0
+    for start in range(0, len(rows), N_SAMPLES):
+        group = range(start, start + N_SAMPLES)
+        # the first and the last token are of the first and the third suggestion
+        for place in (0, -1):
+            assert sum(rows[n]["advantages"][place] for n in group) == pytest.approx(0, abs=1e-3)
+        for n in group:
+            distinct = len(set(np.round(rows[n]["advantages"], 4)))
+            assert distinct == 1 if rows[n]["malformed"] else distinct <= 3
+            n_told += distinct == 3
+            assert rows[n]["reward"] == pytest.approx(plain[n]["reward"], abs=1e-4)
+    assert n_told > len(rows) / 3
+
+
+@pytest.mark.parametrize("estimator", ["group_norm", "rloo", "dr_grpo"])
+def test_where_no_part_knows_its_suggestions_the_advantages_are_those_of_responses(made, estimator):
+    credited, plain = (
+        made[f"without ood, credit of nothing, {estimator}"]["rows"],
+        made[f"without ood, diversity, {estimator}"]["rows"],
+    )
+    for one, other in zip(credited, plain, strict=True):
+        np.testing.assert_allclose(one["advantages"], other["advantages"], rtol=1e-4, atol=2e-4)
 
 
 def test_every_response_logs_the_same_keys(made):
