@@ -248,6 +248,19 @@ REWARDS = Registry(
             None,
             is_method=True,
         ),
+        "credit": Ability(
+            Callable | None,
+            "a method, called with a RolloutBatch, that returns what each suggestion brought: Tensor [batch, n]",
+            None,
+            is_method=True,
+        ),
+        "adapt": Ability(
+            Callable | None,
+            "a method, called with the RolloutBatch of every training step, that returns what the reward is multiplied "
+            "by from now on, or None",
+            None,
+            is_method=True,
+        ),
     },
     reserved=("gate",),  # a share of the reward's variance
 )

@@ -5,15 +5,17 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${NORMALISATION:=sft}"     # of the parts, here and in grpo: sft, group, running
 : "${N_SAMPLED:=4}"           # responses to a conversation; 1 tells nothing of the best of several
+: "${GRPO_TEMPERATURE:=0.6}"  # of the rollouts of grpo, which these responses stand for
 
 begin fusion "$@"
 plugin_flags --
 if [ ! -f "$RUN/fusion/responses.jsonl" ]; then
    followed openrlhf-qs generate --policy "$RUN/sft" --reference "$RUN/sft" --prompts "$RUN/data/fusion.jsonl" \
-      --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$MAX_NEW_TOKENS" --n_max 250 --n_samples "$N_SAMPLED" --seed "$SEED"
+      --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$MAX_NEW_TOKENS" --n_max 250 --n_samples "$N_SAMPLED" --seed "$SEED" \
+      --temperature "$GRPO_TEMPERATURE" --reference_temperature "$GRPO_TEMPERATURE"
 fi
 run openrlhf-qs fusion --reward "$REWARD" --fusion "$FUSION" --normalisation "$NORMALISATION" \
-   --reference "$RUN/sft" --reward_model "$RUN/garm" --propensities "$RUN/data/log.json" \
+   --reference "$RUN/sft" --temperature "$GRPO_TEMPERATURE" --reward_model "$RUN/garm" --propensities "$RUN/data/log.json" \
    --impressions "$RUN/data/fusion.jsonl" --responses "$RUN/fusion/responses.jsonl" --out "$RUN/fusion/weights.json" \
    "${PLUGIN_FLAGS[@]}" "$@"
 finish

@@ -6,11 +6,15 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${MONITOR:=warn}"          # signs of reward hacking: warn, stop (and keep the last good checkpoint) or off
 : "${KL_COEF:=0.01}"          # of the KL penalty; above 0, for `ood` reads the reference's log-probs
+: "${GRPO_TEMPERATURE:=0.6}"  # of the rollouts: near that of serving, for it learns what it would say there
+: "${CREDIT:=suggestion}"     # whose reward a token is credited with: its suggestion's, or its response's
 : "${GRPO_SAVE_STEPS:=10}"    # steps between checkpoints
 if [ "$FORM" = gpu ]; then
    : "${STEPS:=500}" "${PROMPTS:=128}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=1024}" "${GRPO_MICRO_BATCH:=8}" "${GRPO_LR:=1e-6}"
+   : "${GRPO_ADAM_EPS:=1e-8}"
 else
-   : "${STEPS:=50}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=64}" "${GRPO_MICRO_BATCH:=64}" "${GRPO_LR:=5e-4}"
+   : "${STEPS:=50}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=64}" "${GRPO_MICRO_BATCH:=64}" "${GRPO_LR:=1.5e-3}"
+   : "${GRPO_ADAM_EPS:=1e-3}"   # above most gradients: without it Adam makes steps of their noise as long as of what is in them
 fi
 
 begin grpo "$@"
@@ -27,10 +31,12 @@ MODELS=(
    --qs.reward "$REWARD"
    --qs.weights "$RUN/fusion/weights.json"
    --qs.monitor "$MONITOR"
+   --qs.credit "$CREDIT"
 )
 ALGORITHM=(
    --algo.advantage.estimator group_norm   # GRPO
    --algo.kl.init_coef "$KL_COEF"
+   --actor.adam.eps "$GRPO_ADAM_EPS" --actor.adam.betas 0.9 0.99
 )
 if [ "$FORM" = gpu ]; then
    SIZE=(
@@ -66,7 +72,7 @@ else
 fi
 ROLLOUT=(
    --rollout.batch_size "$PROMPTS" --rollout.n_samples_per_prompt "$N_SAMPLES"   # the group of GRPO
-   --rollout.micro_batch_size "$GRPO_MICRO_BATCH"
+   --rollout.micro_batch_size "$GRPO_MICRO_BATCH" --rollout.temperature "$GRPO_TEMPERATURE"
    --train.batch_size "$TRAIN_BATCH" --train.micro_batch_size "$GRPO_MICRO_BATCH"
    --data.max_samples $((PROMPTS * STEPS))
 )

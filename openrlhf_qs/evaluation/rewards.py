@@ -99,12 +99,17 @@ class RunReward:
         self.task = read_task(self.reference)
 
     def __call__(self, rows: Sequence[Shown]) -> dict[str, float]:
-        """Part to its mean, in its own unit; ``total`` to that of the weighted sum."""
+        """Part to its mean, in its own unit; ``total`` to that of the weighted sum.
+
+        The log-perplexity of ``rows`` is that at temperature 1. Where one has none, or the weights are for rollouts of
+        another temperature, it is measured.
+        """
         responses, log_ppl = [row.response for row in rows], [row.log_ppl for row in rows]
-        if None in log_ppl:
+        temperature = self.composite.temperature
+        if None in log_ppl or temperature != 1:
             log_ppl = None
             if "reference" in self.composite.needs():
-                log_ppl = reference_log_ppl(self.reference, [row.conversation for row in rows], responses)
+                log_ppl = reference_log_ppl(self.reference, [row.conversation for row in rows], responses, temperature)
         batch = offline_batch(
             [Request(row.conversation) for row in rows],
             responses,

@@ -15,6 +15,7 @@ from openrlhf_qs.host.arguments import host_arguments
 from openrlhf_qs.host.patches import TESTED, openrlhf_version
 from openrlhf_qs.host.settings import Settings, absolute, stage_settings
 from openrlhf_qs.registry import JUDGES, REWARD_MODELS, SFT_DATASETS, check_options, load_plugins, parse_options
+from openrlhf_qs.reward.credit import CREDITED_ESTIMATORS
 from openrlhf_qs.reward.monitors import Monitors, parse_thresholds
 
 
@@ -95,7 +96,8 @@ def check_rewards(settings: Settings, args: SimpleNamespace) -> None:
     Monitors(parse_thresholds(grpo.monitor_threshold), grpo.monitor_window)
     if grpo.monitor_judge:
         JUDGES.create(grpo.monitor_judge, **settings.options_of(grpo.monitor_judge))
-    needs = composite_of(settings).needs()
+    composite = composite_of(settings)
+    needs = composite.needs()
     if args.reward.remote_url or args.train.agent_func_path:
         raise ValueError(
             "--qs.reward and --reward.remote_url (or --train.agent_func_path) both give the reward: drop one"
@@ -104,6 +106,11 @@ def check_rewards(settings: Settings, args: SimpleNamespace) -> None:
         raise ValueError(
             "--algo.dynamic_filtering_enable drops prompts by scores that it takes from a reward function, before our "
             'rewards are computed: give --qs.reward "" and openrlhf_qs/reward/remote.py as --reward.remote_url'
+        )
+    if grpo.credit == "suggestion" and args.algo.advantage.estimator not in CREDITED_ESTIMATORS:
+        raise ValueError(
+            f"--qs.credit suggestion with --algo.advantage.estimator {args.algo.advantage.estimator}: "
+            f"give one of {', '.join(CREDITED_ESTIMATORS)}, or --qs.credit response"
         )
     if "reward_model" in needs:
         if args.reward.model_name_or_path is None:
@@ -116,6 +123,12 @@ def check_rewards(settings: Settings, args: SimpleNamespace) -> None:
             )
     if "reference" in needs and args.algo.kl.init_coef <= 0:
         raise ValueError(f"reward {','.join(grpo.reward)} needs {NEEDS['reference']}, found {args.algo.kl.init_coef}")
+    if grpo.weights and "reference" in needs and args.rollout.temperature != composite.temperature:
+        raise ValueError(
+            f"--rollout.temperature {args.rollout.temperature:g}, and {grpo.weights} was made for "
+            f"{composite.temperature:g}: OpenRLHF asks the reference at that temperature too, and its log-perplexity "
+            "then has another scale; run fusion again with GRPO_TEMPERATURE as it is here"
+        )
     if args.data.label_key is None:
         raise ValueError("--data.label_key label is missing: the rewards read the conversation from it")
 

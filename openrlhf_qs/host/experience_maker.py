@@ -93,6 +93,8 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         scored = self.composite.score(batch, self.with_credit)
         total = scored.total
         logged = scored.logged() | {"reward": total, "malformed": batch.malformed.float()}
+        adapted = self.composite.adapt(batch)
+        logged |= {f"multiplier/{name}": torch.full_like(total, value) for name, value in adapted.items()}
         sizes = [len(samples.sequences) for samples in samples_list]
         for name, value in logged.items():
             for samples, share in zip(samples_list, value.split(sizes), strict=True):

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", default="", help="policy that gives log_ppl, mostly the SFT policy; default: none"
     )
+    parser.add_argument(
+        "--reference_temperature", type=float, default=1.0, help="at which log_ppl is measured; default 1"
+    )
     parser.add_argument("--prompts", required=True, metavar="FILE", help="JSON Lines with a conversation a row")
     parser.add_argument("--out", required=True, metavar="FILE")
     parser.add_argument("--n_max", type=int, default=2000, help="distinct conversations, the first ones; default 2000")
@@ -43,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     rows = generate(args.policy, asked, args.max_new_tokens, args.temperature, args.seed)
     if args.reference:
         conversations, responses = [row["conversation"] for row in rows], [row["response"] for row in rows]
-        log_ppl = reference_log_ppl(args.reference, conversations, responses)
+        log_ppl = reference_log_ppl(args.reference, conversations, responses, args.reference_temperature)
         rows = [row | {"log_ppl": value} for row, value in zip(rows, log_ppl, strict=True)]
     write_json_lines(args.out, rows)
     print(f"{len(rows)} responses of {args.policy} in {args.out}")

@@ -9,9 +9,16 @@ from openrlhf_qs.form.task import read_task
 
 
 def reference_log_ppl(
-    reference: str, conversations: Sequence[Sequence[Message]], responses: Sequence[str], batch_size: int = 64
+    reference: str,
+    conversations: Sequence[Sequence[Message]],
+    responses: Sequence[str],
+    temperature: float = 1.0,
+    batch_size: int = 64,
 ) -> list[float]:
-    """Mean negative log-probability of each response and its end under ``reference``, ``[n]``, nats per token."""
+    """Mean negative log-probability of each response and its end under ``reference``, ``[n]``, nats per token.
+
+    ``temperature`` is that of the reference: OpenRLHF divides its logits, too, by the temperature of the rollouts.
+    """
     import torch
     import torch.nn.functional as F
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,7 +54,7 @@ def reference_log_ppl(
                 position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
                 logits_to_keep=kept + 1,
             ).logits[:, -kept - 1 : -1]
-        nll = F.cross_entropy(logits.float().transpose(1, 2), ids[:, -kept:], reduction="none")
+        nll = F.cross_entropy((logits.float() / temperature).transpose(1, 2), ids[:, -kept:], reduction="none")
         of_response = torch.arange(kept, 0, -1, device=device) <= n_response[:, None]
         means = (nll * of_response).sum(-1) / n_response
         for row, value in zip(rows, means.tolist(), strict=True):

@@ -53,10 +53,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file: the parts, and the normalisation that their weights were learned for."""
+    """A weights file: the parts, and what their weights were learned for: the normalisation, and the temperature of
+    the rollouts, at which the reference is asked too."""
 
     parts: Mapping[str, Part]
     normalisation: Normalisation = "sft"
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class CompositeReward:
         if weights is None:
             weights = Weights({name: Part() for name in weighed}, normalisation or "sft")
         _check_weights(weights, weighed, normalisation)
-        self.parts, self.normalisation = weights.parts, weights.normalisation
+        self.parts, self.normalisation, self.temperature = weights.parts, weights.normalisation, weights.temperature
         calibrated = {name: part.options for name, part in self.parts.items()}
         self.rewards = {
             name: REWARDS.create(name, **{**calibrated.get(name, {}), **(options or {}).get(name, {})})
@@ -199,6 +201,12 @@ class CompositeReward:
             no_signal=highest - lowest <= SAME,
             share=variance_shares(columns, total, group),
         )
+
+    def adapt(self, batch: RolloutBatch) -> dict[str, float]:
+        """Let the parts that change while training see a step's rollouts, after they were scored: by part, what it
+        will multiply its reward by."""
+        adapted = {name: reward.adapt(batch) for name, reward in self.rewards.items() if reward.adapt}
+        return {name: multiplier for name, multiplier in adapted.items() if multiplier is not None}
 
     def raw(self, batch: RolloutBatch) -> dict[str, Tensor]:
         """Each reward as it is, gates included, ``[batch]`` float32.
@@ -266,8 +274,8 @@ class CompositeReward:
 
     def _credit(self, name: str, raw: Tensor, batch: RolloutBatch) -> Tensor:
         """What each suggestion brought to one part, ``[batch, n]``."""
-        credit = getattr(self.rewards[name], "credit", None)
-        return raw[:, None].expand(-1, batch.task.n) if credit is None else credit(batch)
+        credit = self.rewards[name].credit
+        return credit(batch) if credit else raw[:, None].expand(-1, batch.task.n)
 
     def _gated(self, total: Tensor, closed: Tensor, group: Tensor) -> Tensor:
         lowest_open = _by_group(total.masked_fill(closed, math.inf), group, "amin")
@@ -297,7 +305,9 @@ def read_weights(path: str | Path) -> Weights:
     try:
         read = json.loads(Path(path).read_text())
         weights = Weights(
-            {name: Part(**part) for name, part in read["rewards"].items()}, read.get("normalisation", "sft")
+            {name: Part(**part) for name, part in read["rewards"].items()},
+            read.get("normalisation", "sft"),
+            float(read.get("temperature", 1.0)),
         )
         usable = {
             name: all(map(math.isfinite, (part.weight, part.mean, part.std))) and part.std > 0

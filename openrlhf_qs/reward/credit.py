@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openrlhf_qs.reward.normalisation import group_means
 
-CREDITS = ("response", "suggestion")
+CREDITED_ESTIMATORS = ("group_norm", "rloo", "dr_grpo")  # OpenRLHF's, that compare the responses of a group
 NO_SUGGESTION = -1
 
 

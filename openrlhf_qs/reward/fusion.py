@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.reference import reference_log_ppl
 from openrlhf_qs.registry import FUSIONS, REWARDS, load_plugins, parse_options
-from openrlhf_qs.reward.composite import CompositeReward, Part
+from openrlhf_qs.reward.composite import CompositeReward, Part, Weights
 from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, topics
 from openrlhf_qs.reward.hacked import hacked_responses
 from openrlhf_qs.reward.normalisation import NORMALISATIONS
@@ -52,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + "; default sft",
     )
     parser.add_argument("--reference", required=True, help="folder of the SFT policy: the reference of GRPO")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="of the rollouts of grpo, at which the reference is asked, as for log_ppl of --responses; default 1",
+    )
     parser.add_argument("--reward_model", default="", help="folder of the reward model, where a part needs one")
     parser.add_argument(
         "--impressions", required=True, metavar="FILE", help="logged impressions, not used in training"
@@ -88,10 +95,11 @@ def run(args: argparse.Namespace) -> None:
     calibrated = calibrate(composite, sampled)
     conversations = [row["conversation"] for row in impressions]
     shown = [format_response(row["suggestions"]) for row in impressions]
+    reference = partial(reference_log_ppl, args.reference, temperature=args.temperature)
     logged = offline_batch(
         [Request(row["conversation"], row["user_id"]) for row in impressions],
         shown,
-        reference_log_ppl(args.reference, conversations, shown),
+        reference(conversations, shown),
         scorer,
         task=task,
         n_shown=[len(row["suggestions"]) for row in impressions],
@@ -105,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     data = FusionData(
         names,
         **_click_pairs(logged_parts / std, conversations, impressions, _examination(args, log)),
-        **(_against_hacked(composite, *hacked_batches(sampled, args.reference, scorer), names, std) if hacks else {}),
+        **(_against_hacked(composite, *hacked_batches(sampled, reference, scorer), names, std) if hacks else {}),
         **_samples(raw, sampled, (sampled_parts - mean) / std, composite.gates),
     )
     weights = fusion(data)
@@ -114,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
         for name, w, m, s in zip(names, weights, mean, std, strict=True)
     }
     report = {"n_impressions": len(impressions), "n_responses": len(responses), **fusion.report}
-    write(args.out, parts, args.normalisation, args.fusion, report)
+    write(args.out, Weights(parts, args.normalisation, args.temperature), args.fusion, report)
     show(parts, report)
 
 
@@ -151,7 +159,7 @@ def calibrate(composite: CompositeReward, sampled: RolloutBatch) -> dict[str, di
     return {name: reward.calibrate(sampled) for name, reward in composite.rewards.items() if reward.calibrate}
 
 
-def hacked_batches(sampled: RolloutBatch, reference: str, scorer) -> tuple[RolloutBatch, dict[str, RolloutBatch]]:
+def hacked_batches(sampled: RolloutBatch, reference: Callable, scorer) -> tuple[RolloutBatch, dict[str, RolloutBatch]]:
     """Well-formed samples, one a conversation, and by the kind of hack all the variants that are made of each."""
     first: dict[int, int] = {}
     for row, (number, parsed) in enumerate(zip(sampled.group.tolist(), sampled.parsed, strict=True)):
@@ -169,7 +177,7 @@ def hacked_batches(sampled: RolloutBatch, reference: str, scorer) -> tuple[Rollo
         for kind, variants in made.items()
     }
     conversations = [request.conversation for request in chain(*requests.values())]
-    log_ppl = iter(reference_log_ppl(reference, conversations, [*chain(*texts.values())]))
+    log_ppl = iter(reference(conversations, [*chain(*texts.values())]))
     return clean, {
         kind: offline_batch(requests[kind], some, [*islice(log_ppl, len(some))], scorer, task=sampled.task)
         for kind, some in texts.items()
@@ -272,17 +280,18 @@ def _text(conversation: Sequence[Message]) -> str:
     return "\n".join(message["content"] for message in conversation)
 
 
-def write(path: str, parts: Mapping[str, Part], normalisation: str, fusion: str, report: Mapping[str, Any]) -> None:
+def write(path: str, weights: Weights, fusion: str, report: Mapping[str, Any]) -> None:
     """Write the weights file, and the picture of the front where ``report`` has one."""
-    weights = {
-        "normalisation": normalisation,
-        "rewards": {name: vars(part) for name, part in parts.items()},
+    content = {
+        "normalisation": weights.normalisation,
+        "temperature": weights.temperature,
+        "rewards": {name: vars(part) for name, part in weights.parts.items()},
         "fusion": fusion,
         **report,
     }
     if "front" in report:
         draw_front(report, Path(path).with_name("front.png"))
-    write_whole(Path(path), json.dumps(weights, indent=2))
+    write_whole(Path(path), json.dumps(content, indent=2))
 
 
 def draw_front(report: Mapping[str, Any], path: Path) -> None:

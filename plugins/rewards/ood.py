@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -20,47 +21,80 @@ class OODPenalty:
     Args:
         form: ``hinge``, as above; ``linear``, ``-log_ppl``; ``quantile``, a hinge at that quantile of the reference
             policy's own samples: what it would say itself is free. The fusion stage finds it and keeps it in
-            weights.json.
-        threshold: nats per token; below it nothing is taken. None is 0 for ``hinge``.
+            weights.json. ``constraint``: ``-multiplier * log_ppl``, whose multiplier begins at 1, the weight of the
+            fusion, and is adapted at every step of training: it grows while the rollouts' mean is above the
+            threshold, and shrinks below. A log of ordinary impressions hardly tells what weight keeps a policy near
+            what the reward model has seen; how near that shall be can be said.
+        threshold: nats per token; below it nothing is taken. None is 0 for ``hinge``. For ``constraint`` the mean to
+            be kept; None is that of the reference policy's own samples, and ``slack``, which the fusion stage finds.
         quantile: of ``quantile``; in (0, 1).
+        slack: of ``constraint``; nats per token above the reference policy's own level.
+        rate: of ``constraint``; by how much the logarithm of the multiplier changes in a step at twice the threshold.
     """
 
     needs = ("reference",)
 
     def __init__(
         self,
-        form: Literal["hinge", "linear", "quantile"] = "hinge",
+        form: Literal["hinge", "linear", "quantile", "constraint"] = "hinge",
         threshold: float | None = None,
         quantile: float = 0.9,
+        slack: float = 0.0,
+        rate: float = 0.5,
     ) -> None:
         if not 0 < quantile < 1:
             raise ValueError(f"ood.quantile must be between 0 and 1, got {quantile}: it is a share of the samples")
         if form == "linear" and threshold is not None:
             raise ValueError(f"ood.threshold = {threshold} with ood.form = linear, which has none; use ood.form=hinge")
+        if not rate > 0:
+            raise ValueError(f"ood.rate must be > 0, got {rate}: the multiplier would stay where it is")
+        if form == "constraint" and threshold is not None and not threshold > 0:
+            raise ValueError(
+                f"ood.threshold must be > 0 with ood.form=constraint, got {threshold}: log_ppl is above it"
+            )
         self.form = form
         self.threshold = 0.0 if threshold is None and form == "hinge" else threshold
         self.quantile = quantile
+        self.slack, self.rate = slack, rate
+        self.multiplier = 1.0
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
         if self.form == "linear":
             return -batch.ref_log_ppl
-        if self.threshold is None:
-            raise ValueError(
-                "ood.form = quantile has no threshold: give the weights of a fusion stage that ran with it, or "
-                "ood.threshold in nats per token"
-            )
+        if self.form == "constraint":
+            return -self.multiplier * batch.ref_log_ppl
+        self._check_threshold()
         return -(batch.ref_log_ppl - self.threshold).clamp(min=0)
 
     def credit(self, batch: RolloutBatch) -> Tensor:
         """What the tokens of each suggestion take, ``[batch, n]``: nothing where the whole response is free."""
         if batch.ref_log_ppl_share is None:
             return self(batch)[:, None].expand(-1, batch.task.n)
-        taken = torch.ones_like(batch.ref_log_ppl) if self.form == "linear" else (self(batch) < 0).float()
-        return -batch.ref_log_ppl_share * taken[:, None]
+        taken = (self(batch) < 0).float() if self.form in ("hinge", "quantile") else torch.ones(len(batch.responses))
+        return -self.multiplier * batch.ref_log_ppl_share * taken[:, None]
+
+    def adapt(self, batch: RolloutBatch) -> float | None:
+        """The multiplier for the next step of training, after this one's rollouts; None where the form has none."""
+        if self.form != "constraint":
+            return None
+        self._check_threshold()
+        excess = batch.ref_log_ppl.mean().item() / self.threshold - 1
+        self.multiplier *= math.exp(self.rate * min(excess, 1.0))
+        return self.multiplier
 
     def calibrate(self, batch: RolloutBatch) -> dict[str, float]:
         """The options that the reference policy's own samples decide."""
-        if self.form != "quantile" or self.threshold is not None:
+        if self.form not in ("quantile", "constraint") or self.threshold is not None:
             return {}
-        self.threshold = torch.quantile(batch.ref_log_ppl.double(), self.quantile).item()
+        if self.form == "quantile":
+            self.threshold = torch.quantile(batch.ref_log_ppl.double(), self.quantile).item()
+        else:
+            self.threshold = batch.ref_log_ppl.double().mean().item() + self.slack
         return {"threshold": self.threshold}
+
+    def _check_threshold(self) -> None:
+        if self.threshold is None:
+            raise ValueError(
+                f"ood.form = {self.form} has no threshold: give the weights of a fusion stage that ran with it, or "
+                "ood.threshold in nats per token"
+            )

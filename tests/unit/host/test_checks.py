@@ -138,6 +138,7 @@ def test_an_empty_reward_leaves_openrlhf_its_own():
         ("grpo", [*RULES, "--qs.monitor_threshold", "sigma"], "--qs.monitor_threshold sigma: give NAME=NUMBER"),
         ("grpo", [*RULES, "--qs.monitor_window", "0"], "window is 0 steps"),
         ("grpo", [*RULES, "--qs.monitor_judge", "nobody"], "unknown judge 'nobody'"),
+        ("grpo", [*RULES, "--qs.credit", "suggestion"], "estimator gae: give one of group_norm, rloo, dr_grpo, or"),
         ("grpo", [*RULES, "--qs.weights", "no.json"], "no.json does not exist: run the fusion stage first"),
     ],
 )

@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -118,9 +121,63 @@ def test_the_forms_of_ood_on_one_batch():
     assert OODPenalty("quantile", threshold=3.0).calibrate(batch) == OODPenalty().calibrate(batch) == {}
 
 
+def test_the_multiplier_of_the_constraint_grows_above_the_threshold_and_shrinks_below():
+    ood = OODPenalty("constraint", threshold=0.5, rate=0.5)
+    batch = rollout_batch([GOOD, GOOD], ref_log_ppl=[0.5, 0.7])
+    torch.testing.assert_close(ood(batch), torch.tensor([-0.5, -0.7]))
+    # a mean of 0.6 is 20 % above 0.5: exp(0.5 * 0.2)
+    assert ood.adapt(batch) == pytest.approx(math.exp(0.1))
+    torch.testing.assert_close(ood(batch), torch.tensor([-0.5, -0.7]) * math.exp(0.1))
+    for _ in range(30):
+        ood.adapt(rollout_batch(ref_log_ppl=[0.25]))
+    assert 0 < ood.multiplier < 1e-3
+    # one wild step at most multiplies by exp(rate)
+    assert OODPenalty("constraint", threshold=0.5, rate=0.5).adapt(rollout_batch(ref_log_ppl=[50.0])) == pytest.approx(
+        math.exp(0.5)
+    )
+
+
+def test_the_level_of_the_constraint_is_the_reference_policys_own_and_a_slack():
+    ood = OODPenalty("constraint", slack=0.1)
+    with pytest.raises(ValueError, match="ood.form = constraint has no threshold"):
+        ood.adapt(rollout_batch(ref_log_ppl=[1.0]))
+    assert ood.calibrate(rollout_batch([GOOD, GOOD], ref_log_ppl=[0.4, 0.6])) == pytest.approx({"threshold": 0.6})
+    assert ood.multiplier == 1.0
+    assert OODPenalty("hinge").adapt(rollout_batch(ref_log_ppl=[1.0])) is None
+
+
+def test_what_parts_credit_suggestions_with_adds_up_to_their_reward():
+    batch = replace(
+        rollout_batch(
+            [GOOD, TWO],
+            ref_log_ppl=[0.6, 0.9],
+            reward_mean=[[1.0, 2.0, 3.0], [1.0, 2.0]],
+            reward_std=[[0.5, 1.0, 1.5], [0.5, 1.0]],
+        ),
+        ref_log_ppl_share=torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.0]]),
+    )
+    for reward in (Garm(), Garm("lower"), GarmSigma(), Relevance(), OODPenalty(), OODPenalty("linear")):
+        credit = reward.credit(batch)
+        assert credit.shape == (2, 3)
+        torch.testing.assert_close(credit.sum(-1), reward(batch))
+    # what is free as a whole is free in its suggestions
+    torch.testing.assert_close(OODPenalty(threshold=0.8).credit(batch)[0], torch.zeros(3))
+
+
+def test_a_length_is_blamed_on_its_suggestion_and_a_bad_form_on_all():
+    one_word = "1. Why?\n2. Which flour is best for a loaf?\n3. How long does it rise?"
+    credit = Rules().credit(rollout_batch([one_word, NONE]))
+    torch.testing.assert_close(credit, torch.tensor([[-1 / 3, 0, 0], [-1.0, -1.0, -1.0]]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"quantile": 1.0}, "between 0 and 1, got 1.0"), ({"form": "linear", "threshold": 1.0}, "use ood.form=hinge")],
+    [
+        ({"quantile": 1.0}, "between 0 and 1, got 1.0"),
+        ({"form": "linear", "threshold": 1.0}, "use ood.form=hinge"),
+        ({"rate": 0.0}, "ood.rate must be > 0"),
+        ({"form": "constraint", "threshold": 0.0}, "ood.threshold must be > 0"),
+    ],
 )
 def test_options_of_ood_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

@@ -15,7 +15,16 @@ def test_a_token_that_ends_one_line_and_begins_the_next_belongs_to_the_first():
 
 
 def test_blank_lines_are_no_suggestions():
-    assert suggestion_of_tokens(["\n", "1. a", "\n\n", " \n", "2. b\n", "3. c", "\n", ""], 3) == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert suggestion_of_tokens(["\n", "1. a", "\n\n", " \n", "2. b\n", "3. c", "\n", ""], 3) == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        2,
+    ]
 
 
 def test_where_there_are_not_three_lines_no_token_has_a_suggestion():

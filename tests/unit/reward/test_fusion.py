@@ -365,8 +365,8 @@ def test_a_part_that_never_changes_is_refused_by_name():
 def test_what_is_written_is_what_the_composite_reward_reads(tmp_path):
     parts = {"garm": Part(0.7, -0.25, 1.5), "ood": Part(0.3, 0.1, 2.0, {"threshold": 1.5})}
     file = tmp_path / "fusion" / "weights.json"
-    stage.write(str(file), parts, "group", "equal", {"n_impressions": 10})
-    assert read_weights(file) == Weights(parts, "group")
+    stage.write(str(file), Weights(parts, "group", 0.6), "equal", {"n_impressions": 10})
+    assert read_weights(file) == Weights(parts, "group", 0.6)
     assert json.loads(file.read_text())["n_impressions"] == 10
     assert list(file.parent.iterdir()) == [file]
 
@@ -374,7 +374,7 @@ def test_what_is_written_is_what_the_composite_reward_reads(tmp_path):
 def test_a_front_is_drawn_beside_the_weights_and_the_table_says_what_resists_which_hack(tmp_path, capsys):
     fusion = ParetoFusion(n_trials=20)
     parts = {name: Part(weight) for name, weight in zip("ab", fusion(hackable()), strict=True)}
-    stage.write(str(tmp_path / "weights.json"), parts, "sft", "pareto", fusion.report)
+    stage.write(str(tmp_path / "weights.json"), Weights(parts), "pareto", fusion.report)
     assert (tmp_path / "front.png").read_bytes()[1:4] == b"PNG"
     stage.show(parts, fusion.report)
     share = fusion.report["resistance"]["chosen"]["one"]
