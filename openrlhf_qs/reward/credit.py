@@ -3,8 +3,8 @@
 A response of three suggestions has one reward, and a token of the first is praised or blamed for the other two as
 well: noise, of which the policy gradient has enough. A reward that knows what each suggestion brought says so by a
 method ``credit(batch) -> [batch, n]``. Where it has none, as where suggestions are compared with each other, all of
-them brought the whole. The advantage of a suggestion's tokens is then its credit, less what the group's other responses
-got for the suggestion in that place.
+them brought the whole. The advantage of a suggestion's tokens is then its credit, less what the group's other
+responses got for the suggestion in that place.
 """
 
 from __future__ import annotations
