@@ -26,6 +26,10 @@ class RewardModelLoader:
         self.load = module.get_llm_for_sequence_regression
         self.settings = settings
 
+    def __reduce__(self):
+        """Ray sends OpenRLHF's actor classes to its workers with all that they call: of this, the worker's own."""
+        return _of_this_process, ()
+
     def __call__(self, model_name_or_path: str, model_type: str, **kwargs):
         """The model. ValueError where it holds LoRA weights only, or weights that are not what it says."""
         load_plugins(self.settings.plugin_files)
@@ -52,3 +56,9 @@ class RewardModelLoader:
             return self.load(model_name_or_path, model_type, **kwargs)
         finally:
             self.module._get_reward_model, self.module.LoraConfig = host_class, host_lora
+
+
+def _of_this_process():
+    from openrlhf.models import model
+
+    return model.get_llm_for_sequence_regression

@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import pickle
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -424,3 +425,13 @@ def test_a_reward_model_of_lora_weights_is_refused_for_rl_with_the_way_out(host_
     seams.reward_model_class(host_of_reward_models, Settings())
     with pytest.raises(ValueError, match=f"`openrlhf-qs garm merge {tmp_path} --out FOLDER`"):
         host_of_reward_models.get_llm_for_sequence_regression(str(tmp_path), "reward")
+
+
+def test_an_actor_of_another_process_gets_the_loader_of_its_own(host_of_reward_models, monkeypatch):
+    package = ModuleType("openrlhf.models")
+    package.model = host_of_reward_models
+    monkeypatch.setitem(sys.modules, "openrlhf.models", package)
+    seams.reward_model_class(host_of_reward_models, Settings())
+    sent = pickle.dumps(host_of_reward_models.get_llm_for_sequence_regression)
+    seams.reward_model_class(host_of_reward_models, Settings())
+    assert pickle.loads(sent) is host_of_reward_models.get_llm_for_sequence_regression
