@@ -256,8 +256,8 @@ REWARDS = Registry(
         ),
         "adapt": Ability(
             Callable | None,
-            "a method, called with the RolloutBatch of every training step, that returns what the reward is multiplied "
-            "by from now on, or None",
+            "a method, called with the RolloutBatch of every training step, that returns by what the reward is "
+            "multiplied from now on, or None",
             None,
             is_method=True,
         ),
