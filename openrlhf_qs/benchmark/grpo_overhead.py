@@ -274,7 +274,7 @@ def host_arguments(folder: Path, n_samples: int, micro_batch: int, estimator: st
     """The arguments of OpenRLHF that its experience maker and ours read, as recipes/grpo.sh sets them."""
     space = SimpleNamespace
     return space(
-        actor=space(num_nodes=1, num_gpus_per_node=1),
+        actor=space(model_name_or_path=str(folder / "policy"), num_nodes=1, num_gpus_per_node=1),
         reward=space(
             model_name_or_path=str(folder / "garm"),
             clip_range=(-10, 10),
