@@ -301,6 +301,7 @@ def local_rollout(tokenizer, conversation: Sequence[Any], response: str) -> Any:
     import torch
     from openrlhf.trainer.ppo_utils.experience import Experience
 
+    from openrlhf_qs.form.request import Request
     from openrlhf_qs.form.task import Task
 
     prompt = tokenizer.apply_chat_template(Task().messages(conversation), tokenize=False, add_generation_prompt=True)
@@ -314,7 +315,7 @@ def local_rollout(tokenizer, conversation: Sequence[Any], response: str) -> Any:
         attention_mask=torch.ones_like(ids),
         action_mask=action_mask[:, 1:],
         prompts=[prompt],
-        labels=[json.dumps(conversation)],
+        labels=[Request(conversation).label()],
         response_length=torch.tensor([len(answer)]),
         truncated=torch.tensor([False]),
         total_length=torch.tensor([float(ids.shape[1])]),
