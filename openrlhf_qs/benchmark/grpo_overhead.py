@@ -119,13 +119,14 @@ class Seconds(NamedTuple):
 
 def scoring_speed(folder: Path, reward: str, conversations: Sequence[Any], responses: Sequence[str]) -> dict[str, Any]:
     """CPU seconds to score all responses in one call and one by one; parts that need the reference stay out."""
+    from openrlhf_qs.form.request import Request
     from openrlhf_qs.registry import REWARDS
     from openrlhf_qs.reward.remote import Rollout, load_reward
 
     names = [name for name in reward.split(",") if "reference" not in REWARDS[name].needs]
     environ = {"OPENRLHF_QS_REWARD": ",".join(names), "OPENRLHF_QS_REWARD_MODEL": str(folder / "garm")}
     reward = load_reward(environ | {"OPENRLHF_QS_DEVICE": "cpu"})
-    rollouts = [Rollout(c, r, truncated=False) for c, r in zip(conversations, responses, strict=True)]
+    rollouts = [Rollout(Request(c), r, "stop") for c, r in zip(conversations, responses, strict=True)]
 
     def seconds(share_prefix: bool, calls: Sequence[Sequence[Rollout]]) -> float:
         reward.scorer.share_prefix = share_prefix
