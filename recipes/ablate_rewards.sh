@@ -13,7 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SEEDS:=0 1 2}"           # separated by blanks; each has a click log and models of its own
 : "${N_HELDOUT:=800}"         # held-out conversations that each policy answers
 : "${KL_COEF:=0.001}"          # a tenth of that of recipes/grpo.sh, and GRPO_LR twice its LR
-if [ "$FORM" = gpu ]; then : "${STEPS:=500}" "${GRPO_LR:=2e-6}"; else : "${STEPS:=40}" "${GRPO_LR:=1e-3}"; fi
+if [ "$FORM" = gpu ]; then : "${STEPS:=500}" "${GRPO_LR:=2e-6}"; else : "${STEPS:=80}" "${GRPO_LR:=3e-4}"; fi
 export N_HELDOUT KL_COEF STEPS GRPO_LR
 [ "$AGAIN" != 1 ] || export AGAIN=differing
 : "${GOLD:=${JUDGE:-built_in_world}}"   # whose clicks are gold: a registered judge

@@ -11,10 +11,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${GRPO_SAVE_STEPS:=10}"    # steps between checkpoints
 if [ "$FORM" = gpu ]; then
    : "${STEPS:=500}" "${PROMPTS:=128}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=1024}" "${GRPO_MICRO_BATCH:=8}" "${GRPO_LR:=1e-6}"
-   : "${GRPO_ADAM_EPS:=1e-8}"
 else
-   : "${STEPS:=50}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=64}" "${GRPO_MICRO_BATCH:=64}" "${GRPO_LR:=1.5e-3}"
-   : "${GRPO_ADAM_EPS:=1e-3}"   # above most gradients: without it Adam makes steps of their noise as long as of what is in them
+   : "${STEPS:=100}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=64}" "${GRPO_MICRO_BATCH:=64}" "${GRPO_LR:=1.5e-4}"
 fi
 
 begin grpo "$@"
@@ -36,7 +34,6 @@ MODELS=(
 ALGORITHM=(
    --algo.advantage.estimator group_norm   # GRPO
    --algo.kl.init_coef "$KL_COEF"
-   --actor.adam.eps "$GRPO_ADAM_EPS" --actor.adam.betas 0.9 0.99
 )
 if [ "$FORM" = gpu ]; then
    SIZE=(
