@@ -286,6 +286,15 @@ JUDGES = Registry(
     "judge",
     "called with conversations [n] and suggestions [n][k], returns click probabilities [n][k]",
     methods=("__call__",),
+    abilities={
+        "limits": Ability(
+            Callable | None,
+            "a method, called with conversations [n], that returns what bounds any policy there, as more arms of the "
+            "A/B test: name to suggestions [n][k], as ceiling, the best that its users can be shown",
+            None,
+            is_method=True,
+        ),
+    },
     reserved=("none",),
 )
 

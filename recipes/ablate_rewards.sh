@@ -75,7 +75,7 @@ for seed in $SEEDS; do
       arm "$name"
       share data sft
       if [ "$name" = bradley_terry ]; then stage garm; else share garm; fi
-      share fusion/responses.jsonl report/responses.sft.jsonl   # of the SFT policy, whatever the reward
+      share fusion/responses.jsonl report/selection.sft.jsonl report/responses.sft.jsonl   # of the SFT policy, whatever the reward
       train_and_evaluate
    done
 done

@@ -1,17 +1,28 @@
 #!/usr/bin/env bash
-# Evaluate.  Reads held-out impressions and the policies, writes $RUN/report: metrics.json and report.html.
+# Evaluate.  Reads held-out impressions and the policies, writes $RUN/report: metrics.json and report.html, and the temperature that
+# each policy is to be served with into its generation_config.json.
 #   JUDGE=my_users.py bash recipes/evaluate.sh                           # any flag of `openrlhf-qs evaluate` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${N_HELDOUT:=2000}"        # held-out conversations that each policy answers
+: "${N_HELDOUT:=1000}"        # held-out conversations that each policy answers
+: "${TEMPERATURES:=1 .7 .5 .3}"   # that it answers them at, separated by blanks: the best of one is compared with the best of another
+: "${N_SELECTION:=250}"       # conversations of the fusion split by which the temperature to serve is chosen
+: "${BEST_OF:=8}"             # samples of the SFT policy at the first temperature: the one with the largest reward is an arm; 1: no such arm
 
 [ -n "$JUDGE" ] || { [ -n "$CLICK_LOG" ] && JUDGE=none || JUDGE=built_in_world; }   # the run knows whose users clicked
 begin evaluate "$@"
 plugin_flags --
 for policy in sft grpo; do
-   [ -f "$RUN/report/responses.$policy.jsonl" ] || followed openrlhf-qs generate --policy "$RUN/$policy" \
-      --reference "$RUN/sft" --prompts "$RUN/data/heldout.jsonl" --out "$RUN/report/responses.$policy.jsonl" \
-      --max_new_tokens "$MAX_NEW_TOKENS" --n_max "$N_HELDOUT" --seed "$SEED"
+   N_SAMPLES_AT=() n=1
+   [ "$policy" = sft ] && n=$BEST_OF
+   for temperature in $TEMPERATURES; do
+      N_SAMPLES_AT+=("$n")
+      n=1
+   done
+   [ -f "$RUN/report/responses.$policy.jsonl" ] || followed openrlhf-qs generate --policy "$RUN/$policy" --reference "$RUN/sft" \
+      --prompts "$RUN/data/fusion.jsonl" "$RUN/data/heldout.jsonl" --n_max "$N_SELECTION" "$N_HELDOUT" \
+      --out "$RUN/report/selection.$policy.jsonl" "$RUN/report/responses.$policy.jsonl" \
+      --temperature $TEMPERATURES --n_samples "${N_SAMPLES_AT[@]}" --max_new_tokens "$MAX_NEW_TOKENS" --seed "$SEED"
 done
 run openrlhf-qs evaluate --run "$RUN" --judge "$JUDGE" --embedder "$EMBEDDER" --seed "$SEED" \
    "${PLUGIN_FLAGS[@]}" "$@"

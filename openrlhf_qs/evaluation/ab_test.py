@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openrlhf_qs.evaluation.arms import on_same_conversations
+from openrlhf_qs.evaluation.arms import AT, LAST_POLICY, on_same_conversations
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
 from openrlhf_qs.statistics.intervals import half_width
@@ -28,6 +28,7 @@ class ArmResult:
         n_users, n_contexts: users are spread evenly over contexts.
         slot_ctr: share of all users who clicked each slot, top first.
         context_ctr: ``[n_contexts]``, ``ctr`` of each context.
+        chance: ``[n_contexts]``, the mean chance of a click over the same users, without drawing.
         clicks: ``[n_contexts, users of a context, n_slots]``.
     """
 
@@ -37,6 +38,7 @@ class ArmResult:
     n_contexts: int
     slot_ctr: list[float]
     context_ctr: np.ndarray
+    chance: np.ndarray
     clicks: np.ndarray
 
 
@@ -86,6 +88,7 @@ def run_ab_test(
             n_contexts=n_contexts,
             slot_ctr=clicks.mean(axis=(0, 1)).tolist(),
             context_ctr=context_ctr,
+            chance=(1 - (1 - probability).prod(axis=1)).reshape(n_contexts, users_per_context).mean(axis=1),
             clicks=clicks,
         )
     return results
@@ -161,7 +164,11 @@ def load_judge(judge: str, settings: Sequence[str] = ()) -> Judge | None:
 
 
 def ab_metrics(results: Mapping[str, ArmResult], quality: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """``ab``, ``lift``, ``lift_ci95`` and ``verdict`` of metrics.json; each arm over every arm before it."""
+    """``ab``, ``lift``, ``lift_ci95`` and ``verdict`` of metrics.json.
+
+    Lifts are between policies as they are served, and what else is shown: arms at other temperatures have none. In
+    words stand those of the last policy, or of all where there is none.
+    """
     metrics: dict[str, Any] = {"ab": {}, "lift": {}, "lift_ci95": {}}
     for name, result in results.items():
         metrics["ab"][name] = {
@@ -173,13 +180,14 @@ def ab_metrics(results: Mapping[str, ArmResult], quality: Mapping[str, Mapping[s
             "slot_ctr": result.slot_ctr,
         }
     sentences = []
-    names = list(results)
+    names = [name for name in results if AT not in name]
     for position, name in enumerate(names):
         for other in names[:position]:
             lift = relative_lift(results[name], results[other])
             metrics["lift"][f"{name}_over_{other}"] = lift and lift.value
             metrics["lift_ci95"][f"{name}_over_{other}"] = lift and list(lift.ci95)
-            sentences.append(compare(name, results[name], other, results[other]))
+            if LAST_POLICY in (name, other) or LAST_POLICY not in names:
+                sentences.append(compare(name, results[name], other, results[other]))
     metrics["verdict"] = " ".join(sentences)
     return metrics
 

@@ -1,7 +1,8 @@
 """What the policies show: the held-out impressions, and each arm's suggestions under the same conversations.
 
-In: ``data/heldout.jsonl`` (arm ``cold_start``: what the log showed) and ``report/responses.NAME.jsonl`` (arm NAME).
-Out: :class:`Shown` of every arm, by conversation.
+In: ``data/heldout.jsonl`` (arm ``cold_start``: what the log showed) and ``report/responses.NAME.jsonl``. Out:
+:class:`Shown` of every arm, by conversation. A policy has an arm for each temperature: NAME is the policy as it is
+served, ``NAME@0.7`` the same at another temperature.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.response import format_response
-from openrlhf_qs.form.task import read_task
+from openrlhf_qs.form.task import Task, read_task
 
 COLD_START = "cold_start"
+LAST_POLICY = "grpo"  # what a run is about
+AT = "@"  # between a policy's name and a temperature that it is not served with
 SHOWN_PROBLEMS = 20
 
 
@@ -32,6 +35,7 @@ class Shown(NamedTuple):
     response: str = ""  # the text that the suggestions were read from
     n: int = 3  # how many were asked for, or shown
     finish_reason: str = "stop"
+    temperature: float = 1.0  # that it was sampled at
 
 
 def read_impressions(path: Path) -> list[dict]:
@@ -50,11 +54,24 @@ def read_impressions(path: Path) -> list[dict]:
     return _read_checked(path, problem)
 
 
-def load_arms(run: RunFolder, impressions: Sequence[Mapping[str, Any]]) -> dict[str, list[Shown]]:
-    """The arms of a run: ``cold_start``, ``sft``, ``grpo``, then any other ``report/responses.NAME.jsonl`` by name.
+def cold_start(impressions: Sequence[Mapping[str, Any]]) -> list[Shown]:
+    """The first impression of each conversation, as it was logged."""
+    return [
+        as_shown(row["conversation"], row["suggestions"])
+        for row in _first_of_each(impressions, "conversation").values()
+    ]
 
-    Of ``impressions``, the first of each conversation is shown as it was logged. Of a malformed response, the
-    suggestions that can be read are shown.
+
+def as_shown(conversation: list[Message], suggestions: Sequence[str]) -> Shown:
+    """Suggestions that no policy wrote as a response."""
+    response = format_response(suggestions)
+    return Shown(conversation, suggestions, _all_with_letters(suggestions), response=response, n=len(suggestions))
+
+
+def load_responses(run: RunFolder) -> dict[str, list[Shown]]:
+    """What the policies said: ``sft``, ``grpo``, then any other ``report/responses.NAME.jsonl`` by name.
+
+    Of a malformed response, the suggestions that can be read are shown.
     """
     files = run.all_responses()
     if not files:
@@ -63,18 +80,12 @@ def load_arms(run: RunFolder, impressions: Sequence[Mapping[str, Any]]) -> dict[
         raise ValueError(
             f"{files[COLD_START]}: the arm {COLD_START} is what the log shows; give this one another name"
         )
-    task = read_task(run.sft)
-    arms = {COLD_START: []}
-    for row in _first_of_each(impressions, "conversation").values():
-        arms[COLD_START].append(
-            Shown(
-                row["conversation"],
-                row["suggestions"],
-                _all_with_letters(row["suggestions"]),
-                response=format_response(row["suggestions"]),
-                n=len(row["suggestions"]),
-            )
-        )
+    names = sorted(files, key=lambda name: ({"sft": 0, "grpo": 1}.get(name, 2), name))
+    return {name: read_responses(files[name], read_task(run.sft)) for name in names}
+
+
+def read_responses(path: Path, task: Task) -> list[Shown]:
+    """The rows of ``openrlhf-qs generate``, several of a conversation where it was asked so. ValueError by line."""
 
     def problem(row: dict) -> str:
         if not _is_conversation(row.get("conversation")):
@@ -85,24 +96,45 @@ def load_arms(run: RunFolder, impressions: Sequence[Mapping[str, Any]]) -> dict[
             return f"finish_reason {row['finish_reason']!r}; give stop, or length where it was cut"
         if row.get("log_ppl") is not None and not _is_number(row["log_ppl"]):
             return f"log_ppl {row['log_ppl']!r}; give nats per token, or leave it out"
+        if not _is_number(row.get("temperature", 1.0)):
+            return f"temperature {row['temperature']!r}; give a number, or leave it out"
         return ""
 
-    for name in sorted(files, key=lambda name: ({"sft": 0, "grpo": 1}.get(name, 2), name)):
-        arms[name] = []
-        for row in _read_checked(files[name], problem):
-            parsed = task.read(row["response"], row.get("finish_reason", "stop"))
-            arms[name].append(
-                Shown(
-                    row["conversation"],
-                    parsed.suggestions,
-                    parsed.well_formed,
-                    row.get("log_ppl"),
-                    row["response"],
-                    parsed.n,
-                    row.get("finish_reason", "stop"),
-                )
+    rows = []
+    for row in _read_checked(path, problem):
+        finish_reason = row.get("finish_reason", "stop")
+        parsed = task.read(row["response"], finish_reason)
+        rows.append(
+            Shown(
+                row["conversation"],
+                parsed.suggestions,
+                parsed.well_formed,
+                row.get("log_ppl"),
+                row["response"],
+                parsed.n,
+                finish_reason,
+                float(row.get("temperature", 1.0)),
             )
-    return arms
+        )
+    return rows
+
+
+def by_temperature(name: str, rows: Sequence[Shown], served: float | None = None) -> dict[str, list[Shown]]:
+    """The arms of one policy: ``name`` at the temperature it is served with, ``name@0.7`` at another.
+
+    Args:
+        served: its temperature; None: the first that there is.
+    """
+    found: dict[float, list[Shown]] = {}
+    for row in rows:
+        found.setdefault(row.temperature, []).append(row)
+    served = next(iter(found), None) if served is None else served
+    if found and served not in found:
+        raise ValueError(
+            f"{name}: no responses at temperature {served:g}, only at {', '.join(f'{t:g}' for t in found)}"
+        )
+    order = sorted(found, key=lambda temperature: (temperature != served, -temperature))
+    return {name if t == served else f"{name}{AT}{t:g}": found[t] for t in order}
 
 
 def on_same_conversations(arms: Mapping[str, Sequence[tuple]]) -> dict[str, list[tuple]]:

@@ -1,11 +1,16 @@
 """Stage ``evaluate``: the policies side by side on held-out conversations, and the report.
 
-In, under ``--run``: ``data/heldout.jsonl`` (arm ``cold_start``: what the log showed), ``report/responses.NAME.jsonl``
-(arm NAME), and, where they are, ``garm/`` with ``data/preferences.heldout.jsonl``. Out: ``report/metrics.json``,
-``report/report.html`` and a table in the terminal.
+In, under ``--run``: ``data/heldout.jsonl``, ``report/responses.NAME.jsonl``, and, where they are,
+``report/selection.NAME.jsonl``, ``data/sft.jsonl``, ``fusion/weights.json``, and ``garm/`` with
+``data/preferences.heldout.jsonl``. Out: ``report/metrics.json``, ``report/report.html``, a table in the terminal, and
+in each policy's ``generation_config.json`` the temperature that it is served with.
+
+Arms: ``cold_start``, what the log showed; ``most_clicked``, what was clicked most under logged conversations about the
+same; each policy at the temperature it is served with, and at the others; ``NAME_best_of_8``, the sample of several
+with the largest composite reward; and what the judge knows of its users' limits, as ``ceiling``.
 
 With a judge, simulated users see every arm's suggestions under the same conversations and click or not: an A/B test.
-Without one, the held-out clicks speak: how well the reward model foretells them, and how like the clicked suggestions,
+Without one, the held-out clicks speak: how well the reward model predicts them, and how like the clicked suggestions,
 how valid and how diverse each arm's are.
 """
 
@@ -13,35 +18,47 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from rich import print as rich_print
+from rich.box import SIMPLE
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from openrlhf_qs.evaluation import rewards
-from openrlhf_qs.evaluation.ab_test import ArmResult, ab_metrics, load_judge, run_ab_test
+from openrlhf_qs.evaluation import rewards, summary
+from openrlhf_qs.evaluation.ab_test import ArmResult, Judge, ab_metrics, load_judge, run_ab_test
 from openrlhf_qs.evaluation.arms import (
+    AT,
     COLD_START,
     Shown,
+    as_shown,
+    by_temperature,
     clicked_suggestions,
-    load_arms,
+    cold_start,
+    load_responses,
     on_same_conversations,
     on_same_places,
     read_impressions,
+    read_responses,
 )
+from openrlhf_qs.evaluation.baselines import best_of, most_clicked
+from openrlhf_qs.evaluation.examples import examples
 from openrlhf_qs.evaluation.quality import response_quality
 from openrlhf_qs.evaluation.report import write_report
+from openrlhf_qs.evaluation.segments import segments
+from openrlhf_qs.evaluation.temperature import choose, write_generation_config
 from openrlhf_qs.files.run_folder import RunFolder
-from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key
+from openrlhf_qs.form.task import read_task
 from openrlhf_qs.garm.eval import load_on_device
 from openrlhf_qs.models.embedder import load_embedder
 from openrlhf_qs.registry import load_plugins, parse_options
 
-N_EXAMPLES = 12  # conversations that the report shows
+MOST_CLICKED = "most_clicked"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,10 +105,14 @@ def run(args: argparse.Namespace) -> None:
     load_plugins(args.plugin)
     judge = load_judge(args.judge, args.option)
     impressions = read_impressions(folder.data.heldout)
-    arms = load_arms(folder, impressions)
-    n_heldout = len(arms[COLD_START])
-    arms = on_same_places(on_same_conversations(arms))
-    n_compared = len(arms[COLD_START])
+    scorer = load_on_device(folder.garm) if folder.garm.is_dir() else None
+    has_weights = folder.weights.is_file()
+    reward = rewards.RunReward(folder, scorer, parse_options(args.option)) if has_weights else None
+
+    responses = load_responses(folder)
+    served = serve(folder, responses, judge, reward)
+    arms = on_same_places(on_same_conversations(make_arms(folder, impressions, responses, served, judge, reward)))
+    n_heldout, n_compared = len(cold_start(impressions)), len(arms[COLD_START])
     rich_print(
         f"{n_compared:,} of {n_heldout:,} held-out conversations have suggestions of all arms: {', '.join(arms)}"
     )
@@ -102,6 +123,7 @@ def run(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "judge": args.judge,
         "contexts": {"heldout": n_heldout, "compared": n_compared},
+        "served": {name: one for name, one in served.items() if one},
         "quality": {name: response_quality(rows, clicked, embedder) for name, rows in arms.items()},
     }
     results: dict[str, ArmResult] = {}
@@ -109,24 +131,34 @@ def run(args: argparse.Namespace) -> None:
         rich_print(f"A/B test with judge {escape(args.judge)}, at least {args.n_users:,} users an arm")
         results = run_ab_test(arms, judge, args.n_users, args.seed)
         metrics |= ab_metrics(results, metrics["quality"])
-    some = {name: rows[: rewards.N_CONTEXTS] for name, rows in arms.items()}
+    as_served = {name: rows for name, rows in arms.items() if AT not in name}
+    policies = [name for name in as_served if name in responses]
+    if results:
+        keys = {conversation_key(row["conversation"]): row.get("meta") or {} for row in reversed(impressions)}
+        conversations = [row.conversation for row in arms[COLD_START]]
+        metrics["segments"] = segments(
+            {name: results[name].context_ctr for name in policies},
+            conversations,
+            [keys[conversation_key(conversation)] for conversation in conversations],
+        )
+    some = {name: rows[: rewards.N_CONTEXTS] for name, rows in as_served.items()}
     conversations = [row.conversation for row in some[COLD_START]]
-    scorer = load_on_device(folder.garm) if folder.garm.is_dir() else None
     if scorer is not None:
         rich_print("reward model on held-out pairs")
         metrics["garm"] = rewards.on_heldout_pairs(folder, scorer, args.seed)
         metrics["garm_on_policy"] = {}
-        for name, result in results.items():
+        for name in [COLD_START, *policies] if results else []:
             rich_print(f"reward model on the clicks of arm {escape(name)}")
-            suggestions, clicks = [row.suggestions for row in some[name]], result.clicks[: rewards.N_CONTEXTS]
+            suggestions, clicks = [row.suggestions for row in some[name]], results[name].clicks[: rewards.N_CONTEXTS]
             found = rewards.on_clicks(scorer, conversations, suggestions, clicks, args.seed)
             if found is not None:
                 metrics["garm_on_policy"][name] = found
-    if folder.weights.is_file():
-        reward = rewards.RunReward(folder, scorer, parse_options(args.option))
+    if reward is not None:
         for name, rows in some.items():
             metrics["quality"][name]["reward"] = reward(rows)
-    metrics["examples"] = _examples(arms, results, clicked, args.seed)
+    before, after = (policies[0], policies[-1]) if policies else (COLD_START, COLD_START)
+    shown = {name: arms[name] for name in (COLD_START, *policies)}
+    metrics["examples"] = examples(shown, results, clicked, before, after, args.seed, scorer, reward)
 
     write_whole(folder.metrics, json.dumps(metrics, indent=1, allow_nan=False))
     report = write_report(folder.path, metrics)
@@ -134,76 +166,119 @@ def run(args: argparse.Namespace) -> None:
     rich_print(f"report: {escape(str(report))}")
 
 
-def _examples(
-    arms: Mapping[str, Sequence[Shown]],
-    results: Mapping[str, ArmResult],
-    clicked: Mapping[str, Sequence[str]],
-    seed: int,
-) -> list[dict[str, Any]]:
-    n = len(arms[COLD_START])
-    drawn = np.sort(np.random.default_rng(seed).choice(n, size=min(n, N_EXAMPLES), replace=False)).tolist()
-    return [
-        {
-            "conversation": arms[COLD_START][c].conversation,
-            "clicked": list(dict.fromkeys(clicked.get(conversation_key(arms[COLD_START][c].conversation), []))),
-            "arms": {
-                name: {
-                    "suggestions": list(rows[c].suggestions),
-                    "malformed": not rows[c].well_formed,
-                    "ctr": float(results[name].context_ctr[c]) if results else None,
-                }
-                for name, rows in arms.items()
-            },
-        }
-        for c in drawn
-    ]
+def serve(
+    run: RunFolder,
+    responses: Mapping[str, Sequence[Shown]],
+    judge: Judge | None,
+    reward: rewards.RunReward | None,
+) -> dict[str, dict[str, Any] | None]:
+    """What :func:`openrlhf_qs.evaluation.temperature.choose` says of each policy that has responses at several
+    temperatures; it is written into the policy's folder, where the run holds that."""
+    served: dict[str, dict[str, Any] | None] = {}
+    for name, rows in responses.items():
+        served[name] = None
+        if len({row.temperature for row in rows}) > 1 and run.selection(name).is_file():
+            sample = read_responses(run.selection(name), read_task(run.sft))
+            served[name] = choose(sample, judge, reward.totals if reward else None)
+        folder = run.path / name
+        if served[name] and (folder / "config.json").is_file() and not folder.is_symlink():  # a link is another run's
+            write_generation_config(folder, served[name]["temperature"])
+    return served
+
+
+def make_arms(
+    run: RunFolder,
+    impressions: Sequence[Mapping[str, Any]],
+    responses: Mapping[str, Sequence[Shown]],
+    served: Mapping[str, Mapping[str, Any] | None],
+    judge: Judge | None,
+    reward: rewards.RunReward | None,
+) -> dict[str, list[Shown]]:
+    """All arms, in the order of the table."""
+    arms = {COLD_START: cold_start(impressions)}
+    asked = [row.conversation for row in next(iter(responses.values()))]
+    asked = list({conversation_key(conversation): conversation for conversation in asked}.values())
+    n = max((row.n for row in arms[COLD_START]), default=0)
+    if run.data.sft.is_file():
+        favourites = most_clicked(read_json_lines(run.data.sft), asked, n)
+        arms[MOST_CLICKED] = [as_shown(c, texts) for c, texts in zip(asked, favourites, strict=True)]
+    for name, rows in responses.items():
+        temperature = served[name]["temperature"] if served[name] else None
+        arms |= by_temperature(name, rows, temperature)
+        if reward is not None:
+            arms |= best_of_samples(name, rows, reward)
+    if judge is not None and judge.limits is not None:
+        for name, suggestions in judge.limits(asked).items():
+            arms[name] = [as_shown(c, texts) for c, texts in zip(asked, suggestions, strict=True)]
+    return arms
+
+
+def best_of_samples(name: str, rows: Sequence[Shown], reward: rewards.RunReward) -> dict[str, list[Shown]]:
+    """The arm ``NAME_best_of_8``: where a temperature has several samples of a conversation, that with the largest
+    composite reward; nothing where none has."""
+    counts = Counter((row.temperature, conversation_key(row.conversation)) for row in rows)
+    if max(counts.values()) == 1:
+        return {}
+    temperature = counts.most_common(1)[0][0][0]
+    sampled = [row for row in rows if row.temperature == temperature]
+    best = best_of(reward.totals(sampled), [conversation_key(row.conversation) for row in sampled])
+    return {f"{name}_best_of_{max(counts.values())}": [sampled[row] for row in best]}
 
 
 def _print_table(metrics: Mapping[str, Any]) -> None:
-    """The figures of every arm, and the verdicts, in the terminal."""
-    table = Table(title="held-out conversations", title_justify="left")
-    table.add_column("arm")
-    for heading in ("CTR", "95 % interval", "users", "malformed", "near dup.", "distinct-2", "words", "likeness"):
-        table.add_column(heading, justify="right")
+    """The figures of every arm, and what came out, in the terminal: 80 columns hold it whole."""
+    console = Console()
+    table = Table(
+        title="held-out conversations", title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column("arm", overflow="fold")
+    for heading in ("CTR", "95 % interval", "malf.", "dupl.", "dist-2", "words", "like"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, quality in metrics["quality"].items():
         ab = metrics.get("ab", {}).get(name)
         table.add_row(
             escape(name),
-            f"{ab['ctr']:.2%}" if ab else "–",
-            f"{ab['ci95'][0]:.2%} to {ab['ci95'][1]:.2%}" if ab else "–",
-            f"{ab['n_users']:,}" if ab else "–",
+            f"{ab['ctr']:.1%}" if ab else "–",
+            f"{100 * ab['ci95'][0]:.1f} to {100 * ab['ci95'][1]:.1f}" if ab else "–",
             *(
                 "–" if quality[key] is None else format(quality[key], spec)
                 for key, spec in (
-                    ("malformed", ".2%"),
-                    ("near_duplicates", ".2%"),
+                    ("malformed", ".1%"),
+                    ("near_duplicates", ".1%"),
                     ("distinct_2", ".3f"),
                     ("words", ".1f"),
-                    ("likeness", ".3f"),
+                    ("likeness", ".2f"),
                 )
             ),
         )
-    rich_print(table)
-    if verdict := metrics.get("verdict"):
-        rich_print(escape(verdict))
+    console.print(table)
+    console.print(
+        "malf.: malformed; dupl.: with two suggestions that say the same; dist-2: different word pairs a pair; like: "
+        "likeness to what was clicked.",
+        style="dim",
+    )
+    console.print(escape(summary.answer(metrics)))
+    for flag in summary.warnings(metrics):
+        console.print(f"[{'red' if flag['kind'] == 'bad' else 'yellow'}]! {escape(flag['sentence'])}")
     if garm := metrics.get("garm"):
         _print_reward_model({"held-out clicks": garm} | metrics["garm_on_policy"])
-        rich_print(escape(garm["verdict"]))
+        console.print(escape(garm["verdict"]))
 
 
 def _print_reward_model(measured: Mapping[str, Mapping[str, Any]]) -> None:
-    table = Table(title="the reward model on pairs of", title_justify="left")
-    table.add_column("")
-    for heading in ("pairs", "accuracy", "95 % interval", "ECE", "if calibrated", "NLL"):
-        table.add_column(heading, justify="right")
+    table = Table(title="the reward model on pairs of", title_justify="left", box=SIMPLE, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for heading in ("pairs", "accuracy", "95 % interval", "ECE", "floor", "NLL"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in measured.items():
         if figures["n_pairs"]:
+            low, high = figures["accuracy_ci95"]
             table.add_row(
                 escape(name),
                 f"{figures['n_pairs']:,}",
                 f"{figures['accuracy']:.1%}",
-                "{:.1%} to {:.1%}".format(*figures["accuracy_ci95"]),
+                f"{100 * low:.1f} to {100 * high:.1f}",
                 *(f"{figures[key]:.3f}" for key in ("ece", "ece_if_calibrated", "nll")),
             )
     if table.row_count:
-        rich_print(table)
+        Console().print(table)

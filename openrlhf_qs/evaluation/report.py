@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from openrlhf_qs.evaluation import summary
+from openrlhf_qs.evaluation.arms import LAST_POLICY
 from openrlhf_qs.evaluation.tensorboard import read_scalars
 from openrlhf_qs.files.record import durations
 from openrlhf_qs.files.run_folder import RunFolder
@@ -86,7 +87,7 @@ def page(run: RunFolder, metrics: Mapping[str, Any], environment: Environment) -
         "grpo": _alarms(alarms) + _curves(run, "grpo"),
         "evaluate": _evaluation(metrics),
     }
-    before, after = "sft", summary.SUBJECT
+    before, after = "sft", LAST_POLICY
     return {
         "name": run.path.resolve().name,
         "css": environment.loader.get_source(environment, "report.css")[0],

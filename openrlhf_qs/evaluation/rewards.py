@@ -99,11 +99,24 @@ class RunReward:
         self.task = read_task(self.reference)
 
     def __call__(self, rows: Sequence[Shown]) -> dict[str, float]:
-        """Part to its mean, in its own unit; ``total`` to that of the weighted sum.
+        """Part to its mean, in its own unit; ``total`` to that of the weighted sum."""
+        scored = self._score(rows)
+        means = {name: float(values.nanmean()) for name, values in scored.raw.items()}
+        return means | {"total": float(scored.total.mean())}
 
-        The log-perplexity of ``rows`` is that at temperature 1. Where one has none, or the weights are for rollouts of
-        another temperature, it is measured.
-        """
+    def totals(self, rows: Sequence[Shown]) -> np.ndarray:
+        """The composite reward of each response, ``[n]``; nan where a part of it failed."""
+        scored = self._score(rows)
+        return np.where(scored.failed.numpy(), np.nan, scored.total.double().numpy())
+
+    def weighted(self, rows: Sequence[Shown]) -> list[dict[str, float]]:
+        """Of each response, what each part adds to the sum."""
+        weighted = {name: values.tolist() for name, values in self._score(rows).weighted.items()}
+        return [{name: values[row] for name, values in weighted.items()} for row in range(len(rows))]
+
+    def _score(self, rows: Sequence[Shown]):
+        """The log-perplexity of ``rows`` is that at temperature 1. Where one has none, or the weights are for rollouts
+        of another temperature, it is measured."""
         responses, log_ppl = [row.response for row in rows], [row.log_ppl for row in rows]
         temperature = self.composite.temperature
         if None in log_ppl or temperature != 1:
@@ -119,9 +132,7 @@ class RunReward:
             finish_reasons=[row.finish_reason for row in rows],
             n_shown=[row.n for row in rows],
         )
-        scored = self.composite.score(batch)
-        means = {name: float(values.nanmean()) for name, values in scored.raw.items()}
-        return means | {"total": float(scored.total.mean())}
+        return self.composite.score(batch)
 
 
 def _measured(rows: Sequence[Mapping[str, Any]], pairs: Pairs, scorer, seed: int):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from openrlhf_qs.evaluation.arms import AT, LAST_POLICY
 from openrlhf_qs.garm.calibration import ECE_LIMIT
 
-SUBJECT = "grpo"  # the policy that the run is about
 BASELINES = ("cold_start", "most_clicked", "sft", "sft_best_of")  # what it has to beat, by the beginning of the name
 CEILING = "ceiling"
 SIMULATED = ("built_in_world",)  # judges whose users are made up
@@ -45,14 +45,14 @@ def conditions(metrics: Mapping[str, Any]) -> str:
 
 def strongest_baseline(ab: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The baseline with the largest CTR, of those that there are."""
-    names = [name for name in ab if name != SUBJECT and name.startswith(BASELINES) and "@" not in name]
+    names = [name for name in ab if name != LAST_POLICY and name.startswith(BASELINES) and AT not in name]
     return max(names, key=lambda name: ab[name]["ctr"], default=None)
 
 
 def answer(metrics: Mapping[str, Any]) -> str:
     """One sentence: how the trained policy did against the strongest baseline."""
     ab = metrics.get("ab", {})
-    if SUBJECT not in ab:
+    if LAST_POLICY not in ab:
         if ab:
             best = max(ab, key=lambda name: ab[name]["ctr"])
             return f"{best} has the most clicks of {len(ab)} arms: {ab[best]['ctr']:.1%} of its users click."
@@ -66,11 +66,11 @@ def answer(metrics: Mapping[str, Any]) -> str:
             )
         return said
     baseline = strongest_baseline(ab)
-    rate = f"{ab[SUBJECT]['ctr']:.1%} of users click under {SUBJECT}"
-    value = metrics.get("lift", {}).get(f"{SUBJECT}_over_{baseline}")
+    rate = f"{ab[LAST_POLICY]['ctr']:.1%} of users click under {LAST_POLICY}"
+    value = metrics.get("lift", {}).get(f"{LAST_POLICY}_over_{baseline}")
     if baseline is None or value is None:
         return f"{rate}; there is no baseline to compare it with."
-    low, high = metrics["lift_ci95"][f"{SUBJECT}_over_{baseline}"]
+    low, high = metrics["lift_ci95"][f"{LAST_POLICY}_over_{baseline}"]
     word = "more than" if low > 0 else "fewer than" if high < 0 else "not to be told from"
     ceiling = f" The most that these users can be made to click is {ab[CEILING]['ctr']:.1%}." if CEILING in ab else ""
     return (
@@ -90,15 +90,15 @@ def warnings(
     """
     found: list[tuple[str, str]] = []
     ab, quality = metrics.get("ab", {}), metrics.get("quality", {})
-    if SUBJECT in ab and (baseline := strongest_baseline(ab)):
-        interval = metrics.get("lift_ci95", {}).get(f"{SUBJECT}_over_{baseline}")
+    if LAST_POLICY in ab and (baseline := strongest_baseline(ab)):
+        interval = metrics.get("lift_ci95", {}).get(f"{LAST_POLICY}_over_{baseline}")
         if interval and interval[0] <= 0:
             word = "loses to" if interval[1] < 0 else "cannot be told from"
-            found.append(("bad" if interval[1] < 0 else "warn", f"{SUBJECT} {word} the baseline {baseline}."))
-    after, before = quality.get(SUBJECT), quality.get("sft")
+            found.append(("bad" if interval[1] < 0 else "warn", f"{LAST_POLICY} {word} the baseline {baseline}."))
+    after, before = quality.get(LAST_POLICY), quality.get("sft")
     if after:
         if after["malformed"] > MALFORMED_LIMIT:
-            found.append(("bad", f"{after['malformed']:.1%} of the responses of {SUBJECT} are malformed."))
+            found.append(("bad", f"{after['malformed']:.1%} of the responses of {LAST_POLICY} are malformed."))
         if after["near_duplicates"] > NEAR_DUPLICATES_LIMIT:
             was = f", {before['near_duplicates']:.1%} under sft" if before else ""
             found.append(
@@ -108,7 +108,7 @@ def warnings(
             found.append(
                 (
                     "warn",
-                    f"{SUBJECT} repeats itself: {after['distinct_2']:.3f} different word pairs a pair, "
+                    f"{LAST_POLICY} repeats itself: {after['distinct_2']:.3f} different word pairs a pair, "
                     f"{before['distinct_2']:.3f} under sft.",
                 )
             )
@@ -140,7 +140,7 @@ def warnings(
     return [{"kind": kind, "sentence": sentence} for kind, sentence in sorted(found, key=lambda one: one[0] != "bad")]
 
 
-def changes(metrics: Mapping[str, Any], before: str = "sft", after: str = SUBJECT) -> list[dict[str, str]]:
+def changes(metrics: Mapping[str, Any], before: str = "sft", after: str = LAST_POLICY) -> list[dict[str, str]]:
     """What got better and what got worse: ``name``, ``before``, ``after``, ``kind`` (good, bad, muted), ``word``."""
     rows, ab, quality = [], metrics.get("ab", {}), metrics.get("quality", {})
     if before in ab and after in ab:

@@ -108,7 +108,7 @@ STAGES = {
         plugins=("REWARD", "REWARD_MODEL"),
     ),
     "evaluate": Stage(
-        ("SEED", "JUDGE", "N_HELDOUT", "MAX_NEW_TOKENS"),
+        ("SEED", "JUDGE", "N_HELDOUT", "TEMPERATURES", "N_SELECTION", "BEST_OF", "MAX_NEW_TOKENS"),
         reads=lambda variables: ("data", "sft", "garm", "fusion", "grpo"),
         files=("EMBEDDER",),
         plugins=("JUDGE", "REWARD", "REWARD_MODEL"),

@@ -85,6 +85,10 @@ class RunFolder:
         """What a policy (``sft``, ``grpo``) answers to the held-out conversations."""
         return self.stage("evaluate") / f"responses.{policy}.jsonl"
 
+    def selection(self, policy: str) -> Path:
+        """What a policy answers to conversations of the fusion split, by which its temperature is chosen."""
+        return self.stage("evaluate") / f"selection.{policy}.jsonl"
+
     def all_responses(self) -> dict[str, Path]:
         """The files of :meth:`responses` that are there, by policy."""
         files = sorted(self.stage("evaluate").glob("responses.*.jsonl"))

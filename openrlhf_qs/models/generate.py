@@ -1,8 +1,9 @@
 """Let a policy answer conversations, with vLLM, and say how likely its answers are under a reference.
 
-In: JSON Lines with a ``conversation`` a row. Out: JSON Lines ``{"conversation", "response", "finish_reason"}``
-(``length`` where it was cut at ``--max_new_tokens``), and ``log_ppl`` (nats per token under ``--reference``, its end
-counted) where a reference is given.
+In: JSON Lines with a ``conversation`` a row, in one file or several. Out, a file each: JSON Lines ``{"conversation",
+"response", "finish_reason", "temperature"}`` (``length`` where it was cut at ``--max_new_tokens``), and ``log_ppl``
+(nats per token under ``--reference``, its end counted) where a reference is given. The engine is loaded once, however
+many files and temperatures there are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.task import read_task
+from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.engine import load_engine, sample
 from openrlhf_qs.models.reference import reference_log_ppl
 
@@ -27,44 +28,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference_temperature", type=float, default=1.0, help="at which log_ppl is measured; default 1"
     )
-    parser.add_argument("--prompts", required=True, metavar="FILE", help="JSON Lines with a conversation a row")
-    parser.add_argument("--out", required=True, metavar="FILE")
-    parser.add_argument("--n_max", type=int, default=2000, help="distinct conversations, the first ones; default 2000")
+    parser.add_argument(
+        "--prompts", required=True, nargs="+", metavar="FILE", help="JSON Lines with a conversation a row"
+    )
+    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one for each of --prompts")
+    parser.add_argument(
+        "--n_max",
+        type=int,
+        nargs="+",
+        default=[2000],
+        help="distinct conversations, the first ones: of each of --prompts, or of all; default 2000",
+    )
     parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens a response may have; default 64")
-    parser.add_argument("--n_samples", type=int, default=1, help="responses to each conversation; default 1")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling, as in training; default 1")
+    parser.add_argument(
+        "--temperature", type=float, nargs="+", default=[1.0], help="of sampling, one or several; default 1"
+    )
+    parser.add_argument(
+        "--n_samples",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="responses to each conversation: at each of --temperature, or at all; default 1",
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.n_samples < 1:
-        raise ValueError(f"--n_samples {args.n_samples}: give 1 or more")
-    asked = list(
-        {conversation_key(row["conversation"]): row["conversation"] for row in read_json_lines(args.prompts)}.values()
-    )
-    asked = [c for c in asked[: args.n_max] for _ in range(args.n_samples)]
-    rows = generate(args.policy, asked, args.max_new_tokens, args.temperature, args.seed)
-    if args.reference:
-        conversations, responses = [row["conversation"] for row in rows], [row["response"] for row in rows]
-        log_ppl = reference_log_ppl(args.reference, conversations, responses, args.reference_temperature)
-        rows = [row | {"log_ppl": value} for row, value in zip(rows, log_ppl, strict=True)]
-    write_json_lines(args.out, rows)
-    print(f"{len(rows)} responses of {args.policy} in {args.out}")
+    prompts, temperatures = list(args.prompts), list(args.temperature)
+    n_max = _one_each("--n_max", args.n_max, prompts, "--prompts")
+    n_samples = _one_each("--n_samples", args.n_samples, temperatures, "--temperature")
+    if len(args.out) != len(prompts):
+        raise ValueError(f"--out has {len(args.out)} files for {len(prompts)} of --prompts; give one for each")
+    if len(set(temperatures)) < len(temperatures) or min(temperatures) < 0:
+        raise ValueError(f"--temperature {' '.join(map(str, temperatures))}: give different ones, 0 or more")
+    files = []
+    for file, n in zip(prompts, n_max, strict=True):
+        conversations = {conversation_key(row["conversation"]): row["conversation"] for row in read_json_lines(file)}
+        files.append(list(conversations.values())[:n])
+    llm, task = load_engine(args.policy, args.seed), read_task(args.policy)
+    for file, out, conversations in zip(prompts, args.out, files, strict=True):
+        rows = []
+        for temperature, n in zip(temperatures, n_samples, strict=True):
+            asked = [conversation for conversation in conversations for _ in range(n)]
+            rows += generate(llm, task, asked, args.max_new_tokens, temperature, where=f"{args.policy} on {file}")
+        if args.reference:
+            log_ppl = reference_log_ppl(
+                args.reference,
+                [row["conversation"] for row in rows],
+                [row["response"] for row in rows],
+                args.reference_temperature,
+            )
+            rows = [row | {"log_ppl": value} for row, value in zip(rows, log_ppl, strict=True)]
+        write_json_lines(out, rows)
+        print(f"{len(rows)} responses of {args.policy} in {out}")
 
 
 def generate(
-    policy: str, conversations: Sequence[Sequence[Message]], max_new_tokens: int, temperature: float, seed: int
+    llm: Any,
+    task: Task,
+    conversations: Sequence[Sequence[Message]],
+    max_new_tokens: int,
+    temperature: float,
+    where: str,
 ) -> list[dict[str, Any]]:
-    """One sampled response a conversation: ``conversation``, ``response``, ``finish_reason``.
+    """One sampled response a conversation: ``conversation``, ``response``, ``finish_reason``, ``temperature``.
 
-    A conversation that leaves no room for a response is left out and said so. ValueError where ``policy`` is no model,
-    or none is left.
+    A conversation that leaves no room for a response is left out and said so. ValueError where none is left.
     """
-    llm, task = load_engine(policy, seed), read_task(policy)
     prompts = [task.messages(conversation) for conversation in conversations]
     answers = sample(llm, prompts, max_new_tokens, temperature, progress=True)
     rows = [
-        {"conversation": conversation, "response": answer[0].text, "finish_reason": answer[0].finish_reason}
+        {
+            "conversation": conversation,
+            "response": answer[0].text,
+            "finish_reason": answer[0].finish_reason,
+            "temperature": temperature,
+        }
         for conversation, answer in zip(conversations, answers, strict=True)
         if not isinstance(answer, str)
     ]
@@ -72,7 +111,16 @@ def generate(
     if left_out:
         print(f"left out: {len(left_out)} of {len(answers)} prompts are too long, the first: {left_out[0]}")
     if not rows:
-        raise ValueError(
-            f"{policy}: no conversation leaves room for a response; {(left_out or ['none was given'])[0]}"
-        )
+        raise ValueError(f"{where}: no conversation leaves room for a response; {(left_out or ['none was given'])[0]}")
     return rows
+
+
+def _one_each(flag: str, values: Sequence[int], of: Sequence[Any], of_flag: str) -> list[int]:
+    """One number for each of ``of``; a single one stands for all. ValueError for another count, and below 1."""
+    if min(values) < 1:
+        raise ValueError(f"{flag} {min(values)}: give 1 or more")
+    if len(values) not in (1, len(of)):
+        raise ValueError(
+            f"{flag} has {len(values)} values for {len(of)} of {of_flag}; give one for each, or one for all"
+        )
+    return list(values) * (len(of) if len(values) == 1 else 1)

@@ -222,7 +222,7 @@ def test_what_a_reward_may_need_is_what_the_composite_knows_to_ask_for():
         ("reward", {"gate": 1}, "gate = 1: input should be a valid boolean; it is True where it returns 1"),
         ("fusion", {"wants_hack": True}, "nothing reads its attribute 'wants_hack'; .*: wants_hacked, report"),
         ("sft dataset", {"reports": {}}, "nothing reads its attribute 'reports'; .*: report"),
-        ("judge", {"needs": ("reference",)}, "nothing reads its attribute 'needs'; what a judge may have: none"),
+        ("judge", {"needs": ("reference",)}, "nothing reads its attribute 'needs'; what a judge may have: limits"),
         ("reward model", {"output": len}, "has no method loss; a reward model is an object with output"),
         ("reward", {"rate": 2}, "nothing reads its attribute 'rate'"),
     ],

@@ -22,7 +22,9 @@ def result(context_ctr):
     ctr = context_ctr.mean()
     half = 1.959964 * context_ctr.std(ddof=1) / math.sqrt(len(context_ctr))
     interval = (ctr - half, ctr + half)
-    return ArmResult(ctr, interval, 10 * len(context_ctr), len(context_ctr), [], context_ctr, np.array([]))
+    return ArmResult(
+        ctr, interval, 10 * len(context_ctr), len(context_ctr), [], context_ctr, context_ctr, np.array([])
+    )
 
 
 def test_ctr_is_the_share_of_users_with_a_click_whichever_slot():

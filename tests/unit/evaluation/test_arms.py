@@ -1,7 +1,14 @@
 import pytest
 from held_out import conversation, impression
 
-from openrlhf_qs.evaluation.arms import Shown, load_arms, on_same_conversations, read_impressions
+from openrlhf_qs.evaluation.arms import (
+    Shown,
+    by_temperature,
+    cold_start,
+    load_responses,
+    on_same_conversations,
+    read_impressions,
+)
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_json_lines
 
@@ -31,25 +38,39 @@ def test_the_arms_of_a_run_come_in_order_and_know_what_is_malformed(tmp_path):
     for name, response in (("zeta", three), ("grpo", three), ("sft", "1. How long?\nno number"), ("alpha", three)):
         rows = [{"conversation": conversation(0), "response": response, "log_ppl": 1.5}]
         write_json_lines(tmp_path / "report" / f"responses.{name}.jsonl", rows)
-    arms = load_arms(
-        RunFolder(tmp_path),
-        [
-            impression(0, ["First?", "Second?", "???"], [0, 0, 0]),
-            impression(0, ["Later", "impression", "here"], [1, 0, 0]),
-            impression(1, ["Good?", "Better?", "Best?"], [0, 0, 0]),
-        ],
-    )
-    assert list(arms) == ["cold_start", "sft", "grpo", "alpha", "zeta"]
-    logged = "1. First?\n2. Second?\n3. ???"
-    assert arms["cold_start"][0] == Shown(conversation(0), ["First?", "Second?", "???"], False, None, logged)
-    assert arms["cold_start"][1].well_formed
+    arms = load_responses(RunFolder(tmp_path))
+    assert list(arms) == ["sft", "grpo", "alpha", "zeta"]
     assert arms["sft"] == [Shown(conversation(0), ("How long?",), False, 1.5, "1. How long?\nno number")]
     assert arms["grpo"][0].well_formed
 
 
+def test_the_arm_of_the_log_is_the_first_impression_of_each_conversation():
+    logged, other = cold_start(
+        [
+            impression(0, ["First?", "Second?", "???"], [0, 0, 0]),
+            impression(0, ["Later", "impression", "here"], [1, 0, 0]),
+            impression(1, ["Good?", "Better?", "Best?"], [0, 0, 0]),
+        ]
+    )
+    text = "1. First?\n2. Second?\n3. ???"
+    assert logged == Shown(conversation(0), ["First?", "Second?", "???"], False, None, text)
+    assert other.well_formed
+
+
+def test_a_policy_has_an_arm_for_each_temperature_and_its_name_is_the_one_it_is_served_with():
+    rows = [Shown(conversation(n), [], True, temperature=t) for t in (1.0, 0.5, 0.3) for n in range(2)]
+    arms = by_temperature("sft", rows, 0.5)
+    assert list(arms) == ["sft", "sft@1", "sft@0.3"]
+    assert [row.temperature for row in arms["sft"]] == [0.5, 0.5]
+    assert list(by_temperature("sft", rows)) == ["sft", "sft@0.5", "sft@0.3"], "the first where none was chosen"
+    assert list(by_temperature("sft", rows[:2])) == ["sft"]
+    with pytest.raises(ValueError, match="sft: no responses at temperature 0.7, only at 1, 0.5, 0.3"):
+        by_temperature("sft", rows, 0.7)
+
+
 def test_a_run_without_responses_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="run `openrlhf-qs generate` first"):
-        load_arms(RunFolder(tmp_path), [])
+        load_responses(RunFolder(tmp_path))
 
 
 def test_bad_rows_are_told_together_by_line(tmp_path):
@@ -57,7 +78,7 @@ def test_bad_rows_are_told_together_by_line(tmp_path):
     bad = {"conversation": conversation(0)}
     write_json_lines(tmp_path / "report" / "responses.sft.jsonl", [good] + [bad] * 25)
     with pytest.raises(ValueError) as error:
-        load_arms(RunFolder(tmp_path), [])
+        load_responses(RunFolder(tmp_path))
     lines = str(error.value).splitlines()
     assert "responses.sft.jsonl:2: no response" in lines[0]
     assert len(lines) == 21 and lines[-1] == "and 5 more"

@@ -1,0 +1,56 @@
+"""How the arms do on parts of the held-out conversations: by number of turns, and by what the log's ``meta`` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from openrlhf_qs.statistics.intervals import half_width
+
+MIN_CONTEXTS = 20  # conversations of a part that a rate is given for
+MAX_VALUES = 12  # a key of meta with more is a name, not a group
+
+
+def segments(
+    context_ctr: Mapping[str, np.ndarray],
+    conversations: Sequence[Sequence[Mapping[str, str]]],
+    meta: Sequence[Mapping[str, Any]],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """CTR of each arm on each part.
+
+    Args:
+        context_ctr: arm to ``[n]``, its CTR under each conversation.
+        conversations, meta: ``[n]`` each.
+
+    Returns:
+        Key (``turns``, then those of ``meta`` that tell groups) to value to ``n_contexts``, and arm to ``ctr`` and
+        ``ci95``. Values of fewer than ``MIN_CONTEXTS`` conversations, and keys with fewer than two values, are left
+        out.
+    """
+    columns = {"turns": [str(sum(m["role"] == "user" for m in conversation)) for conversation in conversations]}
+    for key in sorted({key for one in meta for key in one}):
+        values = [one.get(key) for one in meta]
+        told = {value for value in values if isinstance(value, str | int | bool)}
+        if 2 <= len(told) <= MAX_VALUES:
+            columns[key] = ["" if value is None else str(value) for value in values]
+    found = {}
+    for key, values in columns.items():
+        parts = {}
+        for value in sorted(set(values)):
+            rows = np.array([one == value for one in values])
+            if rows.sum() >= MIN_CONTEXTS and value:
+                parts[value] = _part({arm: ctr[rows] for arm, ctr in context_ctr.items()})
+        if len(parts) > 1:
+            found[key] = parts
+    return found
+
+
+def _part(context_ctr: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    part: dict[str, Any] = {"n_contexts": len(next(iter(context_ctr.values()))), "ctr": {}, "ci95": {}}
+    for arm, ctr in context_ctr.items():
+        half = half_width(ctr)
+        part["ctr"][arm] = float(ctr.mean())
+        part["ci95"][arm] = [max(float(ctr.mean()) - half, 0.0), min(float(ctr.mean()) + half, 1.0)]
+    return part
