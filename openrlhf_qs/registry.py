@@ -229,6 +229,23 @@ REWARD_MODELS = Registry(
         "mean_outputs": Ability(
             slice | None, "a slice: which outputs are means, that `garm calibrate` rescales", None
         ),
+        "click_log_odds": Ability(
+            Callable | None,
+            "a method, called with raw, that returns the members' log-odds of a click where it is looked at "
+            "[batch, n_members], for objectives of clicks",
+            None,
+            is_method=True,
+        ),
+        "objective": Ability(str, "the objective that it is trained by where none is asked for", "pairs"),
+    },
+)
+OBJECTIVES = Registry(
+    "objective",
+    "called with a head, its outputs [suggestions, n_outputs] and an ImpressionBatch, returns one number, nats",
+    methods=("__call__",),
+    abilities={
+        "whole_lists": Ability(StrictBool, "whether impressions without a pair are read too", True),
+        "of_clicks": Ability(StrictBool, "whether it asks the head for click_log_odds", False),
     },
 )
 REWARDS = Registry(
@@ -298,7 +315,7 @@ JUDGES = Registry(
     reserved=("none",),
 )
 
-KINDS: dict[str, Registry] = {r.kind: r for r in (SFT_DATASETS, REWARD_MODELS, REWARDS, FUSIONS, JUDGES)}
+KINDS: dict[str, Registry] = {r.kind: r for r in (SFT_DATASETS, REWARD_MODELS, OBJECTIVES, REWARDS, FUSIONS, JUDGES)}
 
 
 def load_plugins(files: Sequence[str | Path] = ()) -> None:

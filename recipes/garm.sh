@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # GaRM.  Reads $RUN/data/preferences.jsonl, writes $RUN/garm: a mean and a standard deviation for a suggestion.
 #   GARM_BASE=Qwen/Qwen3-4B GPUS=8 bash recipes/garm.sh --adam.eps 1e-7   # any flag of OpenRLHF's train_rm may follow
-#   REWARD_MODEL=bradley_terry RUN=runs/bt bash recipes/grpo_garm.sh      # the usual scalar head, to compare
+#   REWARD_MODEL=bradley_terry RUN=runs/bt bash recipes/grpo_garm.sh      # the usual scalar head on pairs, to compare
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${CALIBRATE:=soft}"        # the temperature is fitted on pairs kept apart: to their labels (soft), or not at all (no)
+: "${OBJECTIVE:=}"            # plugin, what an impression teaches: clicks, listwise, pairs; empty: the reward model's own
 : "${GARM_SAVE_STEPS:=100}"   # steps between checkpoints
 if [ "$FORM" = gpu ]; then
    : "${GARM_BATCH:=256}" "${GARM_MICRO_BATCH:=8}" "${GARM_EPOCHS:=1}" "${GARM_LR:=5e-6}"
 else
-   : "${GARM_BATCH:=32}" "${GARM_EPOCHS:=1}" "${GARM_LR:=1e-3}"
+   : "${GARM_BATCH:=16}" "${GARM_EPOCHS:=1}" "${GARM_LR:=1e-3}"
 fi
 
 begin garm "$@"
@@ -18,7 +19,7 @@ DATA=(
    --data.dataset "$RUN/data/preferences.jsonl"
    --data.apply_chat_template
    --data.max_len "$MAX_LEN"     # of longer ones the beginning is cut
-   --qs.reward_model "$REWARD_MODEL"
+   --qs.reward_model "$REWARD_MODEL" --qs.objective "$OBJECTIVE"
 )
 SIZE=(
    --model.model_name_or_path "${GARM_BASE:-$RUN/sft}"
@@ -29,6 +30,7 @@ if [ "$FORM" = gpu ]; then
    SIZE+=(--ds.zero_stage 3 --ds.packing_samples --model.gradient_checkpointing_enable)
 else
    SIZE+=(--ds.zero_stage 0 --ds.attn_implementation sdpa)
+   SIZE+=(--qs.exact_match_enable)   # what a small backbone cannot learn to look up
 fi
 launch garm "${DATA[@]}" "${TRAINING_FLAGS[@]}" "${SIZE[@]}" "$@"
 [ "$CALIBRATE" = no ] ||

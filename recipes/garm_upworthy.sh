@@ -8,6 +8,7 @@ set -euo pipefail
 : "${DATA_DIR:=}"             # or the first word after the recipe
 : "${DATA_DIR:?give the folder that holds packages.train.csv.gz and packages.dev.csv.gz}"
 : "${RUN:=runs/upworthy}"
+: "${REWARD_MODEL:=gaussian}" # headlines come as pairs with soft labels
 : "${MAX_LEN:=64}"            # tokens of a headline
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${GARM_EPOCHS:=2}"         # passes over the tests

@@ -123,4 +123,5 @@ def rescale_means(path: str | Path, scale: float) -> None:
 
 def _probability(scored: Scored, link: str, scale: float) -> np.ndarray:
     std = scored.std / np.sqrt(2)
+    link = "bradley_terry" if link == "click" else link  # of a difference of log-odds, they are the same
     return preference_probability(scale * scored.difference, std, np.zeros_like(std), std, link)

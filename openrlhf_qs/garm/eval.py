@@ -48,7 +48,8 @@ class Scored(NamedTuple):
     """Pairs and what a reward model says of them, ``[n]`` each; the better side is ``chosen``, label >= 0.5.
 
     ``position`` is that of the chosen minus that of the rejected suggestion, ``z`` the evidence in the counts; nan
-    where the file does not say. ``difference`` is mean of chosen minus mean of rejected, reward units.
+    where the file does not say. ``difference`` is mean of chosen minus mean of rejected, reward units; of link
+    ``click``, that of their log-odds of a click.
     """
 
     probability: np.ndarray
@@ -122,12 +123,16 @@ def load_on_device(model: str | Path):
 
 def score_pairs(rows: Sequence[Mapping[str, Any]], pairs: Pairs, scorer) -> Scored:
     """What a reward model says of ``pairs`` of ``rows``; ``scorer.link`` makes probabilities of it."""
+    from openrlhf_qs.garm.preference_likelihood import click_log_odds
+
     scores = score_texts(scorer, *_sides(rows, pairs))
     n = len(pairs.row)
     (mean_c, std_c, _), (mean_r, std_r, _) = scores[:n].T, scores[n:].T
     return Scored(
         probability=preference_probability(mean_c, std_c, mean_r, std_r, scorer.link),
-        difference=mean_c - mean_r,
+        difference=click_log_odds(mean_c, std_c) - click_log_odds(mean_r, std_r)
+        if scorer.link == "click"
+        else mean_c - mean_r,
         std=np.hypot(std_c, std_r),
         label=pairs.label,
         weight=pairs.weight,
@@ -314,7 +319,10 @@ def stress_test(link: str, n_draws: int = 100_000, seed: int = 0) -> dict[str, A
     first, second = rng.standard_normal((2, n_draws))
     noise = rng.logistic(size=n_draws) if link in WITH_LOGISTIC_NOISE else np.zeros(n_draws)
     spread = 0.0 if link == "bradley_terry" else 1.0  # it knows no deviation
-    drawn = np.array([np.mean(m + spread * (c * first - r * second) + noise > 0) for m, c, r in grid])
+    if link == "click":
+        drawn = np.array([_drawn_clicks(m + c * first, r * second) for m, c, r in grid])
+    else:
+        drawn = np.array([np.mean(m + spread * (c * first - r * second) + noise > 0) for m, c, r in grid])
     worst = int(np.abs(closed - drawn).argmax())
 
     points = [torch.tensor(one, dtype=torch.float32) for one in (np.r_[mean, -mean], np.r_[std_c, std_c])]
@@ -334,6 +342,12 @@ def stress_test(link: str, n_draws: int = 100_000, seed: int = 0) -> dict[str, A
         "finite": bool(found.isfinite().all()),
         "max_gradient": float(found[len(loss) :].abs().max()),
     }
+
+
+def _drawn_clicks(first: np.ndarray, second: np.ndarray) -> float:
+    """How often, of two suggestions with these rewards of users, the first is clicked where one of them is."""
+    p, q = (np.mean(1 / (1 + np.exp(-reward))) for reward in (first, second))
+    return p * (1 - q) / (p * (1 - q) + q * (1 - p))
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:

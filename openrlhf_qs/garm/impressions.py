@@ -1,13 +1,15 @@
 """What the reward model is trained on: impressions, each with its suggestions once and its pairs as places among them.
 
 In: rows of preferences (:mod:`openrlhf_qs.clicks.preferences`), one an impression, in any order. A suggestion that
-stands in two pairs is read once, and a decoder reads the conversation once (:mod:`openrlhf_qs.garm.shared_prefix`).
+stands in two pairs is read once, and a decoder reads a conversation once (:mod:`openrlhf_qs.garm.shared_prefix`), with
+all that was shown under it.
 Out: batches that hold whole lists, what was clicked on them and how much each place is looked at, beside the pairs.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
@@ -17,14 +19,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from openrlhf_qs.clicks.preferences import SHOWN_PROBLEMS, pair_problem, preference_problems
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.garm.reward_model import pad_left, suggestion_ids
 from openrlhf_qs.garm.shared_prefix import share_prefixes
+
+MAX_TOGETHER = 8  # impressions of one conversation that are read in one go
 
 
 class Impression(NamedTuple):
     """The texts shown under one conversation, what was clicked, and which of them won over which.
 
     Attributes:
+        key: a number of its own, the same in every run.
         texts: token ids of each suggestion with its conversation, in the order shown.
         clicks: of each: 0 or 1, or a number or share of many shows; 0 where the row does not say.
         examination: of each, how often it was looked at, in looks at the top; 1 where the row does not say.
@@ -32,6 +38,7 @@ class Impression(NamedTuple):
         values: (weight, label) of each pair; a label of 1 says that the chosen one surely is the better one.
     """
 
+    key: int
     texts: list[list[int]]
     clicks: list[float]
     examination: list[float]
@@ -44,6 +51,7 @@ class ImpressionBatch:
     """What is known of a batch of impressions; the model's outputs are those of all its suggestions, in one order.
 
     Attributes:
+        key: ``[impressions]``, a number of its own for each.
         place: ``[impressions, most suggestions]``, where the output of each suggestion is; 0 where there is none.
         shown: the same shape, whether there is one.
         clicks, examination: the same shape, float32; 0 and 1 where there is no suggestion.
@@ -52,6 +60,7 @@ class ImpressionBatch:
         weight, label: ``[pairs]``. The weights are such that an impression counts the same in every batch.
     """
 
+    key: Tensor
     place: Tensor
     shown: Tensor
     clicks: Tensor
@@ -68,9 +77,27 @@ class ImpressionBatch:
     def to(self, device) -> ImpressionBatch:
         return ImpressionBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
+    def member_weights(self, n_members: int) -> Tensor:
+        """What each impression counts for each member of an ensemble, ``[impressions, n_members]``, mean 1.
+
+        The Bayesian bootstrap (Rubin 1981): exponential weights, drawn from the impression's key, so that they are the
+        same in every epoch and members are those of ``n_members`` logs. In the evaluation, and of one member, all 1.
+        """
+        ones = torch.ones(len(self.key), n_members, device=self.key.device)
+        if n_members == 1 or not torch.is_grad_enabled():
+            return ones
+        # SplitMix64: 53 good bits of every (key, member); int64 wraps around as the unsigned arithmetic does.
+        bits = self.key[:, None] + torch.arange(1, n_members + 1, device=self.key.device) * -7046029254386353131
+        bits = (bits ^ ((bits >> 30) & (1 << 34) - 1)) * -4658895280553007687
+        bits = (bits ^ ((bits >> 27) & (1 << 37) - 1)) * -7723592293110705685
+        bits = bits ^ ((bits >> 31) & (1 << 33) - 1)
+        uniform = ((bits >> 11) & (1 << 53) - 1).double() / (1 << 53)
+        return -torch.log1p(-uniform).to(ones)
+
 
 class ImpressionDataset(Dataset):
-    """One item is one impression; OpenRLHF's batch sizes count impressions."""
+    """One item is a conversation with all that was shown under it, up to ``MAX_TOGETHER`` impressions; OpenRLHF's
+    batch sizes count items. Impressions without a conversation, as headlines are, are items of their own."""
 
     def __init__(
         self,
@@ -109,26 +136,37 @@ class ImpressionDataset(Dataset):
         if problems and (on_error == "raise" or not any(row["pairs"] for row in good)):
             more = f"\nand {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
             raise ValueError("\n".join(problems[:SHOWN_PROBLEMS]) + more)
+        if whole_lists and any(row.get("clicks") is None for row in good):
+            raise ValueError(
+                "rows without clicks, and an objective that reads them: give clicks, or train on pairs "
+                "(--qs.objective pairs)"
+            )
         # No rows, no impressions: OpenRLHF evaluates on a hundredth of the rows, of fewer than a hundred on none.
-        self.impressions = _impressions(good if whole_lists else _paired(good), tokenizer, max_len)
-        n_paired = sum(bool(impression.pairs) for impression in self.impressions)
-        self.pairs_per_impression = sum(len(one.pairs) for one in self.impressions) / max(1, n_paired)
+        kept = good if whole_lists else _paired(good)
+        impressions = _impressions(kept, tokenizer, max_len)
+        self.items = _together(kept, impressions)
+        self.n_impressions = len(impressions)
+        n_paired = sum(bool(impression.pairs) for impression in impressions)
+        self.pairs_per_impression = sum(len(one.pairs) for one in impressions) / max(1, n_paired)
 
     def __len__(self) -> int:
-        return len(self.impressions)
+        return len(self.items)
 
-    def __getitem__(self, index: int) -> Impression:
-        return self.impressions[index]
+    def __getitem__(self, index: int) -> list[Impression]:
+        return self.items[index]
 
-    def collate_fn(self, impressions: Sequence[Impression]) -> tuple[Tensor, Tensor, ImpressionBatch, Tensor, None]:
+    def collate_fn(
+        self, items: Sequence[Sequence[Impression]]
+    ) -> tuple[Tensor, Tensor, ImpressionBatch, Tensor, None]:
         """A batch in the five places of OpenRLHF's reward trainer.
 
         Returns:
             Token ids and mask (or segment ids) ``[rows, 1, length]``; the :class:`ImpressionBatch`; two places that
             are empty.
         """
+        impressions = [impression for item in items for impression in item]
         texts = [text for impression in impressions for text in impression.texts]
-        groups = [n for n, impression in enumerate(impressions) for _ in impression.texts]
+        groups = [n for n, item in enumerate(items) for impression in item for _ in impression.texts]
         if self.share_prefix:
             input_ids, mask, output = share_prefixes(texts, groups, self.pad_token_id)
         else:
@@ -151,6 +189,7 @@ class ImpressionDataset(Dataset):
         # A loss is a mean over the batch's pairs. An impression must not count less where the others have fewer.
         n_paired = sum(bool(impression.pairs) for impression in impressions)
         batch = ImpressionBatch(
+            key=torch.tensor([impression.key for impression in impressions], dtype=torch.long),
             place=place,
             shown=shown,
             clicks=clicks,
@@ -186,10 +225,11 @@ def _impressions(rows: Sequence[Mapping[str, Any]], tokenizer, max_len: int) -> 
     shown = [(row["conversation"], text) for row in rows for text in row["suggestions"]]
     ids = iter(suggestion_ids(tokenizer, *zip(*shown, strict=True), max_len) if shown else [])
     impressions = []
-    for row in rows:
+    for number, row in enumerate(rows):
         n, pairs = len(row["suggestions"]), row["pairs"]
         impressions.append(
             Impression(
+                key=_number(row.get("impression_id") or str(number)),
                 texts=[next(ids) for _ in range(n)],
                 clicks=row.get("clicks") or [0.0] * n,
                 examination=row.get("examination") or [1.0] * n,
@@ -198,3 +238,19 @@ def _impressions(rows: Sequence[Mapping[str, Any]], tokenizer, max_len: int) -> 
             )
         )
     return impressions
+
+
+def _together(rows: Sequence[Mapping[str, Any]], impressions: Sequence[Impression]) -> list[list[Impression]]:
+    """The impressions of one conversation side by side, in the order in which conversations are first seen."""
+    members = defaultdict(list)
+    for number, (row, impression) in enumerate(zip(rows, impressions, strict=True)):
+        members[conversation_key(row["conversation"]) if row["conversation"] else number].append(impression)
+    return [
+        group[start : start + MAX_TOGETHER]
+        for group in members.values()
+        for start in range(0, len(group), MAX_TOGETHER)
+    ]
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)

@@ -11,6 +11,8 @@ evaluation reads the probability itself, both from here, so that what is measure
 - ``dpl``: :math:`\mathrm{sigmoid}(\sqrt{2\pi}\,m/\sqrt v)`, the code of arXiv:2312.08358; up to 0.095 from ``probit``.
 - ``jensen``: a bound of ``quadrature`` in training, the code of arXiv:2503.22480; see :func:`log_preference`.
 - ``bradley_terry``: :math:`\mathrm{sigmoid}(m)` (1952), whatever the variance.
+- ``click``: :math:`\mathrm{sigmoid}(\eta_c-\eta_r)` of the two log-odds of a click (:func:`click_log_odds`): the odds
+  that of two suggestions which are looked at the one was clicked and the other was not.
 
 Every function computes in float32 (float64 where it is given float64), whatever the type of its arguments: bfloat16
 has no ``log_ndtr`` and makes ties. The equations of arXiv:2508.15811 could not be read; its link is unknown.
@@ -28,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GaussianLink = Literal["probit", "probit_logistic", "mackay", "quadrature", "dpl", "jensen"]
-Link = Literal[GaussianLink, "bradley_terry"]
+Link = Literal[GaussianLink, "bradley_terry", "click"]
 
 LOGISTIC_SCALE = 1.702  # |Phi(x / 1.702) - sigmoid(x)| < 0.01
 TAIL = -20.0  # below, log_ndtr is its asymptotic series, right to 1e-10
@@ -55,7 +57,7 @@ def preference_loss(
     Returns:
         ``[pairs]``, nats, not reduced. Gradients are finite and do not vanish, however wrong the pair is ordered.
     """
-    difference, variance = _difference(chosen_mean, chosen_std, rejected_mean, rejected_std)
+    difference, variance = _difference(chosen_mean, chosen_std, rejected_mean, rejected_std, link)
     chosen, rejected = log_preference(difference, variance, link), log_preference(-difference, variance, link)
     return -(label * chosen + (1 - label) * rejected)
 
@@ -70,7 +72,7 @@ def preference_probability(
         std_a, std_b: ``[n]``, reward units, > 0.
         link: the one that the reward model was trained with.
     """
-    difference, variance = _difference(mean_a, std_a, mean_b, std_b)
+    difference, variance = _difference(mean_a, std_a, mean_b, std_b, link)
     return log_preference(difference, variance, "quadrature" if link == "jensen" else link).exp()
 
 
@@ -82,7 +84,7 @@ def log_preference(difference: Tensor, variance: Tensor, link: Link) -> Tensor:
     deviation that is trained on it shrinks to its floor, and means nothing. For comparison only.
 
     Args:
-        difference: ``[n]``, mean of the difference, reward units.
+        difference: ``[n]``, mean of the difference, reward units; of ``click``, that of the log-odds of a click.
         variance: ``[n]``, its variance, > 0.
 
     Returns:
@@ -96,7 +98,7 @@ def log_preference(difference: Tensor, variance: Tensor, link: Link) -> Tensor:
         return F.logsigmoid(difference / (1 + math.pi / 8 * variance).sqrt())
     if link == "dpl":
         return F.logsigmoid(math.sqrt(2 * math.pi) * difference / variance.sqrt())
-    if link == "bradley_terry":
+    if link in ("bradley_terry", "click"):
         return F.logsigmoid(difference)
     nodes, log_weights = _normal_nodes(difference.dtype, difference.device)
     at_nodes = F.logsigmoid(difference[..., None] + variance.sqrt()[..., None] * nodes)
@@ -122,11 +124,29 @@ def log_ndtr(z: Tensor) -> Tensor:
     return torch.where(z < TAIL, tail, body)
 
 
-def _difference(mean_a: Tensor, std_a: Tensor, mean_b: Tensor, std_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the difference, in float32 or float64."""
+def click_log_odds(mean: Tensor, std: Tensor) -> Tensor:
+    r"""Log-odds of a click of an average user, where a user clicks by the sigmoid of his reward.
+
+    :math:`\mu/\sqrt{1+\pi\sigma^2/8}`, MacKay's closed form (1992) of the log-odds of :math:`E\,\mathrm{sigmoid}`.
+
+    Args:
+        mean, std: ``[n]``, of the users' rewards.
+    """
+    return mean / (1 + math.pi / 8 * std**2) ** 0.5
+
+
+def mean_of_click_log_odds(log_odds: Tensor, std: Tensor) -> Tensor:
+    """The mean reward with which :func:`click_log_odds` are ``log_odds``."""
+    return log_odds * (1 + math.pi / 8 * std**2) ** 0.5
+
+
+def _difference(mean_a: Tensor, std_a: Tensor, mean_b: Tensor, std_b: Tensor, link: Link) -> tuple[Tensor, Tensor]:
+    """Mean and variance of what ``link`` takes the difference of, in float32 or float64."""
     mean_a, std_a, mean_b, std_b = (
         value.to(torch.promote_types(value.dtype, torch.float32)) for value in (mean_a, std_a, mean_b, std_b)
     )
+    if link == "click":
+        mean_a, mean_b = click_log_odds(mean_a, std_a), click_log_odds(mean_b, std_b)
     return mean_a - mean_b, std_a.square() + std_b.square()
 
 

@@ -15,7 +15,8 @@ or, as a module::
     rewards = model(*encode_suggestions(tokenizer, [conversation], ["How long does it take?"], max_len=512))
 
 The backbone is a decoder, read at the last token of the chat template's text, or a bidirectional encoder such as BERT
-or MiniLM, read as the mean over its tokens.
+or MiniLM, read as the mean over its tokens. Where the mark has a ``turn_end_id``, each token is told in which turns it
+stood before (:mod:`openrlhf_qs.garm.exact_match`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message, suggestion_messages
+from openrlhf_qs.garm.exact_match import N_FLAGS, exact_match
 from openrlhf_qs.garm.shared_prefix import (
     ATTENTION,
     SharedRows,
@@ -47,6 +49,8 @@ from openrlhf_qs.garm.shared_prefix import (
     use_attention,
 )
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins
+
+MATCH = "match"  # name of the vectors of exact matches among the weights
 
 
 class Float32Linear(nn.Linear):
@@ -70,7 +74,8 @@ def reward_model_class(
         base_pretrained_model, base_llm_model: of transformers, as ``Qwen3PreTrainedModel`` and ``Qwen3Model``.
         value_head_prefix: name of the head among the weights.
         packing_samples: whether sequences come padded but run packed (needs flash-attn). Decoders only.
-        mark: ``{"name": a registered head, "options": {...}}`` for a new head; None keeps the config's own.
+        mark: ``{"name": a registered head, "options": {...}}`` for a new head, with ``turn_end_id``, the token that
+            ends a turn, where the model shall be told of exact matches; None keeps the config's own.
     """
 
     class SuggestionRewardModel(base_pretrained_model):
@@ -92,6 +97,13 @@ def reward_model_class(
             options = {"add_pooling_layer": False} if has_pooler else {}
             setattr(self, self.base_model_prefix, base_llm_model(config, **options))
             setattr(self, value_head_prefix, Float32Linear(config.hidden_size, self.head.n_outputs))
+            self.turn_end_id = config.reward_model.get("turn_end_id")
+            if self.turn_end_id is not None:
+                if packing_samples:
+                    raise ValueError(
+                        "exact matches are looked up in padded rows: leave out packing_samples, or exact matches"
+                    )
+                setattr(self, MATCH, nn.Linear(N_FLAGS, config.hidden_size, bias=False))
             if not self.is_encoder:
                 use_attention(config)
             # OpenRLHF's evaluation writes the mean and deviation of the means into the config. They are applied where
@@ -127,19 +139,29 @@ def reward_model_class(
                 rewards = (rewards - rewards.new_tensor([self.mean, 0.0, 0.0])) / self.std
             return rewards
 
+        def backbone(self, input_ids: Tensor, segments: Tensor, **options):
+            """The backbone's outputs; ``segments`` is the mask, or segment ids."""
+            backbone = getattr(self, self.base_model_prefix)
+            if self.turn_end_id is None:
+                return backbone(input_ids, **options)
+            embedded = self.get_input_embeddings()(input_ids)
+            flags = exact_match(input_ids, segments, self.turn_end_id)
+            return backbone(inputs_embeds=embedded + getattr(self, MATCH)(flags.to(embedded.dtype)), **options)
+
         def read_mean(self, input_ids: Tensor, attention_mask: Tensor):
             """Raw outputs from the mean over the text's tokens, and the backbone's outputs."""
             # The padding goes to the right, so that the backbone's own positions count from the text's first token.
             order = attention_mask.long().argsort(dim=1, descending=True, stable=True)
             mask = attention_mask.gather(1, order)
-            outputs = getattr(self, self.base_model_prefix)(input_ids.gather(1, order), attention_mask=mask)
+            outputs = self.backbone(input_ids.gather(1, order), mask, attention_mask=mask)
             hidden = outputs["last_hidden_state"].float() * mask[..., None]
             return getattr(self, value_head_prefix)(hidden.sum(1) / mask.sum(1, keepdim=True)), outputs
 
         def read_ends(self, input_ids: Tensor, segments: Tensor):
             """Raw outputs from the last token of each suggestion in the rows, and the backbone's outputs."""
-            outputs = getattr(self, self.base_model_prefix)(
+            outputs = self.backbone(
                 input_ids,
+                segments,
                 attention_mask=tree_mask(segments, self.dtype),
                 position_ids=positions(segments),
                 n_before=n_before(segments),
@@ -160,7 +182,7 @@ def reward_model_class(
             else:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)
                 mask = attention_mask
-            outputs = getattr(self, self.base_model_prefix)(input_ids, attention_mask=mask, position_ids=position_ids)
+            outputs = self.backbone(input_ids, attention_mask, attention_mask=mask, position_ids=position_ids)
             hidden = outputs["last_hidden_state"]
             if packing_samples:
                 raw = getattr(self, value_head_prefix)(hidden)
@@ -236,6 +258,11 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
+def turn_end_id(tokenizer) -> int:
+    """The token that ends each turn of what :func:`suggestion_ids` writes."""
+    return tokenizer.eos_token_id if tokenizer.chat_template else tokenizer.sep_token_id
+
+
 def read_mark(path: str | Path) -> dict | None:
     """``config.json``'s ``reward_model`` entry of a local checkpoint, None where it is none of ours or not local."""
     config_file = Path(path) / "config.json"
@@ -275,6 +302,11 @@ def check_checkpoint(path: str | Path) -> dict:
         raise ValueError(
             f"{path}: head {prefix}.weight should have {n_outputs} rows for {mark['name']!r}, found "
             f"{'none' if found is None else found[0]}; the checkpoint is damaged or its value_head_prefix is wrong"
+        )
+    if "turn_end_id" in mark and not any(f"{MATCH}.weight" in name for name in shapes):
+        raise ValueError(
+            f"{path}: {MATCH}.weight is missing, the vectors of exact matches that config.json promises; the "
+            "checkpoint is damaged"
         )
     return mark
 

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 from openrlhf_qs.host.arguments import host_arguments
 from openrlhf_qs.host.patches import TESTED, openrlhf_version
+from openrlhf_qs.host.seams import head_and_objective
 from openrlhf_qs.host.settings import Settings, absolute, stage_settings
-from openrlhf_qs.registry import JUDGES, REWARD_MODELS, SFT_DATASETS, check_options, load_plugins, parse_options
+from openrlhf_qs.registry import JUDGES, SFT_DATASETS, check_options, load_plugins, parse_options
 from openrlhf_qs.reward.credit import CREDITED_ESTIMATORS
 from openrlhf_qs.reward.monitors import Monitors, parse_thresholds
 
@@ -75,8 +76,7 @@ def check_sft(settings: Settings, args: SimpleNamespace) -> None:
 def check_garm(settings: Settings, args: SimpleNamespace) -> None:
     _check_data("--data.dataset", args.data.dataset)
     _check_model("--model.model_name_or_path", args.model.model_name_or_path)
-    name = settings.stage.reward_model
-    REWARD_MODELS.create(name, **settings.options_of(name))
+    head_and_objective(settings)
 
 
 def check_grpo(settings: Settings, args: SimpleNamespace) -> None:

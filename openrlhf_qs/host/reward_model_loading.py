@@ -9,7 +9,16 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
-from openrlhf_qs.garm.reward_model import check_checkpoint, is_adapter, read_mark, reward_model_class
+from transformers import AutoTokenizer
+
+from openrlhf_qs.garm.reward_model import (
+    MATCH,
+    check_checkpoint,
+    is_adapter,
+    read_mark,
+    reward_model_class,
+    turn_end_id,
+)
 from openrlhf_qs.host.settings import GarmSettings, Settings
 from openrlhf_qs.registry import load_plugins
 
@@ -38,6 +47,8 @@ class RewardModelLoader:
         if trained:  # the head is new, whatever the backbone was
             name = self.settings.stage.reward_model
             mark = {"name": name, "options": self.settings.options_of(name)}
+            if self.settings.stage.exact_match_enable:
+                mark["turn_end_id"] = turn_end_id(AutoTokenizer.from_pretrained(model_name_or_path))
         elif model_type == "reward" and read_mark(model_name_or_path) is not None:
             mark = check_checkpoint(model_name_or_path)
         if mark is None:
@@ -49,9 +60,9 @@ class RewardModelLoader:
             )
         host_class, host_lora = self.module._get_reward_model, self.module.LoraConfig
         self.module._get_reward_model = functools.partial(reward_model_class, mark=mark)
-        # Under LoRA the head is trained and saved whole, as it is new; the host would keep its random start.
-        head = kwargs.get("value_head_prefix", "score")
-        self.module.LoraConfig = functools.partial(host_lora, modules_to_save=[head], exclude_modules=[head])
+        # Under LoRA what is new is trained and saved whole; the host would keep its random start.
+        new = [kwargs.get("value_head_prefix", "score"), *([MATCH] if "turn_end_id" in mark else [])]
+        self.module.LoraConfig = functools.partial(host_lora, modules_to_save=new, exclude_modules=new)
         try:
             return self.load(model_name_or_path, model_type, **kwargs)
         finally:

@@ -1,5 +1,4 @@
-"""What ``garm`` puts into OpenRLHF's ``train_rm``: a dataset whose items are impressions, and a trainer whose loss is
-the head's own.
+"""What ``garm`` puts into OpenRLHF's ``train_rm``: a trainer whose loss is a registered objective.
 
 OpenRLHF's trainer takes a batch apart into five places (ids and mask of the chosen, of the rejected texts, margin),
 asks :meth:`~SuggestionRewardModelTrainer.concatenated_forward` for the rewards of both, and its ``loss_fn`` for a
@@ -17,15 +16,16 @@ from openrlhf_qs.garm.gradient_monitor import GradientMonitor
 class SuggestionRewardModelTrainer(RewardModelTrainer):
     """The trainer logs, counts and evaluates means; all that the loss wants waits in ``batch``."""
 
-    def __init__(self, head, *args, **kwargs) -> None:
+    def __init__(self, head, objective, *args, **kwargs) -> None:
         """
         Args:
-            head: an instance of a registered reward model.
+            head, objective: instances of a registered reward model and of a registered objective.
             args, kwargs: of OpenRLHF.
         """
         super().__init__(*args, **kwargs)
         self.head = head
-        self.loss_fn = self.preference_loss
+        self.objective = objective
+        self.loss_fn = self.objective_loss
         self.monitor = GradientMonitor()
 
     def concatenated_forward(self, model, input_ids, mask, batch, _):
@@ -38,14 +38,14 @@ class SuggestionRewardModelTrainer(RewardModelTrainer):
         raw, output = model(
             input_ids, attention_mask=mask, return_output=True, ring_attn_group=self.strategy.ring_attn_group
         )
-        chosen, rejected = raw[batch.pairs[:, 0]], raw[batch.pairs[:, 1]]
-        self.batch = chosen, rejected, batch.weight, batch.label
+        self.batch = raw, batch
+        mean = self.head.output(raw)[:, 0]
         aux_loss = output.aux_loss if "aux_loss" in output else []
-        return self.head.output(chosen)[:, 0], self.head.output(rejected)[:, 0], aux_loss
+        return mean[batch.pairs[:, 0]], mean[batch.pairs[:, 1]], aux_loss
 
-    def preference_loss(self, chosen_mean, rejected_mean, margin):
-        """The head's loss of the batch that :meth:`concatenated_forward` saw last, one number in nats."""
-        return self.head.loss(*self.batch)
+    def objective_loss(self, chosen_mean, rejected_mean, margin):
+        """The objective for the batch that :meth:`concatenated_forward` saw last, one number in nats."""
+        return self.objective(self.head, *self.batch)
 
     def save_logs_and_checkpoints(self, args, global_step, step_bar, logs_dict=None, client_states=None):
         """OpenRLHF's, after a look at the gradient's norm."""

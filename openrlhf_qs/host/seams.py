@@ -12,6 +12,23 @@ from openrlhf_qs.host.patches import patch
 from openrlhf_qs.host.settings import GarmSettings, GRPOSettings, Settings, SFTSettings
 
 
+def head_and_objective(settings: Settings):
+    """What the stage ``garm`` trains: an instance of the head, and one of the objective, by default the head's own.
+    ValueError where the objective wants what the head does not say."""
+    from openrlhf_qs.registry import OBJECTIVES, REWARD_MODELS
+
+    name = settings.stage.reward_model
+    head = REWARD_MODELS.create(name, **settings.options_of(name))
+    asked = settings.stage.objective or head.objective
+    objective = OBJECTIVES.create(asked, **settings.options_of(asked))
+    if objective.of_clicks and head.click_log_odds is None:
+        raise ValueError(
+            f"objective {asked!r} needs log-odds of a click, which reward model {name!r} does not give: take "
+            "--qs.objective pairs, or give its class click_log_odds"
+        )
+    return head, objective
+
+
 def _assembles(settings: Settings) -> bool:
     return isinstance(settings.stage, SFTSettings) and bool(settings.stage.sft_dataset)
 
@@ -71,8 +88,11 @@ def reward_dataset(module: ModuleType, settings: Settings) -> None:
     each pair reads its conversation twice, all count the same, and of a long text the suggestion, which stands at the
     end, is cut off."""
     from openrlhf_qs.host.reward_dataset import SuggestionRewardDataset
+    from openrlhf_qs.registry import load_plugins
 
-    module.RewardDataset = partial(SuggestionRewardDataset, settings.stage.on_error)
+    load_plugins(settings.plugin_files)
+    _, objective = head_and_objective(settings)
+    module.RewardDataset = partial(SuggestionRewardDataset, settings.stage.on_error, objective.whole_lists)
 
 
 @patch(
@@ -85,12 +105,10 @@ def reward_model_trainer(module: ModuleType, settings: Settings) -> None:
     """The trainer's loss takes scalar rewards of two texts a pair. Without this a mean and a standard deviation are
     compared with each other."""
     from openrlhf_qs.host.reward_model_trainer import SuggestionRewardModelTrainer
-    from openrlhf_qs.registry import REWARD_MODELS, load_plugins
+    from openrlhf_qs.registry import load_plugins
 
     load_plugins(settings.plugin_files)
-    name = settings.stage.reward_model
-    head = REWARD_MODELS.create(name, **settings.options_of(name))
-    module.RewardModelTrainer = partial(SuggestionRewardModelTrainer, head)
+    module.RewardModelTrainer = partial(SuggestionRewardModelTrainer, *head_and_objective(settings))
 
 
 @patch(

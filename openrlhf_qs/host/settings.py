@@ -49,7 +49,12 @@ class SFTSettings:
 class GarmSettings:
     """The stage ``garm``."""
 
-    reward_model: str = flag("gaussian", "reward model head")
+    reward_model: str = flag("click_gaussian", "reward model head")
+    objective: str = flag("", "what it learns from an impression; empty: the reward model's own")
+    exact_match_enable: bool = flag(
+        False,
+        "tell each token in which turns it stood before, which a small backbone cannot look up by itself; no packing",
+    )
     on_error: str = flag("raise", "bad pairs: stop, or count and go on", choices=["raise", "skip"])
 
 
@@ -108,7 +113,9 @@ def add_stage_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
         how = dict(one.metadata)
         default = ",".join(one.default) if isinstance(one.default, tuple) else one.default
         how["help"] += f"; default: {default if default != '' else 'none'}"
-        if how.get("action") == "append":
+        if isinstance(one.default, bool):
+            parser.add_argument(f"--qs.{one.name}", action="store_true", help=one.metadata["help"])
+        elif how.get("action") == "append":
             parser.add_argument(f"--qs.{one.name}", default=[], **how)
         else:
             parser.add_argument(f"--qs.{one.name}", default=one.default, **how)

@@ -5,10 +5,10 @@ epistemic standard deviation, ``[..., 3]``, float32, reward units; and the loss 
 likelihood (:mod:`openrlhf_qs.garm.preference_likelihood`) by which they are read as probabilities. The model around a
 head is in :mod:`openrlhf_qs.garm.reward_model`.
 
-``n_members`` heads on one backbone are an ensemble. Each starts from weights of its own and counts the pairs of a
-batch by weights of its own (exponential, the Bayesian bootstrap of Rubin 1981), so that they agree where the pairs say
-something and differ elsewhere. That difference, the epistemic part, cannot be had from one head, whose deviation is
-the noise of the clicks.
+``n_members`` heads on one backbone are an ensemble. Each starts from weights of its own and counts the impressions by
+weights of its own (:meth:`openrlhf_qs.garm.impressions.ImpressionBatch.member_weights`), so that they agree where the
+clicks say something and differ elsewhere. That difference, the epistemic part, cannot be had from one head, whose
+deviation is the noise of the clicks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openrlhf_qs.garm.preference_likelihood import LOGISTIC_SCALE, GaussianLink, log_ndtr, preference_loss
+from openrlhf_qs.garm.preference_likelihood import (
+    LOGISTIC_SCALE,
+    GaussianLink,
+    click_log_odds,
+    log_ndtr,
+    preference_loss,
+)
 from openrlhf_qs.registry import REWARD_MODELS
 
 UNIT_STD = math.log(math.e - 1)  # softplus of it is 1: a head that answers 0 has a standard deviation of 1
@@ -111,7 +117,8 @@ class Gaussian:
         return torch.stack((mean.mean(-1), std.square().mean(-1).sqrt(), mean.std(-1, correction=0)), dim=-1)
 
     def loss(self, chosen_raw: Tensor, rejected_raw: Tensor, weight: Tensor, label: Tensor) -> Tensor:
-        """Head outputs ``[pairs, n_outputs]``, pair weights and labels ``[pairs]`` to one number, nats."""
+        """Head outputs ``[pairs, n_outputs]``, weights ``[pairs]`` or ``[pairs, n_members]``, labels ``[pairs]`` to
+        one number, nats."""
         (chosen_mean, chosen_std), (rejected_mean, rejected_std) = self.members(chosen_raw), self.members(rejected_raw)
         label = label.float()[:, None]
         nll = preference_loss(chosen_mean, chosen_std, rejected_mean, rejected_std, label, self.link)
@@ -121,7 +128,12 @@ class Gaussian:
             nll = nll + self.anchor * anchor_loss(chosen_mean, chosen_std, label)
             nll = nll + self.anchor * anchor_loss(rejected_mean, rejected_std, 1 - label)
         regulariser = self.regulariser(torch.cat((chosen_mean, rejected_mean)), torch.cat((chosen_std, rejected_std)))
-        return (_member_weights(weight, self.n_members) * nll).mean() + regulariser
+        return (member_weights(weight, self.n_members) * nll).mean() + regulariser
+
+    def click_log_odds(self, raw: Tensor) -> Tensor:
+        """Each member's log-odds of a click of an average look, float32 ``[..., n_members]``, where a user clicks by
+        the sigmoid of the reward."""
+        return click_log_odds(*self.members(raw))
 
     def members(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of the members, float32 ``[..., n_members]`` each."""
@@ -203,12 +215,17 @@ class BradleyTerry:
         mean = raw.float().mean(-1)
         return torch.stack((mean, torch.full_like(mean, LOGISTIC_STD), raw.float().std(-1, correction=0)), dim=-1)
 
+    def click_log_odds(self, raw: Tensor) -> Tensor:
+        """Each member's log-odds of a click, float32 ``[..., n_members]``: the means."""
+        return raw.float()
+
     def loss(self, chosen_raw: Tensor, rejected_raw: Tensor, weight: Tensor, label: Tensor) -> Tensor:
-        """Head outputs ``[pairs, n_members]``, pair weights and labels ``[pairs]`` to one number, nats."""
+        """Head outputs ``[pairs, n_members]``, weights of that shape or ``[pairs]``, labels ``[pairs]`` to one number,
+        nats."""
         no_std = torch.zeros_like(chosen_raw)
         nll = preference_loss(chosen_raw, no_std, rejected_raw, no_std, label.float()[:, None], self.link)
         zero = torch.cat((chosen_raw, rejected_raw)).float().mean(0).square().mean()
-        return (_member_weights(weight, self.n_members) * nll).mean() + self.gauge * zero
+        return (member_weights(weight, self.n_members) * nll).mean() + self.gauge * zero
 
 
 def anchor_loss(mean: Tensor, std: Tensor, label: Tensor, threshold: float = 0.5) -> Tensor:
@@ -226,12 +243,9 @@ def anchor_loss(mean: Tensor, std: Tensor, label: Tensor, threshold: float = 0.5
     return -(label * log_ndtr((mean - threshold) / std) + (1 - label) * log_ndtr((-threshold - mean) / std))
 
 
-def _member_weights(weight: Tensor, n_members: int) -> Tensor:
-    """Pair weights ``[pairs, n_members]``: in training each member of an ensemble counts the pairs differently."""
-    weights = weight.float()[:, None].expand(-1, n_members)
-    if n_members == 1 or not torch.is_grad_enabled():
-        return weights
-    return weights * torch.empty_like(weights).exponential_()
+def member_weights(weight: Tensor, n_members: int) -> Tensor:
+    """Pair weights ``[pairs]``, or ``[pairs, n_members]`` where each member has its own, to ``[pairs, n_members]``."""
+    return weight.float().reshape(len(weight), -1).expand(-1, n_members)
 
 
 def _checked_members(n_members: int) -> int:

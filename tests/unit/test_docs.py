@@ -138,9 +138,12 @@ def test_every_field_of_the_click_log_is_in_its_table():
     assert optional == SCHEMA.keys() - set(REQUIRED)
 
 
+TABLE_OF_PARTS = ("SFT_DATASET", "REWARD_MODEL", "OBJECTIVE", "REWARD", "FUSION", "JUDGE")
+
+
 def test_every_built_in_plugin_is_in_the_table_of_parts():
     registry.load_plugins()
-    kinds = dict(zip(("SFT_DATASET", "REWARD_MODEL", "REWARD", "FUSION", "JUDGE"), KINDS.values(), strict=True))
+    kinds = dict(zip(TABLE_OF_PARTS, KINDS.values(), strict=True))
     parts = table(README, "variable")
     for variable, kind in kinds.items():
         built_in = {name for name in kind if registry.origin(kind[name]) == "built in"}

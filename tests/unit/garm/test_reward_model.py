@@ -377,7 +377,7 @@ def test_a_checkpoint_without_weights_is_refused(checkpoint):
 
 def test_a_head_that_is_not_registered_lists_those_that_are(checkpoint):
     edit_config(checkpoint, reward_model={"name": "cauchy", "options": {}})
-    with pytest.raises(ValueError, match="unknown reward model 'cauchy'; known: bradley_terry, dpl, gaussian, purm"):
+    with pytest.raises(ValueError, match="unknown reward model 'cauchy'; known: bradley_terry, click_gaussian"):
         check_checkpoint(checkpoint)
 
 

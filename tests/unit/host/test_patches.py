@@ -412,7 +412,7 @@ def host_of_reward_models():
 def test_under_lora_a_new_head_is_trained_and_saved_whole(host_of_reward_models, tmp_path):
     seams.reward_model_class(host_of_reward_models, Settings(stage=GarmSettings()))
     built = host_of_reward_models.get_llm_for_sequence_regression(str(tmp_path), "reward", value_head_prefix="value")
-    assert built.head == {"mark": {"name": "gaussian", "options": {}}}
+    assert built.head == {"mark": {"name": "click_gaussian", "options": {}}}
     assert built.lora == {"r": 4, "modules_to_save": ["value"], "exclude_modules": ["value"]}
     assert host_of_reward_models.LoraConfig is host_of_reward_models._get_reward_model is dict  # as it was
 

@@ -8,6 +8,7 @@ from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
 
 from openrlhf_qs.garm.preference_likelihood import preference_loss
+from openrlhf_qs.plugins.heads.click_gaussian import ClickGaussian
 from openrlhf_qs.plugins.heads.gaussian import DPL, LOGISTIC_STD, PURM, UNIT_STD, BradleyTerry, Gaussian
 from openrlhf_qs.registry import REWARD_MODELS
 
@@ -193,17 +194,14 @@ def test_the_loss_of_an_ensemble_is_the_mean_of_its_members_losses_each_with_its
     assert together.item() == pytest.approx(np.mean(alone), rel=1e-5)
 
 
-@pytest.mark.parametrize("head", [Gaussian(n_members=4), BradleyTerry(gauge=1.0, n_members=4)], ids=repr)
-def test_members_that_start_alike_come_apart_in_training_and_the_same_seed_repeats_it(head):
+@pytest.mark.parametrize(
+    "head", [Gaussian(n_members=4), BradleyTerry(gauge=1.0, n_members=4), ClickGaussian(n_members=4)]
+)
+def test_members_that_start_alike_come_apart_where_they_weigh_pairs_differently(head):
     raw_pair = torch.zeros(8, head.n_outputs, requires_grad=True), torch.zeros(8, head.n_outputs)
-    gradients = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        head.loss(*raw_pair, torch.ones(8), torch.ones(8)).backward()
-        gradients.append(raw_pair[0].grad.unflatten(-1, (4, -1))[..., 0])
-        raw_pair[0].grad = None
-    assert gradients[0].std(dim=-1).min() > 0
-    assert gradients[0].tolist() == gradients[1].tolist() != gradients[2].tolist()
+    head.loss(*raw_pair, torch.rand(8, 4), torch.ones(8)).backward()
+    gradient = raw_pair[0].grad[:, head.mean_outputs]
+    assert gradient.std(dim=-1).min() > 0
 
 
 def test_one_head_has_no_doubt_of_its_own_and_no_random_weights():

@@ -1,0 +1,73 @@
+"""The head of a click model: how a Gaussian crowd of users clicks a suggestion that it looks at.
+
+A user whose reward for a suggestion is u clicks it, where he looks at it, with the probability ``sigmoid(u)``, and the
+rewards of all users are a Gaussian. A click is of one user, so clicks of different users tell the *average*
+probability alone: every mean and deviation with the same average explain them equally well, and so do pairs of one
+impression, whose odds are those of the two averages. The deviation shows in one place only: a user who clicked one
+suggestion clicks others like it more often than the average does. ``openrlhf-qs garm spread`` reads it there
+(:mod:`openrlhf_qs.garm.spread`). Until then it is a constant, and the probabilities are the same with any.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from openrlhf_qs.garm.preference_likelihood import mean_of_click_log_odds, preference_loss
+from openrlhf_qs.plugins.heads.gaussian import member_weights
+from openrlhf_qs.registry import REWARD_MODELS
+
+
+@REWARD_MODELS.register("click_gaussian")
+class ClickGaussian:
+    """The log-odds of a click, of which follow a mean and, once it was read from users' clicks, a standard deviation.
+
+    Its linear layer gives the log-odds of a click of an average look, for each member, then the loadings: how much a
+    suggestion has of each of ``n_factors`` tastes, in which users differ by one standard deviation.
+
+    Args:
+        std: log-odds; the standard deviation where no tastes are known.
+        std_floor: log-odds; the least one where they are.
+        n_members: heads of the ensemble.
+        n_factors: tastes; `garm spread` sets them.
+    """
+
+    link = "click"
+    objective = "clicks"
+
+    def __init__(self, std: float = 1.0, std_floor: float = 0.1, n_members: int = 1, n_factors: int = 0) -> None:
+        for name, value in (("std", std), ("std_floor", std_floor)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"click_gaussian.{name} must be > 0 and finite, got {value}: it is a deviation")
+        if n_members < 1 or n_factors < 0:
+            raise ValueError(f"click_gaussian: {n_members} members, {n_factors} factors; give 1 or more, 0 or more")
+        self.std = std
+        self.std_floor = std_floor
+        self.n_members = n_members
+        self.n_factors = n_factors
+        self.n_outputs = n_members + n_factors
+        self.mean_outputs = slice(n_members)  # what a temperature rescales
+
+    def output(self, raw: Tensor) -> Tensor:
+        """Head outputs ``[..., n_outputs]`` to mean, standard deviation, epistemic standard deviation ``[..., 3]``."""
+        log_odds, loadings = raw.float().split((self.n_members, self.n_factors), dim=-1)
+        if self.n_factors:
+            std = (loadings.square().sum(-1) + self.std_floor**2).sqrt()
+        else:
+            std = torch.full_like(log_odds[..., 0], self.std)
+        mean = mean_of_click_log_odds(log_odds, std[..., None])
+        return torch.stack((mean.mean(-1), std, mean.std(-1, correction=0)), dim=-1)
+
+    def click_log_odds(self, raw: Tensor) -> Tensor:
+        """Head outputs to each member's log-odds of a click of an average look, float32 ``[..., n_members]``."""
+        return raw.float()[..., : self.n_members]
+
+    def loss(self, chosen_raw: Tensor, rejected_raw: Tensor, weight: Tensor, label: Tensor) -> Tensor:
+        """Head outputs ``[pairs, n_outputs]``, pair weights ``[pairs]`` or ``[pairs, n_members]``, labels ``[pairs]``
+        to one number, nats."""
+        chosen, rejected = self.click_log_odds(chosen_raw), self.click_log_odds(rejected_raw)
+        no_std = torch.zeros_like(chosen)
+        nll = preference_loss(chosen, no_std, rejected, no_std, label.float()[:, None], self.link)
+        return (member_weights(weight, self.n_members) * nll).mean()

@@ -1,0 +1,1 @@
+"""What the reward model learns from an impression."""

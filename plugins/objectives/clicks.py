@@ -1,0 +1,81 @@
+"""Objectives over whole lists: every suggestion that was shown says something, not only those of an impression with a
+click.
+
+In: a head, its outputs for a batch, and the batch (:class:`openrlhf_qs.garm.impressions.ImpressionBatch`). Out: one
+number, nats. The head must say ``click_log_odds``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openrlhf_qs.garm.impressions import ImpressionBatch
+from openrlhf_qs.registry import OBJECTIVES
+
+MAX_PROBABILITY = 1 - 1e-6
+
+
+@OBJECTIVES.register("clicks")
+class Clicks:
+    """The likelihood of every click and every click that was not made, under the position-based model.
+
+    A place is looked at with its examination, and what is looked at is clicked by the head's log-odds, whatever stands
+    beside it. So an unclicked suggestion far down says less than one at the top, and an impression without any click
+    says that none of its suggestions is good.
+    """
+
+    whole_lists = of_clicks = True
+
+    def __call__(self, head, raw: Tensor, batch: ImpressionBatch) -> Tensor:
+        log_odds = head.click_log_odds(raw)[batch.place]
+        nll = click_loss(log_odds, batch.clicks[..., None], batch.examination[..., None])
+        nll = nll * batch.shown[..., None] * batch.member_weights(log_odds.shape[-1])[:, None]
+        return nll.sum(1).mean()
+
+
+@OBJECTIVES.register("listwise")
+class Listwise:
+    """The likelihood of each click against the rest of its list, and of no click at all: a multinomial logit.
+
+    A list is a choice between its suggestions, each with the head's log-odds and the logarithm of its examination,
+    and nothing, with log-odds of 0. A list with several clicks is that many choices.
+    """
+
+    whole_lists = of_clicks = True
+
+    def __call__(self, head, raw: Tensor, batch: ImpressionBatch) -> Tensor:
+        log_odds = head.click_log_odds(raw)[batch.place] + batch.examination.log()[..., None]
+        log_odds = log_odds.masked_fill(~batch.shown[..., None], -math.inf)
+        nothing = torch.zeros_like(log_odds[:, :1])
+        log_choice = torch.cat((log_odds, nothing), dim=1).log_softmax(1)
+        clicks = batch.clicks * batch.shown
+        none = (clicks.sum(1, keepdim=True) == 0).to(clicks)
+        chosen = torch.cat((clicks, none), dim=1)[..., None]
+        nll = -torch.where(chosen > 0, chosen * log_choice, 0.0).sum(1)
+        return (nll * batch.member_weights(nll.shape[-1])).mean()
+
+
+def click_loss(log_odds: Tensor, clicks: Tensor, examination: Tensor) -> Tensor:
+    r"""Negative log-likelihood of clicks on suggestions that were looked at now and then.
+
+    Of one showing, looked at with the probability :math:`\theta\le1`, :math:`-c\log(\theta p)-(1-c)\log(1-\theta p)`
+    with :math:`p=\mathrm{sigmoid}(\text{log-odds})`. Of many, looked at :math:`n>1` times, the binomial
+    :math:`-c\log p-(n-c)\log(1-p)`.
+
+    Args:
+        log_odds: of a click where it is looked at.
+        clicks: how many, or their share where examination is at most 1.
+        examination: looks, in looks at the top, > 0.
+
+    Returns:
+        The broadcast shape, nats, not reduced.
+    """
+    once = examination.clamp(max=1)
+    log_click = F.logsigmoid(log_odds) + once.log()
+    no_click = torch.log1p(-log_click.exp().clamp(max=MAX_PROBABILITY))
+    looks = examination.clamp(min=1)
+    return -(clicks * log_click + (looks - clicks).clamp(min=0) * no_click)
