@@ -50,6 +50,10 @@ BENCHMARKS = {
         "benchmark.garm_training",
         "impressions a second of reward-model training, OpenRLHF's own way and ours",
     ),
+    "benchmark propensities": (
+        "benchmark.propensities",
+        "what the estimators of examination find where the truth is known: bias, coverage, false alarms",
+    ),
     "benchmark scoring": (
         "benchmark.scoring",
         "a GRPO group scored by the reward model at once, against one response after the other",

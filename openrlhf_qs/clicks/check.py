@@ -24,6 +24,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from openrlhf_qs.clicks import repeats
 from openrlhf_qs.clicks.batches import ENGINES, Batch, Problem, Problems, log_files, map_log
 from openrlhf_qs.clicks.click_log import ON_ERROR, clicks_by_position
 from openrlhf_qs.clicks.propensity import (
@@ -35,10 +36,12 @@ from openrlhf_qs.clicks.propensity import (
     estimate,
     shown_counts,
 )
+from openrlhf_qs.clicks.repeats import HeavyUser, heavy_users, row_hashes
 from openrlhf_qs.clicks.rows import contexts
 
 MAX_COUNTS = 2_000_000  # rows of the sample that propensities are estimated from
 MAX_HASHES = 4_000_000  # compared at once
+SHOWN_USERS = 5  # with the most rows
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Summary:
         lines: of the good rows, from 1 in the batch; with ``ids`` in the same order.
         ids, conversations, users: hashes; of users each once.
         counts: see :func:`openrlhf_qs.clicks.propensity.shown_counts`.
+        rows: hashes of all but the id, see :func:`openrlhf_qs.clicks.repeats.row_hashes`.
+        heavy: users with many rows.
     """
 
     positions: pl.DataFrame
@@ -65,6 +70,8 @@ class Summary:
     conversations: np.ndarray
     users: np.ndarray
     counts: pl.DataFrame
+    rows: np.ndarray
+    heavy: list[HeavyUser]
     problems: list[Problem]
 
 
@@ -121,8 +128,9 @@ def check_log(
         ``clicked_share`` (of the impressions, those with a click), ``ctr``, ``positions`` (one each: ``n_shown``,
         ``n_clicked``, ``ctr``, ``examination`` and ``examination_ci95`` relative to the top), ``propensity`` (the
         method, or why it failed), ``click_entropy`` (bits, of where clicks fall; ``click_entropy_max`` where all
-        places get as many), ``n_repeating`` (impressions that show one text twice), ``policies``, ``first``, ``last``
-        and ``skipped``, the bad rows by reason.
+        places get as many), ``n_repeating`` (impressions that show one text twice), ``n_doubles`` (rows
+        that are there before, but for their id), ``policies``, ``first``, ``last``, ``skipped``, the bad rows by
+        reason, and ``findings``, sentences on what speaks against the log or the estimate.
 
     Raises:
         ValueError: the first 20 bad rows, unless ``on_error`` is ``skip``; files of different schemas; no good row.
@@ -150,6 +158,8 @@ def summarise(batch: Batch) -> Summary:
         conversations=contexts(rows).to_numpy(),
         users=rows["user_id"].drop_nulls().unique().hash().to_numpy(),
         counts=shown_counts(rows),
+        rows=row_hashes(rows).to_numpy(),
+        heavy=heavy_users(rows),
         problems=batch.problems,
     )
 
@@ -165,6 +175,7 @@ class Total:
         self._times: list[datetime] = []  # the first and the last
         self._shown, self._clicked = np.zeros(0, int), np.zeros(0, int)
         self._ids, self._conversations, self._users = SpilledHashes(), SpilledHashes(), SpilledHashes()
+        self._rows, self._heavy = SpilledHashes(), Counter[str]()
         self._lines = SpilledHashes()  # of the rows whose ids are in _ids
         self._places: list[tuple[int, int, int]] = []  # of each batch: rows before it, its file, lines before it
         self._counts, self._keep_below = pl.DataFrame(schema=COUNTS), 2**64 - 1
@@ -185,6 +196,8 @@ class Total:
         self._ids.add(summary.ids)
         self._conversations.add(summary.conversations)
         self._users.add(summary.users)
+        self._rows.add(summary.rows)
+        self._heavy.update(dict(summary.heavy))
         self._add_counts(summary.counts)
 
     def description(self, on_error: str, propensity: str) -> dict[str, Any]:
@@ -196,17 +209,21 @@ class Total:
         skipped = dict(self._problems.counts)
         if not self._n_impressions:
             raise ValueError(f"{self._files[0]}: no good row; bad ones by reason: {skipped or 'none'}")
-        method, examination = propensity, None
+        method, examination, findings = propensity, None, []
         try:
             examination = estimate(added_up(self._counts), propensity)
+            method, findings = examination.method, list(examination.findings)
         except ValueError as error:
             method = f"{propensity}: {error}"
+        n_users, n_doubles = self._users.n_distinct(), self._n_impressions - self._rows.n_distinct()
+        heavy = [HeavyUser(*one) for one in self._heavy.most_common(SHOWN_USERS)]
         n_clicks, share = int(self._clicked.sum()), self._clicked / max(self._clicked.sum(), 1)
         return {
             "files": self._files,
             "n_impressions": self._n_impressions,
             "n_conversations": self._conversations.n_distinct(),
-            "n_users": self._users.n_distinct(),
+            "n_users": n_users,
+            "n_doubles": n_doubles,
             "n_clicks": n_clicks,
             "clicked_share": self._n_clicked / self._n_impressions,
             "ctr": n_clicks / int(self._shown.sum()),
@@ -219,6 +236,7 @@ class Total:
             "first": self._times[0].isoformat(),
             "last": self._times[1].isoformat(),
             "skipped": skipped,
+            "findings": [*repeats.findings(self._n_impressions, n_users, n_doubles, heavy), *findings],
         }
 
     def _position(self, index: int, examination: Propensities | None) -> dict[str, Any]:
@@ -327,6 +345,10 @@ def _table(found: dict[str, Any]) -> Table:
         table.add_row("policy", f"{n:,}", policy)
     for reason, n in found["skipped"].items():
         table.add_row("skipped", f"{n:,}", reason)
+    if found["findings"]:
+        table.add_section()
+    for sentence in found["findings"]:
+        table.add_row("finding", "", sentence)
     return table
 
 

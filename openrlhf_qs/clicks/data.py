@@ -34,7 +34,8 @@ from openrlhf_qs.clicks.preferences import (
     preferences,
     write_preferences,
 )
-from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, estimate, shown_counts
+from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, Propensities, estimate, shown_counts
+from openrlhf_qs.clicks.repeats import findings, heavy_users, row_hashes, without_repeats
 from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
 from openrlhf_qs.files.run_folder import DataFolder
@@ -61,6 +62,8 @@ OPTIONS = (
     "time_cuts",
     "propensity",
     "pairs_from",
+    "max_per_user",
+    "drop_doubles",
     "n_suggestions",
     "prompt_template",
 )
@@ -113,6 +116,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("FUSION", "HELDOUT"),
         help="where these begin under --split time, as 2025-01-31T12:00:00Z; default: where the shares fall",
     )
+    parser.add_argument(
+        "--max_per_user",
+        type=int,
+        default=0,
+        metavar="N",
+        help="impressions that each user keeps, the earliest ones: a bot has many; default 0, no limit",
+    )
+    parser.add_argument(
+        "--drop_doubles", action="store_true", help="of rows that are equal but for their id, keep the first alone"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another one gives another split; default 0")
     add_task_arguments(parser)
 
@@ -122,17 +135,19 @@ def run(args: argparse.Namespace) -> None:
     console, out, task = Console(), DataFolder(args.out), task_of(args)
     with console.status("reading the click log") as status:
         skipped: Counter[str] = Counter()
-        log = read_click_log(args.log, args.on_error, args.engine, skipped)
+        log, dropped = without_repeats(
+            read_click_log(args.log, args.on_error, args.engine, skipped), args.max_per_user, args.drop_doubles
+        )
+        skipped.update(dropped)
         splits, moved = split_log(log, args.split, args.heldout_share, args.fusion_share, args.seed, args.time_cuts)
         _check_clicks(splits)
         examination = estimate(shown_counts(splits.train), args.propensity)
-        propensities = examination.values
 
         status.update("making preference pairs")
         files = (out.preferences, out.preferences_heldout, out.preferences_calibration)
-        of_split = {file: _preferences(split, args, propensities) for file, split in zip(files, splits, strict=True)}
+        of_split = {file: _preferences(split, args, examination) for file, split in zip(files, splits, strict=True)}
         status.update("gathering SFT candidates")
-        candidates = click_candidates(splits.train, propensities)
+        candidates = click_candidates(splits.train, examination.values)
         prompts = list(_prompts(splits.train, task))
 
         status.update("writing")
@@ -146,8 +161,10 @@ def run(args: argparse.Namespace) -> None:
             "options": {name: _plain(getattr(args, name)) for name in OPTIONS},
             "log": describe(log),
             "splits": {name: describe(split) for name, split in splits._asdict().items()},
-            "propensities": propensities,
+            "propensities": examination.values,
             "propensities_ci95": list(zip(examination.low, examination.high, strict=True)),
+            "propensity": examination.method,
+            "findings": [*_repeats(log), *examination.findings],
             "skipped": dict(skipped),
             "written": {
                 out.sft.name: len(candidates),
@@ -167,10 +184,17 @@ def run(args: argparse.Namespace) -> None:
     console.print(_table(summary, out))
 
 
-def _preferences(log: pl.DataFrame, args: argparse.Namespace, propensities: list[float]) -> pl.DataFrame:
+def _preferences(log: pl.DataFrame, args: argparse.Namespace, examination: Propensities) -> pl.DataFrame:
     if args.pairs_from == "click_rates":
-        return click_rate_preferences(log, propensities)
-    return preferences(log, args.position_policy, propensities)
+        return click_rate_preferences(log, examination.values)
+    reads_on = examination.method != "cascade"
+    return preferences(log, args.position_policy, examination.values, reads_on=reads_on)
+
+
+def _repeats(log: pl.DataFrame) -> list[str]:
+    """What is to be said of doubles and of users with too many rows."""
+    n_doubles = log.height - row_hashes(log).n_unique()
+    return findings(log.height, log["user_id"].drop_nulls().n_unique(), n_doubles, heavy_users(log))
 
 
 def _time(text: str) -> datetime:
@@ -237,4 +261,9 @@ def _table(summary: dict[str, Any], out: DataFolder) -> Table:
         table.add_row("left out", f"{left_out['impressions_of_two_splits']:,}", "impressions that join two splits")
     for reason, n in summary["skipped"].items():
         table.add_row("skipped", f"{n:,}", f"rows: {reason}")
+    table.add_section()
+    places = ", ".join(f"{value:.3f}" for value in summary["propensities"])
+    table.add_row("looked at", "", f"{places} times as often as the top, by {summary['propensity']}")
+    for sentence in summary["findings"]:
+        table.add_row("finding", "", sentence)
     return table

@@ -74,6 +74,7 @@ def preferences(
     position_policy: str = DEFAULT_POLICY,
     propensities: Sequence[float] | None = None,
     max_weight: float = MAX_WEIGHT,
+    reads_on: bool = True,
 ) -> pl.DataFrame:
     """Every impression, with each (clicked, not clicked) pair of it that ``position_policy`` lets through.
 
@@ -88,6 +89,8 @@ def preferences(
             :func:`openrlhf_qs.clicks.propensity.examination_propensities` of ``log``. Only the weights of ``ipw``
             depend on them.
         max_weight: the most that one click may count under ``ipw``, in clicks at the top.
+        reads_on: whether places below a click are looked at. Where reading ends at a click they were not: under
+            ``ipw`` a suggestion there counts as one of which nothing is known but the average.
 
     Returns:
         Columns as in ``SCHEMA``, in the order of the log; ``label`` is 1.
@@ -106,6 +109,7 @@ def preferences(
         chosen_factors = [inverse_propensity(p, max_weight) for p in propensities]
         attraction = attraction_at_the_top(log)
         rejected_factors = [disliked_probability(p, attraction) for p in propensities]
+        unread = disliked_probability(0.0, attraction)
 
     pairs = _pairs(log, position_policy)
     if pairs.is_empty():
@@ -114,7 +118,10 @@ def preferences(
             f"{position_policy!r}; give a larger log or the policy 'all'"
         )
     share = 1 / pl.len().over("row")
-    weight = share * _factor("chosen", chosen_factors) * _factor("rejected", rejected_factors)
+    disliked = _factor("rejected", rejected_factors)
+    if position_policy == "ipw" and not reads_on:
+        disliked = pl.when(pl.col("rejected") > pl.col("chosen")).then(unread).otherwise(disliked)
+    weight = share * _factor("chosen", chosen_factors) * disliked
     n_shown = pl.col("clicks").list.len()
     return log.select(
         "impression_id",

@@ -1,9 +1,14 @@
-r"""How much each position is looked at, from clicks alone.
+r"""How much each position is looked at, from clicks alone, and what a log can tell of it.
 
 Under the position-based model a suggestion :math:`s` under the context :math:`c` at position :math:`k` is clicked with
 probability :math:`\theta_k \gamma_{c,s}`: it is looked at, and it attracts. Here :math:`\theta_1 = 1`, so the others
 are relative to the top. In: counts of shows and clicks by (context, suggestion, position), from :func:`shown_counts`.
 A text that stands a second time in an impression is left out: nobody clicks what was said before, wherever it stands.
+
+No estimator is right on every log. :func:`diagnose` says whether the order was random, whether a click above takes
+clicks from below, and whether the gap between places depends on how attractive a suggestion is; :func:`estimate`
+chooses by it, runs a second estimator beside the first, and says in ``findings`` where the two disagree or the log
+cannot tell. What each one assumes, and what they find where the truth is known: docs/POSITION_BIAS.md.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from openrlhf_qs.clicks.rows import contexts
+from openrlhf_qs.statistics.intervals import Z_95
 
 COUNTS = {
     "context": pl.UInt64,  # hash of the conversation
@@ -21,23 +27,61 @@ COUNTS = {
     "position": pl.Int64,  # from 1, the top one
     "n_shown": pl.Int64,
     "n_clicked": pl.Int64,
+    "n_open": pl.Int64,  # shows without a click above
+    "n_first": pl.Int64,  # clicks without a click above
 }
 METHODS = {
+    "auto": "by what the log allows: ctr where the order is random, pbm where it was chosen, cascade where a click "
+    "above takes clicks from below",
     "ctr": "click-through rate over that of the top; right where the order shown is random",
     "harvest": "the same suggestions of a conversation at the top and at that place; right under any ranker",
     "pbm": "position-based model by EM over the suggestions that moved; right under any ranker, all places at once",
+    "cascade": "reading from the top that may end at a click: ctr or pbm where nothing above was clicked, times how "
+    "often that is so",
+    "none": "every place as the top: no correction",
 }
-DEFAULT_METHOD = "ctr"
+DEFAULT_METHOD = "auto"
 MAX_WEIGHT = 5.0
-_Z95 = 1.959964
+TOLERANCE = 0.05  # above chance, how often a suggestion that comes again may stand where it stood, in a random order
+TAKES_CLICKS = 0.5  # odds ratio of a click with and without one above, below which a click ends the reading
+TRUSTED = 0.1  # share of a place's click rate that does not grow with attraction, from which it is said
+KNOWN = 2.0  # upper over lower end of an interval, above which a place is called unknown
+_N_RESAMPLES = 40
 
 
 class Propensities(NamedTuple):
-    """Examination of each position relative to the top, whose own is 1; ``low`` and ``high`` bound 95 %."""
+    """Examination of each position relative to the top, whose own is 1; ``low`` and ``high`` bound 95 %.
+
+    ``method`` is the estimator; ``findings`` are sentences: what speaks against it, and what the log cannot tell.
+    """
 
     values: list[float]
     low: list[float]
     high: list[float]
+    method: str = ""
+    findings: tuple[str, ...] = ()
+
+
+class Diagnosis(NamedTuple):
+    """What a log can tell of its own order and of how its users read.
+
+    Attributes:
+        order: ``random``, ``chosen``, or ``unknown`` where too little comes again to tell.
+        same_place: of two shows of a suggestion in one context, the share at one place; ``by_chance`` what it is in a
+            random order; ``same_place_error`` its standard error. None where nothing comes again.
+        odds_ratio: of a click where something above was clicked against where nothing was, (value, low, high): 1 in
+            the position-based model, above where users differ, below where a click above takes clicks from below.
+        fixed_share: of the click rate of each lower place, the part that does not grow with attraction, (value, low,
+            high) for places from the second: 0 in the position-based model, below 0 where the top is trusted. None
+            where too few suggestions were shown at three places.
+    """
+
+    order: str
+    same_place: float | None
+    by_chance: float
+    same_place_error: float | None
+    odds_ratio: tuple[float, float, float] | None
+    fixed_share: list[tuple[float, float, float]] | None
 
 
 def shown_counts(log: pl.DataFrame) -> pl.DataFrame:
@@ -49,17 +93,23 @@ def shown_counts(log: pl.DataFrame) -> pl.DataFrame:
             context=contexts(log),
             impression=pl.int_range(pl.len()),
             position=pl.int_ranges(1, pl.col("clicks").list.len() + 1),
+            top=pl.col("clicks").list.arg_max() + 1,
+            any=pl.col("clicks").list.max() == 1,
         )
         .explode("suggestions", "clicks", "position")
         .filter(pl.struct("impression", "suggestions").is_first_distinct())
     )
+    click = pl.col("clicks").cast(pl.Int64)
+    is_open = (~pl.col("any") | (pl.col("position") <= pl.col("top"))).cast(pl.Int64)
     return added_up(
         shown.select(
             "context",
             "position",
             suggestion=pl.struct("context", "suggestions").hash(),
             n_shown=pl.lit(1, pl.Int64),
-            n_clicked=pl.col("clicks").cast(pl.Int64),
+            n_clicked=click,
+            n_open=is_open,
+            n_first=is_open * click,
         )
     )
 
@@ -67,7 +117,7 @@ def shown_counts(log: pl.DataFrame) -> pl.DataFrame:
 def added_up(counts: pl.DataFrame) -> pl.DataFrame:
     """One row for each (context, suggestion, position) of counts that were put together."""
     names = ("context", "suggestion", "position")
-    return counts.group_by(names).agg(pl.col("n_shown", "n_clicked").sum()).select(*COUNTS)
+    return counts.group_by(names).agg(pl.exclude(names).sum()).select(*COUNTS)
 
 
 def examination_propensities(log: pl.DataFrame, method: str = DEFAULT_METHOD) -> list[float]:
@@ -75,11 +125,246 @@ def examination_propensities(log: pl.DataFrame, method: str = DEFAULT_METHOD) ->
     return estimate(shown_counts(log), method).values
 
 
-def estimate(counts: pl.DataFrame, method: str = DEFAULT_METHOD) -> Propensities:
-    """Estimate by one of ``METHODS``, with intervals; ValueError where the counts do not allow it."""
+def estimate(counts: pl.DataFrame, method: str = DEFAULT_METHOD, max_weight: float = MAX_WEIGHT) -> Propensities:
+    """Estimate by one of ``METHODS``, with intervals and what is to be said of it.
+
+    Args:
+        max_weight: what a click counts at most, in clicks at the top; what that takes away is among the findings.
+
+    Raises:
+        ValueError: the counts do not allow that method; ``auto`` always finds one.
+    """
     if method not in METHODS:
         raise ValueError(f"unknown method of propensities {method!r}; known: {', '.join(METHODS)}")
-    return {"ctr": by_click_rates, "harvest": by_moved_suggestions, "pbm": by_position_based_model}[method](counts)
+    known = diagnose(counts)
+    if method == "auto":
+        found, second = _chosen(counts, known)
+    else:
+        found, second = _by(method, counts, known), None
+    findings = [*_of_diagnosis(known, found), *_of_estimate(found, second), *_of_cap(found.values, max_weight)]
+    return found._replace(findings=(*found.findings, *findings))
+
+
+def diagnose(counts: pl.DataFrame) -> Diagnosis:
+    """What ``counts`` can tell of the order shown and of how users read."""
+    by_place = counts.group_by("position").agg(pl.col("n_shown").sum()).sort("position")["n_shown"].to_numpy()
+    by_chance = float(((by_place / max(by_place.sum(), 1)) ** 2).sum())
+    again = (
+        counts.group_by("context", "suggestion")
+        .agg(
+            same=(pl.col("n_shown") * (pl.col("n_shown") - 1)).sum(),
+            pairs=pl.col("n_shown").sum() * (pl.col("n_shown").sum() - 1),
+        )
+        .group_by("context")
+        .agg(pl.col("same", "pairs").sum())
+    )
+    n_pairs = int(again["pairs"].sum())
+    order, same_place, error = "unknown", None, None
+    if n_pairs and len(by_place) > 1:
+        same_place = float(again["same"].sum() / n_pairs)
+        residual = (again["same"] - same_place * again["pairs"]).to_numpy()
+        error = float(np.sqrt((residual**2).sum()) / n_pairs)
+        # Of very few pairs the residuals say too little: chance alone gives at least this much.
+        error = max(error, float(np.sqrt(by_chance * (1 - by_chance) * 2 / n_pairs)))
+        if same_place + Z_95 * error < by_chance + TOLERANCE:
+            order = "random"
+        elif same_place - Z_95 * error > by_chance:
+            order = "chosen"
+    return Diagnosis(order, same_place, by_chance, error, _odds_ratio(counts), _fixed_shares(counts))
+
+
+def _chosen(counts: pl.DataFrame, known: Diagnosis) -> tuple[Propensities, Propensities | None]:
+    """The estimator that fits the log, and another one that must agree with it where both are right."""
+    if known.odds_ratio and known.odds_ratio[2] < TAKES_CLICKS:
+        return _by("cascade", counts, known), None
+    if known.order != "chosen":
+        found, second = _by("ctr", counts, known), _tried("pbm", counts, known)
+        # Where little came again the second one knows too little to contradict the first.
+        return found, second if second and _unknown_places(second) == [] else None
+    found = _tried("pbm", counts, known)
+    if found is None or _unknown_places(found):
+        sentence = (
+            "the order was chosen and too little moved to tell how much each place is looked at: nothing is "
+            "corrected; show a share of the impressions in random order, or say --propensity yourself"
+        )
+        return _by("none", counts, known)._replace(findings=(sentence,)), None
+    return found, _tried("harvest", counts, known)
+
+
+def _tried(method: str, counts: pl.DataFrame, known: Diagnosis) -> Propensities | None:
+    try:
+        return _by(method, counts, known)
+    except ValueError:
+        return None
+
+
+def _by(method: str, counts: pl.DataFrame, known: Diagnosis) -> Propensities:
+    if method == "cascade":
+        found = by_cascade(counts, known.order)
+    elif method == "none":
+        ones = [1.0] * counts["position"].max()
+        found = Propensities(ones, ones, ones)
+    else:
+        found = ESTIMATORS[method](counts)
+    return found._replace(method=method)
+
+
+def _unknown_places(found: Propensities) -> list[int]:
+    bounds = zip(found.low, found.high, strict=True)
+    return [place for place, (low, high) in enumerate(bounds, start=1) if not high <= KNOWN * low]
+
+
+def _of_diagnosis(known: Diagnosis, found: Propensities) -> list[str]:
+    """What speaks against an estimate in how the log came to be."""
+    findings = []
+    if known.order == "chosen":
+        findings.append(
+            f"the order was chosen: a suggestion that comes again stands where it stood in {known.same_place:.0%}, "
+            f"in a random order in {known.by_chance:.0%}"
+            + ("; ctr takes quality for attention: take pbm" if found.method == "ctr" else "")
+        )
+    if known.order == "unknown" and found.method in ("ctr", "cascade"):
+        findings.append(
+            "too little comes again to tell whether the order was random; if it was chosen, what is good and stands "
+            "high looks like attention, and lower places come out too low"
+        )
+    if known.odds_ratio and known.odds_ratio[2] < TAKES_CLICKS:
+        findings.append(
+            f"a click above takes clicks from below (odds ratio {known.odds_ratio[0]:.2f}): users stop reading at a "
+            "click" + ("" if found.method == "cascade" else "; take cascade")
+        )
+    elif known.fixed_share:
+        trusted = [
+            f"{place} ({value:+.0%} of its clicks, {low:+.0%} to {high:+.0%})"
+            for place, (value, low, high) in enumerate(known.fixed_share, start=2)
+            if high < 0 and value < -TRUSTED
+        ]
+        if trusted:
+            findings.append(
+                f"the gap between the top and place {', '.join(trusted)} depends on how attractive a suggestion is, "
+                "as where the top is trusted: one number a place is right for the average suggestion only"
+            )
+    return findings
+
+
+def _of_estimate(found: Propensities, second: Propensities | None) -> list[str]:
+    """What an estimate says against itself."""
+    findings = []
+    unknown = _unknown_places(found)
+    if unknown:
+        places = ", ".join(f"{place} ({found.low[place - 1]:.2f} to {found.high[place - 1]:.2f})" for place in unknown)
+        findings.append(f"{found.method} does not know how much place {places} is looked at: give a larger log")
+    above = [place for place, value in enumerate(found.values, start=1) if value > 1]
+    if above:
+        findings.append(
+            f"place {', '.join(map(str, above))} seems to be looked at more than the top: look for rows of one user "
+            "or rows that are there twice"
+        )
+    if second is not None:
+        apart = [
+            f"{place} ({found.low[place - 1]:.2f} to {found.high[place - 1]:.2f} by {found.method}, "
+            f"{second.low[place - 1]:.2f} to {second.high[place - 1]:.2f} by {second.method})"
+            for place in range(2, min(len(found.values), len(second.values)) + 1)
+            if found.low[place - 1] > second.high[place - 1] or found.high[place - 1] < second.low[place - 1]
+        ]
+        if apart:
+            findings.append(f"two estimators disagree on place {', '.join(apart)}: one of their assumptions is broken")
+    return findings
+
+
+def _of_cap(values: list[float], max_weight: float) -> list[str]:
+    """What is left of the correction where a click may count ``max_weight`` at most."""
+    capped = [(place, value) for place, value in enumerate(values, start=1) if 1 / value > max_weight]
+    if not capped:
+        return []
+    places = ", ".join(f"{place} ({max_weight:g} in place of {1 / value:.1f})" for place, value in capped)
+    return [f"a click at place {places} counts less than its inverse propensity, so suggestions there stay too low"]
+
+
+def _odds_ratio(counts: pl.DataFrame) -> tuple[float, float, float] | None:
+    """Mantel and Haenszel's over the places below the top, with the variance of Robins, Breslow and Greenland."""
+    below = (
+        counts.filter(pl.col("position") > 1)
+        .group_by("position")
+        .agg(pl.col("n_shown", "n_clicked", "n_open", "n_first").sum())
+    )
+    shown, clicked, n_open, first = (below[name].to_numpy().astype(float) for name in list(COUNTS)[3:])
+    after, without = clicked - first + 0.5, shown - n_open - (clicked - first) + 0.5
+    first, nothing = first + 0.5, n_open - first + 0.5
+    n = after + without + first + nothing
+    if not len(n) or (shown - n_open).sum() == 0:
+        return None
+    p, q = (after + nothing) / n, (without + first) / n
+    r, s = after * nothing / n, without * first / n
+    value = r.sum() / s.sum()
+    variance = (
+        (p * r).sum() / (2 * r.sum() ** 2)
+        + (p * s + q * r).sum() / (2 * r.sum() * s.sum())
+        + (q * s).sum() / (2 * s.sum() ** 2)
+    )
+    half = Z_95 * float(np.sqrt(variance))
+    return float(value), float(value * np.exp(-half)), float(value * np.exp(half))
+
+
+def _fixed_shares(counts: pl.DataFrame, seed: int = 0) -> list[tuple[float, float, float]] | None:
+    """Of each place below the top, the intercept of its click rate on that of the top, over its mean rate.
+
+    Both rates are of one suggestion and noisy, which would flatten the line; the rate at a third place, whose noise is
+    its own, is the instrument (Wald 1940; Reiersol 1941). Intervals by a bootstrap over contexts.
+    """
+    n_positions = counts["position"].max() or 0
+    if n_positions < 3:
+        return None
+    wide = counts.pivot("position", index=["context", "suggestion"], values=["n_shown", "n_clicked"]).fill_null(0)
+    shares = []
+    for place in range(2, n_positions + 1):
+        third = place + 1 if place < n_positions else place - 1
+        three = wide.filter(pl.min_horizontal(f"n_shown_{k}" for k in (1, place, third)) > 0)
+        if three["context"].n_unique() < 30:
+            return None
+        context = three["context"].rank("dense").to_numpy().astype(int) - 1
+        shown = np.stack([three[f"n_shown_{k}"].to_numpy() for k in (1, place, third)]).astype(float)
+        top, here, other = np.stack([three[f"n_clicked_{k}"].to_numpy() for k in (1, place, third)]) / shown
+        weight = 1 / (1 / shown).sum(0)
+
+        def share(weight: np.ndarray, top=top, here=here, other=other) -> float:
+            mean_top, mean_here, mean_other = (np.average(rate, weights=weight) for rate in (top, here, other))
+            steepness = (weight * (other - mean_other) * (top - mean_top)).sum()
+            slope = (weight * (other - mean_other) * (here - mean_here)).sum() / steepness
+            return 1 - slope * mean_top / mean_here
+
+        rng = np.random.default_rng(seed)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = share(weight)
+            drawn = [share(weight * rng.poisson(1.0, context.max() + 1)[context]) for _ in range(_N_RESAMPLES)]
+        half = Z_95 * float(np.std(drawn))
+        if not np.isfinite([value, half]).all():
+            return None
+        shares.append((float(value), float(value - half), float(value + half)))
+    return shares
+
+
+def by_cascade(counts: pl.DataFrame, order: str) -> Propensities:
+    """A user who reads from the top and may stop at a click: how often each place is reached.
+
+    Where nothing above was clicked, a place is looked at as under the position-based model, so its examination is
+    estimated from those shows alone. It is then looked at in that share of the shows in which nothing above was
+    clicked.
+    """
+    still_open = counts.with_columns(n_shown="n_open", n_clicked="n_first").filter(pl.col("n_shown") > 0)
+    try:
+        found = by_position_based_model(still_open)
+    except ValueError:
+        if order == "chosen":
+            raise
+        found = None
+    # In a random order, click rates stand in where too little moved. They are a little low: conversations that are
+    # clicked more are less often still open.
+    if order != "chosen" and (found is None or _unknown_places(found)):
+        found = by_click_rates(still_open)
+    sums = counts.group_by("position").agg(pl.col("n_shown", "n_open").sum()).sort("position")
+    reached = (sums["n_open"] / sums["n_shown"]).to_list()
+    return Propensities(*([a * b for a, b in zip(side, reached, strict=True)] for side in found[:3]))
 
 
 def by_click_rates(counts: pl.DataFrame) -> Propensities:
@@ -119,7 +404,7 @@ def by_moved_suggestions(counts: pl.DataFrame) -> Propensities:
     return _with_interval(np.array(logs), np.array(variances))
 
 
-def by_position_based_model(counts: pl.DataFrame, n_resamples: int = 40, seed: int = 0) -> Propensities:
+def by_position_based_model(counts: pl.DataFrame, n_resamples: int = _N_RESAMPLES, seed: int = 0) -> Propensities:
     """Maximum likelihood of the position-based model over suggestions that moved, with a bootstrap over contexts.
 
     Clicks are taken as Poisson counts of mean ``n_shown * theta * gamma``. Then the attraction of each suggestion
@@ -182,5 +467,8 @@ def _poisson_maximum(
 
 
 def _with_interval(logs: np.ndarray, variances: np.ndarray) -> Propensities:
-    half = _Z95 * np.sqrt(variances)
+    half = Z_95 * np.sqrt(variances)
     return Propensities(*(np.exp(part).tolist() for part in (logs, logs - half, logs + half)))
+
+
+ESTIMATORS = {"ctr": by_click_rates, "harvest": by_moved_suggestions, "pbm": by_position_based_model}

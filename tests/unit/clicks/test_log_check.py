@@ -21,7 +21,7 @@ def test_the_description_is_that_of_the_log_read_whole(tiny_log, monkeypatch):
     for name in ("n_impressions", "n_conversations", "n_clicks", "clicked_share", "ctr", "policies", "first", "last"):
         assert found[name] == pytest.approx(whole[name]) if name == "ctr" else found[name] == whole[name], name
     assert [place["ctr"] for place in found["positions"]] == whole["ctr_by_position"]
-    assert [place["examination"] for place in found["positions"]] == estimate(shown_counts(log), "ctr").values
+    assert [place["examination"] for place in found["positions"]] == estimate(shown_counts(log)).values
     assert found["n_users"] == 7 and found["n_repeating"] == 0 and found["skipped"] == {}
     clicked = np.array([place["n_clicked"] for place in found["positions"]])
     share = clicked / clicked.sum()
