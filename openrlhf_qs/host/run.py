@@ -101,6 +101,7 @@ def _init_ray(settings: Settings) -> None:
     resources = {}
     if settings.device == "cpu":
         env_vars |= {name: os.environ[name] for name in CPU_ENVIRONMENT}
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # the recipes' is empty, and Ray then has no place for GPUs
         # OpenRLHF asks Ray for GPUs. These are places in its books, one for each model process.
         resources = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": 16, "num_gpus": 16}
     ray.init(

@@ -63,6 +63,12 @@ def test_grpo_brings_settings_and_hook_into_every_worker_of_ray(started, tmp_pat
     assert not (tmp_path / "_actor").exists()  # it held no finished checkpoint
 
 
+def test_where_every_gpu_is_hidden_ray_still_has_places_for_them(started):
+    started.environ["CUDA_VISIBLE_DEVICES"] = ""  # as recipes/common.sh has it on a CPU
+    host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), [])
+    assert started.ray["num_gpus"] > 0 and "CUDA_VISIBLE_DEVICES" not in started.environ
+
+
 def test_a_ray_cluster_keeps_its_own_books(started):
     started.environ["RAY_ADDRESS"] = "auto"
     host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), [])
