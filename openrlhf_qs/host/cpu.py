@@ -149,7 +149,7 @@ def weights_of_a_sync(module: ModuleType, settings: Settings) -> None:
         waiting = self.__dict__.setdefault("_weights_of_sync", [])
         waiting.append((name, dtype, shape))
         if empty_cache:
-            await self.llm.collective_rpc("update_weights", args=(self.__dict__.pop("_weights_of_sync"),))
+            await self.llm.collective_rpc("update_weights_of_sync", args=(self.__dict__.pop("_weights_of_sync"),))
 
     module.RolloutRayActor.__ray_metadata__.modified_class.update_weight = update_weight
 
@@ -168,7 +168,7 @@ def weight_update(module: ModuleType, settings: Settings) -> None:
     """
     import torch
 
-    def update_weights(self, weights: list[tuple[str, torch.dtype, object]]) -> None:
+    def update_weights_of_sync(self, weights: list[tuple[str, torch.dtype, object]]) -> None:
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
         received = []
@@ -181,7 +181,7 @@ def weight_update(module: ModuleType, settings: Settings) -> None:
             if isinstance(layer, ParallelLMHead):
                 layer.quant_method.process_weights_after_loading(layer)
 
-    module.WorkerWrap.update_weights = update_weights
+    module.WorkerWrap.update_weights_of_sync = update_weights_of_sync
 
 
 @patch(

@@ -252,7 +252,7 @@ def test_the_weights_of_a_sync_go_to_vllm_together():
     for _ in range(2):
         asyncio.run(rollouts.update_weight("embedding", "bf16", (4, 2)))
         asyncio.run(rollouts.update_weight("norm", "bf16", (2,), empty_cache=True))
-    assert rollouts.calls == 2 * [("update_weights", [("embedding", "bf16", (4, 2)), ("norm", "bf16", (2,))])]
+    assert rollouts.calls == 2 * [("update_weights_of_sync", [("embedding", "bf16", (4, 2)), ("norm", "bf16", (2,))])]
 
 
 # The bootstrap of every process
