@@ -87,7 +87,7 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 : "${FUSION:=logistic_regression}"                  # plugin that weighs them
 : "${JUDGE:=}"                  # plugin or FILE.py whose users click in evaluate; empty: the simulated users, where they wrote the log
 : "${PLUGIN:=}"                 # Python files that register plugins, separated by blanks
-: "${OPTION:=}"                 # plugin options, separated by blanks: "ood.threshold=3 rules.max_words=12"
+: "${OPTION:=}"                 # plugin options, separated by blanks: "ood.threshold=3 rules.max_width=80"
 : "${EMBEDDER:=}"               # sentence-transformers model by which suggestions mean the same; empty: words alone
 : "${SEED:=0}"
 : "${DISTIL:=0}"                # 1: SFT on what a teacher, trained on single clicked suggestions, would suggest

@@ -349,7 +349,7 @@ def _text_or_none(text: str, name: str) -> str | None:
 
 
 # What datetime.fromisoformat takes and Polars reads alike; other forms go through checked_row.
-_TIME = r"^[12][0-9]{3}-[0-9]{2}-[0-9]{2}[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{3}|\.[0-9]{6})?"
+_TIME = r"^(199[0-9]|2[0-9]{3})-[0-9]{2}-[0-9]{2}[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{3}|\.[0-9]{6})?"
 _ZONE = r"([+-]([01][0-9]|2[0-3]):[0-5][0-9]|Z)?$"
 
 

@@ -20,6 +20,7 @@ from openrlhf_qs.files.whole import BadRow, short
 from openrlhf_qs.form.prompt import ROLES, check_conversation, check_messages
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+FIRST_YEAR = 1990  # no click log is older
 MAX_CHARACTERS = 1000  # of one suggestion: what is longer is no suggestion but a mistake
 
 
@@ -123,6 +124,8 @@ def _clicks(clicks: Any, row: Mapping[str, Any]) -> list[int]:
 def _timestamp(value: Any, row: Mapping[str, Any]) -> datetime:
     try:
         time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+        if time.year < FIRST_YEAR:  # digits of an epoch, read as a date without hyphens, or a date that was never set
+            raise ValueError
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         raise BadRow("bad timestamp", f"timestamp {value!r}; give ISO 8601, as in 2025-01-31T12:00:00Z") from None

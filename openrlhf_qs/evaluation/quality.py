@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz import fuzz
-from rapidfuzz.utils import default_process
 
 from openrlhf_qs.evaluation.arms import Shown
 from openrlhf_qs.form.keys import conversation_key, text_key
+from openrlhf_qs.form.text import words
 from openrlhf_qs.models.embedder import embed
 from openrlhf_qs.sft import assembly
 
@@ -39,12 +39,9 @@ def response_quality(
         ``likeness`` in [0, 1], how like the clicked suggestion nearest to it a suggestion is, mean over the
         ``n_likeness`` suggestions under a conversation with a click; ``log_ppl``, mean, nats per token.
     """
-    words = [re.findall(r"\w+", text.casefold()) for row in rows for text in row.suggestions]
+    said = [words(text) for row in rows for text in row.suggestions]
     likeness = [
-        max(
-            fuzz.ratio(text, target, processor=default_process)
-            for target in clicked[conversation_key(row.conversation)]
-        )
+        max(fuzz.ratio(text, target, processor=_in_words) for target in clicked[conversation_key(row.conversation)])
         / 100
         for row in rows
         if conversation_key(row.conversation) in clicked
@@ -53,21 +50,25 @@ def response_quality(
     return {
         "n_responses": len(rows),
         "malformed": _mean([not row.well_formed for row in rows]),
-        "distinct_1": _distinct([(word,) for text in words for word in text]),
-        "distinct_2": _distinct([pair for text in words for pair in zip(text, text[1:], strict=False)]),
+        "distinct_1": _distinct([(word,) for text in said for word in text]),
+        "distinct_2": _distinct([pair for text in said for pair in pairwise(text)]),
         "near_duplicates": _mean([_has_near_duplicates(row.suggestions) for row in rows]),
         "same_meaning": None if embedder is None else _mean(_most_alike(rows, embedder) >= SAME_MEANING),
         "self_similarity": _mean(_self_similarity(rows)),
-        "words": _mean([len(text) for text in words]),
+        "words": _mean([len(text) for text in said]),
         "likeness": _mean(likeness),
         "n_likeness": len(likeness),
         "log_ppl": _mean([row.log_ppl for row in rows if row.log_ppl is not None]),
     }
 
 
+def _in_words(text: str) -> str:
+    return " ".join(words(text))
+
+
 def _has_near_duplicates(suggestions: Sequence[str]) -> bool:
     return any(
-        fuzz.token_set_ratio(one, other, processor=default_process) >= NEAR_DUPLICATE
+        fuzz.token_set_ratio(one, other, processor=_in_words) >= NEAR_DUPLICATE
         for n, one in enumerate(suggestions)
         for other in suggestions[:n]
     )

@@ -24,13 +24,18 @@ def short(value: Any) -> str:
 
 
 def read_json_lines(path: str | Path) -> list[dict]:
-    """The rows of a file. ValueError names file and line of what is no JSON object, or the file that is missing."""
+    """The rows of a file; byte order marks and blank lines are passed over.
+
+    ValueError names file and line of what is no JSON object, or the file that is missing.
+    """
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist: run the stage that writes it first")
     rows = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
-            rows.append(json_object(path, number, line))
+            line = line.lstrip("\ufeff")  # of a file that was put behind another one, too
+            if line.strip():
+                rows.append(json_object(path, number, line))
     return rows
 
 

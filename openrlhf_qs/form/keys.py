@@ -7,6 +7,7 @@ pairs, the fusion and the A/B test too.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -29,6 +30,15 @@ class _Letters(dict):
 
 
 _LETTERS = _Letters()
+# Zero-width, direction and variation marks; points of Hebrew and Arabic, and the stroke that draws a word out. Not the
+# joiners: in Indian and Persian words, and in emoji, they tell.
+_POINTS = re.compile(
+    "[\u00ad\u200b\u200e\u200f\u061c\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff"
+    "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u0652\u0670\u0640]"
+)
+# Scripts without blanks between words: one that stands there all the same tells nothing.
+_UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_NEEDLESS = re.compile(f"(?<=[{_UNSPACED}]) | (?=[{_UNSPACED}])")
 # What becomes of each byte: ASCII as by str.lower and _LETTERS; texts with other bytes are looked at one by one.
 _BYTES = np.arange(256, dtype=np.uint8)
 _BYTES[:128] = [ord(_LETTERS[ord(chr(code).lower())]) for code in range(128)]
@@ -53,10 +63,18 @@ def text_key(text: str) -> str:
     folded, with single spaces. A text of nothing but punctuation keeps it; only one without a visible character has
     an empty key.
     """
-    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    plain = plain.casefold().translate(_LETTERS)
+    plain = plain_form(text).translate(_LETTERS)
     plain = " ".join((plain if plain.isascii() else unicodedata.normalize("NFKC", plain)).split())
+    if not plain.isascii():
+        plain = _NEEDLESS.sub("", plain)
     return plain or _folded(text)
+
+
+def plain_form(text: str) -> str:
+    """``text`` in NFKC and case folded, without invisible marks and without the vowel signs of Arabic and Hebrew."""
+    if text.isascii():
+        return text.casefold()
+    return _POINTS.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 
 def conversation_keys(conversations: pl.Series) -> pl.Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,12 @@ from openrlhf_qs.files.whole import BadRow, short
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
+# The forms in which tokenizers write control tokens: <|im_end|>, <｜end▁of▁sentence｜>, <turn|>, </s>, <end_of_turn>,
+# [INST], <<SYS>>; and what OpenRLHF takes for a picture.
+_CONTROL = re.compile(
+    r"<[|｜][^\s<>|｜]+[|｜]?>|<[^\s<>|｜]+[|｜]>|</?s>|<(?:bos|eos|pad|unk|mask|image|start_of_turn|end_of_turn)>|\[/?INST\]"
+    r"|<</?SYS>>"
+)
 ROLES = ("system", "user", "assistant")
 
 
@@ -34,4 +41,21 @@ def check_messages(messages: Any) -> None:
 
 def suggestion_messages(conversation: Sequence[Message], suggestion: str) -> list[Message]:
     """What a reward model scores: the conversation, then the suggestion as the user's next turn."""
-    return [*conversation, {"role": "user", "content": suggestion}]
+    return plain([*conversation, {"role": "user", "content": suggestion}])
+
+
+def plain(messages: Sequence[Message]) -> list[Message]:
+    """``messages`` without control tokens in what anybody wrote: only the template shall begin and end turns."""
+    return [{"role": message["role"], "content": escaped(message["content"])} for message in messages]
+
+
+def escaped(text: str) -> str:
+    """``text`` with a blank in what a template or OpenRLHF would take for a token: ``< |im_end|>``, ``< image>``."""
+    while _CONTROL.search(text):
+        text = _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    return text
+
+
+def last_question(conversation: Sequence[Message]) -> str:
+    """What the user said last; empty where the user said nothing."""
+    return next((message["content"] for message in reversed(conversation) if message["role"] == "user"), "")

@@ -18,8 +18,32 @@ from dataclasses import dataclass
 
 N_SUGGESTIONS = 3  # of a response, where a run does not say otherwise
 CUT = "cut at the token limit"
-_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # of a model that thinks before it answers
-_NUMBERED_LINE = re.compile(r"([1-9][0-9]?)[.)][ \t]*(.*)", re.ASCII)
+# What a model thought, in the forms that models have: <think>, <thinking>, <thought>, <reasoning>, [THINK], ◁think▷.
+_TAG = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection)"
+_OPENING = re.compile(rf"<{_TAG}>|\[{_TAG}\]|◁{_TAG}▷|<\|begin_of_thought\|>", re.IGNORECASE)
+_CLOSING = re.compile(rf"</{_TAG}>|\[/{_TAG}\]|◁/{_TAG}▷|<\|end_of_thought\|>", re.IGNORECASE)
+# Byte order, direction, zero-width and variation marks, and the sign that makes a digit a key: they do not show.
+_INVISIBLE = "\ufeff\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\u20e3"
+_AROUND = re.compile(rf"\A[\s{_INVISIBLE}]+|[\s{_INVISIBLE}]+\Z")
+_NUMBERED_LINE = re.compile(rf"([1-9][0-9]?)[{_INVISIBLE}]*(?:[.)]|(?<=\u20e3))[ \t{_INVISIBLE}]*(.*)", re.ASCII)
+# Signs that a model puts around a whole text. They would be shown, and sent as the user's next message.
+_PAIRS = [
+    *(("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"), ("[", "]"), ("(", ")")),
+    *(
+        "\u201c\u201d",
+        "\u201e\u201c",
+        "\u2018\u2019",
+        "\u201a\u2018",
+        "\u00ab\u00bb",
+        "\u00bb\u00ab",
+        "\u2039\u203a",
+        "\u201d\u201d",
+    ),
+    *("\u300c\u300d", "\u300e\u300f", "\u300a\u300b", "\u3010\u3011", "\uff08\uff09"),
+]
+_TAGGED = re.compile(r"<(\w+)(?: [^<>]*)?>(.*)</\1>")
+# What is left inside: emphasis, a tag, a link, a heading. Two stars or strokes may be a sum or a name, with blanks.
+_MARKUP = re.compile(r"\*\*|__(?=\S)|</?\w+(?: [^<>]*)?>(?=\S|$)|\]\(\w+:|^#{1,6} |\\[a-z]+\{|&[a-z]+;|<\|")
 
 
 @dataclass(frozen=True)
@@ -53,31 +77,36 @@ def parse_response(text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop
     """Read the suggestions out of ``text``; never raises.
 
     Well formed are exactly ``n`` lines, numbered 1, 2, 3 and so on with ASCII digits and a dot or bracket, each with a
-    letter in it, and nothing else but blank lines, not cut at the token limit. What a model thought before it answered
-    is no part of the answer: templates such as Qwen3's put an empty ``<think>`` block before what the policy learns to
-    write. All else is malformed, and read like this:
+    letter in it, and nothing else but blank lines, not cut at the token limit. All else is malformed, and read like
+    this:
 
     - A line that is not numbered so ("One. ...", "- ...", "١. ...", a greeting) is no suggestion.
     - A numbered line is one, whatever its number and however far it is indented, so the items of a nested list are.
     - A numbered line without a letter is none.
     - Of more than ``n`` suggestions the first ones count; of fewer, those that are there.
 
+    What a model thought is no part of the answer: all before the last closing tag of a thought goes, and all after an
+    opening one that was never closed. Marks that do not show hide no number. Quotes, emphasis and tags around a whole
+    suggestion are taken off; a suggestion with such signs within it is malformed, for they would be shown as they are.
+
     Args:
         n: how many were asked for.
         finish_reason: ``length`` where the response was cut at the token limit.
     """
     numbers, suggestions, problem = [], [], CUT if finish_reason == "length" else ""
-    for line in filter(None, map(str.strip, _THOUGHTS.sub("", text).splitlines())):
+    for line in filter(None, map(_bare, _answer(text).splitlines())):
         match = _NUMBERED_LINE.fullmatch(line)
         if match is None:
             problem = problem or f"a line without a number: {line[:40]!r}"
             continue
         numbers.append(int(match[1]))
-        suggestion = match[2].strip()
-        if any(character.isalpha() for character in suggestion):
-            suggestions.append(suggestion)
-        else:
+        suggestion = unwrapped(match[2])
+        if not any(map(str.isalpha, suggestion)):
             problem = problem or f"number {match[1]} has no text"
+            continue
+        suggestions.append(suggestion)
+        if _MARKUP.search(suggestion):
+            problem = problem or f"markup in {suggestion[:40]!r}"
     if not problem and numbers != list(range(1, n + 1)):
         problem = f"numbers {numbers} instead of 1 to {n}"
     return ParsedResponse(tuple(suggestions[:n]), problem, n)
@@ -85,8 +114,38 @@ def parse_response(text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop
 
 def parse_text(text: str, n: int = 1, finish_reason: str = "stop") -> ParsedResponse:
     """The same where the answer is one suggestion and nothing else: one line with a letter in it."""
-    suggestion = _THOUGHTS.sub("", text).strip()
+    suggestion = unwrapped(_answer(text))
     problem = CUT if finish_reason == "length" else ""
     if len(suggestion.splitlines()) != 1 or not any(map(str.isalpha, suggestion)):
         return ParsedResponse((), problem or "not one line of text with a letter in it", n)
     return ParsedResponse((suggestion,), problem, n)
+
+
+def unwrapped(text: str) -> str:
+    """``text`` without blanks, invisible marks, quotes, emphasis and tags around the whole of it."""
+    text = _bare(text)
+    while True:
+        tagged = _TAGGED.fullmatch(text)
+        inner = tagged[2] if tagged else next(filter(None, (_inside(text, *pair) for pair in _PAIRS)), "")
+        if not any(map(str.isalpha, inner)):
+            return text
+        text = _bare(inner)
+
+
+def _inside(text: str, opening: str, closing: str) -> str:
+    """What stands between the two signs where they are around the whole of ``text``, and around nothing in it."""
+    inner = text[len(opening) : -len(closing)]
+    whole = text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing)
+    return "" if not whole or opening in inner or closing in inner else inner
+
+
+def _bare(text: str) -> str:
+    return _AROUND.sub("", text)
+
+
+def _answer(text: str) -> str:
+    """``text`` after what the model thought."""
+    closings = list(_CLOSING.finditer(text))
+    text = text[closings[-1].end() :] if closings else text
+    opening = _OPENING.search(text)
+    return text[: opening.start()] if opening else text

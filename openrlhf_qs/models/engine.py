@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.models.template import fitted, prompt_ids
 
 
 def load_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
@@ -57,8 +58,8 @@ def sample(
 ) -> list[list[Answer] | str]:
     """``n`` answers of ``llm`` to each list of messages.
 
-    Where the prompt leaves no room for ``max_tokens`` in the model, the answer is a text that says so: one long
-    conversation stops no run.
+    A prompt that leaves no room for ``max_tokens`` in the model is cut by :func:`openrlhf_qs.models.template.fitted`;
+    where that is not enough the answer is a text that says so: one long conversation stops no run.
 
     Args:
         llm: from :func:`load_engine`.
@@ -69,13 +70,9 @@ def sample(
     from vllm import SamplingParams, TokensPrompt
 
     tokenizer = llm.get_tokenizer()
-    prompts = [
-        tokenizer.apply_chat_template(
-            list(one), add_generation_prompt=True, enable_thinking=False, tokenize=True, return_dict=False
-        )
-        for one in messages
-    ]
     n_most = llm.llm_engine.model_config.max_model_len - max_tokens
+    fits = [fitted(tokenizer, one, n_most) for one in messages]
+    prompts = [prompt_ids(tokenizer, one if fit is None else fit) for one, fit in zip(messages, fits, strict=True)]
     fitting = [TokensPrompt(prompt_token_ids=ids) for ids in prompts if len(ids) <= n_most]
     # No seed here: vLLM's CPU backend knows the engine's alone. Log-probs of the sampled token only.
     sampling = SamplingParams(n=n, max_tokens=max_tokens, temperature=temperature, logprobs=0)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import read_task
+from openrlhf_qs.models.template import fitted, rendered
+
+MAX_RESPONSE = 256  # tokens that a prompt leaves room for
 
 
 def reference_log_ppl(
@@ -31,8 +34,13 @@ def reference_log_ppl(
     )
     model.to(device).eval()
     task = read_task(reference)
+    n_most = (getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length) - MAX_RESPONSE
     prompts = [
-        tokenizer.apply_chat_template(task.messages(conversation), tokenize=False, add_generation_prompt=True)
+        rendered(
+            tokenizer,
+            fitted(tokenizer, task.messages(conversation), n_most) or task.messages(conversation),
+            add_generation_prompt=True,
+        )
         for conversation in conversations
     ]
     n_prompt = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]] if prompts else []

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -37,6 +39,7 @@ from openrlhf_qs.reward.rollout import RolloutBatch
 
 N_HACKED = 200  # responses that hacked ones are made from
 N_TOPICS = 8
+SAME = 1e-6  # a part whose values deviate by less is the same for every response
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,18 +112,29 @@ def run(args: argparse.Namespace) -> None:
     hacks = fusion.wants_hacked
     raw = composite.raw(sampled)
     sampled_parts, logged_parts = stack(raw, names), stack(composite.raw(logged), names)
-    mean, std = statistics(names, sampled_parts, logged_parts, sampled.group.numpy(), args.normalisation)
+    of_parts = sampled_parts, logged_parts, sampled.group.numpy(), args.normalisation
+    mean, std = statistics(names, *of_parts)
+    varies = deviations(*of_parts) >= SAME
+    if not varies.any():
+        raise ValueError(f"reward {args.reward}: every part is the same for every response; nothing can be weighed")
+    all_of_them = [
+        Part(0.0, float(m), float(s), calibrated.get(name, {})) for name, m, s in zip(names, mean, std, strict=True)
+    ]
+    parts = dict(zip(names, all_of_them, strict=True))
+    names = [name for name, one in zip(names, varies, strict=True) if one]
+    sampled_parts, logged_parts, mean, std = (
+        sampled_parts[:, varies],
+        logged_parts[:, varies],
+        mean[varies],
+        std[varies],
+    )
     data = FusionData(
         names,
         **_click_pairs(logged_parts / std, conversations, impressions, _examination(args, log)),
         **(_against_hacked(composite, *hacked_batches(sampled, reference, scorer), names, std) if hacks else {}),
         **_samples(raw, sampled, (sampled_parts - mean) / std, composite.gates),
     )
-    weights = fusion(data)
-    parts = {
-        name: Part(float(w), float(m), float(s), calibrated.get(name, {}))
-        for name, w, m, s in zip(names, weights, mean, std, strict=True)
-    }
+    parts |= {name: replace(parts[name], weight=float(w)) for name, w in zip(names, fusion(data), strict=True)}
     report = {"n_impressions": len(impressions), "n_responses": len(responses), **fusion.report}
     write(args.out, Weights(parts, args.normalisation, args.temperature), args.fusion, report)
     show(parts, report)
@@ -189,6 +203,8 @@ def statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of each part, ``[k]``, for that normalisation.
 
+    A part that is the same for every response has the deviation 1, with a warning.
+
     The SFT policy's mean is the zero from which training measures. The deviation is that of samples and impressions
     together; under ``group`` that of the samples to one prompt, for so a part is seen there.
 
@@ -196,20 +212,27 @@ def statistics(
         sampled: ``[m, k]``, raw parts of the SFT policy's samples; ``group``: ``[m]``, their prompts.
         logged: ``[n, k]``, raw parts of logged impressions.
     """
-    mean, std = sampled.mean(0), np.concatenate((sampled, logged)).std(0)
-    if normalisation == "group":
-        n_groups = len(np.unique(group))
-        if n_groups == len(sampled):
-            raise ValueError(
-                "--normalisation group needs several responses a conversation: openrlhf-qs generate --n_samples 4"
-            )
-        number = np.unique(group, return_inverse=True)[1]
-        means = np.stack([np.bincount(number, column) / np.bincount(number) for column in sampled.T], axis=-1)
-        std = np.sqrt(((sampled - means[number]) ** 2).sum(0) / (len(sampled) - n_groups))
-    for name, one in zip(names, std, strict=True):
-        if one < 1e-6:
-            raise ValueError(f"reward {name!r} is the same for every response: it cannot be weighed; leave it out")
-    return mean, std
+    std = deviations(sampled, logged, group, normalisation)
+    for name in np.array(names)[std < SAME]:
+        warnings.warn(
+            f"reward {name!r} is the same for every response: nothing says what it is worth, so its weight is 0",
+            stacklevel=2,
+        )
+    return sampled.mean(0), np.where(std < SAME, 1.0, std)
+
+
+def deviations(sampled: np.ndarray, logged: np.ndarray, group: np.ndarray, normalisation: str) -> np.ndarray:
+    """``[k]``, as in :func:`statistics`, of parts that are the same for every response too."""
+    if normalisation != "group":
+        return np.concatenate((sampled, logged)).std(0)
+    n_groups = len(np.unique(group))
+    if n_groups == len(sampled):
+        raise ValueError(
+            "--normalisation group needs several responses a conversation: openrlhf-qs generate --n_samples 4"
+        )
+    number = np.unique(group, return_inverse=True)[1]
+    means = np.stack([np.bincount(number, column) / np.bincount(number) for column in sampled.T], axis=-1)
+    return np.sqrt(((sampled - means[number]) ** 2).sum(0) / (len(sampled) - n_groups))
 
 
 def stack(raw: Mapping[str, torch.Tensor], names: Sequence[str]) -> np.ndarray:
@@ -329,7 +352,7 @@ def show(parts: Mapping[str, Part], report: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "reward" else "right")
     for name, part in parts.items():
         numbers = [part.weight, part.mean, part.std]
-        numbers += [first["coefficient"][name], first["standard_error"][name]] if first else []
+        numbers += [first[key].get(name, 0.0) for key in ("coefficient", "standard_error")] if first else []
         table.add_row(name, *(f"{number:.3f}" for number in numbers))
     Console().print(table)
     if "front" in report:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from openrlhf_qs.form.text import words
+
 MIN_PAIRS = 50  # with fewer pairs within conversations, pairs across conversations are taken
 N_ACROSS = 8  # of these, for each clicked impression
 
@@ -99,9 +101,9 @@ def topics(texts: Sequence[str], n_topics: int, seed: int = 0) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     n_topics = min(n_topics, len(set(texts)))
-    vectors = TfidfVectorizer(stop_words="english", token_pattern=r"(?u)\b\w+\b", max_features=2000)
+    vectors = TfidfVectorizer(analyzer=words, max_df=0.5 if len(texts) > 2 else 1.0, max_features=2000)
     try:
         matrix = vectors.fit_transform(texts)
-    except ValueError:  # nothing but stop words
+    except ValueError:  # nothing but words that stand everywhere
         return np.zeros(len(texts), dtype=int)
     return KMeans(n_topics, n_init=3, random_state=seed).fit_predict(matrix)

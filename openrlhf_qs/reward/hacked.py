@@ -6,13 +6,11 @@ best of what a reward lets through, so a hack is made in several variants, and a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.prompt import Message, last_question
 from openrlhf_qs.form.response import format_response
+from openrlhf_qs.form.text import known_words, pieces, words
 
 BLAND = (
     "Can you tell me more about this?",
@@ -40,10 +38,11 @@ def bland(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere
 
 def stuffed(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[Sequence[str]]):
     """The content words of the user's last message, over and over, each suggestion from another one on."""
-    message = next((m["content"] for m in reversed(conversation) if m["role"] == "user"), "")
-    words = [word for word in re.findall(r"\w+", message.casefold()) if word not in ENGLISH_STOP_WORDS] or ["this"]
-    texts = [" ".join(words[(start + n) % len(words)] for n in range(N_STUFFED)) for start in range(len(suggestions))]
-    return [[f"What {text}?" for text in texts]]
+    message = last_question(conversation)
+    frequent = known_words(message)
+    asked = [word for word in words(message) if word not in frequent] or ["this"]
+    texts = [" ".join(asked[(start + n) % len(asked)] for n in range(N_STUFFED)) for start in range(len(suggestions))]
+    return [[f"{text}?" for text in texts]]
 
 
 def shuffled(conversation: Sequence[Message], suggestions: Sequence[str], elsewhere: Sequence[Sequence[str]]):
@@ -59,8 +58,9 @@ def spliced(conversation: Sequence[Message], suggestions: Sequence[str], elsewhe
 
 
 def _splice(one: str, other: str) -> str:
-    beginning, end = one.split(), other.split()
-    return " ".join(beginning[: len(beginning) // 2] + end[len(end) // 2 :])
+    beginning, end = pieces(one), pieces(other)
+    spliced = "".join(beginning[: len(beginning) // 2] + end[len(end) // 2 :]).strip()
+    return spliced if spliced not in (one, other) else other[: len(other) // 2] + one[len(one) // 2 :]
 
 
 HACKS: dict[str, Callable[..., Sequence[Sequence[str]]]] = {

@@ -18,12 +18,14 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import TYPE_CHECKING
 
 from openrlhf_qs.files.run_folder import GrpoFolder
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.form.text import words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,11 +79,11 @@ MONITORS = {
         lambda first, last: abs(_change("response_length")(first, last)),
         0.3,
         "responses have {last[response_length]:.0f} tokens, {first[response_length]:.0f} at first; a part of the "
-        "reward pays for length: see which rises with it, and narrow rules.min_words and rules.max_words",
+        "reward pays for length: see which rises with it, and narrow rules.min_width and rules.max_width",
     ),
     "diversity": Monitor(
         ("distinct_2",),
-        lambda first, last: -_change("distinct_2")(first, last),
+        lambda first, last: -_change("distinct_2")(first, last) if first["distinct_2"] else 0.0,
         0.3,
         "the batch repeats itself: {last[distinct_2]:.2f} different word pairs per pair, {first[distinct_2]:.2f} at "
         "first; give `diversity` more weight, raise --algo.kl.init_coef, or lower --actor.adam.lr",
@@ -201,8 +203,8 @@ def batch_statistics(
         With a reward model ``sigma``, its standard deviation, mean over the suggestions. With a judge ``gold``, the
         share of users who click at least once.
     """
-    words = [re.findall(r"\w+", text.casefold()) for parsed in batch.parsed for text in parsed.suggestions]
-    pairs = [pair for text in words for pair in zip(text, text[1:], strict=False)]
+    said = [words(text) for parsed in batch.parsed for text in parsed.suggestions]
+    pairs = [pair for text in said for pair in pairwise(text)]
     proxy = [fmean(means) for means in batch.reward_mean or () if means] or reward.tolist()
     row = {
         "proxy": fmean(proxy),

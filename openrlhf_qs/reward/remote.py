@@ -15,7 +15,7 @@ Ray's ``runtime_env``, and paths that all its machines have.
 - ``OPENRLHF_QS_REWARD``: parts of the reward, separated by commas. Default: garm,garm_sigma,rules,diversity.
 - ``OPENRLHF_QS_REWARD_MODEL``: folder of the GaRM. Every rollout actor loads one.
 - ``OPENRLHF_QS_WEIGHTS``: weights file of the fusion stage. Default: weight 1 on raw parts.
-- ``OPENRLHF_QS_OPTIONS``: NAME.OPTION=VALUE, separated by commas, as in rules.max_words=12,garm.missing=-2.
+- ``OPENRLHF_QS_OPTIONS``: NAME.OPTION=VALUE, separated by commas, as in rules.max_width=80,garm.missing=-2.
 - ``OPENRLHF_QS_PLUGINS``: files that register plugins, separated by commas.
 - ``OPENRLHF_QS_DEVICE``: auto, cpu or cuda, for the GaRM. Default: auto, which is cuda where torch finds a GPU. It
   takes memory beside vLLM there: lower ``--vllm.gpu_memory_utilization``.

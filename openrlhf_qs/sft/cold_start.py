@@ -30,8 +30,10 @@ from rich.table import Table
 
 from openrlhf_qs.files.journal import Journal, job_keys, model_print
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.form.keys import text_key
 from openrlhf_qs.form.prompt import Message, check_conversation
 from openrlhf_qs.form.task import Task, in_words
+from openrlhf_qs.form.text import width
 from openrlhf_qs.models import engine
 from openrlhf_qs.models.endpoint import ChatEndpoint
 from openrlhf_qs.models.engine import load_engine, sample
@@ -39,6 +41,20 @@ from openrlhf_qs.models.engine import load_engine, sample
 TEMPLATES = Path(__file__).parent / "templates"
 CHUNK = 256  # prompts that vLLM gets in one go, which a kill costs
 SHOWN_FAILURES = 20
+MAX_WIDTH = 160  # columns; a wider text does not fit under an answer
+# What the template shows in place of a question, and what models leave unfilled.
+_PLACEHOLDER = re.compile(
+    r"\A(?:(?:\w+ )?(?:question|suggestion)(?: \d+)?|…|\.\.\.)[.?…]*\Z|\[[\w ]+\]|\{\w+\}|<\w+>|\$\w+|lorem ipsum",
+    re.IGNORECASE,
+)
+# A model that speaks of itself does not write in the user's voice.
+_REFUSAL = re.compile(
+    r"\bas an? (?:ai|artificial|large language|language) |\bI(?:'m| am) (?:sorry|unable|not able|an ai)\b"
+    r"|\bI (?:cannot|can't|can not|won't) (?:help|assist|answer|provide|suggest|comply)"
+    r"|作为(?:一个)?(?:AI|人工智能|语言模型)|我(?:无法|不能)(?:提供|回答|帮助|协助)|申し訳(?:ありません|ございません)"
+    r"|als (?:KI|künstliche Intelligenz)|en tant qu['’](?:IA|intelligence)|como (?:una )?(?:IA|inteligencia)",
+    re.IGNORECASE,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -209,9 +225,24 @@ def read_template(name: str) -> PromptTemplate:
 def read_suggestions(text: str, n: int = 3, finish_reason: str = "stop") -> tuple[str, ...]:
     """The ``n`` suggestions of an answer. ValueError where it is malformed."""
     parsed = Task(n).read(text, finish_reason)
-    if not parsed.well_formed:
-        raise ValueError(f"malformed answer: {parsed.problem}")
+    problem = parsed.problem or _no_suggestions(parsed.suggestions)
+    if problem:
+        raise ValueError(f"malformed answer: {problem}")
     return parsed.suggestions
+
+
+def _no_suggestions(texts: Sequence[str]) -> str:
+    """Why nobody should be shown these, in a few words; empty where they are fine."""
+    if len(set(map(text_key, texts))) < len(texts):
+        return "two equal texts"
+    for text in texts:
+        if width(text) > MAX_WIDTH:
+            return f"a text of {width(text)} columns: {text[:40]!r}"
+        if _PLACEHOLDER.search(text):
+            return f"a placeholder: {text[:40]!r}"
+        if _REFUSAL.search(text):
+            return f"a refusal: {text[:40]!r}"
+    return ""
 
 
 Answer = tuple[str, ...] | str  # the suggestions, or what was wrong with the last try

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import polars as pl
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from openrlhf_qs.clicks.click_log import read_click_log
@@ -26,6 +26,7 @@ from openrlhf_qs.form.task import SUGGEST, Task, add_task_arguments, task_of
 PAD, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MAX_TOKENS = 1024
 HEAD_DIM = 64
+WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}\u200c\u200d]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 
 # The special tokens all begin with "<|". Written "< |" they are plain text, so no message can end its own turn or
 # forge another, and the replacement cannot bring forth a new "<|". OpenRLHF's PromptDataset turns a text with
@@ -110,7 +111,10 @@ def build_small_policy(
 def train_tokenizer(log: pl.DataFrame, vocab_size: int, task: Task = SUGGEST) -> PreTrainedTokenizerFast:
     """A byte-level BPE with a chat template: any text comes back as it was, and the log's words are one token each."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # As ByteLevel splits by itself, but with marks beside their letters, or Hindi words are cut at every vowel.
+    split = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -1,30 +1,28 @@
-"""Rewards that need no model: form, length, repetition, relevance, and how different the suggestions are."""
+"""Rewards that need no model: form, length, language, repetition, relevance, and how different the suggestions are."""
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Sequence
-from itertools import combinations
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import combinations, pairwise
 
 import torch
 from rapidfuzz.fuzz import token_set_ratio
 from rapidfuzz.process import cdist
-from rapidfuzz.utils import default_process
 from torch import Tensor
 
-from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.language import in_users_language
+from openrlhf_qs.form.prompt import Message, last_question
 from openrlhf_qs.form.response import ParsedResponse
+from openrlhf_qs.form.text import known_words, likely_languages, same_stem, script, width, words
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.rollout import RolloutBatch
 
-
-@functools.cache
-def stop_words() -> frozenset[str]:
-    """English words that say nothing of the matter. scikit-learn's list, which costs a second to import."""
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-    return ENGLISH_STOP_WORDS
+WIDE_SCRIPTS = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL"}
+WIDE_LIMITS, LIMITS = (8, 64), (10, 100)  # columns of a suggestion: the narrowest and the widest
+MIN_RESPONSES = 20  # in fewer than these nothing is frequent
+_SHORT_HIRAGANA = re.compile("[\u3041-\u309f]{1,2}")  # particles and endings of Japanese, which ICU cuts off
 
 
 @REWARDS.register("rules")
@@ -32,18 +30,21 @@ class Rules:
     """0 for a response in good form, -1 for a malformed one, in between for suggestions of a bad length.
 
     Malformed: not the numbered lines that were asked for (:func:`openrlhf_qs.form.response.parse_response`), or cut at
-    the token limit.
+    the token limit. The length of a suggestion is its width in columns, of which a Chinese character takes two: what
+    fits under an answer, in any language.
 
     Args:
-        min_words: words; a shorter suggestion is no question.
-        max_words: words; a longer one does not fit under an answer.
+        min_width: columns; a narrower suggestion is no question. None: by the script, 8 for Chinese, Japanese and
+            Korean, 10 for others.
+        max_width: columns; a wider one does not fit under an answer. None: 64 for Chinese, Japanese and Korean, 100
+            for others.
     """
 
-    def __init__(self, min_words: int = 3, max_words: int = 16) -> None:
-        if not 0 < min_words <= max_words:
-            raise ValueError(f"rules: needs 0 < min_words <= max_words, got {min_words} and {max_words}")
-        self.min_words = min_words
-        self.max_words = max_words
+    def __init__(self, min_width: int | None = None, max_width: int | None = None) -> None:
+        if min_width is not None and min_width < 1 or max_width is not None and max_width < (min_width or 1):
+            raise ValueError(f"rules: needs 0 < min_width <= max_width, got {min_width} and {max_width}")
+        self.min_width = min_width
+        self.max_width = max_width
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
         return -torch.tensor([self._broken(parsed) for parsed in batch.parsed])
@@ -58,7 +59,11 @@ class Rules:
         return sum(self._wrong_lengths(parsed)) / parsed.n if parsed.well_formed else 1.0
 
     def _wrong_lengths(self, parsed: ParsedResponse) -> list[bool]:
-        return [not self.min_words <= len(one.split()) <= self.max_words for one in parsed.suggestions]
+        return [not self._fits(suggestion) for suggestion in parsed.suggestions]
+
+    def _fits(self, suggestion: str) -> bool:
+        least, most = WIDE_LIMITS if script(suggestion) in WIDE_SCRIPTS else LIMITS
+        return (self.min_width or least) <= width(suggestion) <= (self.max_width or most)
 
 
 @REWARDS.register("gate_malformed")
@@ -76,11 +81,12 @@ class GateMalformed:
 
 @REWARDS.register("repetition")
 class Repetition:
-    """Minus the share said again, in [-1, 0]: of words in a suggestion or n-grams in the response, the larger one.
+    """Minus the share said again, in [-1, 0]: of words or word pairs in a suggestion, or n-grams in the response.
 
-    Of words, in the suggestion that is worst: the share that stood in it before, stop words aside ("bread flour bread
-    bread": 2 of 4). Of n-grams: the share of those of all suggestions that stood before, none of which goes across the
-    end of a suggestion.
+    The largest counts. Of words, in the suggestion that is worst: the share that stood in it before, frequent words of
+    the language aside ("bread flour bread bread": 2 of 4). Of word pairs: the same, with all words. Of n-grams: the
+    share of those of all suggestions that stood before; none goes across the end of a suggestion, and a suggestion of
+    fewer than n words is one.
 
     Args:
         n: words of an n-gram; shorter ones punish ways of asking ("What is the ..."), longer ones only copies.
@@ -95,10 +101,12 @@ class Repetition:
         return -torch.tensor([self._repeated(parsed.suggestions) for parsed in batch.parsed])
 
     def _repeated(self, suggestions: Sequence[str]) -> float:
-        words = [re.findall(r"\w+", suggestion.casefold()) for suggestion in suggestions]
-        grams = [tuple(row[k : k + self.n]) for row in words for k in range(len(row) - self.n + 1)]
-        contents = [[word for word in row if word not in stop_words()] for row in words]
-        return max(map(_repeated_share, [grams, *contents]))
+        rows = [words(suggestion) for suggestion in suggestions]
+        grams = [row[k : k + self.n] for row in rows for k in range(max(len(row) - self.n + 1, 1)) if row]
+        frequent = known_words(" ".join(suggestions))
+        contents = [[word for word in row if word not in frequent] for row in rows]
+        pairs = [list(pairwise(row)) for row in rows]
+        return max(map(_repeated_share, [grams, *contents, *pairs]))
 
 
 def _repeated_share(items: Sequence) -> float:
@@ -124,7 +132,7 @@ class Diversity:
         self.across = across
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
-        texts = [[default_process(one) for one in parsed.suggestions] for parsed in batch.parsed]
+        texts = [[" ".join(words(one)) for one in parsed.suggestions] for parsed in batch.parsed]
         whole = [len(parsed.suggestions) == parsed.n for parsed in batch.parsed]
         values = torch.tensor(
             [_diversity(some) if all_there else 0.0 for some, all_there in zip(texts, whole, strict=True)]
@@ -139,7 +147,7 @@ class Diversity:
 
 
 def _diversity(texts: Sequence[str]) -> float:
-    """``texts`` are processed: "take?" is the word "take"."""
+    """``texts`` are words with blanks between them: "take?" is the word "take"."""
     return 1.0 - max((token_set_ratio(a, b) for a, b in combinations(texts, 2)), default=0) / 100
 
 
@@ -158,28 +166,81 @@ def _likeness_to_others(responses: Sequence[Sequence[str]]) -> dict[int, float]:
 class Relevance:
     """Share of the suggestions that take up a content word of the user's last message, in [0, 1].
 
-    A content word is none of scikit-learn's English stop words; a suggestion that merely repeats the message counts
-    nothing. For other languages than English leave this part out.
+    A content word is none that stands in most texts of its language, by a background of 80 languages
+    (``form/frequent_words.tsv``) and by the log: the fusion stage finds the words that stand in many of the SFT
+    policy's responses, whatever their language. Two forms of a word are one: ``Zimmerpflanzen`` takes up ``Pflanze``.
+    A suggestion that merely repeats the message counts nothing.
+
+    Args:
+        frequent: further words that stand in most texts, with blanks between them; the fusion stage finds them.
+        frequent_share: of responses, in (0, 1]; a word that stands in more of them is frequent.
+    """
+
+    def __init__(self, frequent: str | None = None, frequent_share: float = 0.5) -> None:
+        if not 0 < frequent_share <= 1:
+            raise ValueError(f"relevance.frequent_share must be in (0, 1], got {frequent_share}: it is a share")
+        self.frequent = None if frequent is None else frozenset(frequent.split())
+        self.frequent_share = frequent_share
+
+    def __call__(self, batch: RolloutBatch) -> Tensor:
+        rows = zip(batch.conversations, batch.parsed, strict=True)
+        return torch.tensor([sum(self._relevant(c, p)) / p.n for c, p in rows], dtype=torch.float32)
+
+    def credit(self, batch: RolloutBatch) -> Tensor:
+        """What each suggestion adds, ``[batch, n]``."""
+        rows = zip(batch.conversations, batch.parsed, strict=True)
+        return _shares([self._relevant(c, p) for c, p in rows], batch.task.n)
+
+    def calibrate(self, batch: RolloutBatch) -> dict[str, str]:
+        """The words that stand in most responses to different conversations of the SFT policy."""
+        if self.frequent is not None:
+            return {}
+        first = dict(zip(reversed(batch.group.tolist()), reversed(batch.parsed), strict=True))
+        said = [{word for text in parsed.suggestions for word in words(text)} for parsed in first.values()]
+        counts = Counter(word for some in said for word in some)
+        found = sorted(w for w, n in counts.items() if n > max(self.frequent_share * len(first), MIN_RESPONSES))
+        self.frequent = frozenset(found)
+        return {"frequent": " ".join(found)}
+
+    def _relevant(self, conversation: Sequence[Message], parsed: ParsedResponse) -> list[bool]:
+        """Whether each suggestion takes up the user's last message."""
+        message = last_question(conversation)
+        said = " ".join(parsed.suggestions)
+        frequent = known_words(message, said) | (self.frequent or frozenset())
+        code = next((code for code, _ in likely_languages(f"{message} {said}")), "")
+        asked = _content(message, frequent)
+        taken_up = [_content(suggestion, frequent) for suggestion in parsed.suggestions]
+        return [found != asked and _share_a_word(found, asked, code) for found in taken_up]
+
+
+def _content(text: str, frequent: frozenset[str]) -> frozenset[str]:
+    return frozenset(word for word in words(text) if word not in frequent and not _SHORT_HIRAGANA.fullmatch(word))
+
+
+def _share_a_word(some: Iterable[str], others: Iterable[str], code: str) -> bool:
+    return any(same_stem(one, other, code) for one in some for other in others)
+
+
+@REWARDS.register("language")
+class Language:
+    """Share of the suggestions in the language and the script of the user's last message, in [0, 1].
+
+    Where that message is too short to tell, the ones before it say it, and where nobody says it every suggestion
+    counts. Names, code and what is too short to tell are of every language: only a suggestion that is surely in
+    another one, or of another script throughout, counts nothing. One that is missing counts nothing.
     """
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
         rows = zip(batch.conversations, batch.parsed, strict=True)
-        return torch.tensor([sum(_relevant(c, p)) / p.n for c, p in rows], dtype=torch.float32)
+        return torch.tensor([sum(in_users_language(c, s) for s in p.suggestions) / p.n for c, p in rows])
 
     def credit(self, batch: RolloutBatch) -> Tensor:
         """What each suggestion adds, ``[batch, n]``."""
-        n = batch.task.n
-        rows = [_relevant(c, p) for c, p in zip(batch.conversations, batch.parsed, strict=True)]
-        rows = [row + [False] * (n - len(row)) for row in rows]
-        return torch.tensor(rows, dtype=torch.float32).view(-1, n) / n
+        rows = zip(batch.conversations, batch.parsed, strict=True)
+        return _shares([[in_users_language(c, s) for s in p.suggestions] for c, p in rows], batch.task.n)
 
 
-def _relevant(conversation: Sequence[Message], parsed: ParsedResponse) -> list[bool]:
-    """Whether each suggestion takes up the user's last message."""
-    message = next((m["content"] for m in reversed(conversation) if m["role"] == "user"), "")
-    asked = _content_words(message)
-    return [bool(words & asked) and words != asked for words in map(_content_words, parsed.suggestions)]
-
-
-def _content_words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold())) - stop_words()
+def _shares(rows: Sequence[Sequence[bool]], n: int) -> Tensor:
+    """``[batch, n]``: 1 / n for what is true; a suggestion that is missing adds nothing."""
+    padded = [[*row, *[False] * (n - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.float32).view(-1, n) / n

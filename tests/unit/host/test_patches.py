@@ -193,7 +193,10 @@ def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
     assert registered(monkeypatch, Settings(stage=SFTSettings())) == always | {"sft_dataset"}
     garm = {"reward_dataset", "reward_model_trainer"}
     assert registered(monkeypatch, Settings(stage=GarmSettings())) == always | garm
-    assert registered(monkeypatch, Settings(stage=GRPOSettings(("ood",)))) == always | {"experience_maker"}
+    assert registered(monkeypatch, Settings(stage=GRPOSettings(("ood",)))) == always | {
+        "experience_maker",
+        "prompt_dataset",
+    }
 
 
 # The speed of GRPO on a CPU

@@ -19,6 +19,17 @@ FROM_A_TEACHER = [
 ]
 
 
+class Tokenizer:
+    """A token a character."""
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": list(text)}
+
+    def apply_chat_template(self, messages, tokenize=True, **how):
+        text = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+        return list(text) if tokenize else text
+
+
 @pytest.fixture
 def make(tmp_path, monkeypatch):
     """``make(rows)``: the rows that the host's dataset gets, a folder for the report beside the checkpoint."""
@@ -36,7 +47,7 @@ def make(tmp_path, monkeypatch):
     data = SimpleNamespace(input_key="prompt", output_key="response")
     args = SimpleNamespace(data=data, ckpt=SimpleNamespace(output_dir=str(tmp_path / "sft")))
     strategy = SimpleNamespace(args=args, is_rank_0=lambda: True, print=print)
-    yield lambda rows: module.SFTDataset(datasets.Dataset.from_list(rows), None, 512, strategy).rows
+    yield lambda rows: module.SFTDataset(datasets.Dataset.from_list(rows), Tokenizer(), 512, strategy).rows
     del sys.modules["openrlhf_qs.host.sft_dataset"]
 
 

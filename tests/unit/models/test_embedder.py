@@ -18,7 +18,7 @@ def length_model():
         batches.append(list(texts))
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
 
-    return SimpleNamespace(encode=encode, get_embedding_dimension=lambda: 2, batches=batches)
+    return SimpleNamespace(tokenizer=None, encode=encode, get_embedding_dimension=lambda: 2, batches=batches)
 
 
 def test_vectors_come_back_in_the_order_of_the_texts_and_shorter_texts_go_first():

@@ -17,7 +17,7 @@ from openrlhf_qs.reward.offline import offline_batch
 from openrlhf_qs.reward.rollout import RolloutBatch
 
 GOOD = "1. How long does it take?\n2. Which flour is the best one?\n3. Can I bake bread without an oven?"
-SHORT = "1. How long does it take?\n2. Which flour?\n3. Can I bake bread without an oven?"
+SHORT = "1. How long does it take?\n2. Flour?\n3. Can I bake bread without an oven?"
 ALIKE = "1. How long does it take?\n2. Does it take how long?\n3. Can I bake bread without an oven?"
 TWO = "1. How long does it take?\n2. Which flour is the best one?"
 NONE = "I do not know."
@@ -193,8 +193,8 @@ def test_repetition_is_the_larger_share_of_words_and_of_n_grams():
     stuffed = "1. bread flour bread bread?\n2. Which flour?\n3. What is it?"
     copied = "1. Which flour is the best one?\n2. Which flour is the best one?\n3. How long?"
     value = Repetition()(rollout_batch([GOOD, stuffed, copied, NONE]))
-    # none;  2 of the first one's 4 words;  4-grams: 3 of 6;  no suggestion, nothing repeated
-    torch.testing.assert_close(value, torch.tensor([0.0, -0.5, -0.5, 0.0]))
+    # none;  2 of the first one's 4 words;  4-grams: 3 of 7, "how long" is one;  no suggestion
+    torch.testing.assert_close(value, torch.tensor([0.0, -0.5, -3 / 7, 0.0]))
     # one word at a time: 6 of 14 come again, as "which flour is the best one"
     torch.testing.assert_close(Repetition(n=1)(rollout_batch([copied])), torch.tensor([-6 / 14]))
     with pytest.raises(ValueError, match="repetition.n must be at least 1, got 0"):
@@ -223,20 +223,20 @@ def test_diversity_across_the_group_is_what_the_likeness_to_every_other_leaves()
 
 def test_rules_take_a_third_for_each_suggestion_of_a_bad_length_and_all_for_bad_form():
     batch = rollout_batch([GOOD, SHORT, TWO, NONE])
-    # GOOD has 5, 6 and 7 words; in SHORT the second has 2 of at least 3: -1/3; TWO and NONE are malformed
+    # GOOD has 25, 31 and 36 columns; in SHORT the second has 6 of at least 10: -1/3; TWO and NONE are malformed
     torch.testing.assert_close(Rules()(batch), torch.tensor([0.0, -1 / 3, -1.0, -1.0]))
-    # at most 5 words: two of GOOD are too long;  in SHORT one is too short, one too long
-    torch.testing.assert_close(Rules(max_words=5)(batch)[:2], torch.tensor([-2 / 3, -2 / 3]))
+    # at most 30 columns: two of GOOD are too wide;  in SHORT one is too narrow, one too wide
+    torch.testing.assert_close(Rules(max_width=30)(batch)[:2], torch.tensor([-2 / 3, -2 / 3]))
 
 
 def test_a_response_that_was_cut_is_malformed_even_where_three_lines_are_there():
     assert Rules()(rollout_batch([GOOD, GOOD], cut=[True, False])).tolist() == [-1.0, 0.0]
 
 
-@pytest.mark.parametrize(("min_words", "max_words"), [(0, 5), (6, 5)])
-def test_rules_that_nothing_can_meet_are_refused(min_words, max_words):
-    with pytest.raises(ValueError, match=f"got {min_words} and {max_words}"):
-        Rules(min_words=min_words, max_words=max_words)
+@pytest.mark.parametrize(("min_width", "max_width"), [(0, 5), (6, 5)])
+def test_rules_that_nothing_can_meet_are_refused(min_width, max_width):
+    with pytest.raises(ValueError, match=f"got {min_width} and {max_width}"):
+        Rules(min_width=min_width, max_width=max_width)
 
 
 def test_diversity_is_one_minus_the_likeness_of_the_two_most_alike():

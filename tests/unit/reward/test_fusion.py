@@ -159,7 +159,7 @@ def test_conversations_about_the_same_thing_have_one_topic():
     texts = ["bread flour oven", "flour bread yeast", "engine car wheel", "wheel engine brake"] * 3
     found = topics(texts, 2)
     assert found[0] == found[1] != found[2] == found[3]
-    assert topics(["the", "a"], 4).tolist() == [0, 0]
+    assert topics(["?", "!"], 4).tolist() == [0, 0]
 
 
 # Hacked responses
@@ -173,7 +173,7 @@ def test_every_hack_is_made_of_every_response_and_is_what_it_says():
     made = hacked_responses(CONVERSATIONS, SUGGESTIONS, TOPICS)
     first = {kind: [parse_response(text).suggestions for text in rows[0]] for kind, rows in made.items()}
     assert first["repeated"] == [(f"Question {n} of 0?",) * 3 for n in "abc"]
-    assert first["stuffed"][0][0] == "What bake bread bake bread bake bread bake bread bake bread?"
+    assert first["stuffed"][0][0] == "bake bread bake bread bake bread bake bread bake bread?"
     # the end of another of its own, then those of the only conversation about something else
     assert [texts[0] for texts in first["spliced"]] == ["Question a of 0?"] * 2 + ["Question a of 2?"] * N_ELSEWHERE
     # the next conversation about something else; after the last one the first
@@ -356,10 +356,11 @@ def test_within_groups_the_deviation_is_that_of_the_samples_to_one_prompt():
         stage.statistics(["a"], sampled, sampled, np.arange(4), "group")
 
 
-def test_a_part_that_never_changes_is_refused_by_name():
+def test_a_part_that_never_changes_is_named_and_divides_nothing_by_zero():
     sampled, logged = np.array([[0.0, 7.0], [1.0, 7.0]]), np.array([[2.0, 7.0]])
-    with pytest.raises(ValueError, match="reward 'b' is the same for every response: .*leave it out"):
-        stage.statistics(["a", "b"], sampled, logged, np.arange(2), "sft")
+    with pytest.warns(UserWarning, match="reward 'b' is the same for every response: .*its weight is 0"):
+        mean, std = stage.statistics(["a", "b"], sampled, logged, np.arange(2), "sft")
+    assert mean.tolist() == [0.5, 7.0] and std[1] == 1
 
 
 def test_what_is_written_is_what_the_composite_reward_reads(tmp_path):

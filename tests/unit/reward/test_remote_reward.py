@@ -191,7 +191,7 @@ def test_the_environment_names_parts_options_weights_and_wait(tmp_path):
     (tmp_path / "weights.json").write_text(json.dumps({"rewards": parts}))
     environ = {
         "OPENRLHF_QS_REWARD": "rules",
-        "OPENRLHF_QS_OPTIONS": "rules.min_words=9, rules.max_words=12",
+        "OPENRLHF_QS_OPTIONS": "rules.min_width=9, rules.max_width=12",
         "OPENRLHF_QS_WEIGHTS": str(tmp_path / "weights.json"),
         "OPENRLHF_QS_BATCH_WAIT_MS": "2.5",
     }

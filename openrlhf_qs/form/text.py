@@ -1,0 +1,238 @@
+"""The one place that cuts text: words, pieces, width, script and language, for any script.
+
+Words are those of ICU (UAX #29, with its dictionaries for Chinese, Japanese, Thai, Khmer, Lao and Burmese, which have
+no blanks between them); ASCII, where the rules are few, is cut by a regular expression that says the same. Marks stay
+with their letters. When two texts are the same is :func:`openrlhf_qs.form.keys.text_key`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import cache, lru_cache
+from importlib.resources import files
+
+from openrlhf_qs.form.keys import plain_form
+
+N_CACHED = 1 << 16  # texts; the suggestions of one conversation are looked at by many
+# UAX #29 for ASCII: an apostrophe, full stop or colon stands within letters, a comma, full stop or apostrophe in
+# digits.
+_ASCII_WORD = re.compile(r"\w+(?:(?:(?<=[A-Za-z])['.:](?=[A-Za-z])|(?<=\d)[.,';](?=\d))\w+)*", re.ASCII)
+# A script and the language that has it alone, or nearly so.
+SCRIPTS = {
+    "HIRAGANA": "ja", "KATAKANA": "ja", "HANGUL": "ko", "THAI": "th", "LAO": "lo", "KHMER": "km", "MYANMAR": "my",
+    "TIBETAN": "bo", "GUJARATI": "gu", "TAMIL": "ta", "TELUGU": "te", "KANNADA": "kn", "MALAYALAM": "ml",
+    "GURMUKHI": "pa", "ORIYA": "or", "SINHALA": "si", "GREEK": "el", "GEORGIAN": "ka", "ARMENIAN": "hy",
+    "HEBREW": "he", "ETHIOPIC": "am", "CJK": "zh", "LATIN": "", "CYRILLIC": "", "ARABIC": "", "DEVANAGARI": "",
+    "BENGALI": "",
+}  # fmt: skip
+STEMMERS = {
+    "ar": "arabic", "hy": "armenian", "eu": "basque", "ca": "catalan", "da": "danish", "nl": "dutch", "en": "english",
+    "fi": "finnish", "fr": "french", "de": "german", "el": "greek", "hi": "hindi", "hu": "hungarian",
+    "id": "indonesian", "ga": "irish", "it": "italian", "lt": "lithuanian", "ne": "nepali", "no": "norwegian",
+    "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian", "es": "spanish", "sv": "swedish",
+    "ta": "tamil", "tr": "turkish",
+}  # fmt: skip
+# Scripts that write a syllable, or the consonants alone, with one letter: two letters are a stem, or three.
+_DENSE = re.compile(
+    "[\u0590-\u07ff\u0900-\u0dff\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+)
+_WIDE = re.compile("[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+MIN_PROBABILITY = 0.6  # of a language, below which nothing is said
+POSSIBLE = 0.1  # probability from which a text can be in a language
+OTHERS = ("be", "sr", "so", "ku", "ps", "sd", "tg", "tt", "ug", "mg", "mt", "cy", "is", "sq", "jv", "su", "ht")
+MIN_LETTERS = 12  # of a text whose script many languages have, below which nothing is said
+# Code, addresses, file names: they are of no language.
+_CODE = re.compile(r"`[^`]*`|https?://\S+|\S*[_/\\@#<>{}=]\S*|\S*\w[.:]\w\S*|\S*\d\S*|\S*[a-z][A-Z]\S*|\b[A-Z]{2,}\b")
+
+
+@lru_cache(N_CACHED)
+def words(text: str) -> tuple[str, ...]:
+    """The words of ``text`` in NFKC and case folded; what has no letter and no digit is none."""
+    plain = plain_form(text)
+    if plain.isascii():
+        return tuple(_ASCII_WORD.findall(plain))
+    return tuple(part for part in _segments(plain) if any(map(str.isalnum, part)))
+
+
+def pieces(text: str) -> list[str]:
+    """``text`` in words, each with what stands between it and the next: joined, they are ``text``."""
+    found: list[str] = []
+    for part in _segments(text):
+        if found and not any(map(str.isalnum, part)):
+            found[-1] += part
+        else:
+            found.append(part)
+    return found
+
+
+def spread(text: str) -> str:
+    """``text`` with a space between characters that write a syllable or a word each: Chinese, kana, Hangul."""
+    return _WIDE.sub(" \\g<0> ", text).replace("  ", " ").strip() if _WIDE.search(text) else text
+
+
+def _segments(text: str) -> list[str]:
+    from icu4py.breakers import WordBreaker
+
+    return list(WordBreaker(text, "und"))
+
+
+@lru_cache(N_CACHED)
+def width(text: str) -> int:
+    """Columns that ``text`` takes: 2 for a wide character, 0 for a mark or an invisible one, else 1."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0
+        if unicodedata.category(character) in ("Mn", "Me", "Cf")
+        else 2
+        if unicodedata.east_asian_width(character) in "WF"
+        else 1
+        for character in text
+    )
+
+
+@lru_cache(N_CACHED)
+def scripts(text: str) -> dict[str, int]:
+    """Letters of each script, the names as in Unicode ("LATIN", "CJK"), the most frequent first."""
+    counts: dict[str, int] = {}
+    for character in text:
+        if character.isalpha():
+            name = _script(character)
+            counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+@cache
+def _script(character: str) -> str:
+    name = unicodedata.name(character, "?").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
+    return name.partition(" ")[0]
+
+
+def script(text: str) -> str:
+    """That of most letters of ``text``; empty where it has none."""
+    return next(iter(scripts(text)), "")
+
+
+def language(text: str) -> str:
+    """The language of ``text``, as ISO 639-1 says it; empty where a text so short does not tell.
+
+    The script decides where one language has it. Of Latin, Cyrillic, Arabic, Devanagari and Bengali letters py3langid
+    decides, from ``MIN_LETTERS`` on and from a probability of ``MIN_PROBABILITY`` on. Code counts nothing.
+    """
+    found = likely_languages(text)
+    certain = found and found[0][1] >= MIN_PROBABILITY
+    return found[0][0] if certain and (found[0][1] == 1 or _n_letters(text) >= MIN_LETTERS) else ""
+
+
+@lru_cache(N_CACHED)
+def likely_languages(text: str) -> tuple[tuple[str, float], ...]:
+    """The languages that ``text`` can be in, however short it is, and how probable each is, the likeliest first."""
+    found = scripts(_CODE.sub(" ", text))
+    if not found:
+        return ()
+    if "HIRAGANA" in found or ("KATAKANA" in found and "CJK" not in found):
+        return (("ja", 1.0),)
+    main = next(iter(found))
+    if main == "LATIN":  # a name, where half as many letters of a script stand beside it that says its language
+        main = next((name for name, n in found.items() if SCRIPTS.get(name) and 2 * n >= found["LATIN"]), main)
+    if SCRIPTS.get(main, ""):
+        return ((SCRIPTS[main], 1.0),)
+    ranked = _identifier().rank(_CODE.sub(" ", text).casefold())[:5]
+    return tuple((code, p) for n, (code, p) in enumerate(ranked) if n == 0 or p >= POSSIBLE)
+
+
+def known_words(*texts: str) -> frozenset[str]:
+    """Words that stand in many texts of the languages that each of ``texts`` can be in, whatever the subject."""
+    return frozenset().union(*(frequent_words(code) for text in texts for code, _ in likely_languages(text)))
+
+
+def _n_letters(text: str) -> int:
+    return sum(scripts(_CODE.sub(" ", text)).values())
+
+
+@cache
+def _identifier():
+    from py3langid.langid import MODEL_DIR, MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_DIR / MODEL_FILE, norm_probs=True)
+    # Of 140 languages some are hardly written in chats, and are taken for the large ones beside them.
+    identifier.set_languages(set(identifier.labels) & {*_frequent_words(), *OTHERS})
+    return identifier
+
+
+@lru_cache(N_CACHED)
+def same_stem(one: str, other: str, code: str) -> bool:
+    """Whether two words are forms of one.
+
+    They are where the beginning that they share is most of the shorter one; where that, but for its ending, stands in
+    the longer one, as in a compound; and where Snowball finds one stem.
+
+    Args:
+        one, other: from :func:`words`.
+        code: their language.
+    """
+    if one == other:
+        return True
+    short, long = sorted((one, other), key=len)
+    least = 2 if any(_DENSE.match(word) for word in (one, other)) else 4
+    n_common = next((n for n, pair in enumerate(zip(short, long, strict=False)) if pair[0] != pair[1]), len(short))
+    if n_common >= max(least, 0.6 * len(short)):
+        return True
+    part = short[: max(least, round(0.8 * len(short)))]
+    if len(part) >= least + (least == 4) and part in long:
+        return True
+    return len(_stem(one, code)) > 1 and _stem(one, code) == _stem(other, code)
+
+
+@lru_cache(N_CACHED)
+def _stem(word: str, code: str) -> str:
+    """Snowball's of that language; empty where it has none."""
+    return _stemmer(code).stemWord(word) if code in STEMMERS else ""
+
+
+@cache
+def _stemmer(code: str):
+    from snowballstemmer import stemmer
+
+    return stemmer(STEMMERS[code])
+
+
+def han_form(text: str) -> str:
+    """``simplified`` or ``traditional`` where ``text`` has more characters that only that one has, else empty."""
+    counts = {"simplified": 0, "traditional": 0}
+    for character in text:
+        form = _han_form(character)
+        if form:
+            counts[form] += 1
+    one, other = counts["simplified"], counts["traditional"]
+    return "" if one == other else max(counts, key=counts.get)
+
+
+@cache
+def _han_form(character: str) -> str:
+    """By the character sets of the two: GB 2312 has no traditional form where there is another, Big5 no simplified."""
+    if not "\u4e00" <= character <= "\u9fff":
+        return ""
+    in_gb, in_big5 = _encodable(character, "gb2312"), _encodable(character, "big5")
+    return "" if in_gb == in_big5 else "simplified" if in_gb else "traditional"
+
+
+def _encodable(character: str, encoding: str) -> bool:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@cache
+def frequent_words(code: str) -> frozenset[str]:
+    """Words that stand in many texts of a language, whatever their subject; empty where nobody counted."""
+    return _frequent_words().get(code, frozenset())
+
+
+@cache
+def _frequent_words() -> dict[str, frozenset[str]]:
+    rows = files("openrlhf_qs.form").joinpath("frequent_words.tsv").read_text(encoding="utf-8").splitlines()
+    return {code: frozenset(found.split(" ")) for code, found in (row.split("\t") for row in rows)}

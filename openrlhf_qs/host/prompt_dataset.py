@@ -1,0 +1,29 @@
+"""GRPO's prompts: as the policy was taught them, in the roles of its template and as long as there is room for.
+
+In: rows of ``prompts.jsonl``. Imported by its patch alone, for its base is OpenRLHF's class.
+"""
+
+from __future__ import annotations
+
+from openrlhf.datasets import PromptDataset
+
+from openrlhf_qs.models.template import fitted
+
+
+class FittedPromptDataset(PromptDataset):
+    """OpenRLHF's dataset of the prompts that fit; those that do not are left out, and counted."""
+
+    def __init__(self, dataset, tokenizer, strategy, **kwargs) -> None:
+        args = strategy.args
+        n_most = args.data.max_len - args.rollout.max_new_tokens
+        rows, key = [], args.data.input_key
+        for row in dataset:
+            messages = row[key] if isinstance(row[key], list) else [{"role": "user", "content": row[key]}]
+            prompt = fitted(tokenizer, messages, n_most)
+            if prompt is not None:
+                rows.append({**row, key: prompt})
+        n_long = len(dataset) - len(rows)
+        strategy.print(f"{len(rows)} prompts; {n_long} left out, which are too long for {n_most} tokens")
+        if not rows:
+            raise ValueError(f"no prompt has room in {n_most} tokens: give --data.max_len more")
+        super().__init__(rows, tokenizer, strategy, **kwargs)
