@@ -306,8 +306,15 @@ JUDGES = Registry(
     abilities={
         "limits": Ability(
             Callable | None,
-            "a method, called with conversations [n], that returns what bounds any policy there, as more arms of the "
-            "A/B test: name to suggestions [n][k], as ceiling, the best that its users can be shown",
+            "a method, called with conversations [n] and how many suggestions k, that returns what bounds any policy "
+            "there, as more arms of the A/B test: name to suggestions [n][k], as ceiling, the best there is",
+            None,
+            is_method=True,
+        ),
+        "chance_of_a_click": Ability(
+            Callable | None,
+            "a method, called with conversations [n] and suggestions [n][k], that returns the chance [n] of one or "
+            "more clicks, averaged over all users: no draws",
             None,
             is_method=True,
         ),

@@ -9,7 +9,9 @@ set -euo pipefail
 : "${RUN:=runs/ablation_sft}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SEEDS:=0 1 2}"           # separated by blanks; each has a click log and a teacher of its own
-: "${N_HELDOUT:=2000}"        # held-out conversations that each policy answers
+: "${N_HELDOUT:=1000}"        # held-out conversations that each policy answers
+: "${TEMPERATURES:=1 .7 .5 .3}"   # that it answers them at: the best of one arm is compared with the best of another
+: "${N_SELECTION:=250}"       # conversations of the fusion split by which the temperature of an arm is chosen
 : "${GOLD:=${JUDGE:-built_in_world}}"   # whose clicks are gold: a registered judge
 #   raw: the three with the most clicks · clicks: three of those shown that differ · distilled: the teacher's likeliest
 #   three · distilled_diverse: three of the teacher's that differ
@@ -42,8 +44,9 @@ for seed in $SEEDS; do
       attached env RUN="$BASE/$name" SEED="$seed" "${ARM[@]}" bash "$RECIPES/sft.sh"
       STAGE=seed$seed/$name STAGE_DIR=$BASE/$name
       [ -f "$BASE/report/responses.$name.jsonl" ] || followed openrlhf-qs generate --policy "$BASE/$name/sft" \
-         --reference "$BASE/$name/sft" --prompts "$BASE/data/heldout.jsonl" --out "$BASE/report/responses.$name.jsonl" \
-         --max_new_tokens "$MAX_NEW_TOKENS" --n_max "$N_HELDOUT" --seed "$seed"
+         --reference "$BASE/$name/sft" --prompts "$BASE/data/fusion.jsonl" "$BASE/data/heldout.jsonl" \
+         --n_max "$N_SELECTION" "$N_HELDOUT" --temperature $TEMPERATURES --max_new_tokens "$MAX_NEW_TOKENS" --seed "$seed" \
+         --out "$BASE/report/selection.$name.jsonl" "$BASE/report/responses.$name.jsonl"
    done
    plugin_flags --
    run openrlhf-qs evaluate --run "$BASE" --judge "$GOLD" --seed "$seed" --embedder "${EMBEDDER:-minilm}" "${PLUGIN_FLAGS[@]}"

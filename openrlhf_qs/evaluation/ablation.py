@@ -7,7 +7,9 @@ and ``ablation.md`` with every figure, a table of the main ones, ``arms.svg`` (C
 gold, ``overoptimisation.svg`` (proxy and gold reward against the square root of the KL).
 
 Figures are means over seeds with 95 % t intervals; with one seed there is no interval. Arms of one seed share its
-click log, so ``over_base`` is computed within each seed: what makes a seed easy for all arms cancels.
+click log, so ``over_base`` is computed within each seed: what makes a seed easy for all arms cancels. Every policy is
+taken at the temperature it is served with, chosen on other conversations: a lower one wins clicks by itself. Where a
+dozen arms are compared with one, some differ by chance: ``p_holm`` is the p-value of that, corrected for all.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ from rich.console import Console
 from rich.table import Table
 
 from openrlhf_qs.evaluation.ab_test import Judge, click_probabilities, load_judge
+from openrlhf_qs.evaluation.arms import AT, Shown, by_temperature, read_responses
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key
-from openrlhf_qs.form.task import Task, read_task
+from openrlhf_qs.form.task import read_task
 from openrlhf_qs.plots.style import ARM_COLORS, INK, OTHER_COLORS, PLOT_STYLE, svg
 from openrlhf_qs.statistics.intervals import Interval, t_interval
+from openrlhf_qs.statistics.multiple import holm, t_test
 
 SAME = 0.02  # two responses whose chance of a click differs by less are the same to a user
 NOBODY = 0.01  # a response with a smaller chance of a click is worthless
@@ -43,6 +47,7 @@ BASES = ("all", "raw")  # the arm that the others are compared with; the first t
 COLUMNS = {
     "ctr": ("CTR", ".1%"),
     "over_base": ("over {base}", "+.1%"),
+    "p_holm": ("p, Holm", ".3f"),
     "lift_over_sft": ("over SFT", "+.1%"),
     "lift_over_cold_start": ("over cold start", "+.1%"),
     "gsb": ("GSB", "+.2f"),
@@ -86,6 +91,8 @@ def run(args: argparse.Namespace) -> None:
         add_over_base(figures, base)
     table = best_first({arm: over_seeds(list(seeds.values())) for arm, seeds in figures.items()}, base)
     curves = {arm: curve for arm, seeds in runs.items() if (curve := overoptimisation_curve(seeds.values()))}
+    if base is not None:
+        add_holm(table, figures)
     result = {
         "base": base,
         "arms": {arm: {name: one._asdict() for name, one in row.items()} for arm, row in table.items()},
@@ -110,7 +117,7 @@ def finished_runs(folder: Path) -> dict[str, dict[str, Run]]:
         found.setdefault(run_dir.name, {})[run_dir.parent.name] = Run(run_dir, "grpo")
     for path in [] if found else sorted(folder.glob("seed*/report/metrics.json")):
         run_dir = path.parent.parent
-        for policy in _metrics(run_dir)["quality"]:
+        for policy in (name for name in _metrics(run_dir)["quality"] if AT not in name):
             found.setdefault(policy, {})[run_dir.name] = Run(run_dir, policy)
     if not found:
         raise ValueError(
@@ -143,6 +150,16 @@ def add_over_base(figures: Mapping[str, Mapping[str, dict[str, float]]], base: s
                 row["over_base"] = row["ctr"] / base_ctr - 1
 
 
+def add_holm(table: dict[str, dict[str, Interval]], figures: Mapping[str, Mapping[str, dict[str, float]]]) -> None:
+    """Add ``p_holm`` to ``table``: how sure it is that an arm's CTR is not that of the base, among so many arms."""
+    values = {
+        arm: [row["over_base"] for row in seeds.values() if "over_base" in row] for arm, seeds in figures.items()
+    }
+    adjusted = holm({arm: t_test(some) for arm, some in values.items() if some})
+    for arm, p in adjusted.items():
+        table[arm]["p_holm"] = Interval(p, math.nan, len(values[arm]))
+
+
 def gold_figures(run_dir: Path, judge: Judge) -> dict[str, float]:
     """What users think of GRPO's responses, by their chance of at least one click, the mean over ``N_USERS`` users.
 
@@ -150,15 +167,16 @@ def gold_figures(run_dir: Path, judge: Judge) -> dict[str, float]:
     chance that is more than ``SAME`` above that of the other. ``worthless``: the share that hardly anyone would click,
     whose chance is below ``NOBODY``: what a policy that hacks its reward says; ``worthless_sft`` is the SFT policy's.
     """
-    sides = {}
+    task, sides = read_task(run_dir / "sft"), {}
     for policy in ("grpo", "sft"):
-        rows = read_json_lines(RunFolder(run_dir).responses(policy))
-        sides[policy] = {conversation_key(row["conversation"]): row for row in rows}
+        rows = read_responses(RunFolder(run_dir).responses(policy), task)
+        served = (_metrics(run_dir).get("served", {}).get(policy) or {}).get("temperature")
+        rows = by_temperature(policy, rows, served)[policy]  # best is compared with best
+        sides[policy] = {conversation_key(row.conversation): row for row in reversed(rows)}
     both = sorted(sides["grpo"].keys() & sides["sft"].keys())
     if not both:
         raise ValueError(f"{run_dir}: no conversation has responses of both policies; run evaluate again")
-    task = read_task(run_dir / "sft")
-    chance = {policy: _click_chances([rows[key] for key in both], judge, task) for policy, rows in sides.items()}
+    chance = {policy: _click_chances([rows[key] for key in both], judge) for policy, rows in sides.items()}
     difference = chance["grpo"] - chance["sft"]
     return {
         "gsb": float((difference > SAME).mean() - (difference < -SAME).mean()),
@@ -167,9 +185,9 @@ def gold_figures(run_dir: Path, judge: Judge) -> dict[str, float]:
     }
 
 
-def _click_chances(rows: Sequence[Mapping[str, Any]], judge: Judge, task: Task) -> np.ndarray:
-    conversations = [row["conversation"] for row in rows for _ in range(N_USERS)]
-    shown = [suggestions for row in rows for suggestions in [task.read(row["response"]).suggestions] * N_USERS]
+def _click_chances(rows: Sequence[Shown], judge: Judge) -> np.ndarray:
+    conversations = [row.conversation for row in rows for _ in range(N_USERS)]
+    shown = [row.suggestions for row in rows for _ in range(N_USERS)]
     probability = click_probabilities(judge, conversations, shown, where="GSB")
     return (1 - (1 - probability).prod(axis=1)).reshape(len(rows), N_USERS).mean(axis=1)
 

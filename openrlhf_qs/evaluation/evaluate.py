@@ -145,7 +145,8 @@ def run(args: argparse.Namespace) -> None:
     conversations = [row.conversation for row in some[COLD_START]]
     if scorer is not None:
         rich_print("reward model on held-out pairs")
-        metrics["garm"] = rewards.on_heldout_pairs(folder, scorer, args.seed)
+        chance = judge.chance_of_a_click if judge is not None else None
+        metrics["garm"] = rewards.on_heldout_pairs(folder, scorer, args.seed, chance)
         metrics["garm_on_policy"] = {}
         for name in [COLD_START, *policies] if results else []:
             rich_print(f"reward model on the clicks of arm {escape(name)}")
@@ -208,7 +209,7 @@ def make_arms(
         if reward is not None:
             arms |= best_of_samples(name, rows, reward)
     if judge is not None and judge.limits is not None:
-        for name, suggestions in judge.limits(asked).items():
+        for name, suggestions in judge.limits(asked, n).items():
             arms[name] = [as_shown(c, texts) for c, texts in zip(asked, suggestions, strict=True)]
     return arms
 

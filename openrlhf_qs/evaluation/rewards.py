@@ -6,7 +6,7 @@ test's own clicks judge it there, made into pairs as the log's are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import read_task
+from openrlhf_qs.garm import baselines
 from openrlhf_qs.garm.calibration import calibration_verdict
-from openrlhf_qs.garm.eval import by_log_ppl, evaluate_pairs, pair_log_ppl, score_pairs
+from openrlhf_qs.garm.eval import against_baselines, by_log_ppl, evaluate_pairs, pair_log_ppl, score_pairs
 from openrlhf_qs.models.reference import reference_log_ppl
 from openrlhf_qs.reward.composite import CompositeReward, read_weights
 from openrlhf_qs.reward.offline import offline_batch
@@ -29,12 +30,16 @@ N_LOG_PPL = 2000  # pairs whose log-perplexity is measured, at most
 N_CONTEXTS = 500  # conversations of an arm that its reward is measured on, at most
 
 
-def on_heldout_pairs(run: RunFolder, scorer, seed: int = 0) -> dict[str, Any]:
+def on_heldout_pairs(run: RunFolder, scorer, seed: int = 0, chance: Callable | None = None) -> dict[str, Any]:
     """The reward model of a run on ``data/preferences.heldout.jsonl``.
+
+    Args:
+        chance: of a click, where the judge knows it, for the Bayes rule.
 
     Returns:
         ``observed`` of :func:`openrlhf_qs.garm.eval.evaluate_pairs` at the top, with ``position`` and ``std`` beside
-        it; ``log_ppl``, accuracy by log-perplexity under the SFT policy, where there is one; a ``verdict`` in words.
+        it; ``log_ppl``, accuracy by log-perplexity under the SFT policy, where there is one; ``baselines`` of
+        :func:`openrlhf_qs.garm.eval.against_baselines`; a ``verdict`` in words.
     """
     rows = read_preferences(run.data.preferences_heldout)
     pairs = all_pairs(rows)
@@ -46,6 +51,8 @@ def on_heldout_pairs(run: RunFolder, scorer, seed: int = 0) -> dict[str, Any]:
         part = Pairs(*(column[some] for column in pairs))
         of_part = type(scored)(*(np.asarray(column)[some] for column in scored))
         metrics["log_ppl"] = by_log_ppl(of_part, pair_log_ppl(rows, part, str(run.sft)), seed)
+    train = read_preferences(run.data.preferences) if run.data.preferences.is_file() else []
+    metrics["baselines"] = against_baselines(scored, baselines.fitted(train, rows, pairs, chance), seed)
     return metrics | {"verdict": calibration_verdict(metrics)}
 
 

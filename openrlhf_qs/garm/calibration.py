@@ -12,6 +12,7 @@ model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -209,16 +210,26 @@ def calibration_metrics(
 
 
 def calibration_verdict(metrics: Mapping[str, Any]) -> str:
-    """Accuracy and ECE in words; says so where the ECE is above ``ECE_LIMIT``."""
+    """Accuracy and ECE in words: first whether it beats a coin at all, then whether the ECE is above ``ECE_LIMIT``."""
     low, high = metrics["ece_ci95"]
     verdict = (
         f"GaRM prefers the clicked suggestion in {metrics['accuracy']:.1%} of {metrics['n_pairs']:,} pairs. "
         f"Its ECE is {metrics['ece']:.3f} (95 % interval {low:.3f} to {high:.3f}; a perfectly calibrated model would "
         f"show {metrics['ece_if_calibrated']:.3f} on as many pairs)"
     )
+    coin = [
+        name
+        for name, beaten in (
+            ("accuracy", metrics["accuracy_ci95"][0] > 0.5),
+            ("NLL", metrics["nll_ci95"][1] < math.log(2)),
+        )
+        if not beaten
+    ]
+    if coin:
+        return f"{verdict}. Its {' and '.join(coin)} cannot be told from a coin's: its probabilities say nothing."
     if metrics["ece"] > ECE_LIMIT:
         return f"{verdict}: above {ECE_LIMIT}, its probabilities and sigmas are not to be trusted as they are."
-    return f"{verdict}: at most {ECE_LIMIT}, its probabilities can be used."
+    return f"{verdict}: at most {ECE_LIMIT}, and better than a coin: its probabilities can be used."
 
 
 def accuracy_by(

@@ -27,6 +27,7 @@ from openrlhf_qs.clicks.preferences import Pairs, all_pairs, read_preferences
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.garm import baselines
 from openrlhf_qs.garm.calibration import (
     N_BINS,
     accuracy_by,
@@ -35,7 +36,7 @@ from openrlhf_qs.garm.calibration import (
     correctness,
     preference_probability,
 )
-from openrlhf_qs.registry import load_plugins
+from openrlhf_qs.registry import JUDGES, load_plugins
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, cluster_bootstrap
 
 CHUNK = 512  # suggestions between two movements of the progress bar
@@ -68,6 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", default="", help="policy whose log-perplexity the pairs are sorted by; default: none"
     )
+    parser.add_argument(
+        "--train",
+        default="",
+        metavar="FILE.jsonl",
+        help="preferences that the model was trained on: two linear models are fitted on them, to compare it with",
+    )
+    parser.add_argument(
+        "--judge", default="none", help="judge whose users made the clicks, for the Bayes rule; default: none"
+    )
     parser.add_argument("--n_bins", type=int, default=N_BINS, help="bins of the ECE over [0, 1], even; default 20")
     parser.add_argument(
         "--equal_weights", action="store_true", help="every pair counts once, whatever weight the file gives it"
@@ -93,6 +103,9 @@ def run(args: argparse.Namespace) -> None:
     metrics |= evaluate_pairs(scored, args.n_bins, args.seed)
     if args.reference:
         metrics["log_ppl"] = by_log_ppl(scored, pair_log_ppl(rows, pairs, args.reference), args.seed)
+    train = read_preferences(args.train) if args.train else []
+    chance = None if args.judge == "none" else JUDGES.create(args.judge).chance_of_a_click
+    metrics["baselines"] = against_baselines(scored, baselines.fitted(train, rows, pairs, chance), args.seed)
     metrics["stress"] = stress_test(scorer.link)
     metrics["verdict"] = verdict(metrics)
     if args.out:
@@ -197,6 +210,18 @@ def evaluate_pairs(scored: Scored, n_bins: int = N_BINS, seed: int = 0) -> dict[
     if (np.isfinite(scored.position) & decided).any():
         metrics["position"] = position_preference(scored, seed)
     return metrics
+
+
+def against_baselines(scored: Scored, others: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """:func:`openrlhf_qs.garm.baselines.compare` on the pairs that have an outcome.
+
+    Args:
+        others: baseline to its P(chosen better) of every pair.
+    """
+    decided = scored.label != 0.5
+    impression = [one for one, keep in zip(scored.impression, decided, strict=True) if keep]
+    others = {name: probability[decided] for name, probability in others.items()}
+    return baselines.compare(scored.probability[decided], scored.weight[decided], impression, others, seed)
 
 
 def _outcome_metrics(scored: Scored, mask: np.ndarray, n_bins: int, seed: int) -> dict[str, Any]:
@@ -376,6 +401,14 @@ def print_tables(metrics: Mapping[str, Any]) -> None:
     floors = [one["ece_if_calibrated"] for one in shown.values()]
     table.add_row("ECE if calibrated", *("–" if floor is None else f"{floor:.3f}" for floor in floors))
     console.print(table)
+    best = metrics["observed"]
+    table = Table("on the same pairs", "accuracy", "NLL", "ECE", "how much better the model is")
+    table.add_row("the reward model", f"{best['accuracy']:.1%}", f"{best['nll']:.3f}", f"{best['ece']:.3f}", "")
+    for name, one in metrics.get("baselines", {}).items():
+        style = "red" if one["loses"] else None
+        figures = f"{one['accuracy']:.1%}", f"{one['nll']:.3f}", f"{one['ece']:.3f}"
+        table.add_row(name, *figures, one["sentence"], style=style)
+    console.print(table)
     for title, groups in (
         ("confidence", metrics.get("significant", metrics["observed"])["confidence"]),
         ("log-perplexity, nats per token", metrics.get("log_ppl", {}).get("bins")),
@@ -415,6 +448,11 @@ def _sentences(metrics: Mapping[str, Any]) -> list[str]:
         f"the draws (sampling error {stress['sampling_error']:.4f}), loss and gradient "
         f"{'finite' if stress['finite'] else 'NOT FINITE'}, largest gradient {stress['max_gradient']:.3g}."
     )
+    lines += [
+        f"The reward model loses to {name}: {one['sentence']}"
+        for name, one in metrics.get("baselines", {}).items()
+        if one["loses"]
+    ]
     return [*lines, metrics["verdict"]]
 
 

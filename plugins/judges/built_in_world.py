@@ -8,8 +8,9 @@ import numpy as np
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import JUDGES
+from openrlhf_qs.world.ceiling import best_suggestions, fixed_suggestions
 from openrlhf_qs.world.expected_clicks import expected_clicks
-from openrlhf_qs.world.users import check_lengths, click_probabilities, conversation_seed, draw_users
+from openrlhf_qs.world.users import check_lengths, click_probabilities, conversation_seed, draw_users, read_scene
 
 
 @JUDGES.register("built_in_world")
@@ -48,3 +49,13 @@ class BuiltInWorld:
     ) -> list[float]:
         """The chance ``[n]`` that a user clicks one or more of the suggestions, averaged over all users: no draws."""
         return expected_clicks(conversations, suggestions)[1].tolist()
+
+    def limits(self, conversations: Sequence[list[Message]], n: int) -> dict[str, list[list[str]]]:
+        """``ceiling``, the best that users can be shown, and ``fixed_templates``, the best of no policy: the same
+        ``n`` templates everywhere. Nothing where a conversation is not of this world."""
+        if any(read_scene(conversation).domain is None for conversation in conversations):
+            return {}
+        return {
+            "fixed_templates": fixed_suggestions(conversations, n),
+            "ceiling": [best_suggestions(conversation, n) for conversation in conversations],
+        }

@@ -73,7 +73,7 @@ class Judge:
     """Users of a test: ``chance`` says for the suggestions of a row how likely each is clicked."""
 
     def __init__(self, chance, limits=None):
-        self.chance, self.limits = chance, limits
+        self.chance, self.limits, self.chance_of_a_click = chance, limits, None
 
     def __call__(self, conversations, suggestions):
         return [self.chance(row) for row in suggestions]
@@ -149,7 +149,7 @@ def test_a_policy_is_served_at_the_temperature_that_was_best_on_other_conversati
     chance = {"Warm": 0.2, "Cold": 0.3, "Hot": 0.1}
     judge = Judge(
         lambda row: [chance.get(text.split()[0], 0.0) for text in row],
-        lambda conversations: {"ceiling": [["Cold 1?", "Cold 2?", "Cold 3?"]] * len(conversations)},
+        lambda conversations, n: {"ceiling": [["Cold 1?", "Cold 2?", "Cold 3?"]] * len(conversations)},
     )
     monkeypatch.setattr(evaluate, "load_judge", lambda name, options: judge)
     run_stage("--run", run_dir, "--judge", "mine", "--n_users", 4000)
@@ -244,8 +244,13 @@ def test_without_a_judge_the_heldout_clicks_speak(run_dir, scorer):
 
 def test_a_reward_model_far_off_is_flagged_in_words():
     figures = {"accuracy": 0.6, "n_pairs": 4000, "ece": 0.21, "ece_ci95": [0.2, 0.22], "ece_if_calibrated": 0.02}
+    figures |= {"accuracy_ci95": [0.58, 0.62], "nll_ci95": [0.65, 0.69]}
     assert "above 0.15, its probabilities and sigmas are not to be trusted" in calibration_verdict(figures)
-    assert "can be used" in calibration_verdict(figures | {"ece": 0.05})
+    assert "better than a coin: its probabilities can be used" in calibration_verdict(figures | {"ece": 0.05})
+    # a coin that says 0.5 is perfectly calibrated, and of no use
+    coin = figures | {"ece": 0.01, "accuracy_ci95": [0.49, 0.52], "nll_ci95": [0.69, 0.694]}
+    assert "Its accuracy and NLL cannot be told from a coin's" in calibration_verdict(coin)
+    assert "Its NLL cannot be told" in calibration_verdict(figures | {"nll_ci95": [0.68, 0.70]})
 
 
 def test_a_run_without_a_reward_model_or_pairs_goes_on_without(run_dir, scorer):

@@ -1,0 +1,103 @@
+"""``openrlhf-qs seeds``: one run of each of several seeds, side by side: the README's table.
+
+In: run folders that differ in their seed, each with ``report/metrics.json``. Out: two Markdown tables. Of every arm as
+it is served, the mean over seeds with its 95 % t interval and the worst seed; and of the last policy over each of the
+others the relative lift, computed within each seed. A run of another seed is another training, on another log: its
+noise is in these intervals, as it is not in those of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from openrlhf_qs.evaluation.arms import AT, COLD_START, LAST_POLICY
+from openrlhf_qs.evaluation.summary import CEILING, strongest_baseline
+from openrlhf_qs.files.run_folder import RunFolder
+from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.statistics.intervals import t_interval
+
+STRONGEST = "the strongest of them in each seed"
+QUALITY = {"malformed": ".1%", "near_duplicates": ".1%", "distinct_2": ".3f"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, one a seed: runs/seed0 runs/seed1 ...")
+    parser.add_argument("--out", default="", metavar="FILE.md", help="the tables; they are printed in any case")
+
+
+def run(args: argparse.Namespace) -> None:
+    text = tables([read(path) for path in args.runs])
+    if args.out:
+        write_whole(Path(args.out), text)
+    print(text, end="")
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The metrics of a run. ValueError where it has no A/B test."""
+    file = RunFolder(path).metrics
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: run the stage evaluate of this run first")
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    if "ab" not in metrics:
+        raise ValueError(f"{file} has no A/B test: evaluate with a judge, as in JUDGE=built_in_world")
+    return metrics
+
+
+def tables(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The tables of several runs. ValueError where two have one seed, or no arm is in all."""
+    seeds = [metrics["seed"] for metrics in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"the runs have the seeds {', '.join(map(str, seeds))}; give one of each seed")
+    names = [name for name in runs[0]["ab"] if AT not in name and all(name in metrics["ab"] for metrics in runs)]
+    if not names:
+        raise ValueError("no arm is in all of the runs; evaluate them in one way")
+    arms = [["arm", "CTR, mean", "worst seed", *(key.replace("_", " ") for key in QUALITY)]]
+    for name in names:
+        ctr = [metrics["ab"][name]["ctr"] for metrics in runs]
+        quality = [
+            format(sum(metrics["quality"][name][key] or 0.0 for metrics in runs) / len(runs), spec)
+            for key, spec in QUALITY.items()
+        ]
+        arms.append([f"`{name}`", interval(ctr, ".1%"), f"{min(ctr):.1%}", *quality])
+    text = f"{len(runs)} seeds: {', '.join(map(str, seeds))}. Mean ± half the 95 % t interval over seeds.\n\n"
+    text += markdown(arms)
+    lifts = [[f"`{LAST_POLICY}` over", "lift, mean", "worst seed", "surely above 0 in"]]
+    for name, of_seed in _lifts(runs, names).items():
+        values = [value for value, _ in of_seed]
+        n_sure = sum(low > 0 for _, low in of_seed)
+        lifts.append([name, interval(values, "+.1%"), f"{min(values):+.1%}", f"{n_sure} of {len(of_seed)} seeds"])
+    return text + ("\n" + markdown(lifts) if len(lifts) > 1 else "")
+
+
+def _lifts(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+    """Arm to the lift of the last policy over it and its lower end, of each run."""
+    if LAST_POLICY not in names:
+        return {}
+
+    def of(metrics: Mapping[str, Any], name: str) -> tuple[float, float]:
+        key = f"{LAST_POLICY}_over_{name}"
+        return metrics["lift"][key], metrics["lift_ci95"][key][0]
+
+    others = [name for name in names[: names.index(LAST_POLICY)] if name != CEILING]
+    found = {f"`{name}`": [of(metrics, name) for metrics in runs] for name in others}
+    if len(others) > 1:
+        found[STRONGEST] = [of(metrics, strongest_baseline(metrics["ab"]) or COLD_START) for metrics in runs]
+    return found
+
+
+def interval(values: Sequence[float], spec: str) -> str:
+    """Mean ± half the t interval; the mean alone of one value."""
+    one = t_interval(values)
+    half = "" if math.isnan(one.half) else f" ± {format(one.half, spec.lstrip('+'))}"
+    return f"{format(one.mean, spec)}{half}"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first row the head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

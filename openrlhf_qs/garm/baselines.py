@@ -1,0 +1,280 @@
+r"""What a reward model has to beat on the same held-out pairs: a coin, two linear models fitted in seconds, and, where
+the users are known, the Bayes rule.
+
+In: the preferences that the reward model was trained on, and the pairs it is measured on. Out:
+:math:`P(\text{chosen better})` of each pair by each baseline, and where the reward model loses to one.
+
+- ``linear``: ridge logistic regression on the words of the two suggestions and on how they overlap with the
+  conversation (:data:`OVERLAP`); nothing is learned of word order, and nothing by attention.
+- ``bradley_terry``: one strength for each text of the log, with a ridge penalty (Bradley and Terry 1952): it knows
+  what was popular and nothing else; a text it has not seen has strength 0.
+- ``bayes_rule``: the probability that of the two one is clicked and the other is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from openrlhf_qs.clicks.preferences import Pairs, all_pairs
+from openrlhf_qs.form.keys import conversation_key, text_key
+from openrlhf_qs.garm.calibration import accuracy, expected_calibration_error, negative_log_likelihood
+from openrlhf_qs.statistics.intervals import cluster_bootstrap
+
+C_GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
+N_FOLDS = 3
+OVERLAP = (
+    "words in the question",
+    "words in the answer",
+    "words in the answer alone",
+    "words in earlier turns",
+    "rare words in the question",
+    "rare words in the answer",
+    "rare words in the answer alone",
+    "rare words nowhere in the conversation",
+    "question's words in it",
+    "rarest word in the question",
+    "rarest word in the answer alone",
+    "word pairs in the question",
+    "word pairs in the answer",
+    "words",
+    "words above eight",
+    "repeated words",
+    "ends in a question mark",
+)
+
+
+def linear(train: Sequence[Mapping[str, Any]], train_pairs: Pairs, rows: Sequence[Mapping[str, Any]], pairs: Pairs):
+    """P(chosen better) ``[n]`` of ``pairs`` of ``rows`` by the ridge model on words and overlaps."""
+    counts: dict[str, int] = {}
+    for row in train:
+        for text in row["suggestions"]:
+            for word in set(_words(text)):
+                counts[word] = counts.get(word, 0) + 1
+    columns = {word: column for column, word in enumerate(sorted(counts))}
+    n_texts = max(sum(len(row["suggestions"]) for row in train), 1)
+    rarity = {word: np.log(n_texts / count) for word, count in counts.items()}
+    unseen = np.log(n_texts)
+
+    def features(rows: Sequence[Mapping[str, Any]]) -> sparse.csr_matrix:
+        texts = [(row["conversation"], text) for row in rows for text in row["suggestions"]]
+        place = [(n, columns[w]) for n, (_, text) in enumerate(texts) for w in set(_words(text)) if w in columns]
+        cells = np.array(place, dtype=int).reshape(-1, 2)
+        words = sparse.csr_matrix((np.ones(len(cells)), tuple(cells.T)), shape=(len(texts), len(columns)))
+        overlap = np.array([_overlap(conversation, text, rarity, unseen) for conversation, text in texts])
+        return sparse.hstack([words, sparse.csr_matrix(overlap.reshape(-1, len(OVERLAP)))]).tocsr()
+
+    of_train = features(train)
+    scale = np.ones(of_train.shape[1])
+    dense = of_train[:, -len(OVERLAP) :].toarray()
+    scale[-len(OVERLAP) :] = 1 / np.maximum(dense.std(axis=0), 1e-6)  # words are 0 or 1 and stay so
+    scaling = sparse.diags(scale)
+    clusters = [conversation_key(train[row]["conversation"]) for row in train_pairs.row]
+    coefficients = _fit(_differences(of_train @ scaling, train, train_pairs), train_pairs, clusters)
+    return _sigmoid(_differences(features(rows) @ scaling, rows, pairs) @ coefficients)
+
+
+def bradley_terry(
+    train: Sequence[Mapping[str, Any]], train_pairs: Pairs, rows: Sequence[Mapping[str, Any]], pairs: Pairs
+) -> np.ndarray:
+    """P(chosen better) ``[n]`` of ``pairs`` of ``rows`` by a strength for each text of ``train``."""
+    columns: dict[str, int] = {}
+    for row in train:
+        for text in row["suggestions"]:
+            columns.setdefault(text_key(text), len(columns))
+
+    def features(rows: Sequence[Mapping[str, Any]]) -> sparse.csr_matrix:
+        keys = [text_key(text) for row in rows for text in row["suggestions"]]
+        cells = np.array([(n, columns[key]) for n, key in enumerate(keys) if key in columns], dtype=int).reshape(-1, 2)
+        return sparse.csr_matrix((np.ones(len(cells)), tuple(cells.T)), shape=(len(keys), len(columns)))
+
+    clusters = [conversation_key(train[row]["conversation"]) for row in train_pairs.row]
+    coefficients = _fit(_differences(features(train), train, train_pairs), train_pairs, clusters)
+    return _sigmoid(_differences(features(rows), rows, pairs) @ coefficients)
+
+
+def bayes_rule(chance: Callable, rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> np.ndarray:
+    r"""P(chosen better) ``[n]`` where the users are known: :math:`\frac{p_c(1-p_r)}{p_c(1-p_r)+p_r(1-p_c)}`.
+
+    Args:
+        chance: conversations ``[n]`` and suggestions ``[n][1]`` to the chance of a click ``[n]``, averaged over all
+            users, where the suggestion stands alone. That a user who likes the one is likelier to like the other is
+            left out.
+    """
+    conversations = [rows[row]["conversation"] for row in pairs.row]
+    chosen, rejected = (
+        np.array(
+            chance(conversations, [[rows[row]["suggestions"][p]] for row, p in zip(pairs.row, places, strict=True)])
+        )
+        for places in (pairs.chosen, pairs.rejected)
+    )
+    wins, loses = chosen * (1 - rejected), rejected * (1 - chosen)
+    both = wins + loses
+    return np.where(both > 0, wins / np.where(both > 0, both, 1), 0.5)
+
+
+def compare(
+    probability: np.ndarray,
+    weight: np.ndarray,
+    impression: Sequence[str],
+    baselines: Mapping[str, np.ndarray],
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """The reward model against each baseline, on pairs whose better side is the chosen one.
+
+    Args:
+        probability: ``[n]``, the reward model's.
+        weight: ``[n]``, > 0.
+        impression: ``[n]``, the clusters of the bootstrap.
+        baselines: name to ``[n]``.
+
+    Returns:
+        Of each baseline ``accuracy``, ``nll``, ``ece``; ``accuracy_gain`` and ``nll_gain``, how much better the reward
+        model is, with ``*_ci95``; ``loses``, whether the reward model is surely worse in one of them; ``sentence``.
+    """
+    found = {}
+    for name, other in baselines.items():
+
+        def gains(weight: np.ndarray, other: np.ndarray = other) -> list[float]:
+            return [
+                accuracy(probability, weight) - accuracy(other, weight),
+                negative_log_likelihood(other, weight) - negative_log_likelihood(probability, weight),
+            ]
+
+        (gain, nll_gain), intervals = gains(weight), cluster_bootstrap(gains, weight, impression, 300, seed)
+        one = {
+            "accuracy": accuracy(other, weight),
+            "nll": negative_log_likelihood(other, weight),
+            "ece": expected_calibration_error(other, weight),
+            "accuracy_gain": gain,
+            "accuracy_gain_ci95": intervals[0].tolist(),
+            "nll_gain": nll_gain,
+            "nll_gain_ci95": intervals[1].tolist(),
+            "loses": bool(intervals[0][1] < 0 or intervals[1][1] < 0),
+        }
+        found[name] = one | {"sentence": _sentence(one)}
+    return found
+
+
+def fitted(
+    train: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], pairs: Pairs, chance: Callable | None = None
+) -> dict[str, np.ndarray]:
+    """All baselines that can be had, each P(chosen better) ``[n]`` of ``pairs`` of ``rows``.
+
+    Args:
+        train: preferences that the reward model was trained on; none: no linear model.
+        chance: as :func:`bayes_rule` takes it; None: no Bayes rule.
+    """
+    found = {"coin": np.full(len(pairs.row), 0.5)}
+    train_pairs = all_pairs(train)
+    if len(train_pairs.row):
+        found["bradley_terry"] = bradley_terry(train, train_pairs, rows, pairs)
+        found["linear"] = linear(train, train_pairs, rows, pairs)
+    if chance is not None:
+        found["bayes_rule"] = bayes_rule(chance, rows, pairs)
+    return found
+
+
+def _sentence(one: Mapping[str, Any]) -> str:
+    low, high = one["accuracy_gain_ci95"]
+    least, most = one["nll_gain_ci95"]
+    return (
+        f"accuracy {one['accuracy_gain']:+.1%} ({low:+.1%} to {high:+.1%}), NLL lower by {one['nll_gain']:.3f} "
+        f"({least:.3f} to {most:.3f})."
+    )
+
+
+def _fit(difference: sparse.csr_matrix, pairs: Pairs, clusters: Sequence[str]) -> np.ndarray:
+    """Coefficients, the ridge strength found by cross-validation over ``clusters``."""
+    fold = np.unique(clusters, return_inverse=True)[1] % N_FOLDS
+    losses = []
+    for c in C_GRID if len(set(fold.tolist())) == N_FOLDS else ():
+        loss = 0.0
+        for n in range(N_FOLDS):
+            fitted, left = fold != n, fold == n
+            coefficients = _fit_once(difference[fitted], pairs.weight[fitted], pairs.label[fitted], c)
+            margin = difference[left] @ coefficients
+            y, w = pairs.label[left], pairs.weight[left]
+            loss += float(w @ (y * np.logaddexp(0, -margin) + (1 - y) * np.logaddexp(0, margin)))
+        losses.append(loss)
+    best = C_GRID[int(np.argmin(losses))] if losses else 1.0
+    return _fit_once(difference, pairs.weight, pairs.label, best)
+
+
+def _fit_once(difference: sparse.csr_matrix, weight: np.ndarray, label: np.ndarray, c: float) -> np.ndarray:
+    from sklearn.linear_model import LogisticRegression
+
+    # each pair both ways round, so that there are two classes and no side is the first
+    both = sparse.vstack([difference, -difference, difference, -difference])
+    n = len(weight)
+    target = np.repeat([1, 0, 0, 1], n)
+    counts = np.concatenate([weight * label, weight * label, weight * (1 - label), weight * (1 - label)]) / 2
+    model = LogisticRegression(C=c, fit_intercept=False, max_iter=500)
+    return model.fit(both[counts > 0], target[counts > 0], sample_weight=counts[counts > 0]).coef_[0]
+
+
+def _differences(features: sparse.csr_matrix, rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> sparse.csr_matrix:
+    """Features of the chosen minus those of the rejected, ``[n, k]``; ``features`` has a row for each suggestion."""
+    start = np.cumsum([0] + [len(row["suggestions"]) for row in rows])
+    first = start[pairs.row]
+    return features[first + pairs.chosen] - features[first + pairs.rejected]
+
+
+def _overlap(conversation: Sequence[Mapping[str, str]], text: str, rarity: Mapping[str, float], unseen: float):
+    """The figures of ``OVERLAP``."""
+    words = _words(text)
+    turns = {role: [_words(m["content"]) for m in conversation if m["role"] == role] for role in ("user", "assistant")}
+    question = turns["user"][-1] if turns["user"] else []
+    answer = turns["assistant"][-1] if turns["assistant"] else []
+    asked, answered = set(question), set(answer)
+    earlier = {word for role in turns.values() for turn in role[:-1] for word in turn}
+    alone = answered - asked
+    n = max(len(words), 1)
+    rare = [rarity.get(word, unseen) for word in words]
+
+    def share(found: set[str]) -> float:
+        return sum(word in found for word in words) / n
+
+    def rare_share(found: set[str]) -> float:
+        return sum(r for word, r in zip(words, rare, strict=True) if word in found) / n
+
+    def rarest(found: set[str]) -> float:
+        return max((r for word, r in zip(words, rare, strict=True) if word in found), default=0.0)
+
+    said = asked | answered | earlier
+    word_pairs = _word_pairs(words)
+    return (
+        share(asked),
+        share(answered),
+        share(alone),
+        share(earlier),
+        rare_share(asked),
+        rare_share(answered),
+        rare_share(alone),
+        rare_share(set(words) - said),
+        sum(word in set(words) for word in asked) / max(len(asked), 1),
+        rarest(asked),
+        rarest(alone),
+        len(word_pairs & _word_pairs(question)) / n,
+        len(word_pairs & _word_pairs(answer)) / n,
+        len(words),
+        max(len(words) - 8, 0),
+        len(words) - len(set(words)),
+        float(text.rstrip().endswith("?")),
+    )
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _word_pairs(words: Sequence[str]) -> set[tuple[str, str]]:
+    return set(zip(words, words[1:], strict=False))
+
+
+def _sigmoid(margin: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -margin))

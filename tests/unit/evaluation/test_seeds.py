@@ -1,0 +1,64 @@
+"""The README's table out of several runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+from scipy import stats
+
+from openrlhf_qs.evaluation import seeds
+
+
+def metrics(seed, sft, grpo, **others):
+    ctr = {"cold_start": 0.25, **others, "sft": sft, "sft@1": 0.1, "grpo": grpo}
+    return {
+        "seed": seed,
+        "ab": {name: {"ctr": value} for name, value in ctr.items()},
+        "quality": {name: {"malformed": 0.01, "near_duplicates": 0.05, "distinct_2": 0.2} for name in ctr},
+        "lift": {f"grpo_over_{name}": grpo / value - 1 for name, value in ctr.items() if name != "grpo"},
+        "lift_ci95": {f"grpo_over_{name}": [grpo / value - 1.02, 9] for name, value in ctr.items() if name != "grpo"},
+    }
+
+
+def test_means_have_the_interval_over_seeds_and_the_worst_seed_beside_them():
+    text = seeds.tables([metrics(0, 0.4, 0.5), metrics(1, 0.5, 0.5), metrics(2, 0.45, 0.45)])
+    # of .5, .5, .45: mean .4833, deviation .02887, / sqrt(3) times t(.975, 2) = 4.3027: .0717
+    half = stats.t.ppf(0.975, 2) * 0.028868 / 3**0.5
+    assert f"| `grpo` | 48.3% ± {half:.1%} | 45.0% | 1.0% | 5.0% | 0.200 |" in text
+    assert "sft@1" not in text and "3 seeds: 0, 1, 2." in text
+    # over sft: .25, 0, 0, each with the lower end .02 below
+    assert "| `sft` | +8.3% ± 35.9% | +0.0% | 1 of 3 seeds |" in text
+
+
+def test_the_strongest_baseline_may_be_another_one_in_each_seed():
+    runs = [metrics(0, 0.5, 0.5, most_clicked=0.4), metrics(1, 0.3, 0.5, most_clicked=0.4)]
+    text = seeds.tables(runs)
+    # .5 / .5 - 1 = 0 in seed 0, .5 / .4 - 1 = .25 in seed 1
+    assert f"| {seeds.STRONGEST} | +12.5% ±" in text and "| +0.0% | 1 of 2 seeds |" in text
+
+
+def test_one_run_has_no_interval_and_arms_that_a_run_lacks_are_left_out():
+    assert "| `grpo` | 50.0% | 50.0% |" in seeds.tables([metrics(0, 0.4, 0.5)])
+    assert "most_clicked" not in seeds.tables([metrics(0, 0.4, 0.5, most_clicked=0.3), metrics(1, 0.4, 0.5)])
+
+
+def test_two_runs_of_one_seed_and_a_run_without_users_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="the seeds 3, 3; give one of each"):
+        seeds.tables([metrics(3, 0.4, 0.5), metrics(3, 0.4, 0.5)])
+    with pytest.raises(ValueError, match="run the stage evaluate"):
+        seeds.read(tmp_path)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "metrics.json").write_text('{"seed": 0, "quality": {}}')
+    with pytest.raises(ValueError, match="no A/B test"):
+        seeds.read(tmp_path)
+
+
+def test_the_command_prints_the_tables_and_writes_them(tmp_path, capsys):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "metrics.json").write_text(json.dumps(metrics(0, 0.4, 0.5)))
+    parser = argparse.ArgumentParser()
+    seeds.add_arguments(parser)
+    seeds.run(parser.parse_args([str(tmp_path), "--out", str(tmp_path / "table.md")]))
+    assert (tmp_path / "table.md").read_text() == capsys.readouterr().out
