@@ -258,7 +258,7 @@ plugin_flags() {
 CHILD=
 attached() {
    local status=0 with_recipe=()
-   command -v setpriv > /dev/null && with_recipe=(setpriv --pdeathsig KILL)   # a recipe that is killed cannot end it
+   command -v setpriv > /dev/null && with_recipe=(setpriv --pdeathsig TERM)   # a recipe that is killed cannot end it
    "${with_recipe[@]}" "$@" < /dev/null &
    CHILD=$!
    wait "$CHILD" || status=$?

@@ -171,7 +171,9 @@ def _outside(variable: str, value: str) -> dict[str, dict[str, Any] | None]:
     files: dict[str, dict[str, Any] | None] = {}
     for word in words_of(value):
         found = [word] if Path(word).exists() else sorted(glob.glob(word))
-        if not found and (variable in ("CLICK_LOG", "DATA_DIR") or word.startswith((".", "/", "~"))):
+        if not found and (
+            variable in ("CLICK_LOG", "DATA_DIR", "PROMPT_TEMPLATE") or word.startswith((".", "/", "~"))
+        ):
             raise ValueError(f"{variable}={value}: {word} does not exist")
         if not found:
             files[word] = None

@@ -1,0 +1,401 @@
+"""The recipes called twice, at once, with something else, and killed: with a stand-in for ``openrlhf-qs`` that trains
+nothing, so that what is tested is the recipes' own part."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from openrlhf_qs.files.record import STAGES, durations, read_record
+from openrlhf_qs.files.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+WAY = ["data", "sft", "garm", "fusion", "grpo", "evaluate"]
+STAND_IN = r"""#!/usr/bin/env bash
+value() { local flag=$1; shift; while [ $# -gt 1 ]; do [ "$1" != "$flag" ] || echo "$2"; shift; done; }
+model() {
+   mkdir -p "$1"
+   printf '\x02\0\0\0\0\0\0\0{}' > "$1/model.safetensors"
+   for name in config tokenizer_config; do echo '{}' > "$1/$name.json"; done
+}
+[ "$1" = follow ] || echo "$*" >> "$CALLS"
+case "$1 ${2:-}" in
+   "follow "*) exec cat >> "$(value --log "$@")" ;;
+   "garm calibrate") ;;
+   "world "* | "generate "* | "fusion "* | "distil "*) echo "{\"made_by\": \"$*\"}" > "$(value --out "$@")" ;;
+   "data "*)
+      out=$(value --out "$@")
+      for name in sft preferences prompts fusion heldout; do echo '{}' > "$out/$name.jsonl"; done
+      echo '{}' > "$out/log.json" ;;
+   "small-policy "*) model "$(value --out "$@")" ;;
+   "evaluate "*)
+      out=$(value --run "$@")/report
+      echo '{}' > "$out/metrics.json"
+      echo '<html>' > "$out/report.html" ;;
+   *)
+      out=$(value --ckpt.output_dir "$@")
+      [ ! -e "$CALLS.nothing" ] && [[ $* != *check_enable* ]] || exit 0
+      if [ -e "$CALLS.slow" ]; then touch "$CALLS.started"; for _ in {1..600}; do sleep 0.1; done; fi
+      mkdir -p "$out/ckpt" && model "$out" ;;
+esac
+"""
+
+
+class Recipes:
+    """Recipes in an environment whose ``openrlhf-qs`` is the stand-in. ``calls()`` is what they had it do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run = folder, RunFolder(folder / "run")
+        venv = folder / "venv"
+        (venv / "bin").mkdir(parents=True)
+        (venv / "bin" / "python").symlink_to(sys.executable)
+        (venv / "bin" / "openrlhf-qs").write_text(STAND_IN)
+        (venv / "bin" / "openrlhf-qs").chmod(0o755)
+        stamp = subprocess.run(["cksum"], stdin=open(ROOT / "pyproject.toml"), capture_output=True, text=True).stdout
+        for form in ("cpu", "gpu"):
+            (venv / f".openrlhf-qs.{form}").write_text(stamp.rstrip("\n"))
+        self.environment = {
+            **{"PATH": os.environ["PATH"], "HOME": str(folder), "VIRTUAL_ENV": str(venv)},
+            **{"RUN": str(self.run.path), "CALLS": str(folder / "calls")},
+        }
+
+    def __call__(self, name: str, *flags: str, **variables: str) -> subprocess.CompletedProcess:
+        return subprocess.run(**self.command(name, *flags, **variables), capture_output=True, text=True, timeout=120)
+
+    def start(self, name: str, *flags: str, **variables: str) -> subprocess.Popen:
+        command = self.command(name, *flags, **variables)
+        return subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def command(self, name: str, *flags: str, **variables: str) -> dict:
+        words = ["bash", str(ROOT / "recipes" / f"{name}.sh"), *flags]
+        return {"args": words, "env": self.environment | variables, "cwd": self.folder}
+
+    def calls(self) -> list[str]:
+        """The stand-in's calls since the last time."""
+        file = Path(self.environment["CALLS"])
+        lines = file.read_text().splitlines() if file.exists() else []
+        file.unlink(missing_ok=True)
+        return lines
+
+    def slow_training(self, name: str = "sft") -> subprocess.Popen:
+        """The recipe, started, in the midst of a training that takes a minute."""
+        slow, started = (Path(self.environment["CALLS"] + end) for end in (".slow", ".started"))
+        slow.touch()
+        process = self.start(name)
+        wait_until(started.exists)
+        slow.unlink()
+        started.unlink()
+        return process
+
+
+def wait_until(arrived, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not arrived():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+
+
+def trainings_of(run: RunFolder) -> list[int]:
+    """Processes of stand-ins that train for this run."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if "openrlhf-qs" in words and str(run.sft) in words and "follow" not in words:
+            found.append(int(process.name))
+    return found
+
+
+@pytest.fixture
+def recipes(tmp_path) -> Recipes:
+    return Recipes(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Recipes:
+    """A whole run, finished. The tests that take it leave it as it is."""
+    recipes = Recipes(tmp_path_factory.mktemp("whole"))
+    done = recipes("grpo_garm")
+    assert done.returncode == 0, done.stdout + done.stderr
+    recipes.calls()
+    return recipes
+
+
+def test_a_second_call_does_nothing(whole):
+    done = whole("grpo_garm")
+    assert done.returncode == 0 and done.stdout.count("done before") == 6 and whole.calls() == []
+
+
+CHANGED = {
+    "SEED": "7",
+    "N_SUGGESTIONS": "5",
+    "PROMPT_TEMPLATE": "mine.jsonl",
+    "N_IMPRESSIONS": "9",
+    "N_CONTEXTS": "9",
+    "CLICK_LOG": "mine.jsonl",
+    "POLICY": "Qwen/Qwen3-4B",
+    "GARM_BASE": "Qwen/Qwen3-4B",
+    "SFT_DATASET": "raw",
+    "REWARD_MODEL": "bradley_terry",
+    "REWARD": "garm,ood",
+    "FUSION": "equal",
+    "JUDGE": "none",
+    "EMBEDDER": "minilm",
+    "OPTION": "ood.threshold=2",
+    "PLUGIN": "mine.py",
+    "MAX_LEN": "99",
+    "MAX_NEW_TOKENS": "9",
+    "GPUS": "8",
+    "SFT_LR": "9",
+    "SFT_EPOCHS": "9",
+    "SFT_BATCH": "9",
+    "SFT_MICRO_BATCH": "9",
+    "GARM_LR": "9",
+    "GARM_EPOCHS": "9",
+    "GARM_BATCH": "9",
+    "GARM_MICRO_BATCH": "9",
+    "CALIBRATE": "no",
+    "NORMALISATION": "group",
+    "N_SAMPLED": "9",
+    "KL_COEF": "9",
+    "GRPO_LR": "9",
+    "STEPS": "9",
+    "PROMPTS": "9",
+    "N_SAMPLES": "9",
+    "TRAIN_BATCH": "9",
+    "GRPO_MICRO_BATCH": "9",
+    "N_HELDOUT": "9",
+    "DISTIL": "1",
+}
+# Which make no other product: where it is written, how it is watched, what is printed; and those of other recipes.
+NOT_COUNTED = {
+    "RUN",
+    "DRY_RUN",
+    "AGAIN",
+    "HOSTFILE",
+    "MONITOR",
+    "SFT_SAVE_STEPS",
+    "GARM_SAVE_STEPS",
+    "GRPO_SAVE_STEPS",
+}
+OTHER_FORMS = {"NODES", "ASYNC", "TEACHER", "N_CANDIDATES", "DATA_DIR", "SEEDS", "ARMS", "GOLD"}
+
+
+def test_every_variable_of_the_recipes_is_changed_below():
+    texts = "\n".join(path.read_text() for path in (ROOT / "recipes").glob("*.sh"))
+    named = {name for name in re.findall(r"\$\{([A-Z][A-Z0-9_]*):=", texts) if not name.startswith("TEACHER_")}
+    assert named - {"PYTHON"} == CHANGED.keys() | NOT_COUNTED | OTHER_FORMS
+    counted = {name for stage in STAGES.values() for name in (*stage.variables, *stage.files, *stage.plugins)}
+    assert CHANGED.keys() - {"OPTION", "PLUGIN"} <= counted
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_call_that_asks_for_another_run_stops_and_says_what_differs(whole, name):
+    (whole.folder / "mine.py").write_text('@REWARDS.register("garm")\nclass Mine: ...\n')
+    (whole.folder / "mine.jsonl").write_text("{}\n")
+    more = {"POLICY": "Qwen/Qwen3-4B"} if name == "GPUS" else {}
+    before = whole.run.record.read_bytes()
+    done = whole("grpo_garm", **{name: CHANGED[name]}, **more)
+    assert done.returncode == 1, done.stdout
+    said = done.stderr.splitlines()
+    if name == "DISTIL":
+        assert "distil" in done.stdout + done.stderr
+    else:
+        assert f"{name}=" in said[0] and ", made with " in said[0], done.stderr
+        assert "another folder keeps both: RUN=runs/other · AGAIN=1 makes" in said[1]
+        assert whole.run.record.read_bytes() == before and whole.calls() == []
+
+
+def test_every_variable_that_changes_a_command_counts(whole):
+    """DRY_RUN shows what a variable changes; a stage whose command changes must have the variable in its record."""
+    commands = {stage: whole(stage, DRY_RUN="1").stdout for stage in WAY}
+    for name, value in CHANGED.items():
+        if name in (
+            "GPUS",
+            "OPTION",
+            "PLUGIN",
+            "CLICK_LOG",
+        ):  # another form; counted where a plugin of the stage has it
+            continue
+        for stage in WAY:
+            changed = whole(stage, DRY_RUN="1", **{name: value}).stdout != commands[stage]
+            one = STAGES[stage]
+            counted = name in (*one.variables, *one.files, *one.plugins)
+            reads = stage == "data" and name == "POLICY"  # whether a small one is built
+            assert counted or reads or not changed, f"{name} changes {stage} and does not count for it"
+
+
+@pytest.mark.parametrize("name", ["CLICK_LOG", "PLUGIN", "POLICY"])
+def test_a_file_that_is_not_there_is_an_error_even_where_all_is_done(whole, name):
+    done = whole("grpo_garm", **{name: "./nowhere"})
+    assert done.returncode == 1 and "./nowhere does not exist" in done.stderr
+
+
+def test_again_makes_anew_what_differs_and_all_after_it_and_nothing_before(recipes):
+    recipes("grpo_garm")
+    recipes.calls()
+    done = recipes("grpo_garm", AGAIN="1", GARM_LR="9e-4")
+    assert done.returncode == 0, done.stderr
+    made = [re.match(r"(garm calibrate|[a-z-]+)", call)[1] for call in recipes.calls()]
+    assert made == ["garm", "garm calibrate", "generate", "fusion", "grpo", "generate", "generate", "evaluate"]
+    # killed on the way, the same call would find all of it as asked
+    assert recipes("grpo_garm", AGAIN="1", GARM_LR="9e-4").stdout.count("done before") == 6
+    # a stage alone is made anew though nothing differs, and so are those after it, with what the run was given
+    recipes.calls()
+    assert recipes("garm", AGAIN="1").returncode == 0
+    assert "--adam.lr 9e-4" in recipes.calls()[0]
+    assert set(durations(recipes.run)) == {"data", "sft", "garm"} and not recipes.run.grpo.path.exists()
+
+
+def test_what_a_call_does_not_name_is_as_the_run_was_made(recipes):
+    (recipes.folder / "mine.jsonl").write_text("{}\n")
+    recipes("data", CLICK_LOG="mine.jsonl", SEED="3")
+    assert recipes("grpo_garm").returncode == 0
+    calls = recipes.calls()
+    assert not [call for call in calls if call.startswith("world")]
+    assert [call for call in calls if call.startswith("sft")][0].count("--train.seed 3") == 1
+    assert "--judge none" in calls[-1], "real conversations are not judged by simulated users"
+
+
+@pytest.mark.parametrize("flag", ["--help", "--qs.check_enable"])
+def test_a_call_that_asks_or_checks_makes_no_stage(recipes, flag):
+    recipes("data")
+    done = recipes("sft", flag)
+    assert done.returncode == 0 and "done" not in done.stdout
+    assert set(durations(recipes.run)) == {"data"}
+    assert recipes("sft").returncode == 0 and "sft" in durations(recipes.run)
+
+
+def test_a_training_that_ends_well_and_makes_nothing_is_not_done(recipes):
+    recipes("data")
+    Path(recipes.environment["CALLS"] + ".nothing").touch()  # as a plugin that calls sys.exit(0)
+    done = recipes("sft")
+    assert done.returncode == 1 and "sft made no " in done.stderr and "it is not done" in done.stderr
+    assert "sft" not in durations(recipes.run)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_a_recipe_that_is_ended_ends_its_training(recipes, sent):
+    recipes("data")
+    process = recipes.slow_training()
+    assert trainings_of(recipes.run)
+    process.send_signal(sent)  # to the recipe alone, not to its group
+    process.wait(timeout=30)
+    wait_until(lambda: not trainings_of(recipes.run), seconds=30)
+    assert read_record(recipes.run)["sft"]["state"] == "begun"
+    assert recipes("sft").returncode == 0
+
+
+def test_the_whole_way_that_is_ended_ends_the_training_of_its_stage(recipes):
+    process = recipes.slow_training("grpo_garm")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    wait_until(lambda: not trainings_of(recipes.run), seconds=30)
+
+
+@pytest.mark.parametrize("name", ["sft", "grpo_garm"])
+def test_a_second_call_beside_the_first_is_refused_and_names_it(recipes, name):
+    recipes("data")
+    process = recipes.slow_training()
+    done = recipes(name)
+    assert done.returncode == 1
+    assert re.search(
+        rf"another call works in {recipes.run.path}: wait for it, end it by kill .*\b{process.pid}\b", done.stderr
+    )
+    assert recipes("data", RUN=str(recipes.folder / "other")).returncode == 0, "another RUN goes on beside it"
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"LR": "1"}, "LR was one variable for several stages; each has its own now:"),
+        ({"STPES": "4"}, "STPES is no variable of the recipes: STEPS?"),
+        ({"SFT_LRR": "4"}, "SFT_LRR is no variable of the recipes: SFT_LR?"),
+        ({"GARM_STEPS": "4"}, "GARM_STEPS is no variable of the recipes; there are"),
+        ({"GPUS": "all"}, "GPUS=all: give a whole number, as in GPUS=8"),
+        ({"GPUS": "0,1"}, "GPUS=0,1: give a whole number, as in GPUS=8"),
+        ({"GPUS": "8"}, "GPUS=8 without POLICY would train a random policy of two million parameters"),
+        ({"RUN": "runs/a,b"}, "a comma, @, bracket, brace"),
+        ({"RUN": "runs/[/b]"}, "a comma, @, bracket, brace"),
+        ({"RUN": "runs/a@1"}, "a comma, @, bracket, brace"),
+        ({"AGAIN": "yes"}, "AGAIN=yes: give 1, or nothing"),
+    ],
+)
+def test_what_would_be_ignored_or_misread_is_one_line(recipes, variables, said):
+    done = recipes("data", **variables)
+    assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert recipes.calls() == []
+
+
+def test_variables_of_other_programs_are_let_be(recipes):
+    others = {
+        "PATH_INFO": "x",
+        "LANG": "C",
+        "TERM": "dumb",
+        "WANDB_MODE": "offline",
+        "OMP_NUM_THREADS": "1",
+        "GPG_KEY": "x",
+    }
+    assert recipes("data", **others).returncode == 0
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "--adam.lr"])
+def test_flags_of_the_whole_way_are_answered(recipes, word):
+    done = recipes("grpo_garm", word)
+    if word == "--adam.lr":
+        assert done.returncode == 1 and "grpo_garm.sh takes no flags (found --adam.lr)" in done.stderr
+    else:
+        assert done.returncode == 0 and "CLICK_LOG=clicks.jsonl" in done.stdout
+    assert recipes.calls() == []
+
+
+def test_the_cpu_form_hides_the_gpus_and_says_so(recipes):
+    nvidia_smi = recipes.folder / "venv" / "bin" / "nvidia-smi"
+    nvidia_smi.write_text("#!/bin/sh\necho GPU 0\n")
+    nvidia_smi.chmod(0o755)
+    path = f"{nvidia_smi.parent}:{recipes.environment['PATH']}"
+    done = recipes("grpo_garm", PATH=path)
+    assert "the CPU form: this machine's GPUs stay idle" in done.stdout
+    calls = recipes.calls()
+    for stage in ("sft", "garm", "grpo"):
+        (call,) = (call for call in calls if call.startswith(f"{stage} --"))
+        assert "--qs.device cpu" in call
+    assert 'export CUDA_VISIBLE_DEVICES=""' in (ROOT / "recipes" / "common.sh").read_text()
+
+
+def test_a_path_with_a_blank_is_one_log(recipes):
+    log = recipes.folder / "my clicks.jsonl"
+    log.write_text("{}\n")
+    assert recipes("data", CLICK_LOG=str(log)).returncode == 0
+    assert f"--log {log} --out" in recipes.calls()[0]
+    assert json.loads(recipes.run.record.read_text())["stages"]["data"]["files"]["CLICK_LOG"].keys() == {str(log)}
+
+
+def test_a_set_up_that_was_killed_in_its_first_seconds_begins_again(tmp_path):
+    checkout = tmp_path / "checkout"
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    shutil.copytree(ROOT / "recipes", checkout / "recipes")
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    (checkout / ".venv" / "bin" / "python").symlink_to(sys.executable)  # killed before it had pip
+    asked = tmp_path / "asked"
+    python = tmp_path / "python3"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" != -m ] || {{ echo "$@" >> {asked}; exit 9; }}\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), "HOME": str(tmp_path)}
+    subprocess.run(["bash", str(checkout / "recipes" / "test.sh")], env=environment, capture_output=True)
+    assert asked.read_text().splitlines() == [f"-m venv --clear {checkout}/.venv"]
