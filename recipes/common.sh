@@ -94,6 +94,7 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 # What all stages must agree on
 : "${MAX_LEN:=512}"             # tokens of a conversation with what follows it, a suggestion or a response
 : "${MAX_NEW_TOKENS:=64}"       # tokens of a response
+: "${GRPO_TEMPERATURE:=0.6}"    # of GRPO's rollouts, and of the responses that fusion learns from, which stand for them
 # What it is run with
 : "${GPUS:=0}"                  # of each node; 0 is the CPU form
 : "${NODES:=1}"                 # nodes; for sft and garm with more than one, HOSTFILE is DeepSpeed's list of them

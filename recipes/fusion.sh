@@ -5,7 +5,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${NORMALISATION:=sft}"     # of the parts, here and in grpo: sft, group, running
 : "${N_SAMPLED:=4}"           # responses to a conversation; 1 tells nothing of the best of several
-: "${GRPO_TEMPERATURE:=0.6}"  # of the rollouts of grpo, which these responses stand for
 
 begin fusion "$@"
 plugin_flags --

