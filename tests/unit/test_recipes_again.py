@@ -31,7 +31,11 @@ model() {
 case "$1 ${2:-}" in
    "follow "*) exec cat >> "$(value --log "$@")" ;;
    "garm calibrate") ;;
-   "world "* | "generate "* | "fusion "* | "distil "*) echo "{\"made_by\": \"$*\"}" > "$(value --out "$@")" ;;
+   "generate "*)
+      for word in "$@"; do
+         case $word in --out) out=1 ;; --*) out=0 ;; *.jsonl) [ "${out:-0}" = 0 ] || echo '{}' > "$word" ;; esac
+      done ;;
+   "world "* | "fusion "* | "distil "*) echo "{\"made_by\": \"$*\"}" > "$(value --out "$@")" ;;
    "data "*)
       out=$(value --out "$@")
       for name in sft preferences prompts fusion heldout; do echo '{}' > "$out/$name.jsonl"; done
