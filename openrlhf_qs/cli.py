@@ -27,6 +27,10 @@ LOOKS = {
     "log check": ("clicks.check", "check a click log and describe it, in constant memory"),
     "assemble": ("sft.sft_set", "choose three of each conversation's candidates, as sft does, to look at them"),
     "garm eval": ("garm.eval", "accuracy, calibration and position preference of a reward model on preferences"),
+    "garm spread": (
+        "garm.spread",
+        "how far users differ about a suggestion, from each user's clicks, into a reward model",
+    ),
     "garm calibrate": ("garm.calibrate", "one temperature, fitted on held-out preferences, into a reward model"),
     "garm score": ("garm.score", "add a reward model's mean and std to every row of a file"),
     "garm merge": ("garm.merge", "write a reward model that was trained with LoRA as a whole model, for grpo"),

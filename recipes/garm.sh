@@ -6,6 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${CALIBRATE:=soft}"        # the temperature is fitted on pairs kept apart: to their labels (soft), or not at all (no)
 : "${OBJECTIVE:=}"            # plugin, what an impression teaches: clicks, listwise, pairs; empty: the reward model's own
+: "${SPREAD:=1}"             # 1: how far users differ is read from each user's clicks, where the log has user_id; 0: a constant
 : "${GARM_SAVE_STEPS:=100}"   # steps between checkpoints
 if [ "$FORM" = gpu ]; then
    : "${GARM_BATCH:=256}" "${GARM_MICRO_BATCH:=8}" "${GARM_EPOCHS:=1}" "${GARM_LR:=5e-6}"
@@ -35,4 +36,6 @@ fi
 launch garm "${DATA[@]}" "${TRAINING_FLAGS[@]}" "${SIZE[@]}" "$@"
 [ "$CALIBRATE" = no ] ||
    run openrlhf-qs garm calibrate "$RUN/data/preferences.calibration.jsonl" --model "$RUN/garm" --on "$CALIBRATE"
+[ "$REWARD_MODEL" != click_gaussian ] || [ "$SPREAD" = 0 ] ||
+   run openrlhf-qs garm spread "$RUN/data/preferences.jsonl" --model "$RUN/garm" --optional_enable
 finish

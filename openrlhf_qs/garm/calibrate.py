@@ -8,8 +8,6 @@ A head is linear in its means, so the number goes into its weights: whoever load
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,8 @@ from rich import print as rich_print
 from rich.table import Table
 from scipy.optimize import minimize_scalar
 
-from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.garm.calibration import expected_calibration_error, negative_log_likelihood, preference_probability
+from openrlhf_qs.garm.edit_head import edit_head
 from openrlhf_qs.garm.eval import Scored, load_on_device, read_pairs, score_pairs
 from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z
@@ -87,9 +85,6 @@ def fit_scale(scored: Scored, link: str) -> float:
 
 def rescale_means(path: str | Path, scale: float) -> None:
     """Multiply the means of the checkpoint in the folder ``path``; ``mean_scale`` in its config keeps the product."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     from openrlhf_qs.garm.reward_model import check_checkpoint
     from openrlhf_qs.registry import REWARD_MODELS
 
@@ -101,24 +96,17 @@ def rescale_means(path: str | Path, scale: float) -> None:
             f"{path}: reward model {mark['name']!r} does not say which of its outputs are means: give its class "
             "mean_outputs, a slice of them, or leave it as it is (CALIBRATE=no in the recipes)"
         )
-    config = json.loads((Path(path) / "config.json").read_text())
-    prefix = config.get("value_head_prefix", "score")
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            tensors = {name: weights.get_tensor(name) for name in weights.keys()}
-            metadata = weights.metadata()
-        heads = [name for name in (f"{prefix}.weight", f"{prefix}.bias") if name in tensors]
-        if heads:
-            for name in heads:
-                tensors[name][means] *= scale
-            temporary = file.with_name(f".{file.name}.writing")
-            save_file(tensors, temporary, metadata=metadata)
-            os.replace(temporary, file)
-    config["mean_scale"] = config.get("mean_scale", 1.0) * scale
-    for name in ("mean", "std"):  # of the means, for those who normalise rewards by them
-        if name in config:
-            config[name] *= scale
-    write_whole(Path(path) / "config.json", json.dumps(config, indent=2) + "\n")
+
+    def rescaled(config, weight, bias):
+        weight[means] *= scale
+        bias[means] *= scale
+        config["mean_scale"] = config.get("mean_scale", 1.0) * scale
+        for name in ("mean", "std"):  # of the means, for those who normalise rewards by them
+            if name in config:
+                config[name] *= scale
+        return weight, bias
+
+    edit_head(path, rescaled)
 
 
 def _probability(scored: Scored, link: str, scale: float) -> np.ndarray:

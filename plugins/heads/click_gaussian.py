@@ -19,42 +19,41 @@ from openrlhf_qs.garm.preference_likelihood import mean_of_click_log_odds, prefe
 from openrlhf_qs.plugins.heads.gaussian import member_weights
 from openrlhf_qs.registry import REWARD_MODELS
 
+LOG_STD_RANGE = (math.log(0.05), math.log(5.0))  # log-odds; beyond, something else than users differs
+
 
 @REWARD_MODELS.register("click_gaussian")
 class ClickGaussian:
     """The log-odds of a click, of which follow a mean and, once it was read from users' clicks, a standard deviation.
 
-    Its linear layer gives the log-odds of a click of an average look, for each member, then the loadings: how much a
-    suggestion has of each of ``n_factors`` tastes, in which users differ by one standard deviation.
+    Its linear layer gives the log-odds of a click of an average look, for each member, then the logarithm of the
+    standard deviation, where it is known.
 
     Args:
-        std: log-odds; the standard deviation where no tastes are known.
-        std_floor: log-odds; the least one where they are.
+        std: log-odds; the standard deviation where it is not known.
+        std_known: whether the last output is its logarithm; ``garm spread`` sets it.
         n_members: heads of the ensemble.
-        n_factors: tastes; `garm spread` sets them.
     """
 
     link = "click"
     objective = "clicks"
 
-    def __init__(self, std: float = 1.0, std_floor: float = 0.1, n_members: int = 1, n_factors: int = 0) -> None:
-        for name, value in (("std", std), ("std_floor", std_floor)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"click_gaussian.{name} must be > 0 and finite, got {value}: it is a deviation")
-        if n_members < 1 or n_factors < 0:
-            raise ValueError(f"click_gaussian: {n_members} members, {n_factors} factors; give 1 or more, 0 or more")
+    def __init__(self, std: float = 1.0, std_known: bool = False, n_members: int = 1) -> None:
+        if not 0 < std < math.inf:
+            raise ValueError(f"click_gaussian.std must be > 0 and finite, got {std}: it is a deviation")
+        if n_members < 1:
+            raise ValueError(f"click_gaussian.n_members must be >= 1, got {n_members}; 1 is a single head")
         self.std = std
-        self.std_floor = std_floor
+        self.std_known = std_known
         self.n_members = n_members
-        self.n_factors = n_factors
-        self.n_outputs = n_members + n_factors
+        self.n_outputs = n_members + std_known
         self.mean_outputs = slice(n_members)  # what a temperature rescales
 
     def output(self, raw: Tensor) -> Tensor:
         """Head outputs ``[..., n_outputs]`` to mean, standard deviation, epistemic standard deviation ``[..., 3]``."""
-        log_odds, loadings = raw.float().split((self.n_members, self.n_factors), dim=-1)
-        if self.n_factors:
-            std = (loadings.square().sum(-1) + self.std_floor**2).sqrt()
+        log_odds = self.click_log_odds(raw)
+        if self.std_known:
+            std = raw[..., -1].float().clamp(*LOG_STD_RANGE).exp()
         else:
             std = torch.full_like(log_odds[..., 0], self.std)
         mean = mean_of_click_log_odds(log_odds, std[..., None])

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from openrlhf_qs.garm.preference_likelihood import click_log_odds
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.rollout import RolloutBatch
 
@@ -18,12 +19,15 @@ Uncertainty = Literal["aleatoric", "epistemic", "total"]
 
 @REWARDS.register("garm")
 class Garm:
-    """How much users like the suggestions: the mean of the reward model, or less where it is unsure, on average.
+    """How much users like the suggestions: the reward model's mean, or less where it is unsure, on average; or the
+    chance that one of them is clicked.
 
     Args:
         form: ``mean``; ``lower``, ``mean - k * sigma``; ``risk``, ``mean - sigma^2 / (2 * beta)``, which is
             ``-beta * log E exp(-reward / beta)`` of a Gaussian (arXiv:2606.09073); ``quantile``, which a draw of the
-            reward is below with probability ``q``.
+            reward is below with probability ``q``; ``click_chance``, the probability of a click on at least one of the
+            suggestions, ``1 - prod(1 - examination * p)`` with the click probabilities ``p`` of an average user, in
+            [0, 1]. A reward model that was trained on pairs alone knows no click probability, only their order.
         uncertainty: sigma: ``aleatoric``, how far users differ; ``epistemic``, how far the members of an ensemble
             differ; ``total``, the root of the sum of their squares.
         k: of ``lower``; standard deviations.
@@ -31,24 +35,28 @@ class Garm:
         q: of ``quantile``; in (0, 1), below 0.5 to be careful.
         missing: reward units; what a suggestion that is not there counts. Averaging over fewer would pay a policy for
             giving only its best one.
+        examination: of ``click_chance``; how likely each place is looked at, from the top, separated by commas
+            (``log.json`` has them); empty: each surely is.
     """
 
     needs = ("reward_model",)
 
     def __init__(
         self,
-        form: Literal["mean", "lower", "risk", "quantile"] = "mean",
+        form: Literal["mean", "lower", "risk", "quantile", "click_chance"] = "mean",
         uncertainty: Uncertainty = "aleatoric",
         k: float = 1.0,
         beta: float = 1.0,
         q: float = 0.25,
         missing: float = -3.0,
+        examination: str = "",
     ) -> None:
         if not beta > 0:
             raise ValueError(f"garm.beta must be > 0, got {beta}: it divides the variance")
         if not 0 < q < 1:
             raise ValueError(f"garm.q must be between 0 and 1, got {q}: it is a probability")
         self.form = form
+        self.examination = _examination(examination)
         self.uncertainty = uncertainty
         self.k = k
         self.beta = beta
@@ -56,6 +64,8 @@ class Garm:
         self.missing = missing
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
+        if self.form == "click_chance":
+            return 1 - (1 - self._clicks(batch)).prod(dim=1)
         return torch.tensor(
             [
                 _average([self.value(m, s) for m, s in zip(means, sigmas, strict=True)], self.missing, parsed.n)
@@ -66,7 +76,13 @@ class Garm:
         )
 
     def credit(self, batch: RolloutBatch) -> Tensor:
-        """What each suggestion adds to the average, ``[batch, n]``."""
+        """What each suggestion adds to the average, or to the chance of a click, ``[batch, n]``."""
+        if self.form == "click_chance":
+            clicks = self._clicks(batch)
+            others = torch.stack(
+                [(1 - clicks).index_fill(1, torch.tensor([n]), 1.0).prod(1) for n in range(clicks.shape[1])], 1
+            )
+            return clicks * others
         return _shares(
             [
                 [self.value(m, s) for m, s in zip(means, sigmas, strict=True)]
@@ -75,6 +91,18 @@ class Garm:
             self.missing,
             batch.task.n,
         )
+
+    def _clicks(self, batch: RolloutBatch) -> Tensor:
+        """The probability that each suggestion is looked at and clicked, ``[batch, n]``; 0 where there is none."""
+        n = batch.task.n
+        if self.examination and len(self.examination) < n:
+            raise ValueError(
+                f"garm.examination has {len(self.examination)} places for {n} suggestions; give one for each"
+            )
+        clicks = torch.zeros(len(batch.reward_mean), n)
+        for row, (means, stds) in enumerate(zip(batch.reward_mean, batch.reward_std, strict=True)):
+            clicks[row, : len(means)] = click_log_odds(torch.tensor(means), torch.tensor(stds)).sigmoid()
+        return clicks * torch.tensor(self.examination[:n] or [1.0] * n)
 
     def value(self, mean: float, sigma: float) -> float:
         """One suggestion's reward."""
@@ -109,6 +137,16 @@ class GarmSigma:
     def credit(self, batch: RolloutBatch) -> Tensor:
         """What each suggestion adds to the average, ``[batch, n]``."""
         return -_shares(_sigmas(batch, self.uncertainty), self.missing, batch.task.n)
+
+
+def _examination(text: str) -> list[float]:
+    try:
+        places = [float(one) for one in text.split(",") if text]
+    except ValueError:
+        places = [math.nan]
+    if not all(0 < one <= 1 for one in places):
+        raise ValueError(f"garm.examination = {text!r}: give probabilities above 0, at most 1, as in 1,0.75,0.55")
+    return places
 
 
 def _sigmas(batch: RolloutBatch, uncertainty: Uncertainty) -> Sequence[Sequence[float]]:

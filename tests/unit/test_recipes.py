@@ -46,7 +46,19 @@ FORMS: dict[str, dict[str, str]] = {
     "2 nodes": {"GPUS": "8", "NODES": "2", "HOSTFILE": "hosts"} | OWN,
     "2 nodes, async": {"GPUS": "8", "NODES": "2", "HOSTFILE": "hosts", "ASYNC": "1"} | OWN,
 }
-STAGES = ["data", "sft", "garm", "garm calibrate", "generate", "fusion", "grpo", "generate", "generate", "evaluate"]
+STAGES = [
+    "data",
+    "sft",
+    "garm",
+    "garm calibrate",
+    "garm spread",
+    "generate",
+    "fusion",
+    "grpo",
+    "generate",
+    "generate",
+    "evaluate",
+]
 DEEPSPEED_MODULE = "openrlhf_qs.cli"
 
 

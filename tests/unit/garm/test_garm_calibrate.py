@@ -58,7 +58,9 @@ def test_means_are_multiplied_and_deviations_are_not(write_small_garm, name, opt
 
 def test_a_head_that_does_not_name_its_means_is_left_alone(write_small_garm, monkeypatch):
     folder = write_small_garm()
-    monkeypatch.setattr(REWARD_MODELS, "create", lambda name, **options: SimpleNamespace(n_outputs=2))
+    monkeypatch.setattr(
+        REWARD_MODELS, "create", lambda name, **options: SimpleNamespace(n_outputs=2, mean_outputs=None)
+    )
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="give its class mean_outputs, a slice of them, or leave it .*CALIBRATE=no"):
         rescale_means(folder, 2.0)

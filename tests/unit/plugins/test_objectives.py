@@ -120,16 +120,15 @@ def test_a_deviation_changes_no_click_and_no_pair_so_clicks_of_different_users_c
     torch.testing.assert_close(first, torch.sigmoid(torch.tensor([-1.0])))
 
 
-def test_loadings_are_the_tastes_that_users_differ_in():
-    head = ClickGaussian(n_factors=2, std_floor=1e-6)
-    # log-odds of -1; the tastes add up to 3^2 + 4^2
-    mean, std, epistemic = head.output(torch.tensor([[-1.0, 3.0, 4.0]]))[0].tolist()
-    assert std == pytest.approx(5.0) and epistemic == 0
-    assert mean == pytest.approx(-math.sqrt(1 + math.pi / 8 * 25))
+def test_a_deviation_that_is_known_is_the_exponential_of_the_last_output():
+    head = ClickGaussian(std_known=True)
+    mean, std, epistemic = head.output(torch.tensor([[-1.0, math.log(2.0)]]))[0].tolist()
+    assert std == pytest.approx(2.0) and epistemic == 0
+    assert mean == pytest.approx(-math.sqrt(1 + math.pi / 8 * 4))
 
 
 def test_a_head_of_clicks_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="click_gaussian.std must be > 0"):
         ClickGaussian(std=0.0)
-    with pytest.raises(ValueError, match="0 members"):
+    with pytest.raises(ValueError, match="n_members must be >= 1, got 0"):
         ClickGaussian(n_members=0)

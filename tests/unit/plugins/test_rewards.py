@@ -59,6 +59,24 @@ def test_a_suggestion_that_is_missing_counts_the_least():
     assert Garm(missing=-6.0)(batch).tolist() == [-1.0, -6.0]
 
 
+def test_the_chance_of_a_click_is_that_of_at_least_one_looked_at_and_clicked():
+    odds = [math.log(0.5 / 0.5), math.log(0.2 / 0.8), math.log(0.4 / 0.6)]
+    std = 2.0
+    means = [one * math.sqrt(1 + math.pi / 8 * std**2) for one in odds]  # so that the average user's odds are these
+    batch = rollout_batch((GOOD, TWO), reward_mean=[means, means[:2]], reward_std=[[std] * 3, [std] * 2])
+    garm = Garm(form="click_chance", examination="1,0.5,0.25")
+    # 1 - .5 * (1 - .5 * .2) * (1 - .25 * .4), and 1 - .5 * .9 where the third is missing
+    torch.testing.assert_close(garm(batch), torch.tensor([1 - 0.5 * 0.9 * 0.9, 1 - 0.5 * 0.9]))
+    # what is lost without it: .5 * .9 * .9, .1 * .5 * .9, .1 * .5 * .9
+    torch.testing.assert_close(garm.credit(batch)[0], torch.tensor([0.5 * 0.81, 0.1 * 0.45, 0.1 * 0.45]))
+    assert garm.credit(batch)[1, 2] == 0
+    torch.testing.assert_close(Garm(form="click_chance")(batch)[0], torch.tensor(1 - 0.5 * 0.8 * 0.6))
+    with pytest.raises(ValueError, match="2 places for 3 suggestions"):
+        Garm(form="click_chance", examination="1,0.5")(batch)
+    with pytest.raises(ValueError, match="garm.examination = '1,x'"):
+        Garm(examination="1,x")
+
+
 def test_garm_sigma_is_the_negative_mean_of_the_deviations():
     batch = rollout_batch([GOOD], reward_std=[[0.3, 0.6, 1.2]])
     # -(0.3 + 0.6 + 1.2) / 3 = -0.7

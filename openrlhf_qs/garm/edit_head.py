@@ -1,0 +1,41 @@
+"""Change the head of a trained reward model in its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from openrlhf_qs.files.whole import write_whole
+
+
+def edit_head(path: str | Path, edit: Callable[[dict[str, Any], Any, Any], tuple[Any, Any]]) -> None:
+    """Replace weight ``[n_outputs, width]`` and bias ``[n_outputs]`` of the head, and what the config says of it.
+
+    The weights are written first, in one go, and the config last.
+
+    Args:
+        edit: called with the config, which it may change, the weight and the bias; returns the new ones.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    config_file = Path(path) / "config.json"
+    config = json.loads(config_file.read_text())
+    prefix = config.get("value_head_prefix", "score")
+    weight_name, bias_name = f"{prefix}.weight", f"{prefix}.bias"
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            if weight_name not in weights.keys():
+                continue
+            tensors = {name: weights.get_tensor(name) for name in weights.keys()}
+            metadata = weights.metadata()
+        if bias_name not in tensors:
+            raise ValueError(f"{file}: {weight_name} is there and {bias_name} is not; the checkpoint is damaged")
+        tensors[weight_name], tensors[bias_name] = edit(config, tensors[weight_name], tensors[bias_name])
+        temporary = file.with_name(f".{file.name}.writing")
+        save_file(tensors, temporary, metadata=metadata)
+        os.replace(temporary, file)
+    write_whole(config_file, json.dumps(config, indent=2) + "\n")
