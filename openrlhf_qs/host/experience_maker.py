@@ -129,7 +129,8 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         n = torch.bincount(group)[group][:, None]
         scale = torch.ones_like(total)
         if self.advantage_estimator == "group_norm":  # as OpenRLHF divides
-            scale = 1 / ((group_means(centred.square(), group) * n / (n - 1).clamp(min=1)).sqrt() + 1e-9)
+            deviation = (group_means(centred.square(), group) * n / (n - 1).clamp(min=1)).sqrt()
+            scale = torch.where(deviation > 0, 1 / (deviation + 1e-9), 0.0)  # no signal, no credit
         elif self.advantage_estimator == "rloo":
             scale = n / (n - 1).clamp(min=1)
         low, high = self.args.reward.clip_range  # which OpenRLHF's advantages of responses went through

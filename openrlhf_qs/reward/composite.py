@@ -38,7 +38,8 @@ ON_FAILURE = {
     "raise": "the run stops with the prompt and the response that did it",
     "skip_group": "all responses to that prompt get the same reward, so none has an advantage; counted",
 }
-SAME = 1e-6  # totals of a group that lie closer together give no signal
+SAME = 1e-6  # totals of a group that lie closer together give no signal, and are made equal
+EXACT = 2.0**-10  # of which equal totals are a multiple
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,10 @@ class CompositeReward:
         if self.gates:
             columns["gate"] = total - weighted.sum(-1)
         highest, lowest = (_by_group(total, group, how) for how in ("amax", "amin"))
+        no_signal = highest - lowest <= SAME
+        # Equal up to rounding has to be equal: OpenRLHF divides by a group's deviation, of 1e-7 too. In steps whose
+        # sums float32 holds exactly, the group's mean is the number itself.
+        total = torch.where(no_signal, (lowest / EXACT).round() * EXACT, total)
         return Scored(
             raw=raw,
             normalised=dict(zip(self.parts, normalised.unbind(-1), strict=True)),
@@ -198,7 +203,7 @@ class CompositeReward:
             credit=credit,
             closed=closed,
             failed=failed,
-            no_signal=highest - lowest <= SAME,
+            no_signal=no_signal,
             share=variance_shares(columns, total, group),
         )
 

@@ -29,6 +29,7 @@ from openrlhf_qs.host.settings import GRPOSettings, Settings
 from openrlhf_qs.world.click_log import cold_start_suggestions, contexts, write_click_log
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.sft.small_policy import train_tokenizer
+from openrlhf_qs.registry import REWARDS
 import random, torch
 install()
 estimators, n_samples = json.loads(sys.argv[1]), int(sys.argv[2])
@@ -77,13 +78,20 @@ def made(estimator, form, rewards=("ood", "rules", "diversity"), credit="respons
     (statistics,) = read_json_lines(folder / "statistics.jsonl")
     return {"rows": [rows[n] for n in range(len(rows))], "statistics": statistics, "n_forwards": dict(n_forwards)}
 
+@REWARDS.register("rounding")
+class Rounding:  # a number that is the same for all responses but for its last bits
+    def __call__(self, batch):
+        return 0.3 + 3e-8 * torch.arange(len(batch.responses))
+
 forms = sys.argv[3].split(",")
+equal = made("group_norm", "plain", rewards=("rounding",))
 found = {f"{e}, {form}": made(e, form) for e in estimators for form in forms}
 for e in ("group_norm", "rloo", "dr_grpo"):
     found |= {f"credit, {e}, {form}": made(e, form, credit="suggestion") for form in forms}
     found[f"without ood, credit of nothing, {e}"] = made(e, "plain", ("diversity",), "suggestion")
     found[f"without ood, diversity, {e}"] = made(e, "plain", ("diversity",))
 found |= {f"without ood, {form}": made("group_norm", form, rewards=("rules",)) for form in forms}
+found["equal up to rounding"] = equal
 print(json.dumps(found))
 """
 
@@ -142,6 +150,11 @@ def test_the_advantages_are_those_of_the_composite_reward(made, estimator, form)
         np.testing.assert_allclose(row["advantages"], advantage, rtol=1e-4, atol=2e-4)
 
 
+def test_responses_that_are_equal_up_to_rounding_have_no_advantage(made):
+    for row in made["equal up to rounding"]["rows"]:
+        assert set(row["advantages"]) == {0.0} and abs(row["reward"] - 0.3) < 1e-3
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_rewards_do_not_depend_on_how_openrlhf_batches_and_orders_the_rollouts(made, form):
     plain, other = made["group_norm, plain"]["rows"], made[f"group_norm, {form}"]["rows"]
@@ -183,7 +196,7 @@ def test_every_response_logs_the_same_keys(made):
     for name, rows in ((name, one["rows"]) for name, one in made.items()):
         assert len({tuple(row["keys"]) for row in rows}) == 1
         assert {"reward", "malformed", "kl"} <= set(rows[0]["keys"])
-        assert ("reward/ood" in rows[0]["keys"]) == ("without ood" not in name)
+        assert ("reward/ood" in rows[0]["keys"]) == (name.partition(",")[0] in (*ESTIMATORS, "credit"))
 
 
 @pytest.mark.parametrize("form", FORMS)
