@@ -191,6 +191,8 @@ def test_a_recipe_that_is_named_exists(recipe):
 def test_every_stage_prints_its_command_in_the_order_of_the_way(form):
     commands = dry_run(form)
     expected = list(STAGES)
+    if "REWARD_MODEL" in FORMS[form]:  # of another head
+        expected.remove("garm spread")
     if "DISTIL" in FORMS[form]:
         expected[1:1] = ["sft", "distil"]
     if "POLICY" not in FORMS[form]:
