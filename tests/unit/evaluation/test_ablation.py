@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from openrlhf_qs.evaluation import ablation
 from openrlhf_qs.evaluation.ablation import (
@@ -90,11 +91,16 @@ def test_the_command_writes_table_and_pictures_of_all_finished_arms(tmp_path, ca
     over = [0.40 / 0.50 - 1, 0.44 / 0.54 - 1]  # each within its seed
     assert result["arms"]["mean"]["over_base"]["mean"] == pytest.approx(np.mean(over))
     assert result["arms"]["mean"]["over_base"]["half"] == pytest.approx(t_interval(over).half)
+    # one arm with two seeds, and one with one, which no test can tell: a family of one, so no correction
+    assert result["arms"]["mean"]["p_holm"]["mean"] == pytest.approx(stats.ttest_1samp(over, 0).pvalue)
+    assert result["arms"]["ppl"]["p_holm"]["mean"] is None
     for name in ("arms.svg", "overoptimisation.svg"):
         assert (tmp_path / name).read_text().startswith("<?xml")
     assert "52.0%" in capsys.readouterr().out
     table = (tmp_path / "ablation.md").read_text().splitlines()
-    assert table[0].startswith("| arm | seeds | CTR | over all | over SFT | GSB | worthless | valid | distinct-2 |")
+    assert table[0].startswith(
+        "| arm | seeds | CTR | over all | p, Holm | over SFT | GSB | worthless | valid | distinct-2 |"
+    )
     assert [row.split(" | ")[:2] for row in table[2:]] == [["| `all`", "2"], ["| `mean`", "2"], ["| `ppl`", "1"]]
     assert table[4].split(" | ")[2:4] == ["30.0%", "-40.0%"] and len({row.count("|") for row in table}) == 1
 
