@@ -45,7 +45,8 @@ DOES, IS, HAS = (
     frozenset("is are was were am".split()),
     frozenset("has have had".split()),
 )
-AUXILIARIES = MODALS | DOES | IS | HAS
+INVERTED = MODALS | DOES
+AUXILIARIES = INVERTED | IS | HAS
 PRONOUNS = frozenset("i you we they he she".split())
 SUBJECTS = PRONOUNS | frozenset("it one people someone anyone everyone".split())
 QUESTION_WORDS = frozenset("what which who whose how why where".split())
@@ -84,23 +85,25 @@ def n_faults(words: Sequence[str]) -> int:
     """How many places are no English: word pairs, strange words, a first word that starts nothing. >= 0."""
     if not words:
         return 0
-    faults = int(words[0] in NEVER_FIRST) + sum(is_strange(word) for word in words)
+    faults = int(words[0] in NEVER_FIRST) + sum(map(is_strange, words))
     if len(words) > 1:  # "What in it", "Is with it", "Can simply it"
         first, second = words[:2]
         faults += first in QUESTION_WORDS and second in PREPOSITIONS and (first, second) not in WITHOUT_VERB
         faults += first in AUXILIARIES and (second in PREPOSITIONS or second in ADVERBS)
-    for before, pronoun, after in zip(words, words[1:], words[2:], strict=False):
-        # A subject behind a noun begins a clause, "mistakes I should avoid", and that needs its verb.
-        noun = before in (IT, DOING) or (_is_open(before) and before not in TAKES_PERSON)
-        faults += pronoun in PRONOUNS and noun and (after in PREPOSITIONS or after in DETERMINERS)
-    if words[0] not in AUXILIARIES:
-        asked = words[0] in QUESTION_WORDS or words[0] == "when"
-        for before, word, after in zip(words, words[1:], words[2:], strict=False):
-            # "In which order", but no "repair in which"; no "resting can you" where nothing asks before it
-            faults += before in PREPOSITIONS and word in QUESTION_WORDS and before != words[0]
-            asked = asked or word in QUESTION_WORDS or PAUSE in (before, word)
-            faults += not asked and word in DOES | MODALS and (after in PRONOUNS or after in (IT, DOING))
-    return faults + sum(is_avoided(first, second) for first, second in zip(words, words[1:], strict=False))
+    asked = words[0] in AUXILIARIES or words[0] in QUESTION_WORDS or words[0] == "when"
+    for place, (before, word, after) in enumerate(zip(words, words[1:], words[2:], strict=False)):
+        if word in PRONOUNS:
+            # A subject behind a noun begins a clause, "mistakes I should avoid", and that needs its verb.
+            noun = before in (IT, DOING) or (_is_open(before) and before not in TAKES_PERSON)
+            faults += noun and (after in PREPOSITIONS or after in DETERMINERS)
+        elif word in QUESTION_WORDS:  # "In which order", but no "repair in which"
+            faults += place > 0 and before in PREPOSITIONS
+            asked = True
+        elif word == PAUSE:
+            asked = True
+        elif word in INVERTED and not asked:  # "resting can you" where nothing asks before it
+            faults += after in PRONOUNS or after in (IT, DOING)
+    return faults + sum(map(is_avoided, words, words[1:]))
 
 
 def n_stray_capitals(written: Sequence[str], first: Collection[int]) -> int:
@@ -110,13 +113,10 @@ def n_stray_capitals(written: Sequence[str], first: Collection[int]) -> int:
         written: words as they are written.
         first: the places where a sentence or a clause begins.
     """
-    if all(word[:1].isupper() for word in written):  # a headline
+    capitals = [place for place, word in enumerate(written) if word[:1].isupper()]
+    if len(capitals) == len(written):  # a headline
         return 0
-    return sum(
-        word[:1].isupper() and word != "I" and word.lower() in CLOSED
-        for place, word in enumerate(written)
-        if place not in first
-    )
+    return sum(place not in first and written[place] != "I" and written[place].lower() in CLOSED for place in capitals)
 
 
 def is_finished(words: Sequence[str]) -> bool:
@@ -225,9 +225,10 @@ def is_strange(word: str) -> bool:
     """Whether no list of English words has it; a number is not strange."""
     if word in (IT, DOING, PAUSE) or word.isdecimal():
         return False
+    listed = _counts()[0]
     # Not every plural is listed, nor both spellings of "colour".
-    spelt = {word, word.removesuffix("s")}
-    return spelt.isdisjoint(_counts()[0]) and {form.replace("or", "our") for form in spelt}.isdisjoint(_counts()[0])
+    spelt = (word, word.removesuffix("s"))
+    return not any(form in listed or form.replace("or", "our") in listed for form in spelt)
 
 
 @lru_cache(maxsize=1)

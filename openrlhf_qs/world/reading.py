@@ -12,9 +12,10 @@ In: any text, whoever wrote it. Out: a :class:`Reading`. Meaning is read by rule
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import snowballstemmer
 
@@ -38,6 +39,7 @@ _CONTRACTIONS = (
     (re.compile(r"'s\b"), ""),
 )
 _TOPIC, _ASPECT = "topic", "aspect"
+_Slot = tuple[str, str]  # _TOPIC or _ASPECT, and the name in the log
 _MAX_GAP = 3  # words between the two words of a name, and for a ``*`` of a cue
 # Words that a good sentence may hold twice: "the best of the tools", "trends in tipping in Peru".
 _SMALL_WORDS = (
@@ -75,69 +77,120 @@ def read(text: str, domain: str | None = None) -> Reading:
         domain: what the conversation is about; its topics and aspects are understood under other names too. None: by
             their name in the log alone, and topics by their other names.
     """
+    written, meant = _written(text), what_is_named(text, domain)
+    faults = english.n_faults(written.spoken) + written.n_capitals
+    plain = [word for word, slot in zip(written.words, meant.slots, strict=True) if slot is None]
+    said = ([word for word in plain if word not in _SMALL_WORDS], meant.topics, meant.aspects)
+    return Reading(
+        words=written.words,
+        topics=frozenset(meant.topics),
+        aspects=frozenset(meant.aspects),
+        intents=_intents(written.stems, meant.slots),
+        n_repeats=sum(len(named) - len(set(named)) for named in said),
+        n_faults=faults,
+        fault_share=faults / max(len(written.spoken) - 1, 1),
+        finished=english.is_finished(written.spoken),
+    )
+
+
+class Named(NamedTuple):
+    """What a text names, whatever its English: ``topics`` and ``aspects`` as often as they are named, and ``slots``,
+    for each word the topic or aspect that it is part of."""
+
+    topics: tuple[str, ...]
+    aspects: tuple[str, ...]
+    slots: tuple[_Slot | None, ...]
+
+
+def what_is_named(text: str, domain: str | None = None) -> Named:
+    """The topics and aspects of :func:`read`, without the rest: most of what a conversation is read for."""
+    written = _written(text)
+    slots = list(written.slots)
+    named = [*written.named, *_other_names(written, slots, domain)]
+    return Named(
+        tuple(name for kind, name in named if kind == _TOPIC),
+        tuple(name for kind, name in named if kind == _ASPECT),
+        tuple(slots),
+    )
+
+
+def what_is_asked(text: str, domain: str | None = None) -> frozenset[str]:
+    """The intents of the last sentence that asks for something."""
+    for sentence in reversed(_SENTENCE.split(text)):
+        found = _intents(_written(sentence).stems, what_is_named(sentence, domain).slots)
+        if found:
+            return found
+    return frozenset()
+
+
+class _Written(NamedTuple):
+    """A text before it is understood.
+
+    Attributes:
+        words, stems: in lower case, contractions spelt out.
+        named, slots: topics and aspects by their name in the log, and for each word the one that it is part of.
+        spoken: the words with ``IT`` for each name, as :mod:`openrlhf_qs.world.english` takes them.
+        n_capitals: stray ones.
+    """
+
+    words: tuple[str, ...]
+    stems: tuple[str, ...]
+    named: tuple[_Slot, ...]
+    slots: tuple[_Slot | None, ...]
+    spoken: tuple[str, ...]
+    n_capitals: int
+
+
+@lru_cache(maxsize=1 << 17)
+def _written(text: str) -> _Written:
     words, pauses, n_capitals = _words(text)
-    stems = [_stem(word) for word in words]
-    slots: list[tuple[str, str] | None] = [None] * len(words)  # the topic or aspect that a word is part of
-    named: list[tuple[str, str]] = []
-    spoken: list[str] = []  # the words, with IT for each name
-    kinds: list[str | None] = []
+    slots: list[_Slot | None] = []
+    named: list[_Slot] = []
+    spoken: list[str] = []
+    last: str | None = None  # the kind of the name that was just spoken
     place = 0
     while place < len(words):
         if place in pauses:
             spoken.append(PAUSE)
-            kinds.append(None)
-        for length in (2, 1):  # the longest name wins: "battery storage", "sight reading"
-            name = words[place : place + length]
-            if name in _NAMES:
-                break
-        else:
+            last = None
+        name = words[place : place + 2]  # the longest name wins: "battery storage", "sight reading"
+        slot = _NAMES.get(name)
+        if slot is None:
+            name = words[place : place + 1]
+            slot = _NAMES.get(name)
+        if slot is None:
             spoken.append(words[place])
-            kinds.append(None)
+            slots.append(None)
+            last = None
             place += 1
             continue
-        slot, length = _NAMES[name], len(name)
-        if not (kinds and kinds[-1] not in (None, slot[0])):  # "sourdough resting" is one name, not two
-            spoken.append(DOING if length == 1 and name[0].endswith("ing") else IT)
-            kinds.append(slot[0])
-        else:
-            spoken[-1], kinds[-1] = IT, _ASPECT + _TOPIC
+        if last in (None, slot[0], _TOPIC + _ASPECT):
+            spoken.append(DOING if len(name) == 1 and name[0].endswith("ing") else IT)
+            last = slot[0]
+        else:  # "sourdough resting" is one name, not two
+            spoken[-1], last = IT, _TOPIC + _ASPECT
         named.append(slot)
-        slots[place : place + length] = [slot] * length
-        place += length
-    named += _other_names(words, stems, slots, domain)
-
-    topics, aspects = ([name for kind, name in named if kind == wanted] for wanted in (_TOPIC, _ASPECT))
-    plain = [word for word, slot in zip(words, slots, strict=True) if slot is None and word not in _SMALL_WORDS]
-    faults = english.n_faults(spoken) + n_capitals
-    return Reading(
-        words=words,
-        topics=frozenset(topics),
-        aspects=frozenset(aspects),
-        intents=_intents(stems, slots),
-        n_repeats=sum(len(said) - len(set(said)) for said in (plain, topics, aspects)),
-        n_faults=faults,
-        fault_share=faults / max(len(spoken) - 1, 1),
-        finished=english.is_finished(spoken),
-    )
+        slots += [slot] * len(name)
+        place += len(name)
+    stems = tuple(map(_stem, words))
+    return _Written(words, stems, tuple(named), tuple(slots), tuple(spoken), n_capitals)
 
 
 def _words(text: str) -> tuple[tuple[str, ...], set[int], int]:
     """The words in lower case, the places before which a comma or the like stands, and how many stray capitals."""
-    words: list[str] = []
-    pauses: set[int] = set()
-    end = 0
     text = _spelt_out(text)
-    for found in _WORD.finditer(text):
-        if words and _PAUSE.search(text, end, found.start()):
-            pauses.add(len(words))
-        words.append(found[0])
-        end = found.end()
+    pauses: set[int] = set()
+    if _PAUSE.search(text.rstrip("?.! ")) is None:
+        words = _WORD.findall(text)
+    else:
+        words, end = [], 0
+        for found in _WORD.finditer(text):
+            start = found.start()
+            if words and start > end + 1 and _PAUSE.search(text, end, start):
+                pauses.add(len(words))
+            words.append(found[0])
+            end = found.end()
     return tuple(word.lower() for word in words), pauses, english.n_stray_capitals(words, {0, *pauses})
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a text, without what ends them."""
-    return [sentence for sentence in _SENTENCE.split(text) if sentence.strip()]
 
 
 def _spelt_out(text: str) -> str:
@@ -159,40 +212,47 @@ def _stems(phrase: str) -> tuple[str, ...]:
     return tuple(word if word in (IT, "*", "$") else _stem(word) for word in phrase.lower().split())
 
 
-def _other_names(
-    words: Sequence[str], stems: Sequence[str], slots: list[tuple[str, str] | None], domain: str | None
-) -> list[tuple[str, str]]:
+def _other_names(written: _Written, slots: list[_Slot | None], domain: str | None) -> list[_Slot]:
     """What is named by another name, an inflection, or in another order; marks the words in ``slots``."""
     names = _OTHER_NAMES[domain if domain in _OTHER_NAMES else None]
-    named: list[tuple[str, str]] = []
+    words, stems = written.words, written.stems
+    named: list[_Slot] = []
 
-    def take(slot: tuple[str, str], places: Sequence[int]) -> None:
+    def take(slot: _Slot, places: Collection[int]) -> None:
         for place in places:
             slots[place] = slot
         named.append(slot)
 
-    for length in range(min(_MAX_NAME, len(words)), 1, -1):
-        for place in range(len(words) - length + 1):
-            slot = names.in_a_row.get(tuple(stems[place : place + length]))
-            if slot is not None and not any(slots[place : place + length]):
-                take(slot, range(place, place + length))
+    starts = [(place, names.in_a_row[stem]) for place, stem in enumerate(stems) if stem in names.in_a_row]
+    found = [
+        (-len(name), place, slot)
+        for place, possible in starts
+        for name, slot in possible
+        if len(name) > 1 and stems[place : place + len(name)] == name
+    ]
+    for minus_length, place, slot in sorted(found):  # the longest first
+        if not any(slots[place : place - minus_length]):
+            take(slot, range(place, place - minus_length))
     for place, stem in enumerate(stems):
         for other, slot in names.apart.get(stem, ()):
+            if other not in stems or slots[place] is not None:
+                continue
             near = range(max(0, place - _MAX_GAP - 1), min(len(stems), place + _MAX_GAP + 2))
             there = next((at for at in near if stems[at] == other and slots[at] is None), None)
-            if there is not None and slots[place] is None:
+            if there is not None:
                 take(slot, (place, there))
-    for place, word in enumerate(words):
-        slot = names.in_a_row.get((stems[place],))
+    for place, possible in starts:
+        slot = next((slot for name, slot in possible if len(name) == 1), None)
         if slot is None or slots[place]:
             continue
         # An inflection: "how much time" is no ``timing``, and "the rest of it" no ``resting``.
-        if word in names.words or not (stems[place] in _CUES or (place and words[place - 1] == "the")):
+        is_cue = stems[place] in _CUES or stems[place] in _CUE_WORDS
+        if words[place] in names.words or not (is_cue or (place and words[place - 1] == "the")):
             take(slot, (place,))
     return named
 
 
-def _intents(stems: Sequence[str], slots: Sequence[tuple[str, str] | None]) -> frozenset[str]:
+def _intents(stems: Sequence[str], slots: Sequence[_Slot | None]) -> frozenset[str]:
     """The intents whose cues stand in the text; of two overlapping cues the longer one counts."""
     tokens: list[str] = []
     for stem, slot in zip(stems, slots, strict=True):
@@ -201,36 +261,42 @@ def _intents(stems: Sequence[str], slots: Sequence[tuple[str, str] | None]) -> f
         elif tokens[-1:] != [IT]:
             tokens.append(IT)
     tokens.append("$")
-    found = []
-    for place, token in enumerate(tokens):
-        for cue, rank, intent in _CUES.get(token, ()):
-            positions = _match(cue, tokens, place)
-            if positions is not None:
-                found.append((-len(positions), place, rank, intent, positions))
     used: set[int] = set()
-    counted = []
-    for _, place, rank, intent, positions in sorted(found, key=lambda hit: hit[:2]):
-        if not used.intersection(positions):
+    counted: list[tuple[int, int, str]] = []
+    present = set(tokens)
+    found = [
+        (-len(positions), place, rank, intent, positions)
+        for place, token in enumerate(tokens)
+        for cue, rank, intent in _CUES.get(token, ())
+        if cue[-1] in present and (positions := _match(cue, tokens, place))
+    ]
+    for _, place, rank, intent, positions in sorted(found):
+        if used.isdisjoint(positions):
             used.update(positions)
             counted.append((rank, place, intent))
+    for place, token in enumerate(tokens):
+        if place not in used:
+            counted += [(rank, place, intent) for rank, intent in _CUE_WORDS.get(token, ())]
     if not counted:
         return frozenset()
     best = min(counted)
     return frozenset(intent for rank, _, intent in counted if rank == 0) if best[0] == 0 else frozenset({best[2]})
 
 
-def _match(cue: tuple[str, ...], tokens: list[str], place: int) -> list[int] | None:
+def _match(cue: tuple[str, ...], tokens: Sequence[str], place: int) -> list[int] | None:
     """The positions of the cue's words from ``place`` on; None where it does not stand there."""
     positions, gap = [], 0
     for stem in cue:
         if stem == "*":
             gap = _MAX_GAP
             continue
-        there = next((at for at in range(place, min(place + gap + 1, len(tokens))) if tokens[at] == stem), None)
-        if there is None:
+        last = min(place + gap, len(tokens) - 1)
+        while place <= last and tokens[place] != stem:
+            place += 1
+        if place > last:
             return None
-        positions.append(there)
-        place, gap = there + 1, 0
+        positions.append(place)
+        place, gap = place + 1, 0
     return positions
 
 
@@ -248,32 +314,29 @@ class _Names:
     """How the topics and aspects of a domain may be named.
 
     Attributes:
-        in_a_row: ``(kind, name)`` by the stems of a name.
+        in_a_row: by the first stem of a name: all of its stems, and ``(kind, name)``.
         apart: for names of two words, by the stem of the first: that of the second, and ``(kind, name)``.
         words: the names of one word, as they are written.
     """
 
-    in_a_row: dict[tuple[str, ...], tuple[str, str]]
-    apart: dict[str, list[tuple[str, tuple[str, str]]]]
+    in_a_row: dict[str, list[tuple[tuple[str, ...], _Slot]]]
+    apart: dict[str, list[tuple[str, _Slot]]]
     words: frozenset[str]
 
 
 def _names_of(named: list[tuple[str, str, str]]) -> _Names:
     """From ``(kind, name, one way to call it)``."""
-    apart: dict[str, list[tuple[str, tuple[str, str]]]] = {}
+    apart: dict[str, list[tuple[str, _Slot]]] = {}
+    in_a_row: dict[str, list[tuple[tuple[str, ...], _Slot]]] = {}
     for kind, name, called in named:
         first, *others = _stems(called)
+        in_a_row.setdefault(first, []).append(((first, *others), (kind, name)))
         if len(others) == 1:
             for second in (*others, *_SAME_STEM.get(others[0], ())):
                 apart.setdefault(first, []).append((second, (kind, name)))
-    return _Names(
-        {_stems(called): (kind, name) for kind, name, called in named},
-        apart,
-        frozenset(called.lower() for _, _, called in named if " " not in called),
-    )
+    return _Names(in_a_row, apart, frozenset(called.lower() for _, _, called in named if " " not in called))
 
 
-_MAX_NAME = 4  # words of the longest name
 _OTHER_NAMES: dict[str | None, _Names] = {
     name: _names_of(
         [
@@ -294,9 +357,14 @@ _OTHER_NAMES[None] = _names_of(
     ]
 )
 
+# Cues by their first stem: phrases, and single words.
 _CUES: dict[str, list[tuple[tuple[str, ...], int, str]]] = {}
+_CUE_WORDS: dict[str, list[tuple[int, str]]] = {}
 for _intent, _meant in INTENTS.items():
     for _rank, _phrases_of_rank in enumerate(_meant.cues):
         for _phrase in _phrases_of_rank:
             _cue = _stems(_phrase)
-            _CUES.setdefault(_cue[0], []).append((_cue, _rank, _intent))
+            if len(_cue) == 1:
+                _CUE_WORDS.setdefault(_cue[0], []).append((_rank, _intent))
+            else:
+                _CUES.setdefault(_cue[0], []).append((_cue, _rank, _intent))

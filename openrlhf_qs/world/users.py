@@ -28,7 +28,7 @@ from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.world.click_models import click_chances
 from openrlhf_qs.world.language import DOMAIN_OF_TOPIC, DOMAINS, INTENTS
-from openrlhf_qs.world.reading import Reading, read, sentences
+from openrlhf_qs.world.reading import Reading, read, what_is_asked, what_is_named
 
 # Each intent: how much users like it on average, and the standard deviation between users. Log-odds.
 INTENT_TASTES: dict[str, tuple[float, float]] = {
@@ -160,18 +160,15 @@ def read_scene(conversation: Sequence[Message]) -> Scene:
 @lru_cache(maxsize=1 << 16)
 def _read_scene(conversation: tuple[tuple[str, str], ...]) -> Scene:
     user_turns = [content for role, content in conversation if role == "user"]
-    topics = [topic for turn in user_turns for topic in sorted(read(turn).topics)]
+    topics = [topic for turn in user_turns for topic in sorted(set(what_is_named(turn).topics))]
     topic = topics[-1] if topics else None
     domain = DOMAIN_OF_TOPIC.get(topic)
-    # What a turn asks for is in the last of its sentences that asks for something.
-    asked = [
-        next((found for text in reversed(sentences(turn)) if (found := read(text, domain).intents)), frozenset())
-        for turn in user_turns
-    ]
+    asked = [what_is_asked(turn, domain) for turn in user_turns]
+    aspects = [(role, frozenset(what_is_named(content, domain).aspects)) for role, content in conversation]
     return Scene(
         topic=topic,
-        aspects=frozenset().union(*(read(content, domain).aspects for _, content in conversation)),
-        asked_aspects=frozenset().union(*(read(turn, domain).aspects for turn in user_turns)),
+        aspects=frozenset().union(*(named for _, named in aspects)),
+        asked_aspects=frozenset().union(*(named for role, named in aspects if role == "user")),
         asked_intents=frozenset().union(*asked),
         next=frozenset(following for intent in asked[-1] for following in INTENTS[intent].next)
         if asked
