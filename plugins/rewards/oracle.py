@@ -1,0 +1,33 @@
+"""The oracle: what the users of the built-in world will do, told to the policy. An upper line, not a reward to use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openrlhf_qs.registry import REWARDS
+from openrlhf_qs.reward.rollout import RolloutBatch
+from openrlhf_qs.world.expected_clicks import expected_clicks
+
+
+@REWARDS.register("oracle_of_the_built_in_world")
+class Oracle:
+    """The true chance that a user of the built-in world clicks one or more of the suggestions, over all users.
+
+    It knows what no reward can know, and the users that it asks are those of ``evaluate --judge built_in_world``: a
+    policy trained on it says how far the optimiser comes with a perfect reward model, and nothing of a reward model.
+    A malformed response is clicked as far as suggestions can be read in it, as ``evaluate`` does it.
+    """
+
+    def __call__(self, batch: RolloutBatch) -> Tensor:
+        return torch.tensor(self._asked(batch)[1].tolist(), dtype=torch.float32)  # [batch], in [0, 1]
+
+    def credit(self, batch: RolloutBatch) -> Tensor:
+        """The chance of a click on each suggestion, ``[batch, n]``; 0 where there is none."""
+        chances = torch.zeros(len(batch.parsed), batch.task.n)
+        for row, of_row in zip(chances, self._asked(batch)[0], strict=True):
+            row[: len(of_row)] = torch.tensor(of_row.tolist())
+        return chances
+
+    def _asked(self, batch: RolloutBatch) -> tuple:
+        return expected_clicks(batch.conversations, [parsed.suggestions for parsed in batch.parsed])
