@@ -51,7 +51,7 @@ def words(text: str) -> tuple[str, ...]:
     """The words of ``text`` in NFKC and case folded; what has no letter and no digit is none."""
     plain = plain_form(text)
     if plain.isascii():
-        return tuple(_ASCII_WORD.findall(plain))
+        return tuple(word for word in _ASCII_WORD.findall(plain) if word.strip("_"))
     return tuple(part for part in _segments(plain) if any(map(str.isalnum, part)))
 
 

@@ -1,0 +1,93 @@
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from short_questions import QUESTIONS
+
+from openrlhf_qs.form import text as room
+from openrlhf_qs.form.keys import text_key
+from openrlhf_qs.form.language import in_users_language
+from openrlhf_qs.form.text import han_form, language, pieces, same_stem, scripts, spread, width, words
+
+PUNCTUATION = st.text(alphabet=" abcXYZ0123'.,:;?!-_()/", max_size=30)
+
+
+@settings(max_examples=300, deadline=None)
+@given(PUNCTUATION)
+def test_ascii_is_cut_as_icu_cuts_it(text):
+    by_icu = [part for part in room._segments(text.casefold()) if any(map(str.isalnum, part))]
+    assert list(words(text)) == by_icu
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("What's new in Rome?", ("what's", "new", "in", "rome")),
+        ("怎么煮牛肉面？", ("怎么", "煮", "牛肉", "面")),
+        ("पौधे को पानी", ("पौधे", "को", "पानी")),
+        ("ＡＢＣ １２", ("abc", "12")),
+        ("???", ()),
+    ],
+)
+def test_words_are_cut_by_the_scripts_own_rules(text, cut):
+    assert words(text) == cut
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=30))
+def test_pieces_are_the_text(text):
+    assert "".join(pieces(text)) == text
+
+
+def test_a_chinese_character_takes_two_columns_and_a_vowel_sign_none():
+    assert (width("ab"), width("怎么?"), width("की")) == (2, 5, 2)
+
+
+def test_a_word_of_latin_letters_in_another_script_is_a_name():
+    assert language("iPhone 电池怎么换？") == "zh" and list(scripts("iPhone电池")) == ["LATIN", "CJK"]
+
+
+def test_chinese_characters_tell_which_of_the_two_forms_it_is():
+    assert [han_form(text) for text in ("怎麼煮牛肉麵？", "这个电脑", "你好")] == ["traditional", "simplified", ""]
+
+
+def test_forms_of_a_word_are_one():
+    assert same_stem("zimmerpflanzen", "pflanze", "de") and same_stem("evde", "evimde", "tr")
+    assert not same_stem("cuido", "cuesta", "es")
+
+
+def test_blanks_stand_between_characters_that_are_syllables():
+    assert spread("iphone电池") == "iphone 电 池" and spread("how long") == "how long"
+
+
+def test_of_a_thousand_short_questions_the_language_is_right_where_it_is_decided():
+    decided = [(code, language(text)) for code, texts in QUESTIONS.items() for text in texts]
+    assert len(decided) == 1000
+    said = [(code, found) for code, found in decided if found]
+    right = sum(code == found for code, found in said)
+    print(f"decided {len(said)}, right {right}")
+    assert len(said) > 700 and right >= 0.97 * len(said)
+
+
+@pytest.mark.parametrize(
+    ("asked", "suggestion", "fits"),
+    [
+        ("怎么煮牛肉面？", "How often should I do it?", False),
+        ("怎么煮牛肉面？", "牛肉要炖多久？", True),
+        ("怎么煮牛肉面？", "牛肉要燉多久？", True),  # the question does not tell which form it is
+        ("这个电脑怎么样？", "這個電腦貴嗎？", False),
+        ("怎么用 Photoshop？", "Photoshop Lightroom?", True),
+        ("Can you tell me where I can buy a used bicycle?", "Was kostet ein Fahrrad in München ungefähr?", False),
+        ("How do I sort a list in Python?", "`sorted(list)`?", True),
+        ("ok", "Wie lange dauert das?", True),
+    ],
+)
+def test_only_what_is_surely_of_another_language_is_told(asked, suggestion, fits):
+    assert in_users_language([{"role": "user", "content": asked}], suggestion) is fits
+
+
+def test_one_key_whatever_the_blanks_the_vowel_signs_and_the_marks():
+    assert text_key("价格 是多少") == text_key("价格是多少？")
+    assert text_key("كَمِ السِّعْرُ؟") == text_key("كم السعر")
+    assert text_key("how long") != text_key("howlong") and re.sub(" ", "", text_key("a b")) == "ab"
