@@ -145,10 +145,26 @@ class Diversity:
                     values[rows[row]] += self.across * (1 - likeness - values[rows[row]])
         return values
 
+    def credit(self, batch: RolloutBatch) -> Tensor:
+        """Minus the likeness of each suggestion and the most alike of those above it, ``[batch, n]``: of two that are
+        alike the later one could have differed. With ``across`` each has the whole."""
+        n = batch.task.n
+        if self.across:
+            return self(batch)[:, None].expand(-1, n)
+        rows = [[" ".join(words(one)) for one in parsed.suggestions] for parsed in batch.parsed]
+        taken = [
+            [_likeness_to_earlier(row, place) for place in range(len(row))] + [0.0] * (n - len(row)) for row in rows
+        ]
+        return -torch.tensor(taken).view(-1, n)
+
 
 def _diversity(texts: Sequence[str]) -> float:
     """``texts`` are words with blanks between them: "take?" is the word "take"."""
     return 1.0 - max((token_set_ratio(a, b) for a, b in combinations(texts, 2)), default=0) / 100
+
+
+def _likeness_to_earlier(texts: Sequence[str], place: int) -> float:
+    return max((token_set_ratio(texts[place], one) for one in texts[:place]), default=0) / 100
 
 
 def _likeness_to_others(responses: Sequence[Sequence[str]]) -> dict[int, float]:

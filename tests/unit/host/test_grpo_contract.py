@@ -88,8 +88,8 @@ equal = made("group_norm", "plain", rewards=("rounding",))
 found = {f"{e}, {form}": made(e, form) for e in estimators for form in forms}
 for e in ("group_norm", "rloo", "dr_grpo"):
     found |= {f"credit, {e}, {form}": made(e, form, credit="suggestion") for form in forms}
-    found[f"without ood, credit of nothing, {e}"] = made(e, "plain", ("diversity",), "suggestion")
-    found[f"without ood, diversity, {e}"] = made(e, "plain", ("diversity",))
+    found[f"without ood, credit of nothing, {e}"] = made(e, "plain", ("repetition",), "suggestion")
+    found[f"without ood, repetition, {e}"] = made(e, "plain", ("repetition",))
 found |= {f"without ood, {form}": made("group_norm", form, rewards=("rules",)) for form in forms}
 found["equal up to rounding"] = equal
 print(json.dumps(found))
@@ -186,7 +186,7 @@ def test_credit_goes_to_suggestions_and_adds_up_to_nothing_in_a_group(made, esti
 def test_where_no_part_knows_its_suggestions_the_advantages_are_those_of_responses(made, estimator):
     credited, plain = (
         made[f"without ood, credit of nothing, {estimator}"]["rows"],
-        made[f"without ood, diversity, {estimator}"]["rows"],
+        made[f"without ood, repetition, {estimator}"]["rows"],
     )
     for one, other in zip(credited, plain, strict=True):
         np.testing.assert_allclose(one["advantages"], other["advantages"], rtol=1e-4, atol=2e-4)

@@ -182,6 +182,17 @@ def test_what_parts_credit_suggestions_with_adds_up_to_their_reward():
     torch.testing.assert_close(OODPenalty(threshold=0.8).credit(batch)[0], torch.zeros(3))
 
 
+def test_of_two_suggestions_that_are_alike_the_later_one_is_blamed():
+    credit = Diversity().credit(rollout_batch([ALIKE, TWO]))
+    one, two, three = (parse_response(ALIKE).suggestions[n].lower().rstrip("?") for n in range(3))
+    worst = max(token_set_ratio(three, one), token_set_ratio(three, two)) / 100
+    # the second says in other words what the first says
+    torch.testing.assert_close(credit[0], torch.tensor([0.0, -1.0, -worst]))
+    assert credit[1][0] == credit[1][2] == 0  # there is no third
+    whole = Diversity(across=0.5).credit(rollout_batch([ALIKE, GOOD]))
+    assert (whole == whole[:, :1]).all()
+
+
 def test_a_length_is_blamed_on_its_suggestion_and_a_bad_form_on_all():
     one_word = "1. Why?\n2. Which flour is best for a loaf?\n3. How long does it rise?"
     credit = Rules().credit(rollout_batch([one_word, NONE]))
