@@ -62,10 +62,15 @@ def cold_start(impressions: Sequence[Mapping[str, Any]]) -> list[Shown]:
     ]
 
 
-def as_shown(conversation: list[Message], suggestions: Sequence[str]) -> Shown:
-    """Suggestions that no policy wrote as a response."""
-    response = format_response(suggestions)
-    return Shown(conversation, suggestions, _all_with_letters(suggestions), response=response, n=len(suggestions))
+def as_shown(conversation: list[Message], suggestions: Sequence[str], n: int | None = None) -> Shown:
+    """Suggestions that no policy wrote as a response.
+
+    Args:
+        n: how many there are to be, where that is not how many there are; with fewer it is malformed.
+    """
+    n = len(suggestions) if n is None else n
+    well_formed = len(suggestions) == n and _all_with_letters(suggestions)
+    return Shown(conversation, suggestions, well_formed, response=format_response(suggestions), n=n)
 
 
 def load_responses(run: RunFolder) -> dict[str, list[Shown]]:

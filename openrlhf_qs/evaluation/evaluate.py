@@ -199,10 +199,10 @@ def make_arms(
     arms = {COLD_START: cold_start(impressions)}
     asked = [row.conversation for row in next(iter(responses.values()))]
     asked = list({conversation_key(conversation): conversation for conversation in asked}.values())
-    n = max((row.n for row in arms[COLD_START]), default=0)
+    n = read_task(run.sft).n
     if run.data.sft.is_file():
         favourites = most_clicked(read_json_lines(run.data.sft), asked, n)
-        arms[MOST_CLICKED] = [as_shown(c, texts) for c, texts in zip(asked, favourites, strict=True)]
+        arms[MOST_CLICKED] = [as_shown(c, texts, n) for c, texts in zip(asked, favourites, strict=True)]
     for name, rows in responses.items():
         temperature = served[name]["temperature"] if served[name] else None
         arms |= by_temperature(name, rows, temperature)
@@ -210,7 +210,7 @@ def make_arms(
             arms |= best_of_samples(name, rows, reward)
     if judge is not None and judge.limits is not None:
         for name, suggestions in judge.limits(asked, n).items():
-            arms[name] = [as_shown(c, texts) for c, texts in zip(asked, suggestions, strict=True)]
+            arms[name] = [as_shown(c, texts, n) for c, texts in zip(asked, suggestions, strict=True)]
     return arms
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import JUDGES
-from openrlhf_qs.world.ceiling import best_suggestions, fixed_suggestions
+from openrlhf_qs.world.ceiling import best_suggestions, fixed_suggestions, unspoken_aspects
 from openrlhf_qs.world.expected_clicks import expected_clicks
 from openrlhf_qs.world.users import check_lengths, click_probabilities, conversation_seed, draw_users, read_scene
 
@@ -52,8 +52,9 @@ class BuiltInWorld:
 
     def limits(self, conversations: Sequence[list[Message]], n: int) -> dict[str, list[list[str]]]:
         """``ceiling``, the best that users can be shown, and ``fixed_templates``, the best of no policy: the same
-        ``n`` templates everywhere. Nothing where a conversation is not of this world."""
-        if any(read_scene(conversation).domain is None for conversation in conversations):
+        ``n`` templates everywhere. Nothing where a conversation is not of this world, or has no ``n`` aspects left."""
+        scenes = [read_scene(conversation) for conversation in conversations]
+        if any(scene.domain is None or len(unspoken_aspects(scene)) < n for scene in scenes):
             return {}
         return {
             "fixed_templates": fixed_suggestions(conversations, n),

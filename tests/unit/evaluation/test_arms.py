@@ -3,10 +3,12 @@ from held_out import conversation, impression
 
 from openrlhf_qs.evaluation.arms import (
     Shown,
+    as_shown,
     by_temperature,
     cold_start,
     load_responses,
     on_same_conversations,
+    on_same_places,
     read_impressions,
 )
 from openrlhf_qs.files.run_folder import RunFolder
@@ -55,6 +57,13 @@ def test_the_arm_of_the_log_is_the_first_impression_of_each_conversation():
     text = "1. First?\n2. Second?\n3. ???"
     assert logged == Shown(conversation(0), ["First?", "Second?", "???"], False, None, text)
     assert other.well_formed
+
+
+def test_an_arm_that_has_too_little_to_show_is_malformed_and_takes_no_place_from_the_others():
+    few, whole = as_shown(conversation(0), ["One?"], 3), as_shown(conversation(0), ["One?", "Two?", "Three?"])
+    assert not few.well_formed and whole.well_formed
+    kept = on_same_places({"few": [few], "whole": [whole]})
+    assert (len(kept["few"][0].suggestions), len(kept["whole"][0].suggestions)) == (1, 3)
 
 
 def test_a_policy_has_an_arm_for_each_temperature_and_its_name_is_the_one_it_is_served_with():

@@ -5,6 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from openrlhf_qs.models import endpoint as chat
+from openrlhf_qs.plugins.judges.built_in_world import BuiltInWorld
 from openrlhf_qs.plugins.judges.endpoint import OpenAIEndpoint, read_probabilities
 from openrlhf_qs.registry import JUDGES
 
@@ -149,3 +150,15 @@ def test_whole_numbers_are_probabilities_too():
 def test_wrong_options_are_refused_at_the_start(options, said):
     with pytest.raises(ValueError, match=said):
         JUDGES.create("openai_endpoint", **options)
+
+
+def test_the_built_in_world_knows_what_bounds_any_policy_and_says_nothing_of_other_worlds():
+    judge = BuiltInWorld()
+    asked = [[{"role": "user", "content": "Let us talk about lettuce. What do experts say about soil care?"}]]
+    limits = judge.limits(asked, 3)
+    assert list(limits) == ["fixed_templates", "ceiling"]
+    assert all(len(texts) == 3 for suggestions in limits.values() for texts in suggestions)
+    fixed, best = (judge.chance_of_a_click(asked, limits[name])[0] for name in ("fixed_templates", "ceiling"))
+    assert best >= fixed > 0.3
+    assert judge.limits([[{"role": "user", "content": "xyzzy"}]], 3) == {}
+    assert judge.limits(asked, 99) == {}
