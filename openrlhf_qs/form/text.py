@@ -111,6 +111,8 @@ def _script(character: str) -> str:
 
 def script(text: str) -> str:
     """That of most letters of ``text``; empty where it has none."""
+    if text.isascii():
+        return "LATIN" if any(map(str.isalpha, text)) else ""
     return next(iter(scripts(text)), "")
 
 

@@ -103,8 +103,9 @@ class Repetition:
     def _repeated(self, suggestions: Sequence[str]) -> float:
         rows = [words(suggestion) for suggestion in suggestions]
         grams = [row[k : k + self.n] for row in rows for k in range(max(len(row) - self.n + 1, 1)) if row]
-        frequent = known_words(" ".join(suggestions))
-        contents = [[word for word in row if word not in frequent] for row in rows]
+        repeating = [row for row in rows if len(set(row)) < len(row)]
+        frequent = known_words(" ".join(suggestions)) if repeating else frozenset()
+        contents = [[word for word in row if word not in frequent] for row in repeating]
         pairs = [list(pairwise(row)) for row in rows]
         return max(map(_repeated_share, [grams, *contents, *pairs]))
 
