@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from openrlhf_qs.evaluation.arms import AT, LAST_POLICY, on_same_conversations
+from openrlhf_qs.form.keys import root_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
-from openrlhf_qs.statistics.intervals import half_width
+from openrlhf_qs.statistics.intervals import cluster_half_width
 
 Judge = Callable[[Sequence[list[Message]], Sequence[Sequence[str]]], list[list[float]]]
 
@@ -23,13 +24,14 @@ class ArmResult:
     """How one arm did in the A/B test.
 
     Attributes:
-        ctr: share of users with at least one click.
-        ci95: its interval, clustered by context: the users of one context see the same suggestions.
+        ctr: mean chance of at least one click over all users: the judge's own probabilities, no draws.
+        ci95: its interval, clustered by conversation: the users of one context see the same suggestions, and the turns
+            of one conversation are alike.
         n_users, n_contexts: users are spread evenly over contexts.
-        slot_ctr: share of all users who clicked each slot, top first.
+        slot_ctr: mean chance of a click on each slot, top first.
         context_ctr: ``[n_contexts]``, ``ctr`` of each context.
-        chance: ``[n_contexts]``, the mean chance of a click over the same users, without drawing.
-        clicks: ``[n_contexts, users of a context, n_slots]``.
+        roots: ``[n_contexts]``, which conversation each context is a turn of (:func:`openrlhf_qs.form.keys.root_key`).
+        clicks: ``[n_contexts, users of a context, n_slots]``, drawn: for who needs whole choices.
     """
 
     ctr: float
@@ -38,7 +40,7 @@ class ArmResult:
     n_contexts: int
     slot_ctr: list[float]
     context_ctr: np.ndarray
-    chance: np.ndarray
+    roots: Sequence[str]
     clicks: np.ndarray
 
 
@@ -67,9 +69,10 @@ def run_ab_test(
     if n_users < 1:
         raise ValueError(f"n_users = {n_users}: give at least 1")
     arms = on_same_conversations(arms)
-    n_contexts = len(next(iter(arms.values())))
-    if n_contexts < 2:
-        raise ValueError(f"{n_contexts} conversation is in every arm; an interval needs at least 2")
+    roots = [root_key(row[0]) for row in next(iter(arms.values()))]
+    n_contexts = len(roots)
+    if len(set(roots)) < 2:
+        raise ValueError(f"{len(set(roots))} conversation is in every arm; an interval needs at least 2")
     users_per_context = math.ceil(n_users / n_contexts)
     results = {}
     for name, rows in arms.items():
@@ -77,25 +80,26 @@ def run_ab_test(
         probability = click_probabilities(judge, [u[0] for u in users], [u[1] for u in users], where=f"arm {name}")
         rng = np.random.default_rng([seed, *name.encode()])
         clicks = rng.random(probability.shape) < probability  # [n_users, n_slots]
-        clicks = clicks.reshape(n_contexts, users_per_context, -1)
-        context_ctr = clicks.any(axis=2).mean(axis=1)
+        chance = 1 - (1 - probability).prod(axis=1)  # of a click, given the user
+        context_ctr = chance.reshape(n_contexts, users_per_context).mean(axis=1)
         ctr = float(context_ctr.mean())
-        half = half_width(context_ctr)
+        half = cluster_half_width(context_ctr, roots)
         results[name] = ArmResult(
             ctr=ctr,
             ci95=(max(ctr - half, 0.0), min(ctr + half, 1.0)),
             n_users=len(users),
             n_contexts=n_contexts,
-            slot_ctr=clicks.mean(axis=(0, 1)).tolist(),
+            slot_ctr=probability.mean(axis=0).tolist(),
             context_ctr=context_ctr,
-            chance=(1 - (1 - probability).prod(axis=1)).reshape(n_contexts, users_per_context).mean(axis=1),
-            clicks=clicks,
+            roots=roots,
+            clicks=clicks.reshape(n_contexts, users_per_context, -1),
         )
     return results
 
 
 def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
-    r"""How much higher ``arm``'s CTR is, relative to that of ``over``; None where nobody clicked in ``over``.
+    r"""How much higher ``arm``'s CTR is, relative to that of ``over``. None where nobody clicks in one of them, or all
+    clicks come from one conversation: no interval can be told then.
 
     :math:`R-1` with :math:`R=\bar a/\bar b` over contexts; by the delta method its standard error is that of the mean
     of :math:`(a_c-R\,b_c)/\bar b`. The arms share their contexts, so what makes one easy for both cancels.
@@ -104,7 +108,10 @@ def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
         return None
     ratio = arm.ctr / over.ctr
     influence = (arm.context_ctr - ratio * over.context_ctr) / over.ctr
-    half = half_width(influence)
+    clicked = (arm.context_ctr > 0) | (over.context_ctr > 0)
+    if len({root for root, any_click in zip(arm.roots, clicked, strict=True) if any_click}) < 2 or arm.ctr == 0:
+        return None
+    half = cluster_half_width(influence, arm.roots)
     return Lift(ratio - 1, (ratio - 1 - half, ratio - 1 + half))
 
 
@@ -197,7 +204,7 @@ def compare(name: str, arm: ArmResult, other: str, over: ArmResult) -> str:
     rates = f"CTR {arm.ctr:.1%} against {over.ctr:.1%}"
     lift = relative_lift(arm, over)
     if lift is None:
-        return f"{name} cannot be compared with {other}, where nobody clicked: {rates}."
+        return f"{name} cannot be compared with {other}, for clicks are of fewer than two conversations: {rates}."
     low, high = lift.ci95
     apart = arm.ci95[0] > over.ci95[1] or arm.ci95[1] < over.ci95[0]
     word = "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"

@@ -54,7 +54,7 @@ def examples(
                     name: {
                         "suggestions": list(shown[context].suggestions),
                         "malformed": not shown[context].well_formed,
-                        "ctr": float(results[name].chance[context]) if results else None,
+                        "ctr": float(results[name].context_ctr[context]) if results else None,
                         "new": [name == after and text_key(text) not in known for text in shown[context].suggestions],
                     }
                     for name, shown in arms.items()
@@ -79,7 +79,7 @@ def _groups(n: int, results: Mapping[str, ArmResult], before: str, after: str, s
     """The conversations, each in one group: the most gained and the most lost, then at random of the others."""
     groups: list[tuple[str, int]] = []
     if before in results and after in results:
-        change = results[after].chance - results[before].chance
+        change = results[after].context_ctr - results[before].context_ctr
         order = np.argsort(-change, kind="stable").tolist()
         n_each = min(N_EXAMPLES, n // 2)
         groups += [("best", context) for context in order[:n_each]]

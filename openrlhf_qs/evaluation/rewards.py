@@ -6,6 +6,7 @@ test's own clicks judge it there, made into pairs as the log's are.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -62,12 +63,15 @@ def on_clicks(
     suggestions: Sequence[Sequence[str]],
     clicks: np.ndarray,
     seed: int = 0,
+    propensities: Sequence[float] | None = None,
 ) -> dict[str, Any] | None:
     """The reward model of a run on what one arm of the A/B test showed.
 
     Args:
         conversations, suggestions: ``n_contexts`` each; what the users of a context saw, in the order shown.
         clicks: ``[n_contexts, users, slots]``, 0 or 1.
+        propensities: how much each place is looked at, as the log says. An arm chose its own order, so its own clicks
+            cannot tell; None, or fewer than places, counts every place alike.
 
     Returns:
         As :func:`on_heldout_pairs`, without ``log_ppl``; the users of one context are one cluster of the bootstrap.
@@ -83,9 +87,17 @@ def on_clicks(
         return None
     columns = {"impression_id": pl.String, "conversation": MESSAGES, "suggestions": pl.List(pl.String)}
     log = pl.DataFrame(shown, schema=columns | {"clicks": pl.List(pl.Int8)}, orient="row")
-    rows = list(preference_rows(preferences(log)))
+    n_places = log["suggestions"].list.len().max()
+    known = propensities is not None and len(propensities) >= n_places
+    made = preferences(log, "ipw", propensities) if known else preferences(log, "all", [1.0] * n_places)
+    rows = list(preference_rows(made))
     metrics, _ = _measured(rows, all_pairs(rows), scorer, seed)
     return metrics | {"verdict": calibration_verdict(metrics)}
+
+
+def propensities_of(run: RunFolder) -> list[float] | None:
+    """How much each place is looked at, as the stage ``data`` found; None where it did not run."""
+    return json.loads(run.data.log.read_text())["propensities"] if run.data.log.is_file() else None
 
 
 class RunReward:

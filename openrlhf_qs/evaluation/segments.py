@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from openrlhf_qs.statistics.intervals import half_width
+from openrlhf_qs.form.keys import root_key
+from openrlhf_qs.statistics.intervals import cluster_half_width
 
 MIN_CONTEXTS = 20  # conversations of a part that a rate is given for
 MAX_VALUES = 12  # a key of meta with more is a name, not a group
@@ -35,22 +36,22 @@ def segments(
         told = {value for value in values if isinstance(value, str | int | bool)}
         if 2 <= len(told) <= MAX_VALUES:
             columns[key] = ["" if value is None else str(value) for value in values]
-    found = {}
+    found, roots = {}, np.array([root_key(conversation) for conversation in conversations])
     for key, values in columns.items():
         parts = {}
         for value in sorted(set(values)):
             rows = np.array([one == value for one in values])
-            if rows.sum() >= MIN_CONTEXTS and value:
-                parts[value] = _part({arm: ctr[rows] for arm, ctr in context_ctr.items()})
+            if len(set(roots[rows])) >= MIN_CONTEXTS and value:
+                parts[value] = _part({arm: ctr[rows] for arm, ctr in context_ctr.items()}, roots[rows])
         if len(parts) > 1:
             found[key] = parts
     return found
 
 
-def _part(context_ctr: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _part(context_ctr: Mapping[str, np.ndarray], roots: np.ndarray) -> dict[str, Any]:
     part: dict[str, Any] = {"n_contexts": len(next(iter(context_ctr.values()))), "ctr": {}, "ci95": {}}
     for arm, ctr in context_ctr.items():
-        half = half_width(ctr)
+        half = cluster_half_width(ctr, roots)
         part["ctr"][arm] = float(ctr.mean())
         part["ci95"][arm] = [max(float(ctr.mean()) - half, 0.0), min(float(ctr.mean()) + half, 1.0)]
     return part

@@ -19,8 +19,10 @@ from openrlhf_qs.garm.calibration import expected_calibration_error, negative_lo
 from openrlhf_qs.garm.edit_head import edit_head
 from openrlhf_qs.garm.eval import Scored, load_on_device, read_pairs, score_pairs
 from openrlhf_qs.registry import load_plugins
-from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z
+from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, Z_95
 
+MIN_CLUSTERS = 20  # conversations, below which no temperature is fitted
+MAX_UNCERTAINTY = 2.0  # factor of its interval, above which a temperature is not told
 MAX_SCALE = 50.0  # and its inverse: beyond, something else than the temperature is wrong
 
 
@@ -42,11 +44,22 @@ def run(args: argparse.Namespace) -> None:
     scored, link = score_pairs(rows, pairs, scorer), scorer.link
     if args.on == "significant":
         scored = significant_outcomes(scored)
+    n_clusters = len(set(scored.cluster))
+    if n_clusters < MIN_CLUSTERS:
+        rich_print(f"{n_clusters} conversations are too few to fit a temperature: it is left at 1")
+        return
     scale = fit_scale(scored, link)
+    factor = scale_uncertainty(scored, link, scale)
+    if factor > MAX_UNCERTAINTY:
+        rich_print(
+            f"the pairs of {n_clusters} conversations do not tell the temperature: means times {scale:.3f}, "
+            f"95 % interval {scale / factor:.3g} to {scale * factor:.3g}; it is left at 1"
+        )
+        return
     rescale_means(args.model, scale)
     table = Table("", "before", "after", title=args.model, title_justify="left")
     sides = [_probability(scored, link, one) for one in (1.0, scale)]
-    table.add_row("means times", "1", f"{scale:.3f}")
+    table.add_row("means times", "1", f"{scale:.3f} ({scale / factor:.3f} to {scale * factor:.3f})")
     for name, figure in (("NLL", negative_log_likelihood), ("ECE", expected_calibration_error)):
         table.add_row(
             f"{name}, {len(scored.label):,} pairs",
@@ -62,8 +75,8 @@ def significant_outcomes(scored: Scored) -> Scored:
         raise ValueError(
             f"no pair with |z| > {SIGNIFICANT_Z}: the file has no column z, or too few counts; use --on soft"
         )
-    impression = [one for one, kept in zip(scored.impression, keep, strict=True) if kept]
-    kept = Scored(*(column[keep] for column in scored[:-1]), impression)
+    lists = ([one for one, kept in zip(names, keep, strict=True) if kept] for names in scored[-2:])
+    kept = Scored(*(column[keep] for column in scored[:-2]), *lists)
     return kept._replace(label=np.ones(keep.sum()))
 
 
@@ -81,6 +94,26 @@ def fit_scale(scored: Scored, link: str) -> float:
             "pairs the model is no better than a coin, or never wrong; give more pairs, or train again"
         )
     return float(np.exp(best))
+
+
+def scale_uncertainty(scored: Scored, link: str, scale: float) -> float:
+    """The factor by which the upper end of the 95 % interval of ``scale`` is above it, and the lower end below.
+
+    The sandwich estimate on the logarithm, with the gradients of one conversation's pairs added up first.
+    """
+
+    def nll(log_scale: float) -> np.ndarray:
+        probability = _probability(scored, link, np.exp(log_scale)).clip(1e-12, 1 - 1e-12)
+        return -scored.weight * (scored.label * np.log(probability) + (1 - scored.label) * np.log1p(-probability))
+
+    step, at = 1e-3, np.log(scale)
+    below, here, above = (nll(at + move) for move in (-step, 0.0, step))
+    curvature = (above - 2 * here + below).sum() / step**2
+    _, cluster = np.unique(scored.cluster, return_inverse=True)
+    meat = (np.bincount(cluster, (above - below) / (2 * step)) ** 2).sum()
+    if curvature <= 0:
+        return np.inf
+    return float(np.exp(min(Z_95 * np.sqrt(meat) / curvature, 50.0)))
 
 
 def rescale_means(path: str | Path, scale: float) -> None:

@@ -139,18 +139,41 @@ def reliability_bins(
 
 
 def calibrated_ece(
-    probability: np.ndarray, weight: np.ndarray, n_bins: int = N_BINS, n_draws: int = 200, seed: int = 0
+    probability: np.ndarray,
+    weight: np.ndarray,
+    n_bins: int = N_BINS,
+    n_draws: int = 200,
+    seed: int = 0,
+    clusters: Sequence[str] | None = None,
 ) -> float:
     """The error a perfectly calibrated model with these very probabilities would show on average: the noise floor.
 
-    Draws which suggestion of each pair is the chosen one from the probabilities themselves, ``n_draws`` times.
+    Draws which suggestion of each pair is the chosen one from the probabilities themselves, ``n_draws`` times. Pairs
+    of one cluster, as those of many users under one conversation, are no new evidence each: the floor is that of
+    independent pairs times the root of how much further the clusters' residuals spread (:func:`design_effect`).
     """
     rng = np.random.default_rng(seed)
     errors = []
     for _ in range(n_draws):
         drawn = np.where(rng.random(probability.shape) < probability, probability, 1 - probability)
         errors.append(expected_calibration_error(drawn, weight, n_bins))
-    return float(np.mean(errors))
+    spread = 1.0 if clusters is None else design_effect(probability, weight, clusters)
+    return float(np.mean(errors) * np.sqrt(spread))
+
+
+def design_effect(probability: np.ndarray, weight: np.ndarray, clusters: Sequence[str]) -> float:
+    """Variance of the sum of all residuals, as the clusters show it, over what independent pairs have; at least 1.
+
+    A residual is outcome minus probability of the side that the model prefers; their mean, which is miscalibration, is
+    taken out first.
+    """
+    sure = np.maximum(probability, 1 - probability)
+    residual = np.where(probability == 0.5, 0.0, (probability > 0.5) - sure)
+    residual -= np.average(residual, weights=weight)
+    _, number = np.unique(np.asarray(clusters), return_inverse=True)
+    of_clusters = (np.bincount(number, weight * residual) ** 2).sum()
+    alone = (weight**2 * residual**2).sum()
+    return float(max(of_clusters / alone, 1.0)) if alone > 0 else 1.0
 
 
 def calibration_metrics(
@@ -167,12 +190,12 @@ def calibration_metrics(
     Args:
         probability: ``[n]``, P(chosen better) in [0, 1].
         weight: ``[n]``, > 0.
-        clusters: ``[n]``, the impression each pair comes from.
+        clusters: ``[n]``, the conversation each pair comes from: pairs of one hang together.
         n_bins: bins over [0, 1], even.
         label: ``[n]`` or one for all, in [0, 1]: how probable it really is that the chosen one is the better one.
 
     Returns:
-        ``n_pairs``, ``n_impressions``, ``n_bins``; ``accuracy``, ``nll``, ``brier``, ``ece``, each with its
+        ``n_pairs``, ``n_bins``; ``accuracy``, ``nll``, ``brier``, ``ece``, each with its
         ``*_ci95``; ``ece_if_calibrated``, None for soft labels, whose own noise is not known; ``reliability``, the
         bins. Resampling adds noise to the bins, so the interval of the ECE leans upwards.
     """
@@ -196,14 +219,16 @@ def calibration_metrics(
             expected_calibration_error(probability, weight, n_bins, label),
         ]
 
-    metrics: dict[str, object] = {"n_pairs": len(probability), "n_impressions": len(set(clusters)), "n_bins": n_bins}
+    metrics: dict[str, object] = {"n_pairs": len(probability), "n_bins": n_bins}
     values = figures(weight)
     intervals = cluster_bootstrap(figures, weight, clusters, n_resamples, seed)
     for name, value, interval in zip(("accuracy", "nll", "brier", "ece"), values, intervals, strict=True):
         metrics[name] = value
         metrics[f"{name}_ci95"] = interval.tolist()
     hard = (label == 1).all()
-    metrics["ece_if_calibrated"] = calibrated_ece(probability, weight, n_bins, seed=seed) if hard else None
+    metrics["ece_if_calibrated"] = (
+        calibrated_ece(probability, weight, n_bins, seed=seed, clusters=clusters) if hard else None
+    )
     bins = reliability_bins(probability, weight, n_bins, label)
     metrics["reliability"] = [vars(b) | {"ci95": list(b.ci95)} for b in bins]
     return metrics

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from openrlhf_qs.clicks.preferences import Pairs, all_pairs, read_preferences
 from openrlhf_qs.files.whole import write_whole
-from openrlhf_qs.form.keys import conversation_key
+from openrlhf_qs.form.keys import conversation_key, root_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.garm import baselines
 from openrlhf_qs.garm.calibration import (
@@ -61,6 +61,7 @@ class Scored(NamedTuple):
     position: np.ndarray
     z: np.ndarray
     impression: list[str]
+    cluster: list[str]  # pairs of one hang together: the conversation's root, or the impression where there is none
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +153,12 @@ def score_pairs(rows: Sequence[Mapping[str, Any]], pairs: Pairs, scorer) -> Scor
         position=_positions(rows, pairs),
         z=np.abs(np.array([value for row in rows for value in row.get("z") or [np.nan] * len(row["pairs"])])),
         impression=[str(rows[row]["impression_id"]) for row in pairs.row],
+        cluster=[_cluster(rows[row]) for row in pairs.row],
     )
+
+
+def _cluster(row: Mapping[str, Any]) -> str:
+    return root_key(row["conversation"]) if row["conversation"] else str(row["impression_id"])
 
 
 def _sides(rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> tuple[list[list[Message]], list[str]]:
@@ -204,8 +210,8 @@ def evaluate_pairs(scored: Scored, n_bins: int = N_BINS, seed: int = 0) -> dict[
         metrics["significant"] = _outcome_metrics(scored, significant, n_bins, seed)
     if ((scored.label > 0.5) & (scored.label < 1)).any():
         metrics["soft"] = calibration_metrics(
-            scored.probability, scored.weight, scored.impression, n_bins, seed=seed, label=scored.label
-        )
+            scored.probability, scored.weight, scored.cluster, n_bins, seed=seed, label=scored.label
+        ) | {"n_impressions": len(set(scored.impression))}
     metrics["std"] = dict(zip(("min", "median", "max"), np.quantile(scored.std, [0, 0.5, 1]).tolist(), strict=True))
     if (np.isfinite(scored.position) & decided).any():
         metrics["position"] = position_preference(scored, seed)
@@ -226,8 +232,9 @@ def against_baselines(scored: Scored, others: Mapping[str, np.ndarray], seed: in
 
 def _outcome_metrics(scored: Scored, mask: np.ndarray, n_bins: int, seed: int) -> dict[str, Any]:
     probability, weight = scored.probability[mask], scored.weight[mask]
-    impression = [one for one, keep in zip(scored.impression, mask, strict=True) if keep]
-    metrics = calibration_metrics(probability, weight, impression, n_bins, seed=seed)
+    kept = [n for n, keep in enumerate(mask) if keep]
+    metrics = calibration_metrics(probability, weight, [scored.cluster[n] for n in kept], n_bins, seed=seed)
+    metrics["n_impressions"] = len({scored.impression[n] for n in kept})
     confidence = np.maximum(probability, 1 - probability)
     return metrics | {"confidence": accuracy_by(confidence, probability, weight)}
 
@@ -247,9 +254,9 @@ def position_preference(scored: Scored, seed: int = 0) -> dict[str, Any]:
     themselves give a slope that is not exactly 0: compare with those where they are known.
 
     Returns:
-        ``slope``, ``slope_in_std``, ``win_rate_first``, each with ``*_ci95`` by bootstrap over impressions (None where
-        all pairs have the first, or all the second chosen), ``n_pairs``, ``chosen_first``, the share of pairs whose
-        first was chosen.
+        ``slope``, ``slope_in_std``, ``win_rate_first``, each with ``*_ci95`` by bootstrap over conversations (None
+        where all pairs have the first, or all the second chosen), ``n_pairs``, ``chosen_first``, the share of pairs
+        whose first was chosen.
     """
     known = np.isfinite(scored.position) & (scored.position != 0) & (scored.label != 0.5)
     outcome = -np.sign(scored.position[known])  # +1: the chosen one stood first
@@ -270,8 +277,8 @@ def position_preference(scored: Scored, seed: int = 0) -> dict[str, Any]:
         shares = [_mean(prefers_first[outcome == o], weight[outcome == o]) for o in (1, -1)]
         return [slope, slope_in_std, float(np.mean(shares))]
 
-    impression = [one for one, keep in zip(scored.impression, known, strict=True) if keep]
-    intervals = cluster_bootstrap(figures, weight, impression, seed=seed)
+    clusters = [one for one, keep in zip(scored.cluster, known, strict=True) if keep]
+    intervals = cluster_bootstrap(figures, weight, clusters, seed=seed)
     for name, value, interval in zip(names, figures(weight), intervals, strict=True):
         metrics |= {name: value, f"{name}_ci95": interval.tolist()}
     return metrics
@@ -295,7 +302,7 @@ def by_log_ppl(scored: Scored, log_ppl: np.ndarray, seed: int = 0) -> dict[str, 
 
     Returns:
         ``bins``, accuracy in ten groups of rising log-perplexity; ``slope``, accuracy per nat, with ``slope_ci95`` by
-        bootstrap over impressions; ``falls``, whether that interval is below 0.
+        bootstrap over conversations; ``falls``, whether that interval is below 0.
     """
     decided = scored.label != 0.5
     value, probability, weight = log_ppl[decided], scored.probability[decided], scored.weight[decided]
@@ -306,8 +313,8 @@ def by_log_ppl(scored: Scored, log_ppl: np.ndarray, seed: int = 0) -> dict[str, 
         spread = float(weight @ centred**2)
         return [float(weight @ (centred * right)) / spread if spread else 0.0]
 
-    impression = [one for one, keep in zip(scored.impression, decided, strict=True) if keep]
-    [interval] = cluster_bootstrap(slope, weight, impression, seed=seed)
+    clusters = [one for one, keep in zip(scored.cluster, decided, strict=True) if keep]
+    [interval] = cluster_bootstrap(slope, weight, clusters, seed=seed)
     return {
         "bins": accuracy_by(value, probability, weight),
         "slope": slope(weight)[0],

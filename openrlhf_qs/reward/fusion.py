@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from openrlhf_qs.files.whole import read_json_lines, write_whole
-from openrlhf_qs.form.keys import conversation_key
+from openrlhf_qs.form.keys import conversation_key, root_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import format_response
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--propensities",
         default="",
         metavar="FILE",
-        help="log.json of the data stage: how much each place is looked at; default: click rates of the impressions",
+        help="log.json of the data stage: how much each place is looked at; default: estimated from the impressions",
     )
     parser.add_argument("--n_max", type=int, default=4000, help="impressions at most, the first ones; default 4000")
     parser.add_argument("--out", required=True, metavar="FILE", help="weights.json")
@@ -110,9 +110,9 @@ def run(args: argparse.Namespace) -> None:
 
     names = list(composite.parts)
     hacks = fusion.wants_hacked
-    raw = composite.raw(sampled)
+    raw, group = composite.raw(sampled), sampled.group.numpy()
     sampled_parts, logged_parts = stack(raw, names), stack(composite.raw(logged), names)
-    of_parts = sampled_parts, logged_parts, sampled.group.numpy(), args.normalisation
+    of_parts = sampled_parts, logged_parts, group, args.normalisation
     mean, std = statistics(names, *of_parts)
     varies = deviations(*of_parts) >= SAME
     if not varies.any():
@@ -128,16 +128,28 @@ def run(args: argparse.Namespace) -> None:
         mean[varies],
         std[varies],
     )
+    spread = within_group(sampled_parts / std, group)
     data = FusionData(
         names,
         **_click_pairs(logged_parts / std, conversations, impressions, _examination(args, log)),
         **(_against_hacked(composite, *hacked_batches(sampled, reference, scorer), names, std) if hacks else {}),
         **_samples(raw, sampled, (sampled_parts - mean) / std, composite.gates),
+        spread=spread,
     )
-    parts |= {name: replace(parts[name], weight=float(w)) for name, w in zip(names, fusion(data), strict=True)}
+    weights = fusion(data)
+    parts |= {name: replace(parts[name], weight=float(w)) for name, w in zip(names, weights, strict=True)}
     report = {"n_impressions": len(impressions), "n_responses": len(responses), **fusion.report}
+    if spread is not None:
+        report["shares"] = dict(zip(names, shares(np.array(weights), spread).tolist(), strict=True))
     write(args.out, Weights(parts, args.normalisation, args.temperature), args.fusion, report)
     show(parts, report)
+
+
+def shares(weights: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Of each part ``[k]``, its share of the variance of the reward between the samples to one prompt, were the parts
+    independent: what it has to say in GRPO, which sees differences within a group alone."""
+    variance = (weights * spread) ** 2
+    return variance / max(variance.sum(), 1e-12)
 
 
 def load_scorer(composite: CompositeReward, reward_model: str):
@@ -225,14 +237,22 @@ def deviations(sampled: np.ndarray, logged: np.ndarray, group: np.ndarray, norma
     """``[k]``, as in :func:`statistics`, of parts that are the same for every response too."""
     if normalisation != "group":
         return np.concatenate((sampled, logged)).std(0)
-    n_groups = len(np.unique(group))
-    if n_groups == len(sampled):
+    std = within_group(sampled, group)
+    if std is None:
         raise ValueError(
             "--normalisation group needs several responses a conversation: openrlhf-qs generate --n_samples 4"
         )
+    return std
+
+
+def within_group(values: np.ndarray, group: np.ndarray) -> np.ndarray | None:
+    """Deviation ``[k]`` of ``values`` ``[m, k]`` around the mean of their group; None where no group has two."""
     number = np.unique(group, return_inverse=True)[1]
-    means = np.stack([np.bincount(number, column) / np.bincount(number) for column in sampled.T], axis=-1)
-    return np.sqrt(((sampled - means[number]) ** 2).sum(0) / (len(sampled) - n_groups))
+    n_groups = number.max() + 1
+    if n_groups == len(values):
+        return None
+    means = np.stack([np.bincount(number, column) / np.bincount(number) for column in values.T], axis=-1)
+    return np.sqrt(((values - means[number]) ** 2).sum(0) / (len(values) - n_groups))
 
 
 def stack(raw: Mapping[str, torch.Tensor], names: Sequence[str]) -> np.ndarray:
@@ -243,18 +263,20 @@ def stack(raw: Mapping[str, torch.Tensor], names: Sequence[str]) -> np.ndarray:
 def _click_pairs(parts: np.ndarray, conversations: list, impressions: list[dict], examination: list[float]) -> dict:
     from openrlhf_qs.clicks.propensity import inverse_propensity
 
-    texts = [_text(conversation) for conversation in conversations]
-    number = np.unique(texts, return_inverse=True)[1]
+    asked = np.unique(list(map(conversation_key, conversations)), return_inverse=True)[1]
+    root = np.unique(list(map(root_key, conversations)), return_inverse=True)[1]
+    topic = topics([_text(conversation) for conversation in conversations], N_TOPICS)
     clicks = [
         sum(click * inverse_propensity(p) for click, p in zip(row["clicks"], examination, strict=False))
         for row in impressions
     ]
-    chosen, rejected, weight = impression_pairs(number, clicks)
+    chosen, rejected, weight, across = impression_pairs(asked, clicks, topic)
     return {
         "difference": parts[chosen] - parts[rejected],
         "weight": weight,
-        "conversation": number[chosen],
-        "topic": topics(texts, N_TOPICS)[chosen],
+        "conversation": root[chosen],
+        "other": root[rejected] if across else None,
+        "topic": topic[chosen],
     }
 
 
@@ -346,14 +368,18 @@ def show(parts: Mapping[str, Part], report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    first = report.get("first_stage")
-    table = Table(title="composite reward: weight * (reward - mean) / deviation")
-    for heading in ("reward", "weight", "mean", "deviation", *(("log-odds", "standard error") if first else ())):
+    first, share = report.get("first_stage"), report.get("shares", {})
+    table = Table(
+        title="composite reward: weight * (reward - mean) / deviation",
+        caption="share: of the variance between the samples to one prompt",
+    )
+    headings = ("reward", "weight", "share", "mean", "deviation", *(("log-odds", "standard error") if first else ()))
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "reward" else "right")
     for name, part in parts.items():
-        numbers = [part.weight, part.mean, part.std]
-        numbers += [first[key].get(name, 0.0) for key in ("coefficient", "standard_error")] if first else []
-        table.add_row(name, *(f"{number:.3f}" for number in numbers))
+        numbers = [part.weight, share.get(name), part.mean, part.std]
+        numbers += [first[key].get(name) for key in ("coefficient", "standard_error")] if first else []
+        table.add_row(name, *("–" if number is None else f"{number:.3f}" for number in numbers))
     Console().print(table)
     if "front" in report:
         table = Table(title=f"{len(report['front'])} weights on the Pareto front; chosen: {report['chosen']['rule']}")

@@ -5,7 +5,6 @@ All parts are in deviations, each as it will be when it meets its weight.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from openrlhf_qs.form.text import words
 
-MIN_PAIRS = 50  # with fewer pairs within conversations, pairs across conversations are taken
+MIN_PAIRS = 50  # with fewer pairs within conversations, pairs across conversations of one topic are taken
 N_ACROSS = 8  # of these, for each clicked impression
 
 
@@ -25,7 +24,8 @@ class FusionData:
         names: ``[k]``, the parts.
         difference: ``[pairs, k]``, parts of a clicked impression minus those of one that was not clicked.
         weight: ``[pairs]``, > 0, what a pair counts.
-        conversation: ``[pairs]``, number of the conversation: pairs of one are not independent.
+        conversation: ``[pairs]``, number of the conversation of the clicked one, all its turns alike: pairs of one are
+            not independent.
         topic: ``[pairs]``, number of the conversation's topic.
         clean_minus_hacked: by the kind of hack ``[m, variants, k]``, parts of a response of the SFT policy minus those
             of what was made of it.
@@ -34,6 +34,9 @@ class FusionData:
         valid: ``[c, n]``, bool: the sample is well formed.
         diversity: ``[c, n]``, how different its suggestions are.
         passed: ``[c, n]``, bool: no gate stops the sample.
+        other: ``[pairs]``, number of the conversation of the one that was not clicked; None where it is the same.
+        spread: ``[k]``, deviation of each part between the samples to one prompt, which is what GRPO sees of it; None
+            where there is one sample to each.
     """
 
     names: list[str]
@@ -47,30 +50,33 @@ class FusionData:
     valid: np.ndarray | None = None
     diversity: np.ndarray | None = None
     passed: np.ndarray | None = None
+    other: np.ndarray | None = None
+    spread: np.ndarray | None = None
 
     def pairs(self, rows: np.ndarray) -> FusionData:
         """The same with the pairs at ``rows`` alone."""
-        fields = ("difference", "weight", "conversation", "topic")
+        fields = ("difference", "weight", "conversation", "topic", *(["other"] if self.other is not None else []))
         return replace(self, **{name: getattr(self, name)[rows] for name in fields})
 
 
 def impression_pairs(
-    conversation: Sequence[int], clicks: Sequence[float], seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    conversation: Sequence[int], clicks: Sequence[float], topic: Sequence[int], seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """Pairs of a clicked impression and one of the same conversation without a click.
 
     Both had the same conversation, so what it does to clicks cancels out. Both had the same positions: of the clicked
     one, each click counts by the inverse of its place's examination, whose expectation is how attractive the
-    suggestions are, wherever they stood. Logs where conversations hardly come again have no such pairs; then any
-    impression without a click is taken, with a warning.
+    suggestions are, wherever they stood. Logs where conversations hardly come again have no such pairs; then
+    impressions without a click are taken from conversations of the same topic, and what a conversation does to clicks
+    is in the pairs.
 
     Args:
-        conversation: ``[n]``, a number each.
+        conversation, topic: ``[n]``, a number each.
         clicks: ``[n]``, the sum of the inverse propensities of an impression's clicks; 0 for none.
 
     Returns:
         Of each pair the row of the clicked one, of the other, and the weight: ``clicks``, shared out over the pairs of
-        the clicked one; their average is 1.
+        the clicked one; their average is 1. And whether pairs are across conversations.
     """
     conversation, clicks = np.asarray(conversation), np.asarray(clicks, dtype=float)
     if not (clicks > 0).any() or (clicks > 0).all():
@@ -80,19 +86,20 @@ def impression_pairs(
         others.setdefault(conversation[row], []).append(row)
     clicked = np.flatnonzero(clicks > 0)
     partners = [others.get(conversation[row], []) for row in clicked]
-    if sum(map(len, partners)) < MIN_PAIRS:
-        warnings.warn(
-            f"only {sum(map(len, partners))} pairs of a clicked and another impression of one conversation: pairs "
-            "across conversations are taken, so what a conversation does to clicks is in the weights",
-            stacklevel=2,
-        )
-        random, without = np.random.default_rng(seed), np.flatnonzero(clicks == 0)
-        partners = [random.choice(without, min(N_ACROSS, len(without)), replace=False) for _ in clicked]
+    across = sum(map(len, partners)) < MIN_PAIRS
+    if across:
+        random, topic, without = np.random.default_rng(seed), np.asarray(topic), np.flatnonzero(clicks == 0)
+        of_topic = {one: without[topic[without] == one] for one in np.unique(topic)}
+        of_topic = {one: rows if len(rows) else without for one, rows in of_topic.items()}
+        partners = [
+            random.choice(of_topic[topic[row]], min(N_ACROSS, len(of_topic[topic[row]])), replace=False)
+            for row in clicked
+        ]
     n = np.array(list(map(len, partners)))
     chosen = np.repeat(clicked, n)
     rejected = np.array([row for rows in partners for row in rows], dtype=int)
     weight = np.repeat(clicks[clicked] / np.maximum(n, 1), n)
-    return chosen, rejected, weight / weight.mean()
+    return chosen, rejected, weight / weight.mean(), across
 
 
 def topics(texts: Sequence[str], n_topics: int, seed: int = 0) -> np.ndarray:

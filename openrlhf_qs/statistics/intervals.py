@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -37,6 +37,21 @@ def wilson_interval(share: float, n: float) -> tuple[float, float]:
 def half_width(values: np.ndarray) -> float:
     """Half the 95 % interval of the mean of ``values`` ``[n]``, n >= 2, by the normal approximation."""
     return Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def cluster_half_width(values: np.ndarray, clusters: Sequence[Hashable]) -> float:
+    """Half the 95 % t interval of the mean of ``values`` ``[n]`` where those of one cluster hang together.
+
+    Deviations are added up in each cluster before they are squared (Liang and Zeger 1986). With a cluster for each
+    value it is the usual interval. ValueError where there is one cluster only.
+    """
+    _, number = np.unique(np.asarray(clusters), return_inverse=True)
+    n_clusters = int(number.max()) + 1
+    if n_clusters < 2:
+        raise ValueError("an interval needs at least 2 clusters, found 1: give more conversations")
+    sums = np.bincount(number, values - np.mean(values))
+    variance = n_clusters / (n_clusters - 1) * float((sums**2).sum()) / len(values) ** 2
+    return float(stdtrit(n_clusters - 1, 0.975)) * math.sqrt(variance)
 
 
 def t_interval(values: Sequence[float]) -> Interval:

@@ -12,6 +12,7 @@ from rich.progress import track
 from openrlhf_qs.registry import FUSIONS
 from openrlhf_qs.reward.fusion_data import FusionData
 from openrlhf_qs.reward.pareto import knee
+from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z
 
 C_GRID = np.logspace(-4, 2, 13)
 MIN_SPAN = 0.05  # of an objective, in [0, 1], for the knee
@@ -20,11 +21,12 @@ COLLINEAR = 5.0  # variance inflation from which a part's weight cannot be told 
 
 @FUSIONS.register("equal")
 class EqualFusion:
-    """The same weight for every part: the baseline."""
+    """The same share for every part of what tells the answers to one prompt apart: the baseline."""
 
     def __call__(self, data: FusionData) -> list[float]:
-        """Weights that add up to 1, whatever the data say."""
-        return [1 / len(data.names)] * len(data.names)
+        """Weights that add up to 1, whatever clicks say: the inverse of how far a part spreads between the samples to
+        one prompt, for that is what GRPO sees of it. The same for all where nobody sampled more than one."""
+        return equal_shares(data)
 
 
 @FUSIONS.register("logistic_regression")
@@ -33,8 +35,10 @@ class LogisticRegressionFusion:
 
     The log-odds that the first of two impressions is the clicked one are ``(parts_1 - parts_2) @ weights``, with a
     ridge penalty. Every part is written so that more is better, so a negative weight is noise or a fault of the part:
-    it is set to the floor, with a warning. The floor itself is there because a log of ordinary impressions cannot show
-    what protects from responses that no policy has given yet.
+    it is set to the floor, with a warning. Where the log cannot tell the weights (no part rises with clicks beyond its
+    noise, or only pairs across conversations are left, so that what a conversation does to clicks is in them) all
+    parts get the same share, and that is said. The floor itself is there because a log of ordinary impressions cannot
+    show what protects from responses that no policy has given yet.
 
     Args:
         floor: share of the largest weight that every part keeps, in [0, 1].
@@ -56,8 +60,10 @@ class LogisticRegressionFusion:
         c = self.c or cross_validated_c(data)
         weights = fit(data, c)
         errors, inflation = standard_errors(data, weights, c), variance_inflation(data.difference)
+        reason = _why_not_told(data, weights, errors)
         self.report = {
             "first_stage": {
+                "told": not reason,
                 "coefficient": dict(zip(data.names, weights.tolist(), strict=True)),
                 "standard_error": dict(zip(data.names, errors.tolist(), strict=True)),
                 "variance_inflation": dict(zip(data.names, inflation.tolist(), strict=True)),
@@ -66,6 +72,13 @@ class LogisticRegressionFusion:
                 "n_conversations": len(np.unique(data.conversation)),
             }
         }
+        if reason:
+            warnings.warn(
+                f"this log cannot tell the weights, for {reason}: all parts get the same share, as with FUSION=equal; "
+                "more clicks would tell",
+                stacklevel=2,
+            )
+            return equal_shares(data)
         for name, weight, error, factor in zip(data.names, weights, errors, inflation, strict=True):
             if weight < 0:
                 warnings.warn(
@@ -79,10 +92,22 @@ class LogisticRegressionFusion:
                     "weight says little by itself; leave out one that says the same",
                     stacklevel=2,
                 )
-        if weights.max() <= 0:
-            raise ValueError("no reward rises with clicks: the weights mean nothing; look at the parts one by one")
         weights = np.maximum(weights, self.floor * weights.max())
         return (weights / weights.sum()).tolist()
+
+
+def equal_shares(data: FusionData) -> list[float]:
+    """Weights that add up to 1 under which every part spreads alike between the samples to one prompt."""
+    spread = np.ones(len(data.names)) if data.spread is None else np.maximum(data.spread, 1e-3)
+    return (1 / spread / (1 / spread).sum()).tolist()
+
+
+def _why_not_told(data: FusionData, weights: np.ndarray, errors: np.ndarray) -> str:
+    if data.other is not None:
+        return "its conversations hardly come again, so that pairs differ in the conversation too"
+    if not (weights > SIGNIFICANT_Z * errors).any():
+        return f"no part rises with clicks beyond its noise in {len(data.difference):,} pairs"
+    return ""
 
 
 def fit(data: FusionData, c: float) -> np.ndarray:
@@ -114,16 +139,30 @@ def cross_validated_c(data: FusionData, n_folds: int = 5) -> float:
 
 def standard_errors(data: FusionData, weights: np.ndarray, c: float) -> np.ndarray:
     """Of the coefficients ``[k]``: the sandwich estimate from the Hessian of the penalised likelihood, with the
-    gradients of one conversation's pairs added up before they are squared, for they are not independent."""
+    gradients of one conversation's pairs added up before they are squared, for they are not independent. Across
+    conversations a pair is of two clusters, the clicked one's and the other's (Cameron, Gelbach and Miller 2011)."""
     probability = 1 / (1 + np.exp(-data.difference @ weights))
     curvature = data.weight * probability * (1 - probability)
     hessian = (data.difference * curvature[:, None]).T @ data.difference + np.eye(len(weights)) / c
     gradient = data.difference * (data.weight * (1 - probability))[:, None]
-    cluster = np.unique(data.conversation, return_inverse=True)[1]
-    summed = np.zeros((cluster.max() + 1, len(weights)))
-    np.add.at(summed, cluster, gradient)
+    meat = _clustered(gradient, data.conversation)
+    if data.other is not None:
+        both = np.stack([data.conversation, data.other], axis=1)
+        meat = (
+            meat
+            + _clustered(gradient, data.other)
+            - _clustered(gradient, np.unique(both, axis=0, return_inverse=True)[1])
+        )
     inverse = np.linalg.inv(hessian)
-    return np.sqrt(np.diag(inverse @ summed.T @ summed @ inverse))
+    return np.sqrt(np.maximum(np.diag(inverse @ meat @ inverse), 0.0))
+
+
+def _clustered(gradient: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """``[k, k]``: the sum over clusters of the outer product of a cluster's summed gradients."""
+    number = np.unique(cluster, return_inverse=True)[1].ravel()
+    summed = np.zeros((number.max() + 1, gradient.shape[1]))
+    np.add.at(summed, number, gradient)
+    return summed.T @ summed
 
 
 def variance_inflation(difference: np.ndarray) -> np.ndarray:

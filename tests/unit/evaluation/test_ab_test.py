@@ -1,11 +1,10 @@
-import math
-
 import numpy as np
 import pytest
 from held_out import conversation
 
 from openrlhf_qs.evaluation.ab_test import ArmResult, compare, load_judge, relative_lift, run_ab_test
 from openrlhf_qs.registry import JUDGES, load_plugins
+from openrlhf_qs.statistics.intervals import cluster_half_width
 
 
 def arm(*suggestion_lists):
@@ -17,14 +16,12 @@ def says(text_to_probability):
     return lambda conversations, suggestions: [[text_to_probability[text] for text in row] for row in suggestions]
 
 
-def result(context_ctr):
+def result(context_ctr, roots=None):
     context_ctr = np.array(context_ctr, dtype=float)
-    ctr = context_ctr.mean()
-    half = 1.959964 * context_ctr.std(ddof=1) / math.sqrt(len(context_ctr))
-    interval = (ctr - half, ctr + half)
-    return ArmResult(
-        ctr, interval, 10 * len(context_ctr), len(context_ctr), [], context_ctr, context_ctr, np.array([])
-    )
+    n, ctr = len(context_ctr), context_ctr.mean()
+    roots = list(range(n)) if roots is None else roots
+    half = cluster_half_width(context_ctr, roots)
+    return ArmResult(ctr, (ctr - half, ctr + half), 10 * n, n, [], context_ctr, roots, np.array([]))
 
 
 def test_ctr_is_the_share_of_users_with_a_click_whichever_slot():
@@ -33,8 +30,10 @@ def test_ctr_is_the_share_of_users_with_a_click_whichever_slot():
     results = run_ab_test(arms, judge, n_users=20_000)
     assert results["none"].ctr == 0.0 and results["none"].ci95 == (0.0, 0.0)
     # the first context always clicks, the second half of the time: (1 + 0.5) / 2
-    assert results["some"].ctr == pytest.approx(0.75, abs=0.01)
-    assert results["some"].slot_ctr == pytest.approx([0.0, 0.5, 0.5], abs=0.02)
+    assert results["some"].ctr == pytest.approx(0.75) and results["some"].clicks.any(2).mean() == pytest.approx(
+        0.75, abs=0.01
+    )
+    assert results["some"].slot_ctr == pytest.approx([0.0, 0.5, 0.5])
     assert results["some"].context_ctr[0] == 1.0
 
 
@@ -53,11 +52,11 @@ def test_every_context_gets_the_same_number_of_users_and_never_fewer_than_asked_
 
 def test_the_interval_is_clustered_by_context():
     # half of the contexts always click, half never: 10 contexts, 1,000 users each. Standard deviation of the context
-    # means 0.527 (ddof 1), / sqrt(10) * 1.96 = 0.327; counting users alone it would be 0.0098
+    # means 0.527 (ddof 1), / sqrt(10) * 2.262, the t quantile, = 0.377; counting users alone it would be 0.0098
     judge = says({"no": 0.0, "yes": 1.0})
     results = run_ab_test({"one": arm(*[["yes"], ["no"]] * 5)}, judge, n_users=10_000)
     low, high = results["one"].ci95
-    assert (results["one"].ctr, low, high) == pytest.approx((0.5, 0.5 - 0.3267, 0.5 + 0.3267), abs=1e-3)
+    assert (results["one"].ctr, low, high) == pytest.approx((0.5, 0.5 - 0.3770, 0.5 + 0.3770), abs=1e-3)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
@@ -75,9 +74,9 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 def test_an_arm_does_not_depend_on_the_others_and_the_seed_decides():
     judge = says({"x": 0.3})
     one = arm(["x"], ["x"])
-    alone = run_ab_test({"b": one}, judge, 100, seed=1)["b"].ctr
-    assert run_ab_test({"a": one, "b": one}, judge, 100, seed=1)["b"].ctr == alone
-    assert run_ab_test({"b": one}, judge, 100, seed=2)["b"].ctr != alone
+    alone = run_ab_test({"b": one}, judge, 100, seed=1)["b"].clicks
+    assert (run_ab_test({"a": one, "b": one}, judge, 100, seed=1)["b"].clicks == alone).all()
+    assert (run_ab_test({"b": one}, judge, 100, seed=2)["b"].clicks != alone).any()
 
 
 def test_two_equal_arms_cannot_be_told_apart():
@@ -85,7 +84,7 @@ def test_two_equal_arms_cannot_be_told_apart():
     same = arm(*[["x", "y"], ["y", "x"], ["x", "x"], ["y", "y"]] * 25)
     results = run_ab_test({"sft": same, "grpo": same}, judge, 20_000)
     low, high = relative_lift(results["grpo"], results["sft"]).ci95
-    assert low < 0 < high
+    assert low == high == 0  # no draws: the two are the same
     assert "cannot be told from" in compare("grpo", results["grpo"], "sft", results["sft"])
 
 
@@ -120,10 +119,10 @@ def test_one_conversation_alone_has_no_interval():
 
 def test_lift_by_hand():
     # 0.6 / 0.5 - 1 = 20 %. Influence (a - 1.2 b) / 0.5 over contexts: (0.4 - 0.48, 0.8 - 0.72) / 0.5 = -0.16, 0.16;
-    # sd (ddof 1) 0.22627, / sqrt(2) = 0.16; times 1.96 = 0.3136
+    # sd (ddof 1) 0.22627, / sqrt(2) = 0.16; times 12.706, the t quantile of two conversations, = 2.033
     lift = relative_lift(result([0.4, 0.8]), result([0.4, 0.6]))
     assert lift.value == pytest.approx(0.2)
-    assert lift.ci95 == pytest.approx((0.2 - 0.31359, 0.2 + 0.31359), abs=1e-4)
+    assert lift.ci95 == pytest.approx((0.2 - 2.03298, 0.2 + 2.03298), abs=1e-4)
 
 
 def test_the_lift_of_an_arm_that_is_better_by_the_same_factor_everywhere_is_certain():
@@ -134,6 +133,38 @@ def test_the_lift_of_an_arm_that_is_better_by_the_same_factor_everywhere_is_cert
 def test_there_is_no_lift_over_nothing():
     assert relative_lift(result([0.1, 0.2]), result([0.0, 0.0])) is None
     assert "cannot be compared with sft" in compare("grpo", result([0.1, 0.2]), "sft", result([0.0, 0.0]))
+
+
+def test_a_lift_from_the_clicks_of_one_conversation_has_no_interval():
+    one_click, none = result([0.1, 0.0, 0.0]), result([0.2, 0.0, 0.0])
+    assert relative_lift(one_click, none) is None  # where an interval of width 0 would be told
+    assert relative_lift(result([0.0, 0.0]), result([0.1, 0.2])) is None
+    assert "for clicks are of fewer than two conversations" in compare("grpo", one_click, "sft", none)
+
+
+def test_the_turns_of_one_conversation_are_one_cluster():
+    turns = [conversation(n // 4) + [{"role": "user", "content": f"turn {n % 4}"}] * (n % 4) for n in range(12)]
+    arms = {"one": [(turn, ["yes" if n < 4 else "no"]) for n, turn in enumerate(turns)]}
+    found = run_ab_test(arms, says({"yes": 1.0, "no": 0.0}), n_users=100)["one"]
+    assert len(set(found.roots)) == 3 and found.n_contexts == 12
+    low, high = found.ci95
+    # three conversations of which one is clicked: 1/3 and the deviation 0.577, / sqrt(3) * 4.303
+    assert (low, high) == pytest.approx((0.0, 1.0)) and found.ctr == pytest.approx(1 / 3)
+
+
+def test_two_equal_policies_are_told_apart_no_more_often_than_they_should_be():
+    # four turns of a conversation are alike, and both arms differ on a conversation as a whole by chance
+    rng, n_called, n_tests = np.random.default_rng(0), {"roots": 0, "turns": 0}, 400
+    for _ in range(n_tests):
+        base = rng.uniform(0.2, 0.5, (60, 1))
+        one, other = (
+            np.clip(base + rng.normal(0, 0.1, (60, 1)) + rng.normal(0, 0.03, (60, 4)), 0, 1) for _ in range(2)
+        )
+        for name, roots in (("roots", np.repeat(np.arange(60), 4)), ("turns", np.arange(240))):
+            lift = relative_lift(result(one.ravel(), roots), result(other.ravel(), roots))
+            n_called[name] += not lift.ci95[0] < 0 < lift.ci95[1]
+    # 5 % of 400 are 20, with a standard deviation of 4.4
+    assert n_called["roots"] < 34 and n_called["turns"] > 100
 
 
 def test_the_sentence_says_who_beats_whom_and_whether_intervals_are_apart():

@@ -8,6 +8,7 @@ from openrlhf_qs.garm.calibration import (
     brier_score,
     calibrated_ece,
     calibration_metrics,
+    design_effect,
     expected_calibration_error,
     negative_log_likelihood,
     preference_probability,
@@ -126,7 +127,7 @@ def test_calibration_metrics_hold_every_figure_with_its_interval():
     rng = np.random.default_rng(0)
     p = rng.uniform(0.3, 1, size=400)
     metrics = calibration_metrics(p, np.ones(400), [f"i{n // 2}" for n in range(400)], n_resamples=200)
-    assert (metrics["n_pairs"], metrics["n_impressions"], metrics["n_bins"]) == (400, 200, 20)
+    assert (metrics["n_pairs"], metrics["n_bins"]) == (400, 20)
     for name in ("accuracy", "nll", "brier"):
         low, high = metrics[f"{name}_ci95"]
         assert low < metrics[name] < high
@@ -152,3 +153,28 @@ def test_one_pair_is_enough():
 def test_what_cannot_be_measured_is_refused(p, w, clusters, said):
     with pytest.raises(ValueError, match=said):
         calibration_metrics(p, w, clusters, n_resamples=2)
+
+
+def test_many_users_of_one_conversation_are_no_new_evidence_each_for_the_floor():
+    # 30 conversations of 200 users: the model says 0.7, the truth of a conversation is that on average
+    rng = np.random.default_rng(0)
+    floors, errors, alone = [], [], []
+    for _ in range(20):
+        true = rng.beta(3.5, 1.5, 30)
+        right = rng.random((30, 200)) < true[:, None]
+        probability = np.where(right, 0.7, 0.3).ravel()
+        clusters = np.repeat(np.arange(30), 200).astype(str)
+        weight = np.ones(len(probability))
+        errors.append(expected_calibration_error(probability, weight))
+        floors.append(calibrated_ece(probability, weight, n_draws=20, clusters=clusters))
+        alone.append(calibrated_ece(probability, weight, n_draws=20))
+    assert np.mean(floors) == pytest.approx(np.mean(errors), rel=0.25)
+    assert np.mean(alone) < 0.25 * np.mean(errors)
+
+
+def test_without_clusters_that_differ_the_floor_is_that_of_independent_pairs():
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.5, 1, 4000)
+    probability = np.where(rng.random(4000) < sure, sure, 1 - sure)
+    clusters = np.repeat(np.arange(1000), 4).astype(str)
+    assert design_effect(probability, np.ones(4000), clusters) < 1.15

@@ -8,7 +8,7 @@ from scipy.special import ndtr
 
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.garm import calibrate as garm_calibrate
-from openrlhf_qs.garm.calibrate import fit_scale, rescale_means, significant_outcomes
+from openrlhf_qs.garm.calibrate import fit_scale, rescale_means, scale_uncertainty, significant_outcomes
 from openrlhf_qs.garm.eval import Scored
 from openrlhf_qs.garm.reward_model import SuggestionScorer
 from openrlhf_qs.registry import REWARD_MODELS
@@ -19,13 +19,44 @@ TEXTS = ["Which flour?", "Why salt?", "How long does the dough rest?"]
 def pairs_of(difference, label, z=np.nan):
     n = len(difference)
     ones, nothing = np.ones(n), np.full(n, np.nan)
-    return Scored(ones / 2, difference, ones, label, ones, nothing, np.broadcast_to(z, n), [str(k) for k in range(n)])
+    names = [str(k) for k in range(n)]
+    return Scored(ones / 2, difference, ones, label, ones, nothing, np.broadcast_to(z, n), names, names)
 
 
 def test_the_factor_that_spoilt_the_means_is_found_again():
     truth = np.random.default_rng(0).normal(size=2000)
     scale = fit_scale(pairs_of(truth / 2.5, ndtr(truth)), "probit")
     assert scale == pytest.approx(2.5, rel=1e-3)
+
+
+def test_the_interval_of_the_factor_covers_the_truth_and_pairs_told_again_do_not_narrow_it():
+    inside, n_logs = 0, 100
+    for seed in range(n_logs):
+        rng = np.random.default_rng(seed)
+        truth = rng.normal(size=300)
+        data = pairs_of(truth / 2.5, (rng.random(300) < ndtr(truth)).astype(float))
+        scale = fit_scale(data, "probit")
+        factor = scale_uncertainty(data, "probit", scale)
+        inside += scale / factor < 2.5 < scale * factor
+        again = data._replace(**{name: np.repeat(getattr(data, name), 4) for name in data._fields[:-2]})
+        again = again._replace(cluster=list(np.repeat(data.cluster, 4)))
+        assert scale_uncertainty(again, "probit", scale) == pytest.approx(factor, rel=1e-3)
+    assert inside >= 88  # 95 % of 100, with a standard deviation of 2.2
+
+
+def test_five_pairs_leave_the_temperature_at_1(tmp_path, write_small_garm, capsys):
+    folder, texts = write_small_garm(), ["Which flour?", "Why salt?"]
+    rows = [
+        {"impression_id": str(n), "conversation": [], "suggestions": texts, "pairs": [[n % 2, 1 - n % 2, 1.0, 1.0]]}
+        for n in range(5)
+    ]
+    write_json_lines(tmp_path / "f.jsonl", rows)
+    before = (folder / "model.safetensors").read_bytes()
+    parser = argparse.ArgumentParser()
+    garm_calibrate.add_arguments(parser)
+    garm_calibrate.run(parser.parse_args([str(tmp_path / "f.jsonl"), "--model", str(folder)]))
+    assert "5 conversations are too few to fit a temperature: it is left at 1" in capsys.readouterr().out
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_a_model_that_is_no_better_than_a_coin_is_an_error():

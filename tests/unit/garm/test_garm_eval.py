@@ -36,6 +36,7 @@ def scored(probability, label=1.0, weight=1.0, position=np.nan, z=np.nan, differ
         np.ones(n),
         *columns,
         impression or [str(k) for k in range(n)],
+        impression or [str(k) for k in range(n)],
     )
 
 
@@ -193,6 +194,27 @@ def test_a_pair_is_scored_as_its_two_suggestions_are(tmp_path, write_small_garm)
     np.testing.assert_allclose(found.probability, ndtr((mean[:2] - mean[2:]) / np.hypot(std[:2], std[2:])), atol=1e-5)
     assert link == "probit" and found.position.tolist() == [-1, -1]
     np.testing.assert_array_equal(found.z, [np.nan, 2.5])
+
+
+def test_pairs_hang_together_by_conversation_and_without_one_by_impression(tmp_path):
+    later = [TURN, {"role": "assistant", "content": "So."}, {"role": "user", "content": "And then?"}]
+    rows, pairs = read_pairs(
+        write(
+            tmp_path,
+            row(impression_id="a"),
+            row(impression_id="b", conversation=later),
+            row(impression_id="c", conversation=[]),
+            row(impression_id="d", conversation=[]),
+        )
+    )
+
+    def scorer(conversations, suggestions):
+        return np.array([[float(len(text)), 1.0, 0.0] for text in suggestions]).T
+
+    scorer.link = "probit"
+    found = score_pairs(rows, pairs, scorer)
+    assert found.impression == ["a", "b", "c", "d"]
+    assert found.cluster == ["how do i bake bread?", "how do i bake bread?", "c", "d"]
 
 
 def test_the_same_suggestion_is_scored_once_under_each_conversation(tmp_path):
