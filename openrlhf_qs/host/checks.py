@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+from openrlhf_qs.host import remote_code
 from openrlhf_qs.host.arguments import host_arguments
 from openrlhf_qs.host.patches import TESTED, openrlhf_version
 from openrlhf_qs.host.seams import head_and_objective
@@ -41,7 +42,7 @@ def prepare(stage: str, args: argparse.Namespace, host_argv: Sequence[str]) -> S
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = Settings(device, stage_settings(stage, ours), files, options)
+    settings = Settings(device, stage_settings(stage, ours), files, options, ours["qs.trust_remote_code_enable"])
     host_args = host_arguments(stage, host_argv)
     check_checkpoints(host_args)
     {"sft": check_sft, "garm": check_garm, "grpo": check_grpo}[stage](settings, host_args)
@@ -67,7 +68,7 @@ def check_checkpoints(args: SimpleNamespace) -> None:
 
 def check_sft(settings: Settings, args: SimpleNamespace) -> None:
     _check_data("--data.dataset", args.data.dataset)
-    _check_model("--model.model_name_or_path", args.model.model_name_or_path)
+    _check_model("--model.model_name_or_path", args.model.model_name_or_path, settings.trust_remote_code)
     name = settings.stage.sft_dataset
     if name:
         SFT_DATASETS.create(name, **settings.options_of(name))
@@ -75,13 +76,16 @@ def check_sft(settings: Settings, args: SimpleNamespace) -> None:
 
 def check_garm(settings: Settings, args: SimpleNamespace) -> None:
     _check_data("--data.dataset", args.data.dataset)
-    _check_model("--model.model_name_or_path", args.model.model_name_or_path)
+    _check_model("--model.model_name_or_path", args.model.model_name_or_path, settings.trust_remote_code)
     head_and_objective(settings)
 
 
 def check_grpo(settings: Settings, args: SimpleNamespace) -> None:
     _check_data("--data.prompt_dataset", args.data.prompt_dataset)
-    _check_model("--actor.model_name_or_path", args.actor.model_name_or_path)
+    for model in ("actor", "critic", "reward"):
+        _check_model(
+            f"--{model}.model_name_or_path", getattr(args, model).model_name_or_path, settings.trust_remote_code
+        )
     if settings.stage.reward:
         check_rewards(settings, args)
 
@@ -139,10 +143,14 @@ def _check_data(flag: str, files: str | None) -> None:
             raise ValueError(f"{flag} {file} does not exist: run the data stage first")
 
 
-def _check_model(flag: str, path: str | None) -> None:
+def _check_model(flag: str, path: str | None, trust_remote_code: bool) -> None:
     if path and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ValueError(
             f"{flag} {path}: no config.json in it, so this is no model; give a Hugging Face folder or name"
         )
     if path and path.startswith((".", "/")) and not Path(path).exists():
         raise ValueError(f"{flag} {path} does not exist")
+    if path and not trust_remote_code:
+        for file in map(Path(path).joinpath, remote_code.CONFIGS):
+            if remote_code.named_in(file):
+                raise ValueError(f"{flag} {path}: {file.name} names {remote_code.REFUSAL}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
+import socket
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -152,6 +153,29 @@ def weights_of_a_sync(module: ModuleType, settings: Settings) -> None:
             await self.llm.collective_rpc("update_weights_of_sync", args=(self.__dict__.pop("_weights_of_sync"),))
 
     module.RolloutRayActor.__ray_metadata__.modified_class.update_weight = update_weight
+
+
+@patch(
+    "torch.distributed.rendezvous",
+    "_create_c10d_store",
+    "hostname port rank world_size timeout use_libuv",
+    device="cpu",
+)
+def stores(module: ModuleType, settings: Settings) -> None:
+    """torch's store takes commands from whoever reaches its port. Without this it listens on every interface; here it
+    does where its host's name points to."""
+    module.TCPStore = loopback_store
+
+
+def loopback_store(host_name: str, port: int, *, is_master: bool = False, **how: Any) -> Any:
+    """``TCPStore``; a master listens at ``host_name`` alone. Port 0 is any."""
+    from torch.distributed import TCPStore
+
+    if is_master and not how.get("master_listen_fd"):
+        listening = socket.create_server((host_name, port))
+        port = listening.getsockname()[1]
+        how["master_listen_fd"] = listening.detach()
+    return TCPStore(host_name, port, is_master=is_master, **how)
 
 
 @patch(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import runpy
+import secrets
 import socket
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,13 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": str(os.cpu_count()),
     "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait slow the other processes down tenfold
+}
+
+# One machine, one user: what listens does so on the loopback interface, and asks for a token.
+LOOPBACK_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's way to 127.0.0.1 as the address of a node
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_HOST_IP": "127.0.0.1",
 }
 
 
@@ -54,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
         action="store_true",
         help=f"go on with an OpenRLHF that is not {TESTED}, at your risk",
     )
+    parser.add_argument(
+        "--qs.trust_remote_code_enable",
+        action="store_true",
+        help="run code that lies in a model's folder or repository (auto_map in its config.json): you have read it",
+    )
     parser.add_argument("--qs.check_enable", action="store_true", help="check flags, plugins and files, then stop")
 
 
@@ -68,6 +81,7 @@ def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
         checkpoints.settle(Path(host.ckpt.path))
     if stage == "grpo":
         write_task(host.ckpt.output_dir, read_task(host.actor.model_name_or_path))
+        _own_ray(settings)
         _init_ray(settings)
     elif "RANK" not in os.environ:
         _single_process_environment()
@@ -88,6 +102,17 @@ def _single_process_environment() -> None:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
+def _own_ray(settings: Settings) -> None:
+    """The environment of a Ray that this run starts; a cluster has its own."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # this run's; nothing is written to the home folder
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # a process for each place in its books, for none
+    if settings.device == "cpu":
+        os.environ.update(LOOPBACK_ENVIRONMENT)
+
+
 def _init_ray(settings: Settings) -> None:
     """Ray with our hook in every worker. OpenRLHF starts Ray only where it is not running yet."""
     import ray
@@ -101,6 +126,7 @@ def _init_ray(settings: Settings) -> None:
     resources = {}
     if settings.device == "cpu":
         env_vars |= {name: os.environ[name] for name in CPU_ENVIRONMENT}
+        env_vars |= {name: os.environ[name] for name in LOOPBACK_ENVIRONMENT if name in os.environ}
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # the recipes' is empty, and Ray then has no place for GPUs
         # OpenRLHF asks Ray for GPUs. These are places in its books, one for each model process.
         resources = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": 16, "num_gpus": 16}

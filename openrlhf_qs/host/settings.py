@@ -135,12 +135,14 @@ class Settings:
         stage: what the stage was asked for; None for the patches of the device alone.
         plugin_files: absolute paths of Python files that register plugins.
         options: plugin name to its options.
+        trust_remote_code: code in a model's folder may run.
     """
 
     device: Literal["cpu", "cuda"] = "cuda"
     stage: StageSettings | None = None
     plugin_files: tuple[str, ...] = ()
     options: dict[str, dict[str, str]] = field(default_factory=dict)
+    trust_remote_code: bool = False
 
     def options_of(self, plugin: str) -> dict[str, str]:
         return self.options.get(plugin, {})

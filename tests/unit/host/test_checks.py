@@ -63,8 +63,8 @@ def test_a_process_without_the_variable_belongs_to_no_run(monkeypatch):
 
 
 def test_each_stage_has_its_own_plugin(garm):
-    assert prepare("sft") == Settings("cpu", SFTSettings("diverse"))
-    assert prepare("garm") == Settings("cpu", GarmSettings("gaussian"))
+    assert prepare("sft") == Settings("cpu", SFTSettings(sft_dataset="diverse"))
+    assert prepare("garm") == Settings("cpu", GarmSettings())
     settings = prepare("grpo", "--data.label_key", "label", "--reward.model_name_or_path", str(garm), *GRPO)
     rewards = ("garm", "garm_sigma", "ood", "rules", "relevance", "diversity")
     assert settings == Settings("cpu", GRPOSettings(rewards, monitor="warn"))
@@ -99,13 +99,17 @@ def test_an_empty_reward_leaves_openrlhf_its_own():
         ("sft", ["--qs.sft_datset", "raw"], "unknown flags --qs.sft_datset: see openrlhf-qs sft --help"),
         ("garm", ["--qs.reward", "ood"], "unknown flags --qs.reward"),
         ("sft", ["--qs.sft_dataset", "divers"], "unknown sft dataset 'divers'; known: diverse, raw"),
-        ("garm", ["--qs.reward_model", "cauchy"], "known: bradley_terry, dpl, gaussian, purm"),
+        ("garm", ["--qs.reward_model", "cauchy"], "known: bradley_terry, click_gaussian, dpl, gaussian"),
         ("grpo", ["--qs.reward", "rules,odd"], "unknown reward 'odd'; known: .*ood"),
         ("grpo", ["--qs.reward", "rules,rules"], "a name stands twice"),
         ("grpo", ["--qs.option", "odd.threshold=1"], r"option odd.…: unknown plugin 'odd'; known: .*ood"),
         ("grpo", ["--qs.option", "ood.coef=1"], "reward 'ood' has no option 'coef'; its options: .*threshold"),
         ("grpo", ["--qs.option", "ood.threshold=high"], "ood.threshold = 'high'"),
-        ("garm", ["--qs.option", "gaussian.gauge=-1"], "gaussian.gauge must be >= 0 and finite, got -1"),
+        (
+            "garm",
+            ["--qs.reward_model", "gaussian", "--qs.option", "gaussian.gauge=-1"],
+            "gaussian.gauge must be >= 0 and finite, got -1",
+        ),
         ("sft", ["--qs.plugin", "nowhere.py"], "plugin file .*nowhere.py does not exist"),
         ("sft", ["--ckpt.load_enable"], "--ckpt.load_enable without --ckpt.save_steps resumes nothing"),
         ("sft", ["--ckpt.load_enable", "--ckpt.save_steps", "-1"], "resumes nothing"),
@@ -159,6 +163,21 @@ def test_weights_of_other_rewards_are_refused(tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--actor.model_name_or_path .*: no config.json in it, so this is no model"):
         prepare("grpo", *RULES, "--actor.model_name_or_path", str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    ("stage", "argv"), [("sft", ["--model."]), ("garm", ["--model."]), ("grpo", [*RULES, "--actor."])]
+)
+def test_a_model_with_code_of_its_own_is_refused_unless_it_is_asked_for(tmp_path, stage, argv, file):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / file).write_text(json.dumps({"auto_map": {"AutoModelForCausalLM": "code.Model"}}))
+    argv = [*argv[:-1], f"{argv[-1]}model_name_or_path", str(tmp_path)]
+    with pytest.raises(
+        ValueError, match=rf"{argv[-2]} .*: {file} names Python code of its own .*: read it, then give"
+    ):
+        prepare(stage, *argv)
+    assert prepare(stage, *argv, "--qs.trust_remote_code_enable").trust_remote_code
 
 
 def test_a_hub_name_is_left_to_openrlhf():

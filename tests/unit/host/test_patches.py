@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from openrlhf_qs.form.request import Request
-from openrlhf_qs.host import cpu, flash_attn_stand_in, operators, patches, seams
+from openrlhf_qs.host import cpu, flash_attn_stand_in, operators, patches, remote_code, seams
 from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.host.patches import TESTED, Patch, apply_when_imported
 from openrlhf_qs.host.settings import VARIABLE, GarmSettings, GRPOSettings, Settings, SFTSettings
@@ -104,13 +104,13 @@ def test_each_target_is_patched_once():
     assert len(set(targets)) == len(targets)
 
 
-def test_only_openrlhf_and_torch_are_patched():
-    assert {one.module.partition(".")[0] for one in all_patches()} == {"openrlhf", "torch"}
+def test_only_openrlhf_torch_and_transformers_are_patched():
+    assert {one.module.partition(".")[0] for one in all_patches()} == {"openrlhf", "torch", "transformers"}
 
 
 def test_what_needs_no_gpu_is_kept_apart_from_what_trains():
     for one in all_patches():
-        homes = (cpu,) if one.device == "cpu" else (operators, seams)
+        homes = (cpu,) if one.device == "cpu" else (operators, remote_code, seams)
         assert one.apply.__module__ in {home.__name__ for home in homes}
 
 
@@ -185,8 +185,16 @@ def registered(monkeypatch, settings):
 
 
 def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
-    always = {"lock_of_the_kernel", "reward_model_class", "whole_responses"}
-    on_cpu = {"cuda_calls", "device_mesh", "log_probs", "replay_buffer", "response_logits", "weight_sync_group"}
+    always = {"lock_of_the_kernel", "remote_code", "reward_model_class", "whole_responses"}
+    on_cpu = {
+        "cuda_calls",
+        "device_mesh",
+        "log_probs",
+        "replay_buffer",
+        "response_logits",
+        "stores",
+        "weight_sync_group",
+    }
     on_cpu |= {"weight_update", "weights_of_a_sync"}
     assert registered(monkeypatch, Settings("cuda")) == always
     assert registered(monkeypatch, Settings("cpu")) == always | on_cpu
@@ -389,7 +397,7 @@ def test_the_weights_of_the_fusion_stage_are_used(host_of_grpo, tmp_path):
 
 def test_a_reward_that_fails_stops_the_step(host_of_grpo, monkeypatch):
     maker = made(host_of_grpo, "first_letter")
-    monkeypatch.setattr(CompositeReward, "score", lambda self, batch: 1 / 0)
+    monkeypatch.setattr(CompositeReward, "score", lambda self, *batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         maker.make_experience(two_micro_batches())
 

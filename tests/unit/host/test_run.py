@@ -50,10 +50,15 @@ def test_on_a_gpu_nothing_of_the_cpu_form_is_set(started):
     assert not set(host.CPU_ENVIRONMENT) & set(started.environ)
 
 
+def folders(tmp_path):
+    """The flags that say where the policy is, and where it goes."""
+    return ["--actor.model_name_or_path", str(tmp_path / "sft"), "--ckpt.output_dir", str(tmp_path / "grpo")]
+
+
 def test_grpo_brings_settings_and_hook_into_every_worker_of_ray(started, tmp_path):
     (tmp_path / "_actor").mkdir()
     settings = Settings("cpu", GRPOSettings(("rules",)))
-    host.run("grpo", settings, ["--ckpt.path", str(tmp_path), "--ckpt.load_enable"])
+    host.run("grpo", settings, [*folders(tmp_path), "--ckpt.path", str(tmp_path), "--ckpt.load_enable"])
     assert started.module == "openrlhf.cli.train_ppo_ray"
     runtime_env = started.ray["runtime_env"]
     assert runtime_env["worker_process_setup_hook"] == "openrlhf_qs.host.bootstrap.install"
@@ -63,13 +68,21 @@ def test_grpo_brings_settings_and_hook_into_every_worker_of_ray(started, tmp_pat
     assert not (tmp_path / "_actor").exists()  # it held no finished checkpoint
 
 
-def test_where_every_gpu_is_hidden_ray_still_has_places_for_them(started):
+def test_where_every_gpu_is_hidden_ray_still_has_places_for_them(started, tmp_path):
     started.environ["CUDA_VISIBLE_DEVICES"] = ""  # as recipes/common.sh has it on a CPU
-    host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), [])
+    host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), folders(tmp_path))
     assert started.ray["num_gpus"] > 0 and "CUDA_VISIBLE_DEVICES" not in started.environ
 
 
-def test_a_ray_cluster_keeps_its_own_books(started):
+def test_a_ray_of_our_own_listens_on_the_loopback_interface_and_asks_for_a_token(started, tmp_path):
+    host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), folders(tmp_path))
+    assert started.environ["RAY_AUTH_MODE"] == "token" and len(started.environ["RAY_AUTH_TOKEN"]) == 64
+    assert host.LOOPBACK_ENVIRONMENT.items() <= started.environ.items()
+    assert host.LOOPBACK_ENVIRONMENT.items() <= started.ray["runtime_env"]["env_vars"].items()
+
+
+def test_a_ray_cluster_keeps_its_own_books(started, tmp_path):
     started.environ["RAY_ADDRESS"] = "auto"
-    host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), [])
+    host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), folders(tmp_path))
     assert "num_gpus" not in started.ray and "num_cpus" not in started.ray
+    assert not {"RAY_AUTH_MODE", *host.LOOPBACK_ENVIRONMENT} & set(started.environ)
