@@ -179,7 +179,9 @@ def test_credit_goes_to_suggestions_and_adds_up_to_nothing_in_a_group(made, esti
             assert distinct == 1 if rows[n]["malformed"] else distinct <= 3
             n_told += distinct == 3
             assert rows[n]["reward"] == pytest.approx(plain[n]["reward"], abs=1e-4)
-    assert n_told > len(rows) / 3
+    assert (
+        n_told > sum(not row["malformed"] for row in rows) / 2
+    )  # the others have two suggestions that are worth the same
 
 
 @pytest.mark.parametrize("estimator", ["group_norm", "rloo", "dr_grpo"])
