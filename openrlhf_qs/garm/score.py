@@ -23,7 +23,7 @@ from rich import print as rich_print
 from rich.table import Table
 
 from openrlhf_qs.files.whole import json_object
-from openrlhf_qs.form.prompt import Message, suggestion_messages
+from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import load_plugins
 
 TEXT_COLUMNS = ("suggestion", "suggestions", "headline")  # looked for in this order
@@ -89,25 +89,25 @@ def score_rows(
     from openrlhf_qs.garm.eval import load_on_device, score_texts
 
     shown: list[list[str]] = []
-    messages: list[list[Message]] = []
+    conversations: list[list[Message]] = []
     for number, row in enumerate(rows, start=1):
         texts = _texts(row.get(text), f"{where}: row {number}: {text}")
         before = _conversation(row.get(conversation), f"{where}: row {number}: {conversation}") if conversation else []
         shown.append(texts)
-        messages += [suggestion_messages(before, one) for one in texts if one.strip()]
+        conversations += [before for one in texts if one.strip()]
     n_texts = sum(map(len, shown))
-    if not messages:
+    if not conversations:
         raise ValueError(f"{where}: no text in column {text} of {len(rows)} rows; give another --column")
     scorer = load_on_device(model)
     names = ADDED if scorer.model.head.n_members > 1 else ADDED[:2]
-    scores = iter(score_texts(scorer, messages).tolist())
+    scores = iter(score_texts(scorer, conversations, [one for row in shown for one in row if one.strip()]).tolist())
     added = []
     for row, texts in zip(rows, shown, strict=True):
         triples = [next(scores) if one.strip() else (None, None, None) for one in texts]
         per_name = {name: [triple[n] for triple in triples] for n, name in enumerate(names)}
         is_list = _as_list(row.get(text)) is not None
         added.append({name: values if is_list else values[0] for name, values in per_name.items()})
-    return n_texts - len(messages), n_texts, added
+    return n_texts - len(conversations), n_texts, added
 
 
 def read_rows(path: str | Path) -> tuple[list[str], list[dict]]:

@@ -47,7 +47,11 @@ def test_the_probability_of_each_link_is_its_formula(link):
     mean_a, mean_b = random.normal(size=(2, 50))
     std_a, std_b = random.uniform(0.1, 2, size=(2, 50))
     found = preference_probability(*map(torch.from_numpy, (mean_a, std_a, mean_b, std_b)), link)
-    expected = CLOSED_FORMS[link](mean_a - mean_b, std_a**2 + std_b**2)
+    if link == "click":  # of the two log-odds
+        log_odds_a, log_odds_b = (m / np.sqrt(1 + np.pi / 8 * s**2) for m, s in ((mean_a, std_a), (mean_b, std_b)))
+        expected = 1 / (1 + np.exp(log_odds_b - log_odds_a))
+    else:
+        expected = CLOSED_FORMS[link](mean_a - mean_b, std_a**2 + std_b**2)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
