@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Sequence
 
 from openrlhf_qs import __version__
+from openrlhf_qs.files.printable import printable
 
 # Modules are imported when their subcommand is called: `--help` must not wait for torch. The stages without one are
 # OpenRLHF's entry points, which openrlhf_qs.host runs.
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             _module(command).run(args)
     except ValueError as error:
-        print(f"openrlhf-qs {command}: {error}", file=sys.stderr)
+        print(printable(f"openrlhf-qs {command}: {error}"), file=sys.stderr)
         sys.exit(2)
     if command in OPENRLHF and not vars(args)["qs.check_enable"]:
         from openrlhf_qs.host import run as host

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
     else:
-        Console().print(_table(found))
+        Console(markup=False, emoji=False).print(_table(found))
 
 
 def check_log(

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from rich.console import Console
+from rich.text import Text
+
+from openrlhf_qs.files.printable import printable
 
 # tqdm: "Train step of epoch 0:  83%|████▎ | 38/46 [00:02<00:00, 14.71it/s, loss=0.548, acc=0.781]"
 PROGRESS = re.compile(
@@ -35,23 +38,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     started = time.monotonic()
     shown_at, shown = 0.0, ""
     alarms: set[str] = set()
-    with open(args.log, "ab") as log, console.status(f"{args.stage}: starting") as status:
+    with open(args.log, "ab") as log, console.status(Text(f"{args.stage}: starting")) as status:
         for line in _lines(sys.stdin.buffer, log):
             alarm = ALARM.search(line)
             if alarm and not any(alarm[1].startswith(one) for one in alarms):  # the error that stops a run repeats it
                 alarms.add(alarm[1])
-                console.print(f"{args.stage}: {alarm[1]}", style="yellow", markup=False, soft_wrap=True)
+                console.print(f"{args.stage}: {alarm[1]}", style="yellow", soft_wrap=True)
             text = describe(line, args.n_steps)
             if text is None:
                 continue
             now = time.monotonic()
             shown = f"{args.stage}: {text}  ({now - started:.0f} s)"
             if console.is_terminal:
-                status.update(shown)
+                status.update(Text(shown))
             elif now - shown_at >= SECONDS_BETWEEN_LINES:
                 console.print(shown)
                 shown_at = now
@@ -80,5 +83,5 @@ def _lines(stream: BinaryIO, log: BinaryIO) -> Iterator[str]:
         log.write(chunk)
         log.flush()
         *lines, rest = re.split(rb"[\r\n]", rest + chunk)
-        yield from (line.decode(errors="replace") for line in lines)
-    yield rest.decode(errors="replace")
+        yield from (printable(line.decode(errors="replace")) for line in lines)
+    yield printable(rest.decode(errors="replace"))

@@ -1,0 +1,15 @@
+"""Text from data on its way to the terminal: what would move its cursor or rename its window is taken out."""
+
+from __future__ import annotations
+
+import re
+
+# Escape sequences (ECMA-48: CSI, OSC and the short ones), then every control character but tab and line end.
+ESCAPES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-Z\\-_]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+
+
+def printable(text: str) -> str:
+    """``text`` without escape sequences and control characters."""
+    return ESCAPES.sub("", text)

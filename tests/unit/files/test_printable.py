@@ -1,0 +1,16 @@
+import pytest
+
+from openrlhf_qs.files.printable import printable
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\x1b[31mred\x1b[0m", "\x1b]0;title\x07red", "\x1b]8;;http://x\x1b\\red", "re\x08\x9bd", "\x1bcred", "red\r"],
+)
+def test_what_moves_the_cursor_or_renames_the_window_is_taken_out(text):
+    shown = printable(text)
+    assert shown in ("red", "cred") and not any(ord(letter) < 32 for letter in shown)
+
+
+def test_other_text_stays_as_it_is():
+    assert printable("¿Qué?\t[bold] 你好 🙂\n") == "¿Qué?\t[bold] 你好 🙂\n"
