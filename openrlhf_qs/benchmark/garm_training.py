@@ -32,8 +32,9 @@ from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.form.prompt import Message, suggestion_messages
 from openrlhf_qs.host import flash_attn_stand_in
+from openrlhf_qs.host.seams import head_and_objective
 from openrlhf_qs.host.settings import GarmSettings, Settings
-from openrlhf_qs.registry import REWARD_MODELS, load_plugins
+from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.sft.small_policy import MAX_TOKENS, build_small_policy
 from openrlhf_qs.world.click_log import write_click_log
 
@@ -280,16 +281,16 @@ def our_side(folder: str | Path, rows: list[dict[str, Any]], args: argparse.Name
     from openrlhf_qs.host.reward_model_trainer import SuggestionRewardModelTrainer
 
     load_plugins()
-    settings = Settings(stage=GarmSettings())
+    settings = Settings(stage=GarmSettings(reward_model="gaussian"))
     strategy = OneProcess(folder)
     model, tokenizer = _load(folder, args.dtype, settings)
     dataset = datasets.Dataset.from_list(rows)
     return _repetition(
-        partial(SuggestionRewardModelTrainer, REWARD_MODELS.create("gaussian")),
+        partial(SuggestionRewardModelTrainer, *head_and_objective(settings)),
         strategy,
         model,
         tokenizer,
-        lambda: SuggestionRewardDataset("raise", dataset, tokenizer, MAX_TOKENS, strategy),
+        lambda: SuggestionRewardDataset("raise", False, dataset, tokenizer, MAX_TOKENS, strategy),
         args,
         n_items=args.n_impressions,
     )

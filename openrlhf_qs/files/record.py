@@ -90,7 +90,16 @@ STAGES = {
         plugins=("SFT_DATASET",),
     ),
     "garm": Stage(
-        ("SEED", "REWARD_MODEL", "OBJECTIVE", "CALIBRATE", "MAX_LEN", *(f"GARM_{name}" for name in SFT_SIZE), *FORM),
+        (
+            "SEED",
+            "REWARD_MODEL",
+            "OBJECTIVE",
+            "CALIBRATE",
+            "SPREAD",
+            "MAX_LEN",
+            *(f"GARM_{name}" for name in SFT_SIZE),
+            *FORM,
+        ),
         reads=_read_by_garm,
         files=("GARM_BASE", "DATA_DIR"),
         plugins=("REWARD_MODEL", "OBJECTIVE"),

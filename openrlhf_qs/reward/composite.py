@@ -194,7 +194,8 @@ class CompositeReward:
         no_signal = highest - lowest <= SAME
         # Equal up to rounding has to be equal: OpenRLHF divides by a group's deviation, of 1e-7 too. In steps whose
         # sums float32 holds exactly, the group's mean is the number itself.
-        total = torch.where(no_signal, (lowest / EXACT).round() * EXACT, total)
+        has_others = torch.bincount(group)[group] > 1
+        total = torch.where(no_signal & has_others, (lowest / EXACT).round() * EXACT, total)
         return Scored(
             raw=raw,
             normalised=dict(zip(self.parts, normalised.unbind(-1), strict=True)),

@@ -59,8 +59,9 @@ def spliced(conversation: Sequence[Message], suggestions: Sequence[str], elsewhe
 
 def _splice(one: str, other: str) -> str:
     beginning, end = pieces(one), pieces(other)
-    spliced = "".join(beginning[: len(beginning) // 2] + end[len(end) // 2 :]).strip()
-    return spliced if spliced not in (one, other) else other[: len(other) // 2] + one[len(one) // 2 :]
+    by_pieces = "".join(beginning[: len(beginning) // 2] + end[len(end) // 2 :]).strip()
+    by_characters = other[: len(other) // 2] + one[len(one) // 2 :]
+    return next((text for text in (by_pieces, by_characters) if text not in (one, other)), by_pieces)
 
 
 HACKS: dict[str, Callable[..., Sequence[Sequence[str]]]] = {

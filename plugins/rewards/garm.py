@@ -19,8 +19,7 @@ Uncertainty = Literal["aleatoric", "epistemic", "total"]
 
 @REWARDS.register("garm")
 class Garm:
-    """How much users like the suggestions: the reward model's mean, or less where it is unsure, on average; or the
-    chance that one of them is clicked.
+    """How much users like the suggestions by the reward model: its mean, on average, or the chance of a click.
 
     Args:
         form: ``mean``; ``lower``, ``mean - k * sigma``; ``risk``, ``mean - sigma^2 / (2 * beta)``, which is

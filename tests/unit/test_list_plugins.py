@@ -78,7 +78,7 @@ def test_one_plugin_is_shown_with_its_options_and_what_it_is_called_with(capsys,
 
 def test_options_that_are_required_or_none_at_all_are_said_to_be(capsys, monkeypatch):
     assert "required" in shown(capsys, monkeypatch, "openai_endpoint")
-    assert "no options" in shown(capsys, monkeypatch, "relevance")
+    assert "no options" in shown(capsys, monkeypatch, "gate_malformed")
 
 
 def test_an_unknown_name_lists_the_known(capsys, monkeypatch):

@@ -181,6 +181,7 @@ CHANGED = {
     "GRPO_MICRO_BATCH": "9",
     "N_HELDOUT": "9",
     "OBJECTIVE": "pairs",
+    "SPREAD": "0",
     "GRPO_TEMPERATURE": "9",
     "CREDIT": "response",
     "TEMPERATURES": "9",
@@ -257,8 +258,18 @@ def test_again_makes_anew_what_differs_and_all_after_it_and_nothing_before(recip
     recipes.calls()
     done = recipes("grpo_garm", AGAIN="1", GARM_LR="9e-4")
     assert done.returncode == 0, done.stderr
-    made = [re.match(r"(garm calibrate|[a-z-]+)", call)[1] for call in recipes.calls()]
-    assert made == ["garm", "garm calibrate", "generate", "fusion", "grpo", "generate", "generate", "evaluate"]
+    made = [re.match(r"(garm (?:calibrate|spread)|[a-z-]+)", call)[1] for call in recipes.calls()]
+    assert made == [
+        "garm",
+        "garm calibrate",
+        "garm spread",
+        "generate",
+        "fusion",
+        "grpo",
+        "generate",
+        "generate",
+        "evaluate",
+    ]
     # killed on the way, the same call would find all of it as asked
     assert recipes("grpo_garm", AGAIN="1", GARM_LR="9e-4").stdout.count("done before") == 6
     # a stage alone is made anew though nothing differs, and so are those after it, with what the run was given
@@ -399,7 +410,9 @@ def test_a_set_up_that_was_killed_in_its_first_seconds_begins_again(tmp_path):
     (checkout / ".venv" / "bin").mkdir(parents=True)
     shutil.copytree(ROOT / "recipes", checkout / "recipes")
     shutil.copy(ROOT / "pyproject.toml", checkout)
-    (checkout / ".venv" / "bin" / "python").symlink_to(sys.executable)  # killed before it had pip
+    without_pip = checkout / ".venv" / "bin" / "python"  # killed before it had one
+    without_pip.write_text("#!/bin/sh\nexit 1\n")
+    without_pip.chmod(0o755)
     asked = tmp_path / "asked"
     python = tmp_path / "python3"
     python.write_text(

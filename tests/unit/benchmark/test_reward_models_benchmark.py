@@ -11,6 +11,8 @@ load_plugins()
 class Bytes:
     """An embedder that needs no weights: how often each letter occurs."""
 
+    tokenizer = None  # it reads any text
+
     def get_embedding_dimension(self):
         return 26
 

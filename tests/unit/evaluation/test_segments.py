@@ -9,9 +9,12 @@ from openrlhf_qs.evaluation.segments import segments
 
 
 def test_parts_have_the_rate_of_their_conversations_and_small_ones_are_left_out():
-    one = [{"role": "user", "content": "a"}]
-    two = [*one, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    conversations = [one] * 30 + [two] * 30 + [two * 2] * 5
+    def conversation(number, n_turns):
+        turn = [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": "b"}]
+        return (turn * n_turns)[:-1]
+
+    n_turns = [1] * 30 + [2] * 30 + [4] * 5
+    conversations = [conversation(number, n) for number, n in enumerate(n_turns)]
     ctr = {"sft": np.r_[np.tile([0.0, 1.0], 15), np.ones(35)]}
     meta = [{"topic": f"t{n}", "language": "en" if n < 32 else "de", "same": 1} for n in range(65)]
     found = segments(ctr, conversations, meta)

@@ -84,8 +84,9 @@ def test_turning_pairs_round_changes_no_figure(rows):
 def test_an_ece_above_the_limit_is_said_in_words():
     bad = evaluate_pairs(scored(np.full(400, 0.99), label=np.tile([1.0, 1.0], 200)))
     assert "can be used" in verdict(bad)
-    wrong = Scored(*(column for column in scored(np.tile([0.99, 0.01], 200))))
-    assert "not to be trusted" in verdict(evaluate_pairs(wrong))
+    assert "a coin's" in verdict(evaluate_pairs(scored(np.tile([0.99, 0.01], 200))))
+    timid = evaluate_pairs(scored(np.full(400, 0.6)))  # always right, at .6: an ECE of .4, and better than a coin
+    assert "not to be trusted" in verdict(timid)
 
 
 def test_pairs_that_are_all_alike_are_an_error():

@@ -252,10 +252,10 @@ def test_diversity_across_the_group_is_what_the_likeness_to_every_other_leaves()
 
 def test_rules_take_a_third_for_each_suggestion_of_a_bad_length_and_all_for_bad_form():
     batch = rollout_batch([GOOD, SHORT, TWO, NONE])
-    # GOOD has 25, 31 and 36 columns; in SHORT the second has 6 of at least 10: -1/3; TWO and NONE are malformed
+    # GOOD has 22, 28 and 33 columns; in SHORT the second has 6 of at least 10: -1/3; TWO and NONE are malformed
     torch.testing.assert_close(Rules()(batch), torch.tensor([0.0, -1 / 3, -1.0, -1.0]))
-    # at most 30 columns: two of GOOD are too wide;  in SHORT one is too narrow, one too wide
-    torch.testing.assert_close(Rules(max_width=30)(batch)[:2], torch.tensor([-2 / 3, -2 / 3]))
+    # at most 30 columns: the third is too wide, and in SHORT the second too narrow
+    torch.testing.assert_close(Rules(max_width=30)(batch)[:2], torch.tensor([-1 / 3, -2 / 3]))
 
 
 def test_a_response_that_was_cut_is_malformed_even_where_three_lines_are_there():

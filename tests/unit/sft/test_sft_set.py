@@ -14,11 +14,15 @@ ROWS = [
 
 
 def test_assembled_rows_say_what_they_were_chosen_from():
-    assembled, report = assemble(lambda rows, n: [["Who eats it?", "How hot?", "Which flour?"], None], ROWS)
+    def choose(rows, n):
+        return [["Who eats it?", "How hot?", "Which flour?"], None]
+
+    choose.report = {"n_near_duplicates": 1}
+    assembled, report = assemble(choose, ROWS)
     texts = ["Which flour?", "How hot?", "Who eats it?", "Which flour!"]
     suggestions = ["Who eats it?", "How hot?", "Which flour?"]
     assert assembled == [{"conversation": CONVERSATION, "suggestions": suggestions, "chosen_from": texts}]
-    assert report == {"n_rows": 2, "n_assembled": 1, "samples": assembled}
+    assert report == {"n_rows": 2, "n_assembled": 1, "n_near_duplicates": 1, "samples": assembled}
 
 
 @pytest.mark.parametrize(
