@@ -225,7 +225,7 @@ def statistics(
         logged: ``[n, k]``, raw parts of logged impressions.
     """
     std = deviations(sampled, logged, group, normalisation)
-    for name in np.array(names)[std < SAME]:
+    for name in [name for name, one in zip(names, std, strict=True) if one < SAME]:
         warnings.warn(
             f"reward {name!r} is the same for every response: nothing says what it is worth, so its weight is 0",
             stacklevel=2,

@@ -105,7 +105,7 @@ def test_the_command_lowers_the_nll_of_its_pairs(tmp_path, write_small_garm, cap
     rng = np.random.default_rng(0)
     rows = []
     for n, (a, b) in enumerate(rng.integers(30, size=(300, 2))):
-        better, worse = (a, b) if rng.random() < ndtr(0.3 * (mean[a] - mean[b])) else (b, a)
+        better, worse = (a, b) if rng.random() < ndtr(3 * (mean[a] - mean[b])) else (b, a)
         if texts[better] != texts[worse]:
             shown = {"conversation": [], "suggestions": [texts[better], texts[worse]]}
             rows.append({"impression_id": str(n), **shown, "pairs": [[0, 1, 1.0, 1.0]]})
