@@ -21,8 +21,8 @@ def test_parts_have_the_rate_of_their_conversations_and_small_ones_are_left_out(
     assert list(found) == ["turns", "language"]  # 65 topics are names, and one value tells nothing
     assert list(found["turns"]) == ["1", "2"]  # five conversations of four turns are too few
     part = found["turns"]["1"]
-    # 15 of 30: deviation (ddof 1) of 0 and 1 in equal parts .50855, / sqrt(30) * 1.96 = .18198
+    # 15 of 30: deviation (ddof 1) of 0 and 1 in equal parts .50855, / sqrt(30) * 2.04523 (t, 29 degrees) = .18989
     assert part["n_contexts"] == 30 and part["ctr"] == {"sft": 0.5}
-    assert part["ci95"]["sft"] == pytest.approx([0.5 - 0.18198, 0.5 + 0.18198], abs=1e-4)
+    assert part["ci95"]["sft"] == pytest.approx([0.5 - 0.18989, 0.5 + 0.18989], abs=1e-4)
     assert found["turns"]["2"]["ctr"] == {"sft": 1.0}
     assert found["language"]["de"]["n_contexts"] == 33
