@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import SUGGEST
-from openrlhf_qs.registry import load_plugins
+from openrlhf_qs.registry import REWARDS, load_plugins
 from openrlhf_qs.reward import remote as remote_reward
 from openrlhf_qs.reward.composite import CompositeReward
 from openrlhf_qs.reward.remote import Batcher, RemoteReward, RewardFailed, load_reward, read_rollout, response_text
@@ -358,6 +358,7 @@ def test_a_prompt_that_openrlhf_cuts_is_told_apart_from_its_response(agent, monk
 
 
 def test_a_reward_that_fails_stops_the_rollout_with_its_message(agent, monkeypatch, tokenizer, tmp_path):
+    monkeypatch.setattr(REWARDS, "_plugins", dict(REWARDS._plugins))  # what is registered here is forgotten after it
     file = tmp_path / "fragile.py"
     file.write_text(
         "from openrlhf_qs.registry import REWARDS\n"
