@@ -8,13 +8,16 @@ number, nats. The head must say ``click_log_odds``.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openrlhf_qs.garm.impressions import ImpressionBatch
 from openrlhf_qs.registry import OBJECTIVES
+
+if TYPE_CHECKING:  # it brings transformers, for which a list of plugins need not wait
+    from openrlhf_qs.garm.impressions import ImpressionBatch
 
 MAX_PROBABILITY = 1 - 1e-6
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from openrlhf_qs.garm.impressions import ImpressionBatch
 from openrlhf_qs.registry import OBJECTIVES
+
+if TYPE_CHECKING:  # it brings transformers, for which a list of plugins need not wait
+    from openrlhf_qs.garm.impressions import ImpressionBatch
 
 
 @OBJECTIVES.register("pairs")
