@@ -7,10 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from openrlhf_qs.registry import load_plugins
 
+# How long an example takes says how busy the machine is, not whether the property holds.
+hypothesis.settings.register_profile("any_machine", deadline=None)
+hypothesis.settings.load_profile("any_machine")
 load_plugins()  # once and for all: a test may put a registry of its own in the place of one
 
 N_IMPRESSIONS = 30
