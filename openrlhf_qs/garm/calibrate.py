@@ -49,6 +49,12 @@ def run(args: argparse.Namespace) -> None:
         rich_print(f"{n_clusters} conversations are too few to fit a temperature: it is left at 1")
         return
     scale = fit_scale(scored, link)
+    if scale is None:
+        rich_print(
+            f"the best factor of the means is beyond 1/{MAX_SCALE:g} to {MAX_SCALE:g}: on these {len(scored.label)} "
+            "pairs the model is no better than a coin, or never wrong; it is left at 1: give more pairs, or train again"
+        )
+        return
     factor = scale_uncertainty(scored, link, scale)
     if factor > MAX_UNCERTAINTY:
         rich_print(
@@ -80,20 +86,15 @@ def significant_outcomes(scored: Scored) -> Scored:
     return kept._replace(label=np.ones(keep.sum()))
 
 
-def fit_scale(scored: Scored, link: str) -> float:
-    """The factor of the means with the least negative log-likelihood. ValueError where it is out of bounds."""
+def fit_scale(scored: Scored, link: str) -> float | None:
+    """The factor of the means with the least negative log-likelihood; None where it is out of bounds."""
 
     def nll(log_scale: float) -> float:
         return negative_log_likelihood(_probability(scored, link, np.exp(log_scale)), scored.weight, scored.label)
 
     limit = np.log(MAX_SCALE)
     best = minimize_scalar(nll, bounds=(-limit, limit), method="bounded").x
-    if abs(best) > 0.99 * limit:
-        raise ValueError(
-            f"the best factor of the means is beyond 1/{MAX_SCALE:g} to {MAX_SCALE:g}: on these {len(scored.label)} "
-            "pairs the model is no better than a coin, or never wrong; give more pairs, or train again"
-        )
-    return float(np.exp(best))
+    return None if abs(best) > 0.99 * limit else float(np.exp(best))
 
 
 def scale_uncertainty(scored: Scored, link: str, scale: float) -> float:
