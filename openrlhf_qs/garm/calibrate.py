@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if scale is None:
         rich_print(
             f"the best factor of the means is beyond 1/{MAX_SCALE:g} to {MAX_SCALE:g}: on these {len(scored.label)} "
-            "pairs the model is no better than a coin, or never wrong; it is left at 1: give more pairs, or train again"
+            "pairs the model is no better than a coin, or never wrong; it is left at 1, more pairs would tell"
         )
         return
     factor = scale_uncertainty(scored, link, scale)
