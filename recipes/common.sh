@@ -227,7 +227,7 @@ lock_run() {
    [ "${OPENRLHF_QS_LOCKED:-}" != "$RUN" ] || return 0
    mkdir -p "$RUN"
    exec 8<> "$RUN/.lock"
-   if ! flock -n 8; then
+   if ! flock -w 5 8; then   # seconds; what was killed a moment ago holds it until its memory is freed
       local process at_work=""
       for process in /proc/[0-9]*; do
          [ "$process" = "/proc/$$" ] || [ ! "$process/fd/8" -ef "$RUN/.lock" ] || at_work+=" ${process#/proc/}"
