@@ -13,11 +13,10 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.reference import reference_log_ppl
 from openrlhf_qs.registry import FUSIONS, REWARDS, load_plugins, parse_options
-from openrlhf_qs.reward.composite import CompositeReward, Part, Weights
+from openrlhf_qs.reward.composite import CompositeReward, Part, Weights, variance_shares
 from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, topics
 from openrlhf_qs.reward.hacked import hacked_responses
 from openrlhf_qs.reward.normalisation import NORMALISATIONS
@@ -109,47 +108,41 @@ def run(args: argparse.Namespace) -> None:
     )
 
     names = list(composite.parts)
-    hacks = fusion.wants_hacked
-    raw, group = composite.raw(sampled), sampled.group.numpy()
-    sampled_parts, logged_parts = stack(raw, names), stack(composite.raw(logged), names)
-    of_parts = sampled_parts, logged_parts, group, args.normalisation
-    mean, std = statistics(names, *of_parts)
-    varies = deviations(*of_parts) >= SAME
+    raw, raw_logged, group = composite.raw(sampled), composite.raw(logged), sampled.group.numpy()
+    scale = part_scale(names, stack(raw, names), stack(raw_logged, names), group, args.normalisation)
+    varies = scale.seen > 0
     if not varies.any():
         raise ValueError(f"reward {args.reward}: every part is the same for every response; nothing can be weighed")
-    all_of_them = [
-        Part(0.0, float(m), float(s), calibrated.get(name, {})) for name, m, s in zip(names, mean, std, strict=True)
-    ]
-    parts = dict(zip(names, all_of_them, strict=True))
-    names = [name for name, one in zip(names, varies, strict=True) if one]
-    sampled_parts, logged_parts, mean, std = (
-        sampled_parts[:, varies],
-        logged_parts[:, varies],
-        mean[varies],
-        std[varies],
-    )
-    spread = within_group(sampled_parts / std, group)
+    weighed, seen = [name for name, one in zip(names, varies, strict=True) if one], scale.seen[varies]
+    hacks = fusion.wants_hacked
     data = FusionData(
-        names,
-        **_click_pairs(logged_parts / std, conversations, impressions, _examination(args, log)),
-        **(_against_hacked(composite, *hacked_batches(sampled, reference, scorer), names, std) if hacks else {}),
-        **_samples(raw, sampled, (sampled_parts - mean) / std, composite.gates),
-        spread=spread,
+        weighed,
+        **_click_pairs(stack(raw_logged, weighed) / seen, conversations, impressions, _examination(args, log)),
+        **(_against_hacked(composite, *hacked_batches(sampled, reference, scorer), weighed, seen) if hacks else {}),
+        **_samples(raw, sampled, (stack(raw, weighed) - scale.mean[varies]) / seen, composite.gates),
     )
-    weights = fusion(data)
-    parts |= {name: replace(parts[name], weight=float(w)) for name, w in zip(names, weights, strict=True)}
-    report = {"n_impressions": len(impressions), "n_responses": len(responses), **fusion.report}
-    if spread is not None:
-        report["shares"] = dict(zip(names, shares(np.array(weights), spread).tolist(), strict=True))
+    learned = np.zeros(len(names))
+    learned[varies] = np.array(fusion(data)) * scale.std[varies] / seen  # of deviations as grpo will have them
+    parts = {
+        name: Part(float(weight), float(mean), float(std), calibrated.get(name, {}))
+        for name, weight, mean, std in zip(names, learned / learned.sum(), scale.mean, scale.std, strict=True)
+    }
+    report = {
+        "n_impressions": len(impressions),
+        "n_responses": len(responses),
+        **fusion.report,
+        "shares": shares(parts, raw, group),
+    }
     write(args.out, Weights(parts, args.normalisation, args.temperature), args.fusion, report)
     show(parts, report)
 
 
-def shares(weights: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Of each part ``[k]``, its share of the variance of the reward between the samples to one prompt, were the parts
-    independent: what it has to say in GRPO, which sees differences within a group alone."""
-    variance = (weights * spread) ** 2
-    return variance / max(variance.sum(), 1e-12)
+def shares(parts: Mapping[str, Part], raw: Mapping[str, torch.Tensor], group: np.ndarray) -> dict[str, float]:
+    """Of each part, its share of the variance of the total between the samples to one prompt: what it has to say in
+    GRPO, which logs the same of its rollouts as ``share/NAME``. Before gates."""
+    columns = {name: part.weight * (raw[name].double() - part.mean) / part.std for name, part in parts.items()}
+    number = torch.from_numpy(np.unique(group, return_inverse=True)[1])
+    return variance_shares(columns, torch.stack([*columns.values()]).sum(0), number)
 
 
 def load_scorer(composite: CompositeReward, reward_model: str):
@@ -210,39 +203,60 @@ def hacked_batches(sampled: RolloutBatch, reference: Callable, scorer) -> tuple[
     }
 
 
-def statistics(
+class Scale(NamedTuple):
+    """What parts are measured by, ``[k]`` each.
+
+    Attributes:
+        mean: of the SFT policy's samples, the zero from which training measures.
+        seen: deviation between samples to one prompt, which is all that GRPO sees of a part; fusions weigh parts in
+            these. 0 for a part that is the same for every response.
+        std: what the composite reward divides by; never 0.
+    """
+
+    mean: np.ndarray
+    seen: np.ndarray
+    std: np.ndarray
+
+
+def part_scale(
     names: Sequence[str], sampled: np.ndarray, logged: np.ndarray, group: np.ndarray, normalisation: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each part, ``[k]``, for that normalisation.
+) -> Scale:
+    """The scale of each part for that normalisation.
 
-    A part that is the same for every response has the deviation 1, with a warning.
-
-    The SFT policy's mean is the zero from which training measures. The deviation is that of samples and impressions
-    together; under ``group`` that of the samples to one prompt, for so a part is seen there.
+    GRPO compares responses to one prompt. So it is by the deviation among these that a weight says how much a part
+    counts: measured by samples and logged impressions together, which differ in the prompt and in the policy, a part
+    as the log-perplexity would look ten times as wide as any group of samples is. A part that no two samples to one
+    prompt differ in is measured by all of both: it counts nothing until the policy finds where it differs.
 
     Args:
         sampled: ``[m, k]``, raw parts of the SFT policy's samples; ``group``: ``[m]``, their prompts.
         logged: ``[n, k]``, raw parts of logged impressions.
+
+    Warns:
+        of parts that are the same for every response, and where there is one sample to each prompt: then the
+        deviation of all samples stands in.
     """
-    std = deviations(sampled, logged, group, normalisation)
-    for name in [name for name, one in zip(names, std, strict=True) if one < SAME]:
+    of_all = np.concatenate((sampled, logged)).std(0)
+    of_all[of_all < SAME] = 0.0
+    for name in [name for name, one in zip(names, of_all, strict=True) if not one]:
         warnings.warn(
             f"reward {name!r} is the same for every response: nothing says what it is worth, so its weight is 0",
             stacklevel=2,
         )
-    return sampled.mean(0), np.where(std < SAME, 1.0, std)
-
-
-def deviations(sampled: np.ndarray, logged: np.ndarray, group: np.ndarray, normalisation: str) -> np.ndarray:
-    """``[k]``, as in :func:`statistics`, of parts that are the same for every response too."""
-    if normalisation != "group":
-        return np.concatenate((sampled, logged)).std(0)
-    std = within_group(sampled, group)
-    if std is None:
-        raise ValueError(
-            "--normalisation group needs several responses a conversation: openrlhf-qs generate --n_samples 4"
+    of_groups, of_samples = within_group(sampled, group), sampled.std(0)
+    if of_groups is None:
+        several = "openrlhf-qs generate --n_samples 4"
+        if normalisation == "group":
+            raise ValueError(f"--normalisation group needs several responses a conversation: {several}")
+        warnings.warn(
+            "one response a conversation does not tell how far parts differ within a group, so that weights are no "
+            f"shares of what GRPO sees: {several}",
+            stacklevel=2,
         )
-    return std
+        of_groups = of_samples
+    seen = np.where(of_groups < SAME, of_all, of_groups)
+    std = np.where(of_samples < SAME, of_all, of_samples) if normalisation == "running" else seen
+    return Scale(sampled.mean(0), seen, np.where(std == 0, 1.0, std))
 
 
 def within_group(values: np.ndarray, group: np.ndarray) -> np.ndarray | None:
@@ -280,12 +294,12 @@ def _click_pairs(parts: np.ndarray, conversations: list, impressions: list[dict]
     }
 
 
-def _against_hacked(composite, clean: RolloutBatch, hacked: Mapping[str, RolloutBatch], names, std) -> dict:
+def _against_hacked(composite, clean: RolloutBatch, hacked: Mapping[str, RolloutBatch], names, seen) -> dict:
     good, differences, stopped = stack(composite.raw(clean), names)[:, None], {}, {}
     for kind, batch in hacked.items():
         raw = composite.raw(batch)
         shape = len(good), len(batch.responses) // len(good)
-        differences[kind] = (good - stack(raw, names).reshape(*shape, len(names))) / std
+        differences[kind] = (good - stack(raw, names).reshape(*shape, len(names))) / seen
         stopped[kind] = ~_passed(raw, composite.gates).reshape(shape)
     return {"clean_minus_hacked": differences, "stopped": stopped}
 

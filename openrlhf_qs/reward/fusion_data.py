@@ -1,6 +1,6 @@
 """What weights are learned from: pairs of impressions that differ in a click, hacked responses, and samples.
 
-All parts are in deviations, each as it will be when it meets its weight.
+All parts are in deviations of the samples to one prompt, which is how far GRPO sees a part differ.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ class FusionData:
         diversity: ``[c, n]``, how different its suggestions are.
         passed: ``[c, n]``, bool: no gate stops the sample.
         other: ``[pairs]``, number of the conversation of the one that was not clicked; None where it is the same.
-        spread: ``[k]``, deviation of each part between the samples to one prompt, which is what GRPO sees of it; None
-            where there is one sample to each.
     """
 
     names: list[str]
@@ -51,7 +49,6 @@ class FusionData:
     diversity: np.ndarray | None = None
     passed: np.ndarray | None = None
     other: np.ndarray | None = None
-    spread: np.ndarray | None = None
 
     def pairs(self, rows: np.ndarray) -> FusionData:
         """The same with the pairs at ``rows`` alone."""

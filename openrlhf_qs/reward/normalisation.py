@@ -9,7 +9,7 @@ from torch import Tensor
 
 Normalisation = Literal["sft", "group", "running"]
 NORMALISATIONS = {
-    "sft": "by mean and deviation of the SFT policy's responses",
+    "sft": "by the mean of the SFT policy's responses and their deviation within a prompt",
     "group": "by mean and deviation of the responses to the same prompt",
     "running": "by mean and deviation of all responses so far, begun with the SFT policy's",
 }

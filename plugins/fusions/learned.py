@@ -24,8 +24,7 @@ class EqualFusion:
     """The same share for every part of what tells the answers to one prompt apart: the baseline."""
 
     def __call__(self, data: FusionData) -> list[float]:
-        """Weights that add up to 1, whatever clicks say: the inverse of how far a part spreads between the samples to
-        one prompt, for that is what GRPO sees of it. The same for all where nobody sampled more than one."""
+        """Weights that add up to 1, whatever clicks say."""
         return equal_shares(data)
 
 
@@ -42,7 +41,7 @@ class LogisticRegressionFusion:
 
     Args:
         floor: share of the largest weight that every part keeps, in [0, 1].
-        c: inverse strength of the ridge penalty (scikit-learn's ``C``), on parts of unit deviation; None finds it by
+        c: inverse strength of the ridge penalty (scikit-learn's ``C``), on parts in those deviations; None finds it by
             cross-validation over conversations.
     """
 
@@ -97,9 +96,8 @@ class LogisticRegressionFusion:
 
 
 def equal_shares(data: FusionData) -> list[float]:
-    """Weights that add up to 1 under which every part spreads alike between the samples to one prompt."""
-    spread = np.ones(len(data.names)) if data.spread is None else np.maximum(data.spread, 1e-3)
-    return (1 / spread / (1 / spread).sum()).tolist()
+    """The same weight for each part, of 1 in all: parts are in deviations of the samples to one prompt."""
+    return [1 / len(data.names)] * len(data.names)
 
 
 def _why_not_told(data: FusionData, weights: np.ndarray, errors: np.ndarray) -> str:

@@ -6,6 +6,7 @@ from itertools import chain, combinations
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import minimize
 
 from openrlhf_qs.form.response import parse_response
@@ -154,9 +155,17 @@ def test_standard_errors_across_conversations_are_the_spread_over_logs():
     assert (np.abs(fits[:, 2]) > 1.96 * errors[:, 2]).sum() <= 14
 
 
-def test_shares_are_of_the_variance_between_the_samples_to_one_prompt():
-    # weights 1 and 1 on spreads 0.2 and 0.4: 0.04 and 0.16 of 0.2
-    np.testing.assert_allclose(stage.shares(np.array([1.0, 1.0]), np.array([0.2, 0.4])), [0.2, 0.8])
+def test_shares_are_those_that_grpo_logs_of_the_same_samples():
+    group, random = np.repeat(np.arange(30), 4), np.random.default_rng(0)
+    raw = {name: torch.from_numpy(random.normal(size=120)).float() for name in "ab"}
+    parts = {"a": Part(0.7, 0.1, 0.5), "b": Part(0.3, -1.0, 2.0)}
+    found = stage.shares(parts, raw, group)
+    total = sum(one.weight * raw[name].numpy() / one.std for name, one in parts.items()).reshape(30, 4)
+    for name, one in parts.items():
+        column = (one.weight * raw[name].numpy() / one.std).reshape(30, 4)
+        by_group = [np.cov(c, t)[0, 1] / np.var(t, ddof=1) for c, t in zip(column, total, strict=True)]
+        assert found[name] == pytest.approx(np.mean(by_group), rel=1e-4)
+    assert sum(found.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.1])
@@ -170,10 +179,20 @@ def test_equal_weights_add_up_to_one():
 
 
 def test_equal_weights_are_equal_shares_of_what_training_sees():
-    spread = np.array([0.2, 0.4, 0.1])
-    weights = np.array(EqualFusion()(synthetic([1.0] * 3, n=10, spread=spread)))
-    assert weights.sum() == pytest.approx(1)
-    np.testing.assert_allclose(stage.shares(weights, spread), 1 / 3)
+    """The log-perplexity of logged impressions is ten times as wide as that of samples to one prompt."""
+    random, group = np.random.default_rng(0), np.repeat(np.arange(500), 4)
+    sampled = np.stack(
+        [random.normal(0, 0.1, 2000), random.normal(0, 0.07, 2000) + 0.3 * random.normal(size=500)[group]], 1
+    )
+    logged = np.stack([random.normal(0, 0.1, 3000), random.normal(0, 1.0, 3000)], 1)
+    scale = stage.part_scale(["garm", "ood"], sampled, logged, group, "sft")
+    weights = EqualFusion()(synthetic([1.0] * 2, n=10))
+    parts = {
+        name: Part(w, m, s) for name, w, m, s in zip(["garm", "ood"], weights, scale.mean, scale.std, strict=True)
+    }
+    found = stage.shares(parts, dict(zip(parts, torch.from_numpy(sampled).T, strict=True)), group)
+    # measured by the log as well, the deviation of ood is .8, and its share 1 %; of 500 groups a share is known to .02
+    np.testing.assert_allclose([*found.values()], 0.5, atol=0.06)
 
 
 # The pairs
@@ -386,29 +405,35 @@ def test_options_that_cannot_be_are_refused(options, message):
 # The stage
 
 
-def test_the_policy_gives_the_zero_and_both_together_the_deviation():
-    sampled = np.array([[0.0, 10.0], [2.0, 10.0]])  # means 1 and 10
-    logged = np.array([[4.0, 10.0], [6.0, 30.0]])
-    mean, std = stage.statistics(["a", "b"], sampled, logged, np.array([0, 1]), "sft")
-    # deviation of 0, 2, 4, 6: sqrt((9 + 1 + 1 + 9) / 4) = sqrt(5);  of 10, 10, 10, 30: sqrt((3 * 25 + 225) / 4)
-    np.testing.assert_allclose(mean, [1.0, 10.0])
-    np.testing.assert_allclose(std, [5**0.5, 75**0.5])
+@pytest.mark.parametrize("normalisation", ["sft", "group", "running"])
+def test_parts_are_weighed_by_how_far_samples_to_one_prompt_differ(normalisation):
+    sampled, logged = np.array([[0.0], [2.0], [10.0], [14.0]]), np.array([[-100.0], [100.0]])
+    mean, seen, std = stage.part_scale(["a"], sampled, logged, np.array([0, 0, 1, 1]), normalisation)
+    # (1 + 1 + 4 + 4) / (4 responses - 2 prompts); among all of them (6.5^2 + 4.5^2 + 3.5^2 + 7.5^2) / 4
+    np.testing.assert_allclose([*mean, *seen], [6.5, 5**0.5])
+    np.testing.assert_allclose(std, 32.75**0.5 if normalisation == "running" else 5**0.5)
 
 
-def test_within_groups_the_deviation_is_that_of_the_samples_to_one_prompt():
-    sampled = np.array([[0.0], [2.0], [10.0], [14.0]])
-    _, std = stage.statistics(["a"], sampled, sampled, np.array([0, 0, 1, 1]), "group")
-    # (1 + 1 + 4 + 4) / (4 responses - 2 prompts)
-    np.testing.assert_allclose(std, [5**0.5])
+def test_one_response_a_conversation_tells_no_group():
+    sampled = np.array([[0.0], [2.0]])
+    with pytest.warns(UserWarning, match="one response a conversation .* --n_samples 4"):
+        scale = stage.part_scale(["a"], sampled, sampled, np.arange(2), "sft")
+    assert scale.seen.tolist() == [1.0]
     with pytest.raises(ValueError, match="several responses a conversation: .* --n_samples 4"):
-        stage.statistics(["a"], sampled, sampled, np.arange(4), "group")
+        stage.part_scale(["a"], sampled, sampled, np.arange(2), "group")
+
+
+def test_a_part_that_only_the_log_knows_is_measured_there():
+    sampled, logged = np.array([[0.0, 1.0], [2.0, 1.0]]), np.array([[1.0, 1.0], [1.0, 5.0]])
+    # of 1, 1, 1, 5: sqrt((3 * 1 + 9) / 4)
+    np.testing.assert_allclose(stage.part_scale(["a", "b"], sampled, logged, np.zeros(2), "sft").std, [2**0.5, 3**0.5])
 
 
 def test_a_part_that_never_changes_is_named_and_divides_nothing_by_zero():
     sampled, logged = np.array([[0.0, 7.0], [1.0, 7.0]]), np.array([[2.0, 7.0]])
     with pytest.warns(UserWarning, match="reward 'b' is the same for every response: .*its weight is 0"):
-        mean, std = stage.statistics(["a", "b"], sampled, logged, np.arange(2), "sft")
-    assert mean.tolist() == [0.5, 7.0] and std[1] == 1
+        mean, seen, std = stage.part_scale(["a", "b"], sampled, logged, np.zeros(2), "sft")
+    assert mean.tolist() == [0.5, 7.0] and seen[1] == 0 and std[1] == 1
 
 
 def test_what_is_written_is_what_the_composite_reward_reads(tmp_path):
