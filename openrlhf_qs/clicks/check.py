@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -27,6 +27,7 @@ from rich.table import Table
 from openrlhf_qs.clicks import repeats
 from openrlhf_qs.clicks.batches import ENGINES, Batch, Problem, Problems, log_files, map_log
 from openrlhf_qs.clicks.click_log import ON_ERROR, clicks_by_position
+from openrlhf_qs.clicks.preferences import pair_places
 from openrlhf_qs.clicks.propensity import (
     COUNTS,
     DEFAULT_METHOD,
@@ -36,12 +37,31 @@ from openrlhf_qs.clicks.propensity import (
     estimate,
     shown_counts,
 )
-from openrlhf_qs.clicks.repeats import HeavyUser, heavy_users, row_hashes
+from openrlhf_qs.clicks.repeats import HeavyUser, frequent_texts, heavy_users, row_hashes
 from openrlhf_qs.clicks.rows import contexts
+from openrlhf_qs.clicks.verdicts import Verdict, verdicts, worst
+from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.form.language import in_users_language
+from openrlhf_qs.form.prompt import Message, last_question
+from openrlhf_qs.form.text import language, script
+from openrlhf_qs.statistics.intervals import wilson_interval
 
 MAX_COUNTS = 2_000_000  # rows of the sample that propensities are estimated from
 MAX_HASHES = 4_000_000  # compared at once
 SHOWN_USERS = 5  # with the most rows
+N_READ = 500  # rows whose languages are looked at
+RARE = 0.01  # share of the users' messages below which a language is not named
+
+
+class PolicyCounts(NamedTuple):
+    """Of the impressions of one policy, n suggestions and c clicks each: their number and sums."""
+
+    n_impressions: int
+    n: int
+    c: int
+    cc: int
+    cn: int
+    nn: int
 
 
 @dataclass(frozen=True)
@@ -52,17 +72,20 @@ class Summary:
         positions: see :func:`openrlhf_qs.clicks.click_log.clicks_by_position`.
         n_impressions, n_clicked, n_repeating: rows, rows with a click, rows that show one text twice.
         lines: of the good rows, from 1 in the batch; with ``ids`` in the same order.
-        ids, conversations, users: hashes; of users each once.
+        ids, conversations, users: hashes; of users those of the rows that have one.
         counts: see :func:`openrlhf_qs.clicks.propensity.shown_counts`.
         rows: hashes of all but the id, see :func:`openrlhf_qs.clicks.repeats.row_hashes`.
-        heavy: users with many rows.
+        heavy, texts: users with many rows, texts that many rows show.
+        n_suggestions, n_turns: rows by how many suggestions they show, and by how many messages they have.
+        n_pairs: of a clicked suggestion and one without a click.
+        sample: hash, conversation and suggestions of the rows with the smallest hashes.
     """
 
     positions: pl.DataFrame
     n_impressions: int
     n_clicked: int
     n_repeating: int
-    policies: dict[str, int]
+    policies: dict[str, PolicyCounts]
     first: datetime | None
     last: datetime | None
     lines: np.ndarray
@@ -72,6 +95,11 @@ class Summary:
     counts: pl.DataFrame
     rows: np.ndarray
     heavy: list[HeavyUser]
+    texts: list[tuple[str, int]]
+    n_suggestions: dict[int, int]
+    n_turns: dict[int, int]
+    n_pairs: int
+    sample: list[tuple[int, list[Message], list[str]]]
     problems: list[Problem]
 
 
@@ -96,12 +124,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"how it is estimated how much each position is looked at. {_choices(METHODS)}; default {DEFAULT_METHOD}",
     )
     parser.add_argument("--json", action="store_true", help="print the description as JSON")
+    parser.add_argument("--html", metavar="FILE", help="write it as a page too, with a picture of clicks by position")
 
 
 def run(args: argparse.Namespace) -> None:
     """Check the log and print what is in it; ValueError names bad rows."""
     label = "" if args.json else "checking"
     found = check_log(args.log, args.on_error, args.engine, args.propensity, label)
+    if args.html:
+        from openrlhf_qs.clicks.check_page import page  # matplotlib takes a second
+
+        write_whole(Path(args.html), page(found))
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
     else:
@@ -126,11 +159,17 @@ def check_log(
     Returns:
         Ready for JSON: ``files``, ``n_impressions``, ``n_conversations`` (different ones), ``n_users``, ``n_clicks``,
         ``clicked_share`` (of the impressions, those with a click), ``ctr``, ``positions`` (one each: ``n_shown``,
-        ``n_clicked``, ``ctr``, ``examination`` and ``examination_ci95`` relative to the top), ``propensity`` (the
-        method, or why it failed), ``click_entropy`` (bits, of where clicks fall; ``click_entropy_max`` where all
-        places get as many), ``n_repeating`` (impressions that show one text twice), ``n_doubles`` (rows
-        that are there before, but for their id), ``policies``, ``first``, ``last``, ``skipped``, the bad rows by
-        reason, and ``findings``, sentences on what speaks against the log or the estimate.
+        ``n_clicked``, ``ctr``, ``ctr_ci95``, ``examination`` and ``examination_ci95`` relative to the top),
+        ``propensity`` (the method, or why it failed), ``order`` (``random``, ``chosen`` or ``unknown``),
+        ``click_entropy`` (bits, of where clicks fall; ``click_entropy_max`` where all places get as many),
+        ``n_repeating`` (impressions that show one text twice), ``n_doubles`` (rows that are there before, but for
+        their id), ``n_conversations_again`` (those with more than one impression), ``n_pairs``, ``n_suggestions`` and
+        ``n_turns`` (impressions by their number), ``languages`` (of ``N_READ`` impressions at most: ``users``, shares
+        of their last messages, ``scripts`` of the suggestions, ``other_than_users``, the share of the suggestions in
+        another language or script), ``frequent_texts``, ``policies`` (each with ``n_impressions``, ``ctr`` and
+        ``ctr_ci95``, impressions taken as independent), ``first``, ``last``, ``skipped``, the bad rows by reason,
+        ``checks``, see :class:`openrlhf_qs.clicks.verdicts.Verdict`, ``verdict``, the worst of them, and
+        ``findings``, the sentences of those that do not pass.
 
     Raises:
         ValueError: the first 20 bad rows, unless ``on_error`` is ``skip``; files of different schemas; no good row.
@@ -150,18 +189,53 @@ def summarise(batch: Batch) -> Summary:
         n_impressions=rows.height,
         n_clicked=int((rows["clicks"].list.max() == 1).sum()),
         n_repeating=int((rows["suggestions"].list.n_unique() < rows["suggestions"].list.len()).sum()),
-        policies=dict(rows.group_by(pl.col("policy").fill_null("unknown")).len().iter_rows()),
+        policies=_by_policy(rows),
         first=rows["timestamp"].min(),
         last=rows["timestamp"].max(),
         lines=rows["line"].to_numpy(),
         ids=rows["impression_id"].hash().to_numpy(),
         conversations=contexts(rows).to_numpy(),
-        users=rows["user_id"].drop_nulls().unique().hash().to_numpy(),
+        users=rows["user_id"].drop_nulls().hash().to_numpy(),
         counts=shown_counts(rows),
         rows=row_hashes(rows).to_numpy(),
         heavy=heavy_users(rows),
+        texts=frequent_texts(rows),
+        n_suggestions=dict(rows["suggestions"].list.len().value_counts().iter_rows()),
+        n_turns=dict(rows["conversation"].list.len().value_counts().iter_rows()),
+        n_pairs=_n_pairs(rows),
+        sample=_sample(rows),
         problems=batch.problems,
     )
+
+
+def _by_policy(rows: pl.DataFrame) -> dict[str, PolicyCounts]:
+    n, c = pl.col("clicks").list.len().cast(pl.Int64), pl.col("clicks").list.sum().cast(pl.Int64)
+    sums = (
+        rows.lazy()
+        .select(policy=pl.col("policy").fill_null("unknown"), n=n, c=c)
+        .group_by("policy")
+        .agg(pl.len(), *(one.sum().alias(name) for name, one in _PRODUCTS.items()))
+    )
+    return {policy: PolicyCounts(*counts) for policy, *counts in sums.collect().iter_rows()}
+
+
+_N, _C = pl.col("n"), pl.col("c")
+_PRODUCTS = {"n": _N, "c": _C, "cc": _C * _C, "cn": _C * _N, "nn": _N * _N}
+
+
+def _n_pairs(rows: pl.DataFrame) -> int:
+    """Where no text stands twice it is a product, which is faster."""
+    n_shown, n_clicked = rows["suggestions"].list.len(), rows["clicks"].list.sum().cast(pl.UInt32)
+    repeating = rows["suggestions"].list.n_unique() < n_shown
+    n_pairs = int((n_clicked * (n_shown - n_clicked)).filter(~repeating).sum())
+    return n_pairs + (pair_places(rows.filter(repeating), "all").height if repeating.any() else 0)
+
+
+def _sample(rows: pl.DataFrame) -> list[tuple[int, list[Message], list[str]]]:
+    hashes = rows["impression_id"].hash()
+    few = pl.DataFrame({"hash": hashes, "row": pl.int_range(rows.height, eager=True)}).bottom_k(N_READ, by="hash")
+    some = rows.select("conversation", "suggestions")[few["row"]]
+    return list(zip(few["hash"].to_list(), some["conversation"].to_list(), some["suggestions"].to_list(), strict=True))
 
 
 class Total:
@@ -171,7 +245,10 @@ class Total:
         self._files = list(files)
         self._problems = Problems(files)
         self._n_impressions = self._n_clicked = self._n_repeating = 0
-        self._policies: Counter[str] = Counter()
+        self._policies: dict[str, PolicyCounts] = {}
+        self._n_suggestions, self._n_turns, self._texts = Counter[int](), Counter[int](), Counter[str]()
+        self._n_pairs = 0
+        self._sample: list[tuple[int, list[Message], list[str]]] = []
         self._times: list[datetime] = []  # the first and the last
         self._shown, self._clicked = np.zeros(0, int), np.zeros(0, int)
         self._ids, self._conversations, self._users = SpilledHashes(), SpilledHashes(), SpilledHashes()
@@ -187,7 +264,14 @@ class Total:
         self._n_impressions += summary.n_impressions
         self._n_clicked += summary.n_clicked
         self._n_repeating += summary.n_repeating
-        self._policies.update(summary.policies)
+        for policy, counts in summary.policies.items():
+            before = self._policies.get(policy, (0,) * len(counts))
+            self._policies[policy] = PolicyCounts(*map(sum, zip(before, counts, strict=True)))
+        self._n_suggestions.update(summary.n_suggestions)
+        self._n_turns.update(summary.n_turns)
+        self._texts.update(dict(summary.texts))
+        self._n_pairs += summary.n_pairs
+        self._sample = sorted([*self._sample, *summary.sample], key=lambda one: one[0])[:N_READ]
         times = [time for time in (*self._times, summary.first, summary.last) if time]
         self._times = [min(times), max(times)] if times else []
         self._shown = _sum(self._shown, summary.positions["n_shown"].to_numpy())
@@ -209,34 +293,51 @@ class Total:
         skipped = dict(self._problems.counts)
         if not self._n_impressions:
             raise ValueError(f"{self._files[0]}: no good row; bad ones by reason: {skipped or 'none'}")
-        method, examination, findings = propensity, None, []
+        method, order, examination, findings = propensity, "unknown", None, []
         try:
-            examination = estimate(added_up(self._counts), propensity)
-            method, findings = examination.method, list(examination.findings)
+            examination = estimate(added_up(self._counts), propensity, n_positions=len(self._shown))
+            method, order, findings = examination.method, examination.order, list(examination.findings)
         except ValueError as error:
             method = f"{propensity}: {error}"
-        n_users, n_doubles = self._users.n_distinct(), self._n_impressions - self._rows.n_distinct()
+        of_users, of_conversations = self._users.frequencies(), self._conversations.frequencies()
+        n_users, n_doubles = sum(of_users.values()), self._n_impressions - self._rows.n_distinct()
         heavy = [HeavyUser(*one) for one in self._heavy.most_common(SHOWN_USERS)]
         n_clicks, share = int(self._clicked.sum()), self._clicked / max(self._clicked.sum(), 1)
-        return {
+        found = {
             "files": self._files,
             "n_impressions": self._n_impressions,
-            "n_conversations": self._conversations.n_distinct(),
+            "n_conversations": sum(of_conversations.values()),
+            "n_conversations_again": sum(n for times, n in of_conversations.items() if times > 1),
             "n_users": n_users,
             "n_doubles": n_doubles,
             "n_clicks": n_clicks,
+            "n_pairs": self._n_pairs,
+            "n_suggestions": dict(sorted(self._n_suggestions.items())),
+            "n_turns": dict(sorted(self._n_turns.items())),
             "clicked_share": self._n_clicked / self._n_impressions,
             "ctr": n_clicks / int(self._shown.sum()),
             "positions": [self._position(index, examination) for index in range(len(self._shown))],
             "propensity": method,
-            "click_entropy": float(-(share[share > 0] * np.log2(share[share > 0])).sum()),
+            "order": order,
+            "click_entropy": max(0.0, float(-(share[share > 0] * np.log2(share[share > 0])).sum())),
             "click_entropy_max": math.log2(len(share)),
             "n_repeating": self._n_repeating,
-            "policies": dict(sorted(self._policies.items())),
+            "frequent_texts": dict(self._texts.most_common(SHOWN_USERS)),
+            "languages": _languages([(conversation, texts) for _, conversation, texts in self._sample]),
+            "policies": {name: _policy(counts) for name, counts in sorted(self._policies.items())},
             "first": self._times[0].isoformat(),
             "last": self._times[1].isoformat(),
             "skipped": skipped,
-            "findings": [*repeats.findings(self._n_impressions, n_users, n_doubles, heavy), *findings],
+        }
+        sentences = {
+            "repeats": repeats.findings(self._n_impressions, _median(of_users), n_doubles, heavy),
+            "examination": findings,
+        }
+        checks = verdicts(found | sentences)
+        return found | {
+            "checks": [one._asdict() for one in checks],
+            "verdict": worst(checks),
+            "findings": [one.sentence for one in checks if one.level != "pass"],
         }
 
     def _position(self, index: int, examination: Propensities | None) -> dict[str, Any]:
@@ -245,6 +346,7 @@ class Total:
             "n_shown": shown,
             "n_clicked": clicked,
             "ctr": clicked / shown,
+            "ctr_ci95": list(wilson_interval(clicked / shown, shown)),
             "examination": examination and examination.values[index],
             "examination_ci95": examination and [examination.low[index], examination.high[index]],
         }
@@ -282,6 +384,13 @@ class SpilledHashes:
         self._file.seek(8 * row)
         return int(np.frombuffer(self._file.read(8), dtype=np.uint64)[0])
 
+    def frequencies(self) -> dict[int, int]:
+        """How many of the numbers are there once, how many twice and so on; sorted."""
+        found: Counter[int] = Counter()
+        for hashes, _ in self._shares():
+            found.update(dict(pl.Series(hashes).value_counts()["count"].value_counts(name="n").iter_rows()))
+        return dict(sorted(found.items()))
+
     def n_distinct(self) -> int:
         return sum(pl.Series(hashes).n_unique() for hashes, _ in self._shares())
 
@@ -313,6 +422,42 @@ class SpilledHashes:
                 yield np.concatenate(hashes), np.concatenate(rows)
 
 
+def _median(frequencies: dict[int, int]) -> float:
+    """Of sorted numbers with how often each is there; 0 where there is none."""
+    middle, seen = sum(frequencies.values()) / 2, 0
+    for value, n in frequencies.items():
+        seen += n
+        if seen >= middle:
+            return value
+    return 0
+
+
+def _policy(counts: PolicyCounts) -> dict[str, Any]:
+    """Clicks per suggestion shown, with Wilson's interval of as many independent shows as are worth the impressions.
+
+    Their number is that at which a share has the variance of the ratio of the two sums over impressions.
+    """
+    ctr = counts.c / counts.n
+    variance = (counts.cc - 2 * ctr * counts.cn + ctr**2 * counts.nn) / counts.n**2
+    n = ctr * (1 - ctr) / variance if variance > 1e-12 else counts.n
+    return {"n_impressions": counts.n_impressions, "ctr": ctr, "ctr_ci95": list(wilson_interval(ctr, n))}
+
+
+def _languages(sample: Sequence[tuple[Sequence[Message], Sequence[str]]]) -> dict[str, Any]:
+    """What languages users write, what scripts suggestions are in, and how many are in another than their user's."""
+    asked = [language(last_question(conversation)) for conversation, _ in sample]
+    known = Counter(filter(None, asked))
+    suggestions = [(conversation, text) for conversation, texts in sample for text in texts]
+    written = Counter(script(text).lower() or "none" for _, text in suggestions)
+    other = sum(not in_users_language(conversation, text) for conversation, text in suggestions)
+    return {
+        "users": {code: n / known.total() for code, n in known.most_common() if n >= RARE * known.total()},
+        "n_users_unknown": len(asked) - known.total(),
+        "scripts": {name: n / written.total() for name, n in written.most_common() if n >= RARE * written.total()},
+        "other_than_users": other / max(len(suggestions), 1),
+    }
+
+
 def _sum(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     n = max(len(one), len(other))
     return np.pad(one, (0, n - len(one))) + np.pad(other, (0, n - len(other)))
@@ -335,20 +480,27 @@ def _table(found: dict[str, Any]) -> Table:
     table.add_section()
     for number, place in enumerate(found["positions"], start=1):
         looked_at = ""
-        if place["examination"]:
+        if place["examination"] is not None:
             low, high = place["examination_ci95"]
             looked_at = f"looked at {place['examination']:.3f} ({low:.3f} to {high:.3f}) times as often as the top"
-        table.add_row(f"position {number}", f"{place['ctr']:.4f}", looked_at if number > 1 else "click-through rate")
+        low, high = place["ctr_ci95"]
+        rate = f"{low:.4f} to {high:.4f}"
+        looked_at = f"{rate}; {looked_at}" if number > 1 and looked_at else f"{rate}: click-through rate"
+        table.add_row(f"position {number}", f"{place['ctr']:.4f}", looked_at)
     table.add_row("", "", f"by {found['propensity']}; 95 % intervals")
     table.add_section()
-    for policy, n in found["policies"].items():
-        table.add_row("policy", f"{n:,}", policy)
+    for policy, one in found["policies"].items():
+        low, high = one["ctr_ci95"]
+        shown = f"{policy}: {one['n_impressions']:,} impressions, {low:.4f} to {high:.4f}"
+        table.add_row("policy", f"{one['ctr']:.4f}", shown)
     for reason, n in found["skipped"].items():
         table.add_row("skipped", f"{n:,}", reason)
-    if found["findings"]:
-        table.add_section()
-    for sentence in found["findings"]:
-        table.add_row("finding", "", sentence)
+    table.add_section()
+    for check in found["checks"]:
+        one = Verdict(**check)
+        hurts = f" [{', '.join(one.stages)}]" if one.stages else ""
+        table.add_row(one.about, one.level, one.sentence + hurts)
+    table.add_row("in all", found["verdict"], "in brackets: the stages that a finding hurts")
     return table
 
 

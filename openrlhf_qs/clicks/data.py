@@ -141,7 +141,8 @@ def run(args: argparse.Namespace) -> None:
         skipped.update(dropped)
         splits, moved = split_log(log, args.split, args.heldout_share, args.fusion_share, args.seed, args.time_cuts)
         _check_clicks(splits)
-        examination = estimate(shown_counts(splits.train), args.propensity)
+        n_positions = log["clicks"].list.len().max()
+        examination = estimate(shown_counts(splits.train), args.propensity, n_positions=n_positions)
 
         status.update("making preference pairs")
         files = (out.preferences, out.preferences_heldout, out.preferences_calibration)
@@ -194,7 +195,8 @@ def _preferences(log: pl.DataFrame, args: argparse.Namespace, examination: Prope
 def _repeats(log: pl.DataFrame) -> list[str]:
     """What is to be said of doubles and of users with too many rows."""
     n_doubles = log.height - row_hashes(log).n_unique()
-    return findings(log.height, log["user_id"].drop_nulls().n_unique(), n_doubles, heavy_users(log))
+    n_of_each = log["user_id"].drop_nulls().value_counts()["count"]
+    return findings(log.height, n_of_each.median() or 0, n_doubles, heavy_users(log))
 
 
 def _time(text: str) -> datetime:

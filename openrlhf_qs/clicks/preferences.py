@@ -111,7 +111,7 @@ def preferences(
         rejected_factors = [disliked_probability(p, attraction) for p in propensities]
         unread = disliked_probability(0.0, attraction)
 
-    pairs = _pairs(log, position_policy)
+    pairs = pair_places(log, position_policy)
     if pairs.is_empty():
         raise ValueError(
             f"no pair of a clicked and another suggestion in {log.height} impressions under position policy "
@@ -344,7 +344,7 @@ def _shown(log: pl.DataFrame) -> pl.DataFrame:
     return shown.with_columns(key=text_keys(shown["text"]))
 
 
-def _pairs(log: pl.DataFrame, position_policy: str) -> pl.DataFrame:
+def pair_places(log: pl.DataFrame, position_policy: str) -> pl.DataFrame:
     """``row``, ``chosen``, ``rejected`` (places from 0) of all pairs that the policy lets through, in order."""
     some = log.select("suggestions", "clicks", number=pl.int_range(pl.len())).filter(
         pl.col("clicks").list.max() == 1, pl.col("clicks").list.min() == 0

@@ -13,6 +13,7 @@ cannot tell. What each one assumes, and what they find where the truth is known:
 
 from __future__ import annotations
 
+import bisect
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +53,8 @@ _N_RESAMPLES = 40
 class Propensities(NamedTuple):
     """Examination of each position relative to the top, whose own is 1; ``low`` and ``high`` bound 95 %.
 
-    ``method`` is the estimator; ``findings`` are sentences: what speaks against it, and what the log cannot tell.
+    ``method`` is the estimator; ``findings`` are sentences: what speaks against it, and what the log cannot tell;
+    ``order`` is that of :class:`Diagnosis`.
     """
 
     values: list[float]
@@ -60,6 +62,7 @@ class Propensities(NamedTuple):
     high: list[float]
     method: str = ""
     findings: tuple[str, ...] = ()
+    order: str = ""
 
 
 class Diagnosis(NamedTuple):
@@ -122,27 +125,49 @@ def added_up(counts: pl.DataFrame) -> pl.DataFrame:
 
 def examination_propensities(log: pl.DataFrame, method: str = DEFAULT_METHOD) -> list[float]:
     """The examination of each position of ``log`` by one of ``METHODS``, > 0, the first is 1."""
-    return estimate(shown_counts(log), method).values
+    return estimate(shown_counts(log), method, n_positions=log["clicks"].list.len().max() or 0).values
 
 
-def estimate(counts: pl.DataFrame, method: str = DEFAULT_METHOD, max_weight: float = MAX_WEIGHT) -> Propensities:
+def estimate(
+    counts: pl.DataFrame, method: str = DEFAULT_METHOD, max_weight: float = MAX_WEIGHT, n_positions: int = 0
+) -> Propensities:
     """Estimate by one of ``METHODS``, with intervals and what is to be said of it.
 
     Args:
         max_weight: what a click counts at most, in clicks at the top; what that takes away is among the findings.
+        n_positions: of the log. A place of which ``counts`` says nothing, for it only ever repeats what stands above,
+            gets the value of the place above it, and a finding; 0: as many as ``counts`` has.
 
     Raises:
         ValueError: the counts do not allow that method; ``auto`` always finds one.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method of propensities {method!r}; known: {', '.join(METHODS)}")
+    places = counts["position"].unique().sort().to_list()
+    if places != list(range(1, max(n_positions, len(places)) + 1)):
+        dense = counts.with_columns(pl.col("position").replace_strict(places, range(1, len(places) + 1)))
+        return _with_silent_places(estimate(dense, method, max_weight), places, max(n_positions, *places))
     known = diagnose(counts)
     if method == "auto":
         found, second = _chosen(counts, known)
     else:
         found, second = _by(method, counts, known), None
     findings = [*_of_diagnosis(known, found), *_of_estimate(found, second), *_of_cap(found.values, max_weight)]
-    return found._replace(findings=(*found.findings, *findings))
+    return found._replace(findings=(*found.findings, *findings), order=known.order)
+
+
+def _with_silent_places(found: Propensities, places: list[int], n_positions: int) -> Propensities:
+    """``found``, which is of ``places``, for all places up to ``n_positions``."""
+    above = [bisect.bisect_right(places, place) - 1 for place in range(1, n_positions + 1)]
+    silent = [place for place in range(1, n_positions + 1) if place not in places]
+    values, low, high = ([side[index] for index in above] for side in found[:3])
+    for place in silent:
+        low[place - 1], high[place - 1] = 0.0, 1.0
+    sentence = (
+        f"place {', '.join(map(str, silent))} is empty or only ever repeats what stands above, so nothing tells how "
+        "much it is looked at: it counts as the place above it, and other findings count the places without it"
+    )
+    return found._replace(values=values, low=low, high=high, findings=(sentence, *found.findings))
 
 
 def diagnose(counts: pl.DataFrame) -> Diagnosis:

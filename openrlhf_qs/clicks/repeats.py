@@ -12,9 +12,10 @@ import polars as pl
 from openrlhf_qs.clicks.rows import contexts
 
 USER_SHARE = 0.02  # of the rows, above which a user is pointed out
-MANY_TIMES = 20  # and only with so many times the rows of the average user
+MANY_TIMES = 5  # and only with so many times the rows of the median user
 DOUBLE_SHARE = 0.01  # of the rows, above which doubles are pointed out
-MIN_ROWS = 1000  # of fewer rows neither is: a small log has few users
+TEXT_SHARE = 0.05  # of the rows, above which a text that is shown in them is pointed out
+MIN_ROWS = 100  # of fewer rows no share is: a small log has few users and few texts
 
 
 class HeavyUser(NamedTuple):
@@ -33,6 +34,14 @@ def heavy_users(rows: pl.DataFrame, n_most: int = 20) -> list[HeavyUser]:
     """Those with the most rows, each with a hundredth or more."""
     of_each = rows.group_by("user_id").len().drop_nulls().filter(pl.col("len") >= 0.01 * rows.height)
     return [HeavyUser(*row) for row in of_each.top_k(n_most, by="len").iter_rows()]
+
+
+def frequent_texts(rows: pl.DataFrame, n_most: int = 5) -> list[tuple[str, int]]:
+    """The suggestions that the most rows show, each a hundredth of them or more, and in how many."""
+    shown = (
+        rows["suggestions"].list.unique().explode().value_counts(name="n").filter(pl.col("n") >= 0.01 * rows.height)
+    )
+    return list(shown.top_k(n_most, by="n").iter_rows())
 
 
 def without_repeats(
@@ -59,17 +68,22 @@ def without_repeats(
     return log, {reason: n for reason, n in counts.items() if n}
 
 
-def findings(n_rows: int, n_users: int, n_doubles: int, heavy: list[HeavyUser]) -> list[str]:
-    """What is to be said of a log of ``n_rows`` rows; ``heavy`` may count some of a user's rows only."""
-    if n_rows < MIN_ROWS:
-        return []
+def findings(n_rows: int, median_rows: float, n_doubles: int, heavy: list[HeavyUser]) -> list[str]:
+    """What is to be said of doubles and of users with too many rows.
+
+    Args:
+        n_rows: of the log.
+        median_rows: of a user.
+        n_doubles: rows that are there before, but for their id.
+        heavy: those with the most rows; it may count some of a user's rows only.
+    """
     found = []
     if n_doubles > DOUBLE_SHARE * n_rows:
         found.append(
             f"{n_doubles:,} rows ({n_doubles / n_rows:.0%}) are the same as another one but for their id: data "
             "--drop_doubles keeps one of each"
         )
-    most = max(USER_SHARE * n_rows, MANY_TIMES * n_rows / max(n_users, 1))
+    most = max(USER_SHARE * max(n_rows, MIN_ROWS), MANY_TIMES * median_rows)
     found += [
         f"user {one.user_id!r} has {one.n_rows:,} rows or more ({one.n_rows / n_rows:.0%}), as no person has: data "
         "--max_per_user keeps the first of them"

@@ -11,6 +11,8 @@ import polars as pl
 import pytest
 import torch
 
+from openrlhf_qs import cli
+from openrlhf_qs.clicks.check import check_log
 from openrlhf_qs.clicks.rows import checked_row
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.keys import text_key
@@ -213,6 +215,69 @@ def test_a_word_of_the_log_is_about_one_token(row):
     log = pl.DataFrame({"conversation": conversations, "suggestions": [row["suggestions"]] * 300})
     ids = train_tokenizer(log, 4096)(format_response(row["suggestions"]), add_special_tokens=False)["input_ids"]
     assert len(ids) <= 2 * row["blank_separated_words"] + 12
+
+
+def log_file(path, rows):
+    fields = {"timestamp": "2025-01-01T00:00:00Z"}
+    rows = [{"impression_id": f"i-{n}", **fields, **row} for n, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@rows("log check: a place")
+def test_a_place_that_only_repeats_is_described(row, tmp_path, capsys):
+    shown = [row["suggestions"][n % len(row["suggestions"])] for n in range(row["n_rows"])]
+    rows = [
+        {
+            "conversation": [{"role": "user", "content": f"q{n}"}],
+            "suggestions": texts,
+            "clicks": [
+                int(place == (len(texts) - 1 if "click at 3" in row["case"] else 0)) for place in range(len(texts))
+            ],
+        }
+        for n, texts in enumerate(shown)
+    ]
+    cli.main(["log", "check", str(log_file(tmp_path / "log.jsonl", rows)), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["positions"]) == max(map(len, shown))
+    assert found["positions"][-1]["examination"] is not None
+    assert any("only ever repeats what stands above" in sentence for sentence in found["findings"])
+
+
+@rows("log check: square")
+def test_a_policy_s_name_is_shown_as_it_is(row, tmp_path, capsys):
+    impression = {
+        "conversation": [{"role": "user", "content": "q"}],
+        "suggestions": ["a?", "b?"],
+        "clicks": [1, 0],
+        "policy": row["policy"],
+    }
+    cli.main(["log", "check", str(log_file(tmp_path / "log.jsonl", [impression]))])
+    assert f"{row['policy']}: 1 impression" in capsys.readouterr().out
+
+
+@rows("log check: one user")
+def test_bots_and_doubles_are_named(row, tmp_path):
+    rng = np.random.default_rng(row["seed"])
+    of_bots = {"first": [1, 0, 0], "last": [0, 0, 1], "all": [1, 1, 1], "none": [0, 0, 0]}
+    rows = []
+    for n in range(3000):
+        is_bot = rng.random() < row["its_share"]
+        clicks = (
+            of_bots[row["clicks_of_the_bot"]] if is_bot else (rng.random(3) < [0.2, 0.12, 0.08]).astype(int).tolist()
+        )
+        rows.append(
+            {
+                "conversation": [{"role": "user", "content": f"question {rng.integers(200)}"}],
+                "suggestions": [f"suggestion {one}?" for one in rng.permutation(30)[:3]],
+                "clicks": clicks,
+                "user_id": "bot" if is_bot else f"user-{rng.integers(300)}",
+                "timestamp": f"2025-01-01T{n // 3600:02}:{n // 60 % 60:02}:{n % 60:02}Z",
+            }
+        )
+    found = check_log([log_file(tmp_path / "log.jsonl", rows * (1 + row["every_row_twice"]))])
+    assert any("'bot' has" in sentence for sentence in found["findings"]) == (row["its_share"] > 0)
+    assert any("are the same as another one" in sentence for sentence in found["findings"]) == row["every_row_twice"]
 
 
 @rows("files of conversations")

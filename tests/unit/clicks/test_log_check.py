@@ -11,6 +11,7 @@ from openrlhf_qs.clicks import batches as log_batches
 from openrlhf_qs.clicks import check as log_check
 from openrlhf_qs.clicks.check import SpilledHashes, check_log
 from openrlhf_qs.clicks.click_log import describe, read_click_log
+from openrlhf_qs.clicks.preferences import preferences
 from openrlhf_qs.clicks.propensity import estimate, shown_counts
 
 
@@ -18,9 +19,12 @@ def test_the_description_is_that_of_the_log_read_whole(tiny_log, monkeypatch):
     monkeypatch.setattr(log_batches, "BATCH_BYTES", 2000)  # several batches
     found, log = check_log([tiny_log]), read_click_log(tiny_log)
     whole = describe(log)
-    for name in ("n_impressions", "n_conversations", "n_clicks", "clicked_share", "ctr", "policies", "first", "last"):
+    for name in ("n_impressions", "n_conversations", "n_clicks", "clicked_share", "ctr", "first", "last"):
         assert found[name] == pytest.approx(whole[name]) if name == "ctr" else found[name] == whole[name], name
+    assert {name: one["n_impressions"] for name, one in found["policies"].items()} == whole["policies"]
     assert [place["ctr"] for place in found["positions"]] == whole["ctr_by_position"]
+    assert found["n_pairs"] == preferences(log, "all")["pairs"].list.len().sum()
+    assert sum(found["n_suggestions"].values()) == sum(found["n_turns"].values()) == log.height
     assert [place["examination"] for place in found["positions"]] == estimate(shown_counts(log)).values
     assert found["n_users"] == 7 and found["n_repeating"] == 0 and found["skipped"] == {}
     clicked = np.array([place["n_clicked"] for place in found["positions"]])

@@ -23,7 +23,7 @@ def written(path, rows):
 
 def test_a_log_of_people_raises_nothing_of_the_kind(rows, tmp_path):
     found = check_log([written(tmp_path / "log.jsonl", rows)])
-    assert found["n_doubles"] == 0 and not any("rows" in sentence for sentence in found["findings"])
+    assert found["n_doubles"] == 0 and not any("as no person has" in sentence for sentence in found["findings"])
 
 
 def test_rows_that_are_there_twice_are_found_and_can_be_dropped(rows, tmp_path):
@@ -31,7 +31,8 @@ def test_rows_that_are_there_twice_are_found_and_can_be_dropped(rows, tmp_path):
     path = written(tmp_path / "log.jsonl", twice)
     found = check_log([path])
     assert found["n_doubles"] == 2000
-    assert "2,000 rows (50%) are the same as another one but for their id: data --drop_doubles" in found["findings"][0]
+    what = "2,000 rows (50%) are the same as another one but for their id: data --drop_doubles"
+    assert any(sentence.startswith(what) for sentence in found["findings"])
     log, dropped = without_repeats(read_click_log(path), drop_doubles=True)
     assert dropped == {"the same row under another id": 2000}
     assert log["impression_id"].to_list() == [row["impression_id"] for row in rows]

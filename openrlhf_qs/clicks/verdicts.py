@@ -1,0 +1,134 @@
+"""What ``log check`` makes of its figures: pass, warn or fail, and which stage a finding will hurt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from openrlhf_qs.clicks.repeats import DOUBLE_SHARE, MIN_ROWS, TEXT_SHARE
+
+LEVELS = ("pass", "warn", "fail")
+FEW_PAIRS = 1000  # from fewer GaRM learns little: the default log gives some 20,000
+FEW_AGAIN = 50  # conversations that come again, below which the fusion compares impressions of different ones
+OTHER_LANGUAGE_SHARE = 0.02  # of the suggestions looked at, above which it is said
+REPEATING_SHARE = 0.01  # of the rows, above which those that show one text twice are pointed out
+USUAL_NUMBER = 3  # suggestions of a response, where a run does not say otherwise
+
+
+class Verdict(NamedTuple):
+    """A finding, or that there is none.
+
+    Attributes:
+        level: ``pass``; ``warn``, a stage will run, but on something else than it takes it for; ``fail``, one stops.
+        about: what was looked at, in a word or two.
+        stages: that it hurts, in their order; none where it passes.
+    """
+
+    level: str
+    about: str
+    stages: tuple[str, ...]
+    sentence: str
+
+
+def verdicts(found: Mapping[str, Any]) -> list[Verdict]:
+    """What is to be said of a log, one or more for each thing that was looked at.
+
+    Args:
+        found: as :func:`openrlhf_qs.clicks.check.check_log` returns it, with ``repeats`` and ``examination``, the
+            sentences of :mod:`openrlhf_qs.clicks.repeats` and :mod:`openrlhf_qs.clicks.propensity`.
+    """
+    return [
+        *_of_rows(found),
+        *_of_clicks(found),
+        *_of_suggestions(found),
+        *_of_languages(found["languages"]),
+        *_of_conversations(found),
+        *_of_repeats(found),
+        *_of_order(found),
+    ]
+
+
+def worst(some: list[Verdict]) -> str:
+    """The worst level there is."""
+    return max((one.level for one in some), key=LEVELS.index, default="pass")
+
+
+def _of_rows(found: Mapping[str, Any]) -> list[Verdict]:
+    n_bad = sum(found["skipped"].values())
+    if not n_bad:
+        return [Verdict("pass", "rows", (), f"{found['n_impressions']:,}, none of them bad")]
+    reasons = ", ".join(f"{reason} ({n:,})" for reason, n in found["skipped"].items())
+    return [Verdict("warn", "rows", ("data",), f"{n_bad:,} are bad: {reasons}; data wants --on_error skip for them")]
+
+
+def _of_clicks(found: Mapping[str, Any]) -> list[Verdict]:
+    if not found["n_clicks"]:
+        return [Verdict("fail", "clicks", ("data",), "there is none: nothing can be learnt from this log")]
+    verdicts = [Verdict("pass", "clicks", (), f"{found['clicked_share']:.1%} of the rows have one")]
+    n_pairs = found["n_pairs"]
+    if not n_pairs:
+        sentence = "no row has a click and another suggestion without one: no pair to learn a reward from"
+        return [*verdicts, Verdict("fail", "pairs", ("data", "garm"), sentence)]
+    sentence = f"{n_pairs:,} of a clicked suggestion and one beside it, before the log is split"
+    if n_pairs < FEW_PAIRS:
+        few = f"{sentence}; with fewer than {FEW_PAIRS:,} a reward model learns little"
+        return [*verdicts, Verdict("warn", "pairs", ("garm", "fusion", "grpo"), few)]
+    return [*verdicts, Verdict("pass", "pairs", (), sentence)]
+
+
+def _of_suggestions(found: Mapping[str, Any]) -> list[Verdict]:
+    counts = found["n_suggestions"]
+    usual = max(counts, key=counts.get)
+    some = f"{usual} in all rows" if len(counts) == 1 else f"{min(counts)} to {max(counts)} in a row, mostly {usual}"
+    verdicts = [Verdict("pass", "suggestions", (), some)]
+    if usual != USUAL_NUMBER:
+        sentence = f"{some}: a policy writes {USUAL_NUMBER}, unless the run says N_SUGGESTIONS={min(usual, 8)}"
+        verdicts = [Verdict("warn", "suggestions", ("sft", "grpo", "evaluate"), sentence)]
+    n_repeating, n_rows = found["n_repeating"], found["n_impressions"]
+    if n_repeating > REPEATING_SHARE * n_rows:
+        sentence = f"{n_repeating:,} rows ({n_repeating / n_rows:.0%}) show one text twice: a placeholder?"
+        verdicts.append(Verdict("warn", "suggestions", ("sft", "garm"), sentence))
+    return verdicts
+
+
+def _of_languages(languages: Mapping[str, Any]) -> list[Verdict]:
+    some = ", ".join(f"{name} ({share:.0%})" for name, share in languages["users"].items())
+    in_words = f"users write {some}" if some else "what users write is too short to tell"
+    other = languages["other_than_users"]
+    if other <= OTHER_LANGUAGE_SHARE:
+        return [Verdict("pass", "languages", (), f"{in_words}; suggestions are in their language")]
+    sentence = f"{in_words}; {other:.0%} of the suggestions are surely in another language or script"
+    return [Verdict("warn", "languages", ("sft", "garm"), f"{sentence}: sft leaves them out, garm learns from them")]
+
+
+def _of_conversations(found: Mapping[str, Any]) -> list[Verdict]:
+    again, turns = found["n_conversations_again"], found["n_turns"]
+    seen = f"{found['n_conversations']:,} different ones, {again:,} of them more than once"
+    length = f"{min(turns)} to {max(turns)} messages long" if len(turns) > 1 else f"messages in each: {min(turns)}"
+    if again < FEW_AGAIN:
+        sentence = f"{seen}, {length}: the weights come from impressions of different conversations"
+        return [Verdict("warn", "conversations", ("fusion",), sentence)]
+    return [Verdict("pass", "conversations", (), f"{seen}, {length}")]
+
+
+def _of_repeats(found: Mapping[str, Any]) -> list[Verdict]:
+    n_rows = found["n_impressions"]
+    verdicts = [Verdict("warn", "repeats", ("garm", "fusion", "evaluate"), sentence) for sentence in found["repeats"]]
+    verdicts += [
+        Verdict("warn", "repeats", ("sft", "garm"), f"{text!r} is shown in {n:,} rows or more ({n / n_rows:.0%})")
+        for text, n in found["frequent_texts"].items()
+        if n_rows >= MIN_ROWS and n > TEXT_SHARE * n_rows
+    ]
+    clean = f"fewer than {DOUBLE_SHARE:.0%} of the rows are there twice, no user and no text has a large share"
+    return verdicts or [Verdict("pass", "repeats", (), clean if n_rows >= MIN_ROWS else "too few rows to tell")]
+
+
+def _of_order(found: Mapping[str, Any]) -> list[Verdict]:
+    order = {
+        "random": Verdict("pass", "order", (), "the order shown looks random"),
+        "chosen": Verdict("warn", "order", ("garm", "fusion"), "the order shown was chosen, as by a ranker"),
+    }.get(found["order"], Verdict("warn", "order", ("garm", "fusion"), "it cannot be told how the order came about"))
+    sentences = found["examination"]
+    if not sentences:
+        return [order, Verdict("pass", "examination", (), f"nothing speaks against {found['propensity']}")]
+    return [order, *(Verdict("warn", "examination", ("garm", "fusion"), sentence) for sentence in sentences)]
