@@ -22,7 +22,7 @@ from rich.table import Table
 
 from openrlhf_qs.clicks.propensity import COUNTS, METHODS, Propensities, added_up, estimate
 from openrlhf_qs.files.whole import write_whole
-from openrlhf_qs.world.click_models import click_chances, truth
+from openrlhf_qs.world.click_models import EXAMINATION, TRUST_ATTRACTIVE, TRUST_OTHER, click_chances, truth
 
 N_SHOWN = 3
 FINDINGS = {  # how a finding begins, or what stands in it
@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         choices=METHODS,
-        default=["auto", "ctr", "pbm", "harvest", "cascade"],
-        help="default: auto ctr pbm harvest cascade",
+        default=["auto", "ctr", "pbm", "harvest", "cascade", "trust"],
+        help="default: auto ctr pbm harvest cascade trust",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first log; default 0")
     parser.add_argument("--out", metavar="FILE.json", help="all figures")
@@ -96,11 +96,13 @@ def measure(kind: Kind, methods: list[str], seeds: range) -> dict[str, Any]:
     """Bias and coverage of each method on logs of one kind.
 
     Returns:
-        ``kind``; ``truth`` of the places below the top; ``chosen``, how often ``auto`` took which method;
+        ``kind``; ``truth`` of the places below the top, how much each is looked at (where the top is trusted, the
+        method ``trust`` is held against the slopes instead); ``chosen``, how often ``auto`` took which method;
         ``findings``, the share of logs in which ``auto`` raised each; ``methods``, of each ``n_failed`` (the log does
         not allow it), and of the others ``mean``, ``bias`` and ``coverage`` at each place below the top.
     """
     examination, found = [], {method: [] for method in methods}
+    slopes = trusted_lines()[0] if kind.clicks == "trust" else None
     chosen: dict[str, int] = {}
     raised = dict.fromkeys(FINDINGS, 0)
     for seed in seeds:
@@ -111,7 +113,7 @@ def measure(kind: Kind, methods: list[str], seeds: range) -> dict[str, Any]:
                 one = estimate(counts, method)
             except ValueError:
                 continue
-            found[method].append((one, true))
+            found[method].append((one, slopes if one.method == "trust" and slopes is not None else true))
             if method == "auto":
                 chosen[one.method] = chosen.get(one.method, 0) + 1
                 for name, words in FINDINGS.items():
@@ -136,6 +138,15 @@ def _figures(found: list[tuple[Propensities, np.ndarray]], n_logs: int) -> dict[
         "bias": (values - true).mean(0)[1:].tolist(),
         "coverage": ((low <= true) & (true <= high)).mean(0)[1:].tolist(),
     }
+
+
+def trusted_lines(n: int = N_SHOWN) -> tuple[np.ndarray, np.ndarray]:
+    """What the method ``trust`` should find in the built-in world: of each place the slope of its clicks' chance, in
+    that of the top, and the chance that the place brings by itself, where the least trusted brings none."""
+    examination, attractive, other = (np.array(of[:n]) for of in (EXAMINATION, TRUST_ATTRACTIVE, TRUST_OTHER))
+    slope = examination * (attractive - other)
+    zero = other / (attractive - other)  # minus the attraction at which nobody clicks there
+    return slope / slope[0], slope * (zero - zero.min())
 
 
 def simulated_counts(kind: Kind, seed: int = 0) -> tuple[pl.DataFrame, np.ndarray]:

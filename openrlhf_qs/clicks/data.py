@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
         files = (out.preferences, out.preferences_heldout, out.preferences_calibration)
         of_split = {file: _preferences(split, args, examination) for file, split in zip(files, splits, strict=True)}
         status.update("gathering SFT candidates")
-        candidates = click_candidates(splits.train, examination.values)
+        candidates = click_candidates(splits.train, examination.values, examination.trust)
         prompts = list(_prompts(splits.train, task))
 
         status.update("writing")
@@ -164,6 +164,7 @@ def run(args: argparse.Namespace) -> None:
             "splits": {name: describe(split) for name, split in splits._asdict().items()},
             "propensities": examination.values,
             "propensities_ci95": list(zip(examination.low, examination.high, strict=True)),
+            "trust": list(examination.trust),
             "propensity": examination.method,
             "findings": [*_repeats(log), *examination.findings],
             "skipped": dict(skipped),
@@ -187,9 +188,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _preferences(log: pl.DataFrame, args: argparse.Namespace, examination: Propensities) -> pl.DataFrame:
     if args.pairs_from == "click_rates":
-        return click_rate_preferences(log, examination.values)
+        return click_rate_preferences(log, examination.values, trust=examination.trust)
     reads_on = examination.method != "cascade"
-    return preferences(log, args.position_policy, examination.values, reads_on=reads_on)
+    return preferences(log, args.position_policy, examination.values, reads_on=reads_on, trust=examination.trust)
 
 
 def _repeats(log: pl.DataFrame) -> list[str]:

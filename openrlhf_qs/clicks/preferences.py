@@ -14,6 +14,12 @@ the position-based model (:mod:`openrlhf_qs.clicks.propensity`): position :math:
 expected weight of a pair is then :math:`\gamma_c(1-\gamma_r)`, whatever the positions. We do not know each
 :math:`\gamma_r` and take the average, which is the click-through rate at the top; the factor stays within
 :math:`[1-\gamma, 1]`.
+
+Where places are trusted (``trust``), what does not attract is clicked too, with the chance :math:`\beta_k`. A click on
+the chosen one then counts :math:`\gamma/(\theta_c\gamma+\beta_c)`, the probability that it is one of attraction over
+that of a look (Bayes-IPS of Agarwal et al. 2019), with the average :math:`\gamma` again: so pairs of impressions are
+right on average only. Click rates, and objectives that read whole lists, take each place's line as it is (affine
+correction, Vardasbi et al. 2020), which is right for each suggestion.
 """
 
 from __future__ import annotations
@@ -64,7 +70,7 @@ SCHEMA = {
     "positions": pl.List(pl.Int64),  # from 1, the top one; null where there was no one place
     "examination": pl.List(pl.Float64),  # how often it was looked at, in looks at the top; null where nobody knows
     "pairs": pl.List(PAIR),  # in a file: [chosen, rejected, weight, label]
-}
+}  # and, where places are trusted, ``trust``: of each suggestion the clicks that its place brought by itself
 SHOWN_PROBLEMS = 20
 N_DIGITS = 6  # of weights and labels in a file
 
@@ -75,6 +81,7 @@ def preferences(
     propensities: Sequence[float] | None = None,
     max_weight: float = MAX_WEIGHT,
     reads_on: bool = True,
+    trust: Sequence[float] = (),
 ) -> pl.DataFrame:
     """Every impression, with each (clicked, not clicked) pair of it that ``position_policy`` lets through.
 
@@ -91,9 +98,10 @@ def preferences(
         max_weight: the most that one click may count under ``ipw``, in clicks at the top.
         reads_on: whether places below a click are looked at. Where reading ends at a click they were not: under
             ``ipw`` a suggestion there counts as one of which nothing is known but the average.
+        trust: of each position the chance of a click that the place brings whatever stands there; none: 0.
 
     Returns:
-        Columns as in ``SCHEMA``, in the order of the log; ``label`` is 1.
+        Columns as in ``SCHEMA``, in the order of the log; ``label`` is 1. With ``trust`` a column of that name more.
 
     Raises:
         ValueError: an unknown policy, a bad or missing propensity, or no pair at all.
@@ -106,9 +114,14 @@ def preferences(
         raise ValueError(f"{len(propensities)} propensities for {n_positions} positions; give one for each")
     chosen_factors = rejected_factors = [1.0] * n_positions
     if position_policy == "ipw":
-        chosen_factors = [inverse_propensity(p, max_weight) for p in propensities]
-        attraction = attraction_at_the_top(log)
-        rejected_factors = [disliked_probability(p, attraction) for p in propensities]
+        trusted = list(trust) or [0.0] * len(propensities)
+        at_the_top = attraction_at_the_top(log)
+        attraction = max(at_the_top - trusted[0], 1e-6)
+        clicked = [p * attraction + extra for p, extra in zip(propensities, trusted, strict=True)]
+        chosen_factors = [inverse_propensity(chance / at_the_top, max_weight) for chance in clicked]
+        rejected_factors = [
+            disliked_probability(p, attraction, extra) for p, extra in zip(propensities, trusted, strict=True)
+        ]
         unread = disliked_probability(0.0, attraction)
 
     pairs = pair_places(log, position_policy)
@@ -131,28 +144,33 @@ def preferences(
         clicks=pl.col("clicks").cast(pl.List(pl.Float64)),
         positions=pl.int_ranges(1, n_shown + 1),
         examination=pl.lit(propensities, pl.List(pl.Float64)).list.head(n_shown),
+        **({"trust": pl.lit(list(trust), pl.List(pl.Float64)).list.head(n_shown)} if any(trust) else {}),
         pairs=_lists(pairs.with_columns(weight=weight, label=1.0), log.height),
     )
 
 
 def click_rate_preferences(
-    log: pl.DataFrame, propensities: Sequence[float] | None = None, prior_shows: float = PRIOR_SHOWS
+    log: pl.DataFrame,
+    propensities: Sequence[float] | None = None,
+    prior_shows: float = PRIOR_SHOWS,
+    trust: Sequence[float] = (),
 ) -> pl.DataFrame:
     """One row a conversation, with every two of its suggestions that differ in click-through rate.
 
-    A suggestion's rate is its clicks over the shows that were looked at (the sum of its places' propensities),
-    smoothed by ``prior_shows`` at the average rate. With rates a and b, ``label`` is a / (a + b): the probability
-    that a click that falls on one of them falls on the chosen one. The weight is the number of clicks that this rests
-    on; each suggestion's clicks are shared out over its pairs, so that every click counts once.
+    A suggestion's rate is its clicks, without those that its places bring by themselves (``trust``), over the shows
+    that were looked at (the sum of its places' propensities), smoothed by ``prior_shows`` at the average rate. With
+    rates a and b, ``label`` is a / (a + b): the probability that a click that falls on one of them falls on the chosen
+    one. The weight is the number of clicks that this rests on; each suggestion's clicks are shared out over its pairs,
+    so that every click counts once.
 
     Args:
         log: see :mod:`openrlhf_qs.clicks.click_log`.
-        propensities: of each position; ``None`` as in :func:`preferences`.
+        propensities, trust: of each position, as in :func:`preferences`.
 
     Returns:
         Columns as in ``SCHEMA``, conversations in the order they are first seen: ``suggestions`` the different ones,
-        ``clicks`` their clicks, ``examination`` the shows that were looked at; no ``user_id``, no ``positions``. A
-        pair without a click on either side is left out.
+        ``clicks`` their clicks, ``examination`` the shows that were looked at; no ``user_id``, no ``positions``; with
+        ``trust`` a column of the clicks that places brought. A pair without a click on either side is left out.
 
     Raises:
         ValueError: a missing propensity, or no pair at all.
@@ -163,14 +181,17 @@ def click_rate_preferences(
     number = context.replace_strict(first["context"], pl.Series(range(first.height)))
     rates = (
         _shown(log.with_columns(context=number))
-        .with_columns(looked_at=_factor("place", propensities))
+        .with_columns(
+            looked_at=_factor("place", propensities), trust=_factor("place", list(trust) or [0.0] * len(propensities))
+        )
         .group_by("context", "key", maintain_order=True)
-        .agg(pl.col("text").first(), pl.col("looked_at").sum(), pl.col("click").sum().cast(pl.Float64))
+        .agg(pl.col("text").first(), pl.col("looked_at", "trust").sum(), pl.col("click").sum().cast(pl.Float64))
         .sort("context", maintain_order=True)
     )
-    average = rates["click"].sum() / max(rates["looked_at"].sum(), 1e-9)
+    average = max((rates["click"] - rates["trust"]).sum(), 0.5) / max(rates["looked_at"].sum(), 1e-9)
+    attracted = (pl.col("click") - pl.col("trust")).clip(lower_bound=0)
     rates = rates.with_columns(
-        rate=(pl.col("click") + prior_shows * average) / (pl.col("looked_at") + prior_shows),
+        rate=(attracted + prior_shows * average) / (pl.col("looked_at") + prior_shows),
         per_pair=pl.col("click") / (pl.len().over("context") - 1),
         row="context",
         place=pl.int_range(pl.len()).over("context"),
@@ -191,7 +212,7 @@ def click_rate_preferences(
         weight=pl.col("per_pair") + pl.col("per_pair_rejected"),
         label=pl.col("rate") / (pl.col("rate") + pl.col("rate_rejected")),
     )
-    lists = rates.group_by("row", maintain_order=True).agg("text", "click", "looked_at")
+    lists = rates.group_by("row", maintain_order=True).agg("text", "click", "looked_at", "trust")
     return lists.select(
         impression_id=first.select(pl.format("context-{}", "context")).to_series(),
         conversation=first["conversation"],
@@ -200,18 +221,20 @@ def click_rate_preferences(
         clicks="click",
         positions=pl.lit(None, pl.List(pl.Int64)),
         examination="looked_at",
+        **({"trust": "trust"} if any(trust) else {}),
         pairs=_lists(pairs, lists.height),
     )
 
 
-def disliked_probability(propensity: float, attraction: float) -> float:
+def disliked_probability(propensity: float, attraction: float, trust: float = 0.0) -> float:
     """The probability that a suggestion without a click does not attract, and was not just overlooked.
 
     Args:
         propensity: that its place is looked at, relative to the top; above 1 counts as 1.
         attraction: of an average suggestion that is looked at, in [0, 1).
+        trust: the chance of a click that the place brings whatever stands there.
     """
-    return (1 - attraction) / (1 - min(propensity, 1.0) * attraction)
+    return (1 - attraction) * (1 - trust) / max(1 - min(propensity, 1.0) * attraction - trust, 1e-9)
 
 
 # Files
@@ -237,6 +260,8 @@ def preference_rows(table: pl.DataFrame) -> Iterator[dict[str, Any]]:
         clicks, seen = row["clicks"], row["examination"]
         row["clicks"] = list(map(int, clicks)) if whole else clicks
         row["examination"] = seen and [round(one, N_DIGITS) for one in seen]
+        if "trust" in row:
+            row["trust"] = [round(one, N_DIGITS) for one in row["trust"]]
         row["pairs"] = [
             [pair["chosen"], pair["rejected"], round(pair["weight"], N_DIGITS), round(pair["label"], N_DIGITS)]
             for pair in row["pairs"]
@@ -273,7 +298,7 @@ def preference_problems(row: Mapping[str, Any]) -> list[tuple[str, str]]:
             return [("", f"suggestion {short(text)} has no text; leave the row out")]
     if not isinstance(row.get("impression_id"), str):
         return [("", "no impression_id; give each row its own")]
-    for name in ("clicks", "positions", "examination"):
+    for name in ("clicks", "positions", "examination", "trust"):
         values = row.get(name)
         if values is not None and not (len(values) == len(suggestions) and all(map(_is_finite, values))):
             return [("", f"{name} {short(values)} for {len(suggestions)} suggestions; give a number for each")]

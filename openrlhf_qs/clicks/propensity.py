@@ -14,6 +14,7 @@ cannot tell. What each one assumes, and what they find where the truth is known:
 from __future__ import annotations
 
 import bisect
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -33,12 +34,14 @@ COUNTS = {
 }
 METHODS = {
     "auto": "by what the log allows: ctr where the order is random, pbm where it was chosen, cascade where a click "
-    "above takes clicks from below",
+    "above takes clicks from below, trust where the gap between places depends on attraction",
     "ctr": "click-through rate over that of the top; right where the order shown is random",
     "harvest": "the same suggestions of a conversation at the top and at that place; right under any ranker",
     "pbm": "position-based model by EM over the suggestions that moved; right under any ranker, all places at once",
     "cascade": "reading from the top that may end at a click: ctr or pbm where nothing above was clicked, times how "
     "often that is so",
+    "trust": "a line a place: by how much its clicks grow with attraction, and what trust in the place alone brings; "
+    "right under any ranker, and refused where too little comes again",
     "none": "every place as the top: no correction",
 }
 DEFAULT_METHOD = "auto"
@@ -46,6 +49,9 @@ MAX_WEIGHT = 5.0
 TOLERANCE = 0.05  # above chance, how often a suggestion that comes again may stand where it stood, in a random order
 TAKES_CLICKS = 0.5  # odds ratio of a click with and without one above, below which a click ends the reading
 TRUSTED = 0.1  # share of a place's click rate that does not grow with attraction, from which it is said
+MIN_CONTEXTS = 30  # with suggestions at the top and at a place, below which there is no line
+WEAK = 10.0  # F statistic below which an instrument is weak (Staiger and Stock 1997)
+PRIOR_LOOKS = 5.0  # at the average click rate, with which the instrument of a line begins
 KNOWN = 2.0  # upper over lower end of an interval, above which a place is called unknown
 _N_RESAMPLES = 40
 
@@ -54,7 +60,9 @@ class Propensities(NamedTuple):
     """Examination of each position relative to the top, whose own is 1; ``low`` and ``high`` bound 95 %.
 
     ``method`` is the estimator; ``findings`` are sentences: what speaks against it, and what the log cannot tell;
-    ``order`` is that of :class:`Diagnosis`.
+    ``order`` is that of :class:`Diagnosis`. ``trust`` is, of each place, the chance of a click that the place brings
+    whatever stands there: all 0, or missing, but by the method ``trust``. A click's chance is ``trust + value *
+    attraction``.
     """
 
     values: list[float]
@@ -63,6 +71,7 @@ class Propensities(NamedTuple):
     method: str = ""
     findings: tuple[str, ...] = ()
     order: str = ""
+    trust: tuple[float, ...] = ()
 
 
 class Diagnosis(NamedTuple):
@@ -75,8 +84,8 @@ class Diagnosis(NamedTuple):
         odds_ratio: of a click where something above was clicked against where nothing was, (value, low, high): 1 in
             the position-based model, above where users differ, below where a click above takes clicks from below.
         fixed_share: of the click rate of each lower place, the part that does not grow with attraction, (value, low,
-            high) for places from the second: 0 in the position-based model, below 0 where the top is trusted. None
-            where too few suggestions were shown at three places.
+            high) for places from the second: 0 in the position-based model, below 0 where the top is trusted. The
+            intervals are of 99 %, for all places at once. None where too few suggestions were shown at two places.
     """
 
     order: str
@@ -198,10 +207,18 @@ def diagnose(counts: pl.DataFrame) -> Diagnosis:
     return Diagnosis(order, same_place, by_chance, error, _odds_ratio(counts), _fixed_shares(counts))
 
 
+def trusted_places(known: Diagnosis) -> list[int]:
+    """The places whose gap to the top depends on attraction, as where the top is trusted."""
+    shares = known.fixed_share or []
+    return [place for place, (value, _, high) in enumerate(shares, start=2) if high < 0 and value < -TRUSTED]
+
+
 def _chosen(counts: pl.DataFrame, known: Diagnosis) -> tuple[Propensities, Propensities | None]:
     """The estimator that fits the log, and another one that must agree with it where both are right."""
     if known.odds_ratio and known.odds_ratio[2] < TAKES_CLICKS:
         return _by("cascade", counts, known), None
+    if trusted_places(known) and (trusting := _tried("trust", counts, known)):
+        return trusting, None
     if known.order != "chosen":
         found, second = _by("ctr", counts, known), _tried("pbm", counts, known)
         # Where little came again the second one knows too little to contradict the first.
@@ -258,17 +275,19 @@ def _of_diagnosis(known: Diagnosis, found: Propensities) -> list[str]:
             f"a click above takes clicks from below (odds ratio {known.odds_ratio[0]:.2f}): users stop reading at a "
             "click" + ("" if found.method == "cascade" else "; take cascade")
         )
-    elif known.fixed_share:
-        trusted = [
-            f"{place} ({value:+.0%} of its clicks, {low:+.0%} to {high:+.0%})"
-            for place, (value, low, high) in enumerate(known.fixed_share, start=2)
-            if high < 0 and value < -TRUSTED
+    elif trusted := trusted_places(known):
+        shares = [
+            "{:+.0%} of its clicks, {:+.0%} to {:+.0%}".format(*known.fixed_share[place - 2]) for place in trusted
         ]
-        if trusted:
-            findings.append(
-                f"the gap between the top and place {', '.join(trusted)} depends on how attractive a suggestion is, "
-                "as where the top is trusted: one number a place is right for the average suggestion only"
-            )
+        places = ", ".join(f"{place} ({share})" for place, share in zip(trusted, shares, strict=True))
+        what = "one number a place is right for the average suggestion only"
+        if found.method == "trust":
+            brought = " ".join(f"{chance:.3f}" for chance in found.trust)
+            what = f"each place has a line, with a chance of {brought} whatever stands there"
+        findings.append(
+            f"the gap between the top and place {places} depends on how attractive a suggestion is, as where the top "
+            f"is trusted: {what}"
+        )
     return findings
 
 
@@ -331,42 +350,117 @@ def _odds_ratio(counts: pl.DataFrame) -> tuple[float, float, float] | None:
     return float(value), float(value * np.exp(-half)), float(value * np.exp(half))
 
 
-def _fixed_shares(counts: pl.DataFrame, seed: int = 0) -> list[tuple[float, float, float]] | None:
-    """Of each place below the top, the intercept of its click rate on that of the top, over its mean rate.
+class _Line(NamedTuple):
+    """The chance of a click at a place, ``slope * chance at the top + intercept``, and the intercept's share of the
+    mean click rate there; ``influence [contexts, 3]`` adds up to the covariance of the three."""
 
-    Both rates are of one suggestion and noisy, which would flatten the line; the rate at a third place, whose noise is
-    its own, is the instrument (Wald 1940; Reiersol 1941). Intervals by a bootstrap over contexts.
+    slope: float
+    intercept: float
+    share: float
+    influence: np.ndarray
+
+
+def _lines(counts: pl.DataFrame) -> list[_Line] | None:
+    """A line for each place below the top; None where the counts have none.
+
+    Both rates, of one suggestion at two places, are noisy, which would flatten the line. So the instrument (Wald 1940;
+    Reiersol 1941) is how often the suggestion is clicked in all its other shows, whose noise is its own: for each
+    pair of a show here and a show at the top, both are left out of it. Who is shown where may depend on how good it
+    is, as each suggestion has its own line in expectation; standard errors are clustered by context.
     """
     n_positions = counts["position"].max() or 0
-    if n_positions < 3:
+    if n_positions < 2:
         return None
     wide = counts.pivot("position", index=["context", "suggestion"], values=["n_shown", "n_clicked"]).fill_null(0)
-    shares = []
-    for place in range(2, n_positions + 1):
-        third = place + 1 if place < n_positions else place - 1
-        three = wide.filter(pl.min_horizontal(f"n_shown_{k}" for k in (1, place, third)) > 0)
-        if three["context"].n_unique() < 30:
+    shown, clicked = (
+        np.stack([wide[f"{name}_{place}"].to_numpy() for place in range(1, n_positions + 1)], axis=1).astype(float)
+        for name in ("n_shown", "n_clicked")
+    )
+    context = wide["context"].rank("dense").to_numpy().astype(int) - 1
+    rate = clicked / np.maximum(shown, 1)
+    with np.errstate(divide="ignore"):
+        weight = np.where((shown > 0) & (shown[:, :1] > 0), 1 / (1 / shown + 1 / shown[:, :1]), 0.0)
+    least = min(len(np.unique(context[column > 0])) for column in weight.T)
+    if least < MIN_CONTEXTS:
+        return None
+    # Shows count by about how much their place is looked at. Whatever these numbers, the lines come out right.
+    looks = (weight * rate).sum(0) / np.maximum((weight * rate[:, :1]).sum(0), 1e-9)
+    looked_at, n_clicks = shown @ looks, clicked.sum(1)
+    average = n_clicks.sum() / max(looked_at.sum(), 1e-9)
+    lines = []
+    for place in range(1, n_positions):
+        rows = weight[:, place] > 0
+        w, top, here = weight[rows, place], rate[rows, 0], rate[rows, place]
+        others = np.maximum(looked_at[rows] - 1 - looks[place], 0.0) + PRIOR_LOOKS
+        clicks = n_clicks[rows] + PRIOR_LOOKS * average
+        # The means, over all pairs of a show at the top and one here, of the instrument and its products with both.
+        instrument = (clicks - top - here) / others
+        by_top, by_here = (top * (clicks - 1 - here) / others, here * (clicks - 1 - top) / others)
+        matrix = np.array([[(w * top).sum(), w.sum()], [(w * by_top).sum(), (w * instrument).sum()]])
+        if not _is_strong(w, top, instrument, by_top, context[rows]):
             return None
-        context = three["context"].rank("dense").to_numpy().astype(int) - 1
-        shown = np.stack([three[f"n_shown_{k}"].to_numpy() for k in (1, place, third)]).astype(float)
-        top, here, other = np.stack([three[f"n_clicked_{k}"].to_numpy() for k in (1, place, third)]) / shown
-        weight = 1 / (1 / shown).sum(0)
+        slope, intercept = np.linalg.solve(matrix, [(w * here).sum(), (w * by_here).sum()])
+        residuals = np.stack([here - slope * top - intercept, by_here - slope * by_top - intercept * instrument])
+        influence = (w * residuals).T @ np.linalg.inv(matrix).T  # [rows, 2]
+        mean_here = (w * here).sum() / w.sum()
+        share = intercept / mean_here
+        of_share = (influence[:, 1] - share * w * (here - mean_here) / w.sum()) / mean_here
+        summed = np.zeros((context.max() + 1, 3))
+        np.add.at(summed, context[rows], np.column_stack([influence, of_share]))
+        lines.append(_Line(float(slope), float(intercept), float(share), summed))
+    return lines
 
-        def share(weight: np.ndarray, top=top, here=here, other=other) -> float:
-            mean_top, mean_here, mean_other = (np.average(rate, weights=weight) for rate in (top, here, other))
-            steepness = (weight * (other - mean_other) * (top - mean_top)).sum()
-            slope = (weight * (other - mean_other) * (here - mean_here)).sum() / steepness
-            return 1 - slope * mean_top / mean_here
 
-        rng = np.random.default_rng(seed)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = share(weight)
-            drawn = [share(weight * rng.poisson(1.0, context.max() + 1)[context]) for _ in range(_N_RESAMPLES)]
-        half = Z_95 * float(np.std(drawn))
-        if not np.isfinite([value, half]).all():
-            return None
-        shares.append((float(value), float(value - half), float(value + half)))
-    return shares
+def _is_strong(
+    weight: np.ndarray, top: np.ndarray, instrument: np.ndarray, product: np.ndarray, context: np.ndarray
+) -> bool:
+    """Whether the instrument says enough of the rate at the top: its F statistic is above ``WEAK``."""
+    mean = [np.average(values, weights=weight) for values in (top, instrument, product)]
+    covariance = mean[2] - mean[0] * mean[1]
+    influence = product - mean[2] - mean[1] * (top - mean[0]) - mean[0] * (instrument - mean[1])
+    error = np.sqrt((np.bincount(context, weight * influence) ** 2).sum()) / weight.sum()
+    return bool(covariance > np.sqrt(WEAK) * error)
+
+
+def _fixed_shares(counts: pl.DataFrame) -> list[tuple[float, float, float]] | None:
+    """Of each place below the top, the intercept of its click rate on that of the top, over its mean rate."""
+    lines = _lines(counts)
+    if lines is None:
+        return None
+    z = NormalDist().inv_cdf(1 - 0.005 / len(lines))  # Bonferroni: one place of seven is soon below 0 by chance
+    halves = [z * float(np.sqrt((line.influence[:, 2] ** 2).sum())) for line in lines]
+    return [(line.share, line.share - half, line.share + half) for line, half in zip(lines, halves, strict=True)]
+
+
+def by_trust(counts: pl.DataFrame) -> Propensities:
+    r"""A line a place: what is shown there is clicked with the chance :math:`\alpha_k\gamma+\beta_k`.
+
+    The model of Agarwal et al. (2019), *Addressing Trust Bias for Unbiased Learning-to-Rank*, in the affine form of
+    Vardasbi et al. (2020), arXiv:2008.10242: a place is looked at and then trusted, so what attracts nobody is clicked
+    there too. Examination and trust themselves no log of clicks tells; the lines it does, up to the zero and the unit
+    of :math:`\gamma`. The unit is that of a click at the top, :math:`\alpha_1=1`. The zero is where the place that is
+    trusted least is not clicked at all, so that every :math:`\beta_k\ge0`.
+
+    Raises:
+        ValueError: too few suggestions came again at two places to tell the lines.
+    """
+    lines = _lines(counts)
+    errors = [float(np.sqrt((line.influence[:, 0] ** 2).sum())) for line in lines or []]
+    slopes = [line.slope for line in lines or []]
+    found = Propensities(
+        [1.0, *slopes],
+        [1.0, *(slope - Z_95 * error for slope, error in zip(slopes, errors, strict=True))],
+        [1.0, *(slope + Z_95 * error for slope, error in zip(slopes, errors, strict=True))],
+    )
+    if lines is None or min(found.low) <= 0 or _unknown_places(found):
+        raise ValueError(
+            "too few suggestions were shown at two places, or too few times, to tell trust from attention: give a "
+            "larger log, or take the propensities by pbm"
+        )
+    zeros = [0.0, *(-line.intercept / line.slope for line in lines)]  # chances at the top of what is not clicked there
+    return found._replace(
+        trust=tuple(float(slope * (max(zeros) - zero)) for slope, zero in zip(found.values, zeros, strict=True))
+    )
 
 
 def by_cascade(counts: pl.DataFrame, order: str) -> Propensities:
@@ -496,4 +590,9 @@ def _with_interval(logs: np.ndarray, variances: np.ndarray) -> Propensities:
     return Propensities(*(np.exp(part).tolist() for part in (logs, logs - half, logs + half)))
 
 
-ESTIMATORS = {"ctr": by_click_rates, "harvest": by_moved_suggestions, "pbm": by_position_based_model}
+ESTIMATORS = {
+    "ctr": by_click_rates,
+    "harvest": by_moved_suggestions,
+    "pbm": by_position_based_model,
+    "trust": by_trust,
+}

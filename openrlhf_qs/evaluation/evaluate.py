@@ -151,8 +151,8 @@ def run(args: argparse.Namespace) -> None:
         for name in [COLD_START, *policies] if results else []:
             rich_print(f"reward model on the clicks of arm {escape(name)}")
             suggestions, clicks = [row.suggestions for row in some[name]], results[name].clicks[: rewards.N_CONTEXTS]
-            known = rewards.propensities_of(folder)
-            found = rewards.on_clicks(scorer, conversations, suggestions, clicks, args.seed, known)
+            places = rewards.places_of(folder)
+            found = rewards.on_clicks(scorer, conversations, suggestions, clicks, args.seed, **places)
             if found is not None:
                 metrics["garm_on_policy"][name] = found
     if reward is not None:

@@ -23,6 +23,7 @@ from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.garm.reward_model import pad_left, suggestion_ids
 from openrlhf_qs.garm.shared_prefix import share_prefixes
 
+LISTS = ("suggestions", "clicks", "examination", "trust")  # of a row, a value for each suggestion
 MAX_TOGETHER = 8  # impressions of one conversation that are read in one go
 
 
@@ -34,6 +35,7 @@ class Impression(NamedTuple):
         texts: token ids of each suggestion with its conversation, in the order shown.
         clicks: of each: 0 or 1, or a number or share of many shows; 0 where the row does not say.
         examination: of each, how often it was looked at, in looks at the top; 1 where the row does not say.
+        trust: of each, the clicks that its place brought by itself; 0 where the row does not say.
         pairs: (chosen, rejected), as places in ``texts``.
         values: (weight, label) of each pair; a label of 1 says that the chosen one surely is the better one.
     """
@@ -42,6 +44,7 @@ class Impression(NamedTuple):
     texts: list[list[int]]
     clicks: list[float]
     examination: list[float]
+    trust: list[float]
     pairs: list[tuple[int, int]]
     values: list[tuple[float, float]]
 
@@ -54,7 +57,7 @@ class ImpressionBatch:
         key: ``[impressions]``, a number of its own for each.
         place: ``[impressions, most suggestions]``, where the output of each suggestion is; 0 where there is none.
         shown: the same shape, whether there is one.
-        clicks, examination: the same shape, float32; 0 and 1 where there is no suggestion.
+        clicks, examination, trust: the same shape, float32; 0, 1 and 0 where there is no suggestion.
         pairs: ``[pairs, 2]``, where the outputs of chosen and rejected are.
         pair_impression: ``[pairs]``, the impression of each.
         weight, label: ``[pairs]``. The weights are such that an impression counts the same in every batch.
@@ -65,6 +68,7 @@ class ImpressionBatch:
     shown: Tensor
     clicks: Tensor
     examination: Tensor
+    trust: Tensor
     pairs: Tensor
     pair_impression: Tensor
     weight: Tensor
@@ -175,13 +179,14 @@ class ImpressionDataset(Dataset):
         most = max(len(impression.texts) for impression in impressions)
         place = torch.zeros(len(impressions), most, dtype=torch.long)
         shown = torch.zeros(len(impressions), most, dtype=torch.bool)
-        clicks, examination = torch.zeros(place.shape), torch.ones(place.shape)
+        clicks, examination, trust = torch.zeros(place.shape), torch.ones(place.shape), torch.zeros(place.shape)
         pairs, pair_impression, first = [], [], 0
         for n, impression in enumerate(impressions):
             end = first + len(impression.texts)
             place[n, : end - first], shown[n, : end - first] = output[first:end], True
             clicks[n, : end - first] = torch.tensor(impression.clicks)
             examination[n, : end - first] = torch.tensor(impression.examination)
+            trust[n, : end - first] = torch.tensor(impression.trust)
             pairs += [(first + chosen, first + rejected) for chosen, rejected in impression.pairs]
             pair_impression += [n] * len(impression.pairs)
             first = end
@@ -194,6 +199,7 @@ class ImpressionDataset(Dataset):
             shown=shown,
             clicks=clicks,
             examination=examination,
+            trust=trust,
             pairs=output[torch.tensor(pairs, dtype=torch.long).view(-1, 2)],
             pair_impression=torch.tensor(pair_impression, dtype=torch.long),
             weight=values[:, 0] * (len(pairs) / max(1, n_paired) / max(self.pairs_per_impression, 1e-9)),
@@ -211,7 +217,7 @@ def _paired(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         wanted = sorted({int(place) for chosen, rejected, *_ in pairs for place in (chosen, rejected)})
         place_of = {place: n for n, place in enumerate(wanted)}
-        lists = {name: row[name] for name in ("suggestions", "clicks", "examination") if row.get(name) is not None}
+        lists = {name: row[name] for name in LISTS if row.get(name) is not None}
         kept.append(
             row
             | {name: [values[place] for place in wanted] for name, values in lists.items()}
@@ -233,6 +239,7 @@ def _impressions(rows: Sequence[Mapping[str, Any]], tokenizer, max_len: int) -> 
                 texts=[next(ids) for _ in range(n)],
                 clicks=row.get("clicks") or [0.0] * n,
                 examination=row.get("examination") or [1.0] * n,
+                trust=row.get("trust") or [0.0] * n,
                 pairs=[(int(chosen), int(rejected)) for chosen, rejected, *_ in pairs],
                 values=[(weight, label) for *_, weight, label in pairs],
             )

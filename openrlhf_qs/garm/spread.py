@@ -130,13 +130,15 @@ def showings_of(rows: Sequence[Mapping[str, Any]], log_odds: np.ndarray, tokens:
     clicks = np.concatenate([row["clicks"] for row in rows]).astype(float)
     looked_at = np.concatenate([row.get("examination") or [1.0] * n for row, n in zip(rows, lengths, strict=True)])
     p = 1 / (1 + np.exp(-log_odds))
-    expected = np.minimum(looked_at, 1.0) * p
+    brought = np.concatenate([row.get("trust") or [0.0] * n for row, n in zip(rows, lengths, strict=True)])
+    by_attraction = np.minimum(looked_at, 1.0) * p
+    expected = np.minimum(by_attraction + brought, 1.0)
     _, user = np.unique([row["user_id"] for row in rows], return_inverse=True)
     return Showings(
         user=np.repeat(user, lengths),
         impression=np.repeat(np.arange(len(rows)), lengths),
         residual=clicks - expected,
-        slope=expected * (1 - p),
+        slope=by_attraction * (1 - p),
         variance=expected * (1 - expected) + 1e-4,  # what is never clicked must not count without end
         tokens=tokens,
     )

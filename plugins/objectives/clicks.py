@@ -28,14 +28,16 @@ class Clicks:
 
     A place is looked at with its examination, and what is looked at is clicked by the head's log-odds, whatever stands
     beside it. So an unclicked suggestion far down says less than one at the top, and an impression without any click
-    says that none of its suggestions is good.
+    says that none of its suggestions is good. Where places are trusted, each also brings clicks of its own, and the
+    head learns what is left of them (the affine model of Vardasbi et al. 2020, arXiv:2008.10242).
     """
 
     whole_lists = of_clicks = True
 
     def __call__(self, head, raw: Tensor, batch: ImpressionBatch) -> Tensor:
         log_odds = head.click_log_odds(raw)[batch.place]
-        nll = click_loss(log_odds, batch.clicks[..., None], batch.examination[..., None])
+        known = (values[..., None] for values in (batch.clicks, batch.examination, batch.trust))
+        nll = click_loss(log_odds, *known)
         nll = nll * batch.shown[..., None] * batch.member_weights(log_odds.shape[-1])[:, None]
         return nll.sum(1).mean()
 
@@ -45,13 +47,15 @@ class Listwise:
     """The likelihood of each click against the rest of its list, and of no click at all: a multinomial logit.
 
     A list is a choice between its suggestions, each with the head's log-odds and the logarithm of its examination,
-    and nothing, with log-odds of 0. A list with several clicks is that many choices.
+    and nothing, with log-odds of 0. What a place brings by itself adds to the odds of what stands there. A list with
+    several clicks is that many choices.
     """
 
     whole_lists = of_clicks = True
 
     def __call__(self, head, raw: Tensor, batch: ImpressionBatch) -> Tensor:
         log_odds = head.click_log_odds(raw)[batch.place] + batch.examination.log()[..., None]
+        log_odds = torch.logaddexp(log_odds, batch.trust.log()[..., None])
         log_odds = log_odds.masked_fill(~batch.shown[..., None], -math.inf)
         nothing = torch.zeros_like(log_odds[:, :1])
         log_choice = torch.cat((log_odds, nothing), dim=1).log_softmax(1)
@@ -62,23 +66,25 @@ class Listwise:
         return (nll * batch.member_weights(nll.shape[-1])).mean()
 
 
-def click_loss(log_odds: Tensor, clicks: Tensor, examination: Tensor) -> Tensor:
+def click_loss(log_odds: Tensor, clicks: Tensor, examination: Tensor, trust: Tensor | float = 0.0) -> Tensor:
     r"""Negative log-likelihood of clicks on suggestions that were looked at now and then.
 
-    Of one showing, looked at with the probability :math:`\theta\le1`, :math:`-c\log(\theta p)-(1-c)\log(1-\theta p)`
-    with :math:`p=\mathrm{sigmoid}(\text{log-odds})`. Of many, looked at :math:`n>1` times, the binomial
-    :math:`-c\log p-(n-c)\log(1-p)`.
+    Of one showing, looked at with the probability :math:`\theta\le1`, :math:`-c\log q-(1-c)\log(1-q)` with
+    :math:`q=\theta\,\mathrm{sigmoid}(\text{log-odds})+\beta`. Of many, looked at :math:`n>1` times, the binomial
+    :math:`-c\log q-(n-c)\log(1-q)` with :math:`q=\mathrm{sigmoid}(\text{log-odds})+\beta/n`.
 
     Args:
         log_odds: of a click where it is looked at.
         clicks: how many, or their share where examination is at most 1.
         examination: looks, in looks at the top, > 0.
+        trust: :math:`\beta`, the clicks that places brought by themselves.
 
     Returns:
         The broadcast shape, nats, not reduced.
     """
     once = examination.clamp(max=1)
-    log_click = F.logsigmoid(log_odds) + once.log()
-    no_click = torch.log1p(-log_click.exp().clamp(max=MAX_PROBABILITY))
     looks = examination.clamp(min=1)
+    log_click = F.logsigmoid(log_odds) + once.log()
+    log_click = torch.logaddexp(log_click, torch.as_tensor(trust / looks).log())
+    no_click = torch.log1p(-log_click.exp().clamp(max=MAX_PROBABILITY))
     return -(clicks * log_click + (looks - clicks).clamp(min=0) * no_click)

@@ -33,6 +33,14 @@ def test_weights_are_smoothed_clicks_per_show_counted_by_inverse_propensity():
     assert [c["text"] for c in row["candidates"]] == ["b", "a", "c"]  # the highest first
 
 
+def test_what_stood_at_a_trusted_place_is_not_better_for_it():
+    # .39 of 100 shows at the top, .165 at the third place: the same attraction of .3
+    shown = [("q", ["a", "b"], [n < 39, n * 10 < 165]) for n in range(100)]
+    (row,) = click_candidates(click_log(*shown), [1.0, 0.55], [0.09, 0.0])
+    a, b = (candidate["weight"] for candidate in row["candidates"])
+    assert a == pytest.approx(b, abs=0.01)
+
+
 def test_one_lucky_click_is_less_than_many():
     often = [("q", ["often"], [n % 2]) for n in range(40)]  # 20 clicks on 40 shows
     rarely = [("q", ["never"], [0])] * 60

@@ -177,6 +177,31 @@ def test_click_rates_of_all_impressions_make_soft_labels():
         click_rate_preferences(click_log((["a", "b"], [0, 0])))
 
 
+def test_clicks_that_places_bring_by_themselves_are_no_attraction():
+    # both attract with .3, of which a trusted top makes .39 and the third place .55 * .3 = .165: 200 shows each
+    clicked = [(["a", "x", "b"], [n < 78, 0, n < 33]) for n in range(200)]
+    log, lines = click_log(*clicked), {"propensities": [1.0, 0.78, 0.55], "trust": [0.09, 0.02, 0.0]}
+    (row,) = click_rate_preferences(log, **lines).to_dicts()
+    assert row["trust"] == pytest.approx([18, 4, 0])
+    # (78 - 18) / 200 looks and 33 / 110: the smoothing, by five looks at the average, moves the second a bit more
+    (pair,) = [pair for pair in row["pairs"] if {pair["chosen"], pair["rejected"]} == {0, 2}]
+    assert pair["label"] == pytest.approx(0.5, abs=0.01)
+    (row,) = click_rate_preferences(log, lines["propensities"]).to_dicts()
+    assert row["pairs"][0]["label"] > 0.55 and "trust" not in row
+
+
+def test_under_trust_a_click_counts_by_the_share_of_it_that_attraction_made():
+    log = click_log(*[(["a", "b"], [1, 0])] * 3, *[(["a", "b"], [0, 1])], *[(["a", "b"], [0, 0])] * 6)
+    table = preferences(log, "ipw", [1.0, 0.5], trust=[0.1, 0.0])
+    assert table["trust"].to_list() == [[0.1, 0.0]] * 10
+    # at the top (3 + 1) / 12 are clicked, .1 of them for the place: an average attraction of .2333, below .5 of it
+    at_the_top, attraction = 1 / 3, 1 / 3 - 0.1
+    first = (1 - attraction) / (1 - 0.5 * attraction)  # the rejected one stood below
+    second = (at_the_top / (0.5 * attraction)) * (1 - attraction) * 0.9 / (1 - attraction - 0.1)
+    made = weights(table)
+    assert made[3] / made[0] == pytest.approx(second / first)
+
+
 def test_each_conversation_keeps_its_own_click_rates(tiny_log):
     log = read_click_log(tiny_log)
     table = click_rate_preferences(log, [1.0] * 3)

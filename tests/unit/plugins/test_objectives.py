@@ -11,7 +11,7 @@ from openrlhf_qs.plugins.objectives.clicks import Clicks, Listwise, click_loss
 from openrlhf_qs.plugins.objectives.pairs import Pairs
 
 
-def batch(clicks, examination, shown=None, pairs=(), weight=(), label=()):
+def batch(clicks, examination, shown=None, pairs=(), weight=(), label=(), trust=None):
     clicks = torch.tensor(clicks, dtype=torch.float32)
     shown = torch.ones(clicks.shape, dtype=torch.bool) if shown is None else torch.tensor(shown)
     return ImpressionBatch(
@@ -20,6 +20,7 @@ def batch(clicks, examination, shown=None, pairs=(), weight=(), label=()):
         shown=shown,
         clicks=clicks,
         examination=torch.tensor(examination),
+        trust=torch.zeros(clicks.shape) if trust is None else torch.tensor(trust),
         pairs=torch.tensor(pairs, dtype=torch.long).view(-1, 2),
         pair_impression=torch.zeros(len(pairs), dtype=torch.long),
         weight=torch.tensor(weight),
@@ -37,6 +38,36 @@ def test_every_click_and_every_click_not_made_counts_by_how_much_its_place_is_lo
     # a click of .4; none of .5 * .2; none of .1; none of .5 * .6; over two impressions
     expected = -(math.log(0.4) + math.log(0.9) + math.log(0.9) + math.log(0.7)) / 2
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_click_that_the_place_brings_by_itself_is_none_of_attraction():
+    trusted = batch([[1, 0]], [[1.0, 0.5]], trust=[[0.1, 0.02]])
+    # a click of .4 + .1; none of .5 * .2 + .02
+    loss = Clicks()(ClickGaussian(), log_odds(0.4, 0.2), trusted)
+    assert loss.item() == pytest.approx(-math.log(0.5) - math.log(0.88), rel=1e-5)
+    # of many shows: 10 looks and 1 click that places brought, .3 + .1 a look
+    many = click_loss(log_odds(0.3), torch.tensor(4.0), torch.tensor(10.0), torch.tensor(1.0))
+    assert many.item() == pytest.approx(-4 * math.log(0.4) - 6 * math.log(0.6), rel=1e-5)
+    # a choice between odds of 2/3 + .1, of .5 / 4 + .02, and 1
+    loss = Listwise()(ClickGaussian(), log_odds(0.4, 0.2), trusted)
+    assert loss.item() == pytest.approx(-math.log((2 / 3 + 0.1) / (2 / 3 + 0.1 + 0.145 + 1)), rel=1e-5)
+
+
+def test_the_click_likelihood_finds_attraction_whatever_place_is_trusted():
+    """Two suggestions of one attraction, .3, one always at a trusted top, one at the bottom: 1000 shows each."""
+    raw = torch.zeros(2, 1, requires_grad=True)
+    counts, looks, brought = (
+        torch.tensor([[390.0], [165.0]]),
+        torch.tensor([[1.0], [0.55]]),
+        torch.tensor([[0.09], [0.0]]),
+    )
+    for _ in range(400):
+        loss = counts * click_loss(raw, torch.ones(1), looks, brought)
+        loss = (loss + (1000 - counts) * click_loss(raw, torch.zeros(1), looks, brought)).sum()
+        (gradient,) = torch.autograd.grad(loss, raw)
+        raw = (raw - gradient / 200).detach().requires_grad_()
+    # .3 + .09 of 1000, and .55 * .3 of 1000
+    torch.testing.assert_close(raw.sigmoid(), torch.full((2, 1), 0.3), atol=1e-3, rtol=0)
 
 
 def test_a_place_without_a_suggestion_says_nothing():
