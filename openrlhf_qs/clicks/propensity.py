@@ -53,7 +53,6 @@ MIN_CONTEXTS = 30  # with suggestions at the top and at a place, below which the
 WEAK = 10.0  # F statistic below which an instrument is weak (Staiger and Stock 1997)
 PRIOR_LOOKS = 5.0  # at the average click rate, with which the instrument of a line begins
 KNOWN = 2.0  # upper over lower end of an interval, above which a place is called unknown
-_N_RESAMPLES = 40
 
 
 class Propensities(NamedTuple):
@@ -176,7 +175,8 @@ def _with_silent_places(found: Propensities, places: list[int], n_positions: int
         f"place {', '.join(map(str, silent))} is empty or only ever repeats what stands above, so nothing tells how "
         "much it is looked at: it counts as the place above it, and other findings count the places without it"
     )
-    return found._replace(values=values, low=low, high=high, findings=(sentence, *found.findings))
+    trust = tuple(found.trust[index] for index in above) if found.trust else ()
+    return found._replace(values=values, low=low, high=high, trust=trust, findings=(sentence, *found.findings))
 
 
 def diagnose(counts: pl.DataFrame) -> Diagnosis:
@@ -463,6 +463,29 @@ def by_trust(counts: pl.DataFrame) -> Propensities:
     )
 
 
+class _Estimate(NamedTuple):
+    """``logs [k]`` of the places' examination, and what each of ``contexts`` brings to their error, ``influence
+    [contexts, k]``; ``variances [k]`` are those of a model in which all clicks are independent."""
+
+    logs: np.ndarray
+    contexts: np.ndarray
+    influence: np.ndarray
+    variances: np.ndarray
+
+    def with_interval(self) -> Propensities:
+        """Clustered by context, for users of one conversation see the same; of few contexts, by the model."""
+        many = len(self.contexts) >= MIN_CONTEXTS
+        return _with_interval(self.logs, (self.influence**2).sum(0) if many else self.variances)
+
+    def times(self, other: _Estimate) -> _Estimate:
+        """The estimate of the product, whose errors hang together."""
+        contexts = np.union1d(self.contexts, other.contexts)
+        influence = np.zeros((len(contexts), len(self.logs)))
+        for one in (self, other):
+            influence[np.searchsorted(contexts, one.contexts)] += one.influence
+        return _Estimate(self.logs + other.logs, contexts, influence, self.variances + other.variances)
+
+
 def by_cascade(counts: pl.DataFrame, order: str) -> Propensities:
     """A user who reads from the top and may stop at a click: how often each place is reached.
 
@@ -472,18 +495,16 @@ def by_cascade(counts: pl.DataFrame, order: str) -> Propensities:
     """
     still_open = counts.with_columns(n_shown="n_open", n_clicked="n_first").filter(pl.col("n_shown") > 0)
     try:
-        found = by_position_based_model(still_open)
+        found = _position_based_model(still_open)
     except ValueError:
         if order == "chosen":
             raise
         found = None
     # In a random order, click rates stand in where too little moved. They are a little low: conversations that are
     # clicked more are less often still open.
-    if order != "chosen" and (found is None or _unknown_places(found)):
-        found = by_click_rates(still_open)
-    sums = counts.group_by("position").agg(pl.col("n_shown", "n_open").sum()).sort("position")
-    reached = (sums["n_open"] / sums["n_shown"]).to_list()
-    return Propensities(*([a * b for a, b in zip(side, reached, strict=True)] for side in found[:3]))
+    if order != "chosen" and (found is None or _unknown_places(found.with_interval())):
+        found = _click_rates(still_open)
+    return found.times(_rates(counts, "n_open", "n_shown")).with_interval()
 
 
 def by_click_rates(counts: pl.DataFrame) -> Propensities:
@@ -491,12 +512,29 @@ def by_click_rates(counts: pl.DataFrame) -> Propensities:
 
     Right where the order shown is random. Where a ranker puts the better ones on top, it takes their quality for
     attention, and comes out too low for the lower places. Each rate is smoothed by one click in two shows, so none is
-    0; the interval is Katz's, of the logarithm of a ratio of two rates.
+    0; of few contexts the interval is Katz's, of the logarithm of a ratio of two rates.
     """
-    sums = counts.group_by("position").agg(pl.col("n_shown", "n_clicked").sum()).sort("position")
-    shown, clicked = sums["n_shown"].to_numpy() + 2, sums["n_clicked"].to_numpy() + 1
-    rate, variance = clicked / shown, 1 / clicked - 1 / shown
-    return _with_interval(np.log(rate / rate[0]), np.where(np.arange(len(rate)) > 0, variance + variance[0], 0))
+    return _click_rates(counts).with_interval()
+
+
+def _click_rates(counts: pl.DataFrame) -> _Estimate:
+    rates = _rates(counts, "n_clicked", "n_shown", prior=1)
+    variances = np.where(np.arange(len(rates.logs)) > 0, rates.variances + rates.variances[0], 0.0)
+    return rates._replace(
+        logs=rates.logs - rates.logs[0], influence=rates.influence - rates.influence[:, :1], variances=variances
+    )
+
+
+def _rates(counts: pl.DataFrame, part: str, whole: str, prior: int = 0) -> _Estimate:
+    """The share that ``part`` has of ``whole`` at each place, with ``prior`` in twice as many put to it."""
+    context, number = np.unique(counts["context"].to_numpy(), return_inverse=True)
+    place = counts["position"].to_numpy() - 1
+    some, of = (counts[name].to_numpy().astype(float) for name in (part, whole))
+    n_some, n = np.bincount(place, some) + prior, np.bincount(place, of) + 2 * prior
+    rate = n_some / n
+    influence = np.zeros((len(context), len(rate)))
+    np.add.at(influence, (number, place), (some - rate[place] * of) / n_some[place])
+    return _Estimate(np.log(rate), context, influence, 1 / n_some - 1 / n)
 
 
 def by_moved_suggestions(counts: pl.DataFrame) -> Propensities:
@@ -523,17 +561,18 @@ def by_moved_suggestions(counts: pl.DataFrame) -> Propensities:
     return _with_interval(np.array(logs), np.array(variances))
 
 
-def by_position_based_model(counts: pl.DataFrame, n_resamples: int = _N_RESAMPLES, seed: int = 0) -> Propensities:
-    """Maximum likelihood of the position-based model over suggestions that moved, with a bootstrap over contexts.
+def by_position_based_model(counts: pl.DataFrame) -> Propensities:
+    """Maximum likelihood of the position-based model over suggestions that moved.
 
     Clicks are taken as Poisson counts of mean ``n_shown * theta * gamma``. Then the attraction of each suggestion
     drops out, however rarely it was shown; EM with Bernoulli clicks fits attractions to single clicks and puts all
     positions near 1 (measured in docs/CLICK_LOG.md). All positions are compared with all others, not the top alone.
-
-    Args:
-        n_resamples: of the contexts, for the interval.
-        seed: of the bootstrap.
+    The interval is that of the sandwich estimate, which asks no click to be Poisson (White 1982).
     """
+    return _position_based_model(counts).with_interval()
+
+
+def _position_based_model(counts: pl.DataFrame) -> _Estimate:
     moved = counts.filter(pl.col("position").n_unique().over("suggestion") > 1)
     n_positions = counts["position"].max()
     clicked_at = moved.group_by("position").agg(pl.col("n_clicked").sum()).filter(pl.col("n_clicked") > 0)
@@ -542,15 +581,24 @@ def by_position_based_model(counts: pl.DataFrame, n_resamples: int = _N_RESAMPLE
             f"only {clicked_at.height} of {n_positions} positions have a click on a suggestion that was also shown "
             "elsewhere: give a larger log, or take the propensities by click rates (ctr)"
         )
-    suggestion, context = (moved[name].rank("dense").to_numpy().astype(int) - 1 for name in ("suggestion", "context"))
-    position = moved["position"].to_numpy() - 1
+    suggestion = moved["suggestion"].rank("dense").to_numpy().astype(int) - 1
+    context, number = np.unique(moved["context"].to_numpy(), return_inverse=True)
+    place = moved["position"].to_numpy() - 1
     shown, clicked = moved["n_shown"].to_numpy().astype(float), moved["n_clicked"].to_numpy().astype(float)
-    values = _poisson_maximum(suggestion, position, shown, clicked, np.ones(n_positions))
-    rng, logs = np.random.default_rng(seed), []
-    for _ in range(n_resamples):
-        times = rng.poisson(1.0, context.max() + 1)[context]
-        logs.append(np.log(_poisson_maximum(suggestion, position, times * shown, times * clicked, values)))
-    return _with_interval(np.log(values), np.var(logs, axis=0))
+    theta = _poisson_maximum(suggestion, place, shown, clicked, np.ones(n_positions))
+    # Given a suggestion's clicks, they fall on the places by shows times examination.
+    looked_at = shown * theta[place]
+    share = looked_at / np.bincount(suggestion, looked_at)[suggestion]
+    expected = np.bincount(suggestion, clicked)[suggestion] * share
+    shares = np.zeros((suggestion.max() + 1, n_positions))
+    shares[suggestion, place] = share
+    information = np.diag(np.bincount(place, expected, n_positions))
+    information -= (shares * np.bincount(suggestion, clicked)[:, None]).T @ shares
+    inverse = np.zeros((n_positions, n_positions))
+    inverse[1:, 1:] = np.linalg.pinv(information[1:, 1:])  # the top is 1 by definition
+    score = np.zeros((len(context), n_positions))
+    np.add.at(score, (number, place), clicked - expected)
+    return _Estimate(np.log(theta), context, score @ inverse, np.diag(inverse))
 
 
 def attraction_at_the_top(log: pl.DataFrame) -> float:
