@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from openrlhf_qs.evaluation.arms import AT, LAST_POLICY, on_same_conversations
-from openrlhf_qs.form.keys import root_key
+from openrlhf_qs.form.keys import conversation_key, root_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
+from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import cluster_half_width
 
 Judge = Callable[[Sequence[list[Message]], Sequence[Sequence[str]]], list[list[float]]]
@@ -25,12 +26,13 @@ class ArmResult:
 
     Attributes:
         ctr: mean chance of at least one click over all users: the judge's own probabilities, no draws.
-        ci95: its interval, clustered by conversation: the users of one context see the same suggestions, and the turns
-            of one conversation are alike.
+        ci95: its interval, clustered by conversation and by who had it: the users of one context see the same
+            suggestions, and the turns of one conversation, or the conversations of one user, are alike.
         n_users, n_contexts: users are spread evenly over contexts.
         slot_ctr: mean chance of a click on each slot, top first.
         context_ctr: ``[n_contexts]``, ``ctr`` of each context.
-        roots: ``[n_contexts]``, which conversation each context is a turn of (:func:`openrlhf_qs.form.keys.root_key`).
+        clusters: ``[n_contexts]``, which conversation each context is a turn of, by
+            :func:`openrlhf_qs.form.keys.root_key`, and, where it is known, whose.
         clicks: ``[n_contexts, users of a context, n_slots]``, drawn: for who needs whole choices.
     """
 
@@ -40,7 +42,7 @@ class ArmResult:
     n_contexts: int
     slot_ctr: list[float]
     context_ctr: np.ndarray
-    roots: Sequence[str]
+    clusters: Clusters
     clicks: np.ndarray
 
 
@@ -52,7 +54,11 @@ class Lift(NamedTuple):
 
 
 def run_ab_test(
-    arms: Mapping[str, Sequence[tuple]], judge: Judge, n_users: int = 20_000, seed: int = 0
+    arms: Mapping[str, Sequence[tuple]],
+    judge: Judge,
+    n_users: int = 20_000,
+    seed: int = 0,
+    owners: Mapping[str, str | None] | None = None,
 ) -> dict[str, ArmResult]:
     """Show every arm's suggestions to simulated users under the same conversations.
 
@@ -62,6 +68,7 @@ def run_ab_test(
         judge: called once an arm, each row one fresh user; answers with click probabilities.
         n_users: users of each arm at least.
         seed: of the clicks. An arm's clicks do not depend on which other arms there are.
+        owners: the user who had each conversation, by :func:`openrlhf_qs.form.keys.conversation_key`, where known.
 
     Returns:
         The result of each arm. ValueError where fewer than two conversations are left, or the judge breaks its word.
@@ -69,10 +76,11 @@ def run_ab_test(
     if n_users < 1:
         raise ValueError(f"n_users = {n_users}: give at least 1")
     arms = on_same_conversations(arms)
-    roots = [root_key(row[0]) for row in next(iter(arms.values()))]
-    n_contexts = len(roots)
-    if len(set(roots)) < 2:
-        raise ValueError(f"{len(set(roots))} conversation is in every arm; an interval needs at least 2")
+    conversations = [row[0] for row in next(iter(arms.values()))]
+    clusters = conversation_clusters(conversations, owners)
+    n_contexts = len(conversations)
+    if clusters.n_clusters < 2:
+        raise ValueError(f"{clusters.n_clusters} conversation is in every arm; an interval needs at least 2")
     users_per_context = math.ceil(n_users / n_contexts)
     results = {}
     for name, rows in arms.items():
@@ -83,7 +91,7 @@ def run_ab_test(
         chance = 1 - (1 - probability).prod(axis=1)  # of a click, given the user
         context_ctr = chance.reshape(n_contexts, users_per_context).mean(axis=1)
         ctr = float(context_ctr.mean())
-        half = cluster_half_width(context_ctr, roots)
+        half = cluster_half_width(context_ctr, clusters)
         results[name] = ArmResult(
             ctr=ctr,
             ci95=(max(ctr - half, 0.0), min(ctr + half, 1.0)),
@@ -91,10 +99,20 @@ def run_ab_test(
             n_contexts=n_contexts,
             slot_ctr=probability.mean(axis=0).tolist(),
             context_ctr=context_ctr,
-            roots=roots,
+            clusters=clusters,
             clicks=clicks.reshape(n_contexts, users_per_context, -1),
         )
     return results
+
+
+def conversation_clusters(
+    conversations: Sequence[list[Message]], owners: Mapping[str, str | None] | None = None
+) -> Clusters:
+    """By the conversation that each is a turn of, and by the user who had it; ``owners`` as in :func:`run_ab_test`."""
+    roots = [root_key(conversation) for conversation in conversations]
+    if not owners:
+        return Clusters.of(roots)
+    return Clusters.of(roots, [owners.get(conversation_key(conversation)) for conversation in conversations])
 
 
 def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
@@ -109,9 +127,9 @@ def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
     ratio = arm.ctr / over.ctr
     influence = (arm.context_ctr - ratio * over.context_ctr) / over.ctr
     clicked = (arm.context_ctr > 0) | (over.context_ctr > 0)
-    if len({root for root, any_click in zip(arm.roots, clicked, strict=True) if any_click}) < 2 or arm.ctr == 0:
+    if arm.ctr == 0 or arm.clusters[clicked].n_clusters < 2:
         return None
-    half = cluster_half_width(influence, arm.roots)
+    half = cluster_half_width(influence, arm.clusters)
     return Lift(ratio - 1, (ratio - 1 - half, ratio - 1 + half))
 
 

@@ -129,7 +129,8 @@ def run(args: argparse.Namespace) -> None:
     results: dict[str, ArmResult] = {}
     if judge is not None:
         rich_print(f"A/B test with judge {escape(args.judge)}, at least {args.n_users:,} users an arm")
-        results = run_ab_test(arms, judge, args.n_users, args.seed)
+        owners = {conversation_key(row["conversation"]): row.get("user_id") for row in reversed(impressions)}
+        results = run_ab_test(arms, judge, args.n_users, args.seed, owners)
         metrics |= ab_metrics(results, metrics["quality"])
     as_served = {name: rows for name, rows in arms.items() if AT not in name}
     policies = [name for name in as_served if name in responses]
@@ -140,6 +141,7 @@ def run(args: argparse.Namespace) -> None:
             {name: results[name].context_ctr for name in policies},
             conversations,
             [keys[conversation_key(conversation)] for conversation in conversations],
+            results[COLD_START].clusters,
         )
     some = {name: rows[: rewards.N_CONTEXTS] for name, rows in as_served.items()}
     conversations = [row.conversation for row in some[COLD_START]]

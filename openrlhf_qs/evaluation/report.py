@@ -295,7 +295,7 @@ def _evaluation(metrics: Mapping[str, Any]) -> list[dict]:
             rows.append([name.replace("_over_", " over "), *shown])
         note = (
             f"Users of judge {metrics['judge']}. CTR is the share of users with at least one click; intervals are "
-            "clustered by conversation, lifts compare the arms on the same conversations."
+            "clustered by conversation and by user, lifts compare the arms on the same conversations."
         )
         blocks.append(_table(["relative lift", "CTR", "95 % interval"], rows, note=note))
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from openrlhf_qs.form.keys import root_key
+from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import cluster_half_width
 
 MIN_CONTEXTS = 20  # conversations of a part that a rate is given for
@@ -18,12 +18,13 @@ def segments(
     context_ctr: Mapping[str, np.ndarray],
     conversations: Sequence[Sequence[Mapping[str, str]]],
     meta: Sequence[Mapping[str, Any]],
+    clusters: Clusters,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """CTR of each arm on each part.
 
     Args:
         context_ctr: arm to ``[n]``, its CTR under each conversation.
-        conversations, meta: ``[n]`` each.
+        conversations, meta, clusters: ``[n]`` each.
 
     Returns:
         Key (``turns``, then those of ``meta`` that tell groups) to value to ``n_contexts``, and arm to ``ctr`` and
@@ -36,22 +37,22 @@ def segments(
         told = {value for value in values if isinstance(value, str | int | bool)}
         if 2 <= len(told) <= MAX_VALUES:
             columns[key] = ["" if value is None else str(value) for value in values]
-    found, roots = {}, np.array([root_key(conversation) for conversation in conversations])
+    found = {}
     for key, values in columns.items():
         parts = {}
         for value in sorted(set(values)):
             rows = np.array([one == value for one in values])
-            if len(set(roots[rows])) >= MIN_CONTEXTS and value:
-                parts[value] = _part({arm: ctr[rows] for arm, ctr in context_ctr.items()}, roots[rows])
+            if value and (part := clusters[rows]).n_clusters >= MIN_CONTEXTS:
+                parts[value] = _part({arm: ctr[rows] for arm, ctr in context_ctr.items()}, part)
         if len(parts) > 1:
             found[key] = parts
     return found
 
 
-def _part(context_ctr: Mapping[str, np.ndarray], roots: np.ndarray) -> dict[str, Any]:
+def _part(context_ctr: Mapping[str, np.ndarray], clusters: Clusters) -> dict[str, Any]:
     part: dict[str, Any] = {"n_contexts": len(next(iter(context_ctr.values()))), "ctr": {}, "ci95": {}}
     for arm, ctr in context_ctr.items():
-        half = cluster_half_width(ctr, roots)
+        half = cluster_half_width(ctr, clusters)
         part["ctr"][arm] = float(ctr.mean())
         part["ci95"][arm] = [max(float(ctr.mean()) - half, 0.0), min(float(ctr.mean()) + half, 1.0)]
     return part

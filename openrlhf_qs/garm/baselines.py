@@ -21,8 +21,9 @@ import numpy as np
 from scipy import sparse
 
 from openrlhf_qs.clicks.preferences import Pairs, all_pairs
-from openrlhf_qs.form.keys import conversation_key, text_key
+from openrlhf_qs.form.keys import root_key, text_key
 from openrlhf_qs.garm.calibration import accuracy, expected_calibration_error, negative_log_likelihood
+from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import cluster_bootstrap
 
 C_GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -73,7 +74,7 @@ def linear(train: Sequence[Mapping[str, Any]], train_pairs: Pairs, rows: Sequenc
     dense = of_train[:, -len(OVERLAP) :].toarray()
     scale[-len(OVERLAP) :] = 1 / np.maximum(dense.std(axis=0), 1e-6)  # words are 0 or 1 and stay so
     scaling = sparse.diags(scale)
-    clusters = [conversation_key(train[row]["conversation"]) for row in train_pairs.row]
+    clusters = [root_key(train[row]["conversation"]) for row in train_pairs.row]
     coefficients = _fit(_differences(of_train @ scaling, train, train_pairs), train_pairs, clusters)
     return _sigmoid(_differences(features(rows) @ scaling, rows, pairs) @ coefficients)
 
@@ -92,7 +93,7 @@ def bradley_terry(
         cells = np.array([(n, columns[key]) for n, key in enumerate(keys) if key in columns], dtype=int).reshape(-1, 2)
         return sparse.csr_matrix((np.ones(len(cells)), tuple(cells.T)), shape=(len(keys), len(columns)))
 
-    clusters = [conversation_key(train[row]["conversation"]) for row in train_pairs.row]
+    clusters = [root_key(train[row]["conversation"]) for row in train_pairs.row]
     coefficients = _fit(_differences(features(train), train, train_pairs), train_pairs, clusters)
     return _sigmoid(_differences(features(rows), rows, pairs) @ coefficients)
 
@@ -120,7 +121,7 @@ def bayes_rule(chance: Callable, rows: Sequence[Mapping[str, Any]], pairs: Pairs
 def compare(
     probability: np.ndarray,
     weight: np.ndarray,
-    impression: Sequence[str],
+    clusters: Clusters,
     baselines: Mapping[str, np.ndarray],
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
@@ -129,7 +130,7 @@ def compare(
     Args:
         probability: ``[n]``, the reward model's.
         weight: ``[n]``, > 0.
-        impression: ``[n]``, the clusters of the bootstrap.
+        clusters: ``[n]``, of the bootstrap.
         baselines: name to ``[n]``.
 
     Returns:
@@ -145,7 +146,7 @@ def compare(
                 negative_log_likelihood(other, weight) - negative_log_likelihood(probability, weight),
             ]
 
-        (gain, nll_gain), intervals = gains(weight), cluster_bootstrap(gains, weight, impression, 300, seed)
+        (gain, nll_gain), intervals = gains(weight), cluster_bootstrap(gains, weight, clusters, 300, seed)
         one = {
             "accuracy": accuracy(other, weight),
             "nll": negative_log_likelihood(other, weight),

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     scored, link = score_pairs(rows, pairs, scorer), scorer.link
     if args.on == "significant":
         scored = significant_outcomes(scored)
-    n_clusters = len(set(scored.cluster))
+    n_clusters = scored.clusters.n_clusters
     if n_clusters < MIN_CLUSTERS:
         rich_print(f"{n_clusters} conversations are too few to fit a temperature: it is left at 1")
         return
@@ -81,9 +81,9 @@ def significant_outcomes(scored: Scored) -> Scored:
         raise ValueError(
             f"no pair with |z| > {SIGNIFICANT_Z}: the file has no column z, or too few counts; use --on soft"
         )
-    lists = ([one for one, kept in zip(names, keep, strict=True) if kept] for names in scored[-2:])
-    kept = Scored(*(column[keep] for column in scored[:-2]), *lists)
-    return kept._replace(label=np.ones(keep.sum()))
+    impression = [one for one, kept in zip(scored.impression, keep, strict=True) if kept]
+    columns = {name: getattr(scored, name)[keep] for name in Scored._fields if name not in ("impression", "label")}
+    return Scored(**columns, impression=impression, label=np.ones(keep.sum()))
 
 
 def fit_scale(scored: Scored, link: str) -> float | None:
@@ -100,7 +100,8 @@ def fit_scale(scored: Scored, link: str) -> float | None:
 def scale_uncertainty(scored: Scored, link: str, scale: float) -> float:
     """The factor by which the upper end of the 95 % interval of ``scale`` is above it, and the lower end below.
 
-    The sandwich estimate on the logarithm, with the gradients of one conversation's pairs added up first.
+    The sandwich estimate on the logarithm, with the gradients of the pairs of one conversation, or user, added up
+    first.
     """
 
     def nll(log_scale: float) -> np.ndarray:
@@ -110,8 +111,7 @@ def scale_uncertainty(scored: Scored, link: str, scale: float) -> float:
     step, at = 1e-3, np.log(scale)
     below, here, above = (nll(at + move) for move in (-step, 0.0, step))
     curvature = (above - 2 * here + below).sum() / step**2
-    _, cluster = np.unique(scored.cluster, return_inverse=True)
-    meat = (np.bincount(cluster, (above - below) / (2 * step)) ** 2).sum()
+    meat = scored.clusters.squares(((above - below) / (2 * step))[:, None])[0, 0]
     if curvature <= 0:
         return np.inf
     return float(np.exp(min(Z_95 * np.sqrt(meat) / curvature, 50.0)))

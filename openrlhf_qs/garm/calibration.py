@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from openrlhf_qs.statistics.clusters import Clusters, as_clusters
 from openrlhf_qs.statistics.intervals import cluster_bootstrap, wilson_interval
 
 N_BINS = 20
@@ -144,7 +145,7 @@ def calibrated_ece(
     n_bins: int = N_BINS,
     n_draws: int = 200,
     seed: int = 0,
-    clusters: Sequence[str] | None = None,
+    clusters: Clusters | Sequence[str] | None = None,
 ) -> float:
     """The error a perfectly calibrated model with these very probabilities would show on average: the noise floor.
 
@@ -161,7 +162,7 @@ def calibrated_ece(
     return float(np.mean(errors) * np.sqrt(spread))
 
 
-def design_effect(probability: np.ndarray, weight: np.ndarray, clusters: Sequence[str]) -> float:
+def design_effect(probability: np.ndarray, weight: np.ndarray, clusters: Clusters | Sequence[str]) -> float:
     """Variance of the sum of all residuals, as the clusters show it, over what independent pairs have; at least 1.
 
     A residual is outcome minus probability of the side that the model prefers; their mean, which is miscalibration, is
@@ -170,8 +171,7 @@ def design_effect(probability: np.ndarray, weight: np.ndarray, clusters: Sequenc
     sure = np.maximum(probability, 1 - probability)
     residual = np.where(probability == 0.5, 0.0, (probability > 0.5) - sure)
     residual -= np.average(residual, weights=weight)
-    _, number = np.unique(np.asarray(clusters), return_inverse=True)
-    of_clusters = (np.bincount(number, weight * residual) ** 2).sum()
+    of_clusters = as_clusters(clusters).squares((weight * residual)[:, None])[0, 0]
     alone = (weight**2 * residual**2).sum()
     return float(max(of_clusters / alone, 1.0)) if alone > 0 else 1.0
 
@@ -179,7 +179,7 @@ def design_effect(probability: np.ndarray, weight: np.ndarray, clusters: Sequenc
 def calibration_metrics(
     probability: ArrayLike,
     weight: ArrayLike,
-    clusters: Sequence[str],
+    clusters: Clusters | Sequence[str],
     n_bins: int = N_BINS,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -190,7 +190,7 @@ def calibration_metrics(
     Args:
         probability: ``[n]``, P(chosen better) in [0, 1].
         weight: ``[n]``, > 0.
-        clusters: ``[n]``, the conversation each pair comes from: pairs of one hang together.
+        clusters: ``[n]``, the conversation each pair comes from, and the user: pairs of one hang together.
         n_bins: bins over [0, 1], even.
         label: ``[n]`` or one for all, in [0, 1]: how probable it really is that the chosen one is the better one.
 

@@ -37,6 +37,7 @@ from openrlhf_qs.garm.calibration import (
     preference_probability,
 )
 from openrlhf_qs.registry import JUDGES, load_plugins
+from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, cluster_bootstrap
 
 CHUNK = 512  # suggestions between two movements of the progress bar
@@ -61,7 +62,7 @@ class Scored(NamedTuple):
     position: np.ndarray
     z: np.ndarray
     impression: list[str]
-    cluster: list[str]  # pairs of one hang together: the conversation's root, or the impression where there is none
+    clusters: Clusters  # by the conversation's root, or the impression where there is none, and by user where known
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +154,9 @@ def score_pairs(rows: Sequence[Mapping[str, Any]], pairs: Pairs, scorer) -> Scor
         position=_positions(rows, pairs),
         z=np.abs(np.array([value for row in rows for value in row.get("z") or [np.nan] * len(row["pairs"])])),
         impression=[str(rows[row]["impression_id"]) for row in pairs.row],
-        cluster=[_cluster(rows[row]) for row in pairs.row],
+        clusters=Clusters.of(
+            [_cluster(rows[row]) for row in pairs.row], [rows[row].get("user_id") for row in pairs.row]
+        ),
     )
 
 
@@ -210,7 +213,7 @@ def evaluate_pairs(scored: Scored, n_bins: int = N_BINS, seed: int = 0) -> dict[
         metrics["significant"] = _outcome_metrics(scored, significant, n_bins, seed)
     if ((scored.label > 0.5) & (scored.label < 1)).any():
         metrics["soft"] = calibration_metrics(
-            scored.probability, scored.weight, scored.cluster, n_bins, seed=seed, label=scored.label
+            scored.probability, scored.weight, scored.clusters, n_bins, seed=seed, label=scored.label
         ) | {"n_impressions": len(set(scored.impression))}
     metrics["std"] = dict(zip(("min", "median", "max"), np.quantile(scored.std, [0, 0.5, 1]).tolist(), strict=True))
     if (np.isfinite(scored.position) & decided).any():
@@ -225,16 +228,15 @@ def against_baselines(scored: Scored, others: Mapping[str, np.ndarray], seed: in
         others: baseline to its P(chosen better) of every pair.
     """
     decided = scored.label != 0.5
-    impression = [one for one, keep in zip(scored.impression, decided, strict=True) if keep]
     others = {name: probability[decided] for name, probability in others.items()}
-    return baselines.compare(scored.probability[decided], scored.weight[decided], impression, others, seed)
+    clusters = scored.clusters[decided]
+    return baselines.compare(scored.probability[decided], scored.weight[decided], clusters, others, seed)
 
 
 def _outcome_metrics(scored: Scored, mask: np.ndarray, n_bins: int, seed: int) -> dict[str, Any]:
     probability, weight = scored.probability[mask], scored.weight[mask]
-    kept = [n for n, keep in enumerate(mask) if keep]
-    metrics = calibration_metrics(probability, weight, [scored.cluster[n] for n in kept], n_bins, seed=seed)
-    metrics["n_impressions"] = len({scored.impression[n] for n in kept})
+    metrics = calibration_metrics(probability, weight, scored.clusters[mask], n_bins, seed=seed)
+    metrics["n_impressions"] = len({one for one, keep in zip(scored.impression, mask, strict=True) if keep})
     confidence = np.maximum(probability, 1 - probability)
     return metrics | {"confidence": accuracy_by(confidence, probability, weight)}
 
@@ -277,8 +279,7 @@ def position_preference(scored: Scored, seed: int = 0) -> dict[str, Any]:
         shares = [_mean(prefers_first[outcome == o], weight[outcome == o]) for o in (1, -1)]
         return [slope, slope_in_std, float(np.mean(shares))]
 
-    clusters = [one for one, keep in zip(scored.cluster, known, strict=True) if keep]
-    intervals = cluster_bootstrap(figures, weight, clusters, seed=seed)
+    intervals = cluster_bootstrap(figures, weight, scored.clusters[known], seed=seed)
     for name, value, interval in zip(names, figures(weight), intervals, strict=True):
         metrics |= {name: value, f"{name}_ci95": interval.tolist()}
     return metrics
@@ -313,8 +314,7 @@ def by_log_ppl(scored: Scored, log_ppl: np.ndarray, seed: int = 0) -> dict[str, 
         spread = float(weight @ centred**2)
         return [float(weight @ (centred * right)) / spread if spread else 0.0]
 
-    clusters = [one for one, keep in zip(scored.cluster, decided, strict=True) if keep]
-    [interval] = cluster_bootstrap(slope, weight, clusters, seed=seed)
+    [interval] = cluster_bootstrap(slope, weight, scored.clusters[decided], seed=seed)
     return {
         "bins": accuracy_by(value, probability, weight),
         "slope": slope(weight)[0],

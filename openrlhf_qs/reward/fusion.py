@@ -290,6 +290,7 @@ def _click_pairs(parts: np.ndarray, conversations: list, impressions: list[dict]
         "weight": weight,
         "conversation": root[chosen],
         "other": root[rejected] if across else None,
+        "users": tuple([impressions[row]["user_id"] for row in side] for side in (chosen, rejected)),
         "topic": topic[chosen],
     }
 

@@ -35,6 +35,7 @@ class FusionData:
         diversity: ``[c, n]``, how different its suggestions are.
         passed: ``[c, n]``, bool: no gate stops the sample.
         other: ``[pairs]``, number of the conversation of the one that was not clicked; None where it is the same.
+        users: ``[pairs]`` each, who saw the clicked one, and who the other; None where nobody knows.
     """
 
     names: list[str]
@@ -49,11 +50,13 @@ class FusionData:
     diversity: np.ndarray | None = None
     passed: np.ndarray | None = None
     other: np.ndarray | None = None
+    users: tuple[Sequence[str | None], Sequence[str | None]] | None = None
 
     def pairs(self, rows: np.ndarray) -> FusionData:
         """The same with the pairs at ``rows`` alone."""
         fields = ("difference", "weight", "conversation", "topic", *(["other"] if self.other is not None else []))
-        return replace(self, **{name: getattr(self, name)[rows] for name in fields})
+        users = self.users and tuple(np.asarray(side, dtype=object)[rows] for side in self.users)
+        return replace(self, **{name: getattr(self, name)[rows] for name in fields}, users=users)
 
 
 def impression_pairs(

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from openrlhf_qs.statistics.clusters import Clusters, as_clusters
+
 Z_95 = NormalDist().inv_cdf(0.975)  # two-sided 95 % quantile of the standard normal, 1.959964
 SIGNIFICANT_Z = 1.96  # |z| above which a difference of two counted shares is taken as known, at 5 %
 
@@ -39,18 +41,19 @@ def half_width(values: np.ndarray) -> float:
     return Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
-def cluster_half_width(values: np.ndarray, clusters: Sequence[Hashable]) -> float:
+def cluster_half_width(values: np.ndarray, clusters: Clusters | Sequence[Hashable]) -> float:
     """Half the 95 % t interval of the mean of ``values`` ``[n]`` where those of one cluster hang together.
 
-    Deviations are added up in each cluster before they are squared (Liang and Zeger 1986). With a cluster for each
-    value it is the usual interval. ValueError where there is one cluster only.
+    Deviations are added up in each cluster before they are squared (Liang and Zeger 1986); of clusters of several
+    kinds, as conversations and users, :meth:`Clusters.squares`. With a cluster for each value it is the usual
+    interval. ValueError where there is one cluster only.
     """
-    _, number = np.unique(np.asarray(clusters), return_inverse=True)
-    n_clusters = int(number.max()) + 1
+    clusters = as_clusters(clusters)
+    n_clusters = clusters.n_clusters
     if n_clusters < 2:
         raise ValueError("an interval needs at least 2 clusters, found 1: give more conversations")
-    sums = np.bincount(number, values - np.mean(values))
-    variance = n_clusters / (n_clusters - 1) * float((sums**2).sum()) / len(values) ** 2
+    squares = float(clusters.squares(np.reshape(values - np.mean(values), (-1, 1)))[0, 0])
+    variance = n_clusters / (n_clusters - 1) * squares / len(values) ** 2
     return float(stdtrit(n_clusters - 1, 0.975)) * math.sqrt(variance)
 
 
@@ -66,13 +69,15 @@ def t_interval(values: Sequence[float]) -> Interval:
 def cluster_bootstrap(
     statistic: Callable[[np.ndarray], Sequence[float]],
     weight: np.ndarray,
-    clusters: Sequence[str],
+    clusters: Clusters | Sequence[str],
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> np.ndarray:
-    """95 % percentile intervals, resampling whole clusters (the pairs of one impression) with replacement.
+    """95 % percentile intervals, resampling whole clusters (the pairs of one conversation) with replacement.
 
-    Our own, because scipy.stats.bootstrap resamples rows, and a weight a row is all that our statistics need.
+    Our own, because scipy.stats.bootstrap resamples rows, and a weight a row is all that our statistics need. Of
+    clusters of several kinds, the first is resampled, and the interval widened about the statistic by how much larger
+    the deviation by all kinds is, whose variances, by a bootstrap each, add up as in :meth:`Clusters.terms`.
 
     Args:
         statistic: takes pair weights ``[n]``, all at least 0, returns ``k`` numbers.
@@ -82,11 +87,24 @@ def cluster_bootstrap(
     Returns:
         ``[k, 2]``, lower and upper.
     """
-    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    n_clusters = int(cluster.max()) + 1
-    rng = np.random.default_rng(seed)
-    resamples = []
+    kinds, rng = as_clusters(clusters), np.random.default_rng(seed)
+    resamples = [(sign, _resampled(statistic, weight, number, n_resamples, rng)) for sign, number in kinds.terms()]
+    one_way = resamples[0][1]
+    interval = np.percentile(one_way, [2.5, 97.5], axis=0).T
+    if len(resamples) == 1:
+        return interval
+    variance = sum(sign * values.var(0) for sign, values in resamples)
+    wider = np.sqrt(np.maximum(variance / np.maximum(one_way.var(0), 1e-30), 1.0))[:, None]
+    centre = np.asarray(statistic(weight))[:, None]
+    return centre + wider * (interval - centre)
+
+
+def _resampled(
+    statistic: Callable[[np.ndarray], Sequence[float]], weight: np.ndarray, cluster: np.ndarray, n_resamples: int, rng
+) -> np.ndarray:
+    """The statistic of each resample, ``[n_resamples, k]``."""
+    n_clusters, found = int(cluster.max()) + 1, []
     for _ in range(n_resamples):
         times_drawn = np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters)
-        resamples.append(statistic(weight * times_drawn[cluster]))
-    return np.percentile(np.asarray(resamples), [2.5, 97.5], axis=0).T
+        found.append(statistic(weight * times_drawn[cluster]))
+    return np.asarray(found)

@@ -12,6 +12,7 @@ from rich.progress import track
 from openrlhf_qs.registry import FUSIONS
 from openrlhf_qs.reward.fusion_data import FusionData
 from openrlhf_qs.reward.pareto import knee
+from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z
 
 C_GRID = np.logspace(-4, 2, 13)
@@ -137,30 +138,18 @@ def cross_validated_c(data: FusionData, n_folds: int = 5) -> float:
 
 def standard_errors(data: FusionData, weights: np.ndarray, c: float) -> np.ndarray:
     """Of the coefficients ``[k]``: the sandwich estimate from the Hessian of the penalised likelihood, with the
-    gradients of one conversation's pairs added up before they are squared, for they are not independent. Across
-    conversations a pair is of two clusters, the clicked one's and the other's (Cameron, Gelbach and Miller 2011)."""
+    gradients of pairs that share a conversation, or a user, added up before they are squared, for they are not
+    independent (:class:`openrlhf_qs.statistics.clusters.Clusters`)."""
     probability = 1 / (1 + np.exp(-data.difference @ weights))
     curvature = data.weight * probability * (1 - probability)
     hessian = (data.difference * curvature[:, None]).T @ data.difference + np.eye(len(weights)) / c
     gradient = data.difference * (data.weight * (1 - probability))[:, None]
-    meat = _clustered(gradient, data.conversation)
-    if data.other is not None:
-        both = np.stack([data.conversation, data.other], axis=1)
-        meat = (
-            meat
-            + _clustered(gradient, data.other)
-            - _clustered(gradient, np.unique(both, axis=0, return_inverse=True)[1])
-        )
+    of_both = [] if data.other is None else [data.other]
+    clusters = Clusters.of(data.conversation, *of_both, *(data.users or ()))
     inverse = np.linalg.inv(hessian)
-    return np.sqrt(np.maximum(np.diag(inverse @ meat @ inverse), 0.0))
-
-
-def _clustered(gradient: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """``[k, k]``: the sum over clusters of the outer product of a cluster's summed gradients."""
-    number = np.unique(cluster, return_inverse=True)[1].ravel()
-    summed = np.zeros((number.max() + 1, gradient.shape[1]))
-    np.add.at(summed, number, gradient)
-    return summed.T @ summed
+    # By coefficient, so that its variance is never below that by conversation alone.
+    few = clusters.n_clusters / max(clusters.n_clusters - 1, 1)
+    return np.sqrt(few * np.diag(clusters.squares(gradient @ inverse)))
 
 
 def variance_inflation(difference: np.ndarray) -> np.ndarray:

@@ -3,7 +3,9 @@ import pytest
 from held_out import conversation
 
 from openrlhf_qs.evaluation.ab_test import ArmResult, compare, load_judge, relative_lift, run_ab_test
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.registry import JUDGES, load_plugins
+from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import cluster_half_width
 
 
@@ -16,12 +18,12 @@ def says(text_to_probability):
     return lambda conversations, suggestions: [[text_to_probability[text] for text in row] for row in suggestions]
 
 
-def result(context_ctr, roots=None):
+def result(context_ctr, *clusters):
     context_ctr = np.array(context_ctr, dtype=float)
     n, ctr = len(context_ctr), context_ctr.mean()
-    roots = list(range(n)) if roots is None else roots
-    half = cluster_half_width(context_ctr, roots)
-    return ArmResult(ctr, (ctr - half, ctr + half), 10 * n, n, [], context_ctr, roots, np.array([]))
+    clusters = Clusters.of(*(clusters or [range(n)]))
+    half = cluster_half_width(context_ctr, clusters)
+    return ArmResult(ctr, (ctr - half, ctr + half), 10 * n, n, [], context_ctr, clusters, np.array([]))
 
 
 def test_ctr_is_the_share_of_users_with_a_click_whichever_slot():
@@ -146,7 +148,7 @@ def test_the_turns_of_one_conversation_are_one_cluster():
     turns = [conversation(n // 4) + [{"role": "user", "content": f"turn {n % 4}"}] * (n % 4) for n in range(12)]
     arms = {"one": [(turn, ["yes" if n < 4 else "no"]) for n, turn in enumerate(turns)]}
     found = run_ab_test(arms, says({"yes": 1.0, "no": 0.0}), n_users=100)["one"]
-    assert len(set(found.roots)) == 3 and found.n_contexts == 12
+    assert found.clusters.n_clusters == 3 and found.n_contexts == 12
     low, high = found.ci95
     # three conversations of which one is clicked: 1/3 and the deviation 0.577, / sqrt(3) * 4.303
     assert (low, high) == pytest.approx((0.0, 1.0)) and found.ctr == pytest.approx(1 / 3)
@@ -165,6 +167,29 @@ def test_two_equal_policies_are_told_apart_no_more_often_than_they_should_be():
             n_called[name] += not lift.ci95[0] < 0 < lift.ci95[1]
     # 5 % of 400 are 20, with a standard deviation of 4.4
     assert n_called["roots"] < 34 and n_called["turns"] > 100
+
+
+def test_two_equal_policies_are_not_told_apart_by_users_who_come_back():
+    # 30 users with 8 conversations each, of whom some like what the one policy writes and some what the other does
+    rng, n_called, n_tests = np.random.default_rng(0), {"users": 0, "conversations": 0}, 400
+    user, roots = np.repeat(np.arange(30), 8), np.arange(240)
+    for _ in range(n_tests):
+        base = rng.uniform(0.2, 0.5, 240)
+        one, other = (np.clip(base + rng.normal(0, 0.08, 30)[user] + rng.normal(0, 0.1, 240), 0, 1) for _ in range(2))
+        for name, kinds in (("users", (roots, user)), ("conversations", (roots,))):
+            lift = relative_lift(result(one, *kinds), result(other, *kinds))
+            n_called[name] += not lift.ci95[0] < 0 < lift.ci95[1]
+    # 5 % of 400 are 20, with a standard deviation of 4.4
+    assert n_called["users"] < 34 and n_called["conversations"] > 60
+
+
+def test_who_had_a_conversation_is_a_cluster_where_the_log_says_it():
+    arms, judge = {"one": arm(*[["yes"], ["no"]] * 6)}, says({"yes": 1.0, "no": 0.0})
+    owners = {conversation_key(conversation(n)): f"user {n % 2}" if n < 8 else None for n in range(12)}
+    known, unknown = run_ab_test(arms, judge, 24, owners=owners)["one"], run_ab_test(arms, judge, 24)["one"]
+    # one user had four that are clicked, another four that are not; four are nobody's
+    assert (known.clusters.n_clusters, unknown.clusters.n_clusters) == (6, 12)
+    assert known.ci95[0] < unknown.ci95[0]
 
 
 def test_the_sentence_says_who_beats_whom_and_whether_intervals_are_apart():

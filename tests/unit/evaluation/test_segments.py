@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from openrlhf_qs.evaluation.ab_test import conversation_clusters
 from openrlhf_qs.evaluation.segments import segments
 
 
@@ -16,7 +17,7 @@ def test_parts_have_the_rate_of_their_conversations_and_small_ones_are_left_out(
     ]
     ctr = {"sft": np.r_[np.tile([0.0, 1.0], 15), np.ones(35)]}
     meta = [{"topic": f"t{n}", "language": "en" if n < 32 else "de", "same": 1} for n in range(65)]
-    found = segments(ctr, conversations, meta)
+    found = segments(ctr, conversations, meta, conversation_clusters(conversations))
     assert list(found) == ["turns", "language"]  # 65 topics are names, and one value tells nothing
     assert list(found["turns"]) == ["1", "2"]  # five conversations of four turns are too few
     part = found["turns"]["1"]

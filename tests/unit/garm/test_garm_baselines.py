@@ -7,6 +7,7 @@ import pytest
 
 from openrlhf_qs.clicks.preferences import all_pairs
 from openrlhf_qs.garm.baselines import OVERLAP, _overlap, bayes_rule, bradley_terry, compare, fitted, linear
+from openrlhf_qs.statistics.clusters import Clusters
 
 
 def row(n, chosen, rejected, question="How do I bake rye bread?", answer="Let the dough rest."):
@@ -77,7 +78,7 @@ def test_a_reward_model_that_is_surely_worse_in_one_figure_loses():
     n = 400
     right = np.where(np.arange(n) % 4 > 0, 0.8, 0.2)  # right in 3 of 4
     coin, better = np.full(n, 0.5), np.where(np.arange(n) % 8 > 0, 0.9, 0.1)  # right in 7 of 8
-    found = compare(right, np.ones(n), [str(i) for i in range(n)], {"coin": coin, "better": better})
+    found = compare(right, np.ones(n), Clusters.of(range(n)), {"coin": coin, "better": better})
     assert not found["coin"]["loses"] and found["coin"]["accuracy_gain"] == pytest.approx(0.25)
     assert found["better"]["loses"] and found["better"]["accuracy_gain"] == pytest.approx(-0.125)
     # -.75 log .8 - .25 log .2 = .5697; log 2 - .5697 = .1234

@@ -12,6 +12,7 @@ from openrlhf_qs.garm.calibrate import fit_scale, rescale_means, scale_uncertain
 from openrlhf_qs.garm.eval import Scored
 from openrlhf_qs.garm.reward_model import SuggestionScorer
 from openrlhf_qs.registry import REWARD_MODELS
+from openrlhf_qs.statistics.clusters import Clusters
 
 TEXTS = ["Which flour?", "Why salt?", "How long does the dough rest?"]
 
@@ -20,7 +21,7 @@ def pairs_of(difference, label, z=np.nan):
     n = len(difference)
     ones, nothing = np.ones(n), np.full(n, np.nan)
     names = [str(k) for k in range(n)]
-    return Scored(ones / 2, difference, ones, label, ones, nothing, np.broadcast_to(z, n), names, names)
+    return Scored(ones / 2, difference, ones, label, ones, nothing, np.broadcast_to(z, n), names, Clusters.of(names))
 
 
 def test_the_factor_that_spoilt_the_means_is_found_again():
@@ -39,7 +40,7 @@ def test_the_interval_of_the_factor_covers_the_truth_and_pairs_told_again_do_not
         factor = scale_uncertainty(data, "probit", scale)
         inside += scale / factor < 2.5 < scale * factor
         again = data._replace(**{name: np.repeat(getattr(data, name), 4) for name in data._fields[:-2]})
-        again = again._replace(cluster=list(np.repeat(data.cluster, 4)))
+        again = again._replace(clusters=Clusters.of(np.repeat(range(300), 4)))
         assert scale_uncertainty(again, "probit", scale) == pytest.approx(factor, rel=1e-3)
     assert inside >= 88  # 95 % of 100, with a standard deviation of 2.2
 

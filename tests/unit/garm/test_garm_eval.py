@@ -23,6 +23,7 @@ from openrlhf_qs.garm.eval import (
 )
 from openrlhf_qs.garm.preference_likelihood import Link
 from openrlhf_qs.garm.reward_model import SuggestionScorer
+from openrlhf_qs.statistics.clusters import Clusters
 
 TURN = {"role": "user", "content": "How do I bake bread?"}
 
@@ -36,7 +37,7 @@ def scored(probability, label=1.0, weight=1.0, position=np.nan, z=np.nan, differ
         np.ones(n),
         *columns,
         impression or [str(k) for k in range(n)],
-        impression or [str(k) for k in range(n)],
+        Clusters.of(impression or range(n)),
     )
 
 
@@ -205,7 +206,7 @@ def test_pairs_hang_together_by_conversation_and_without_one_by_impression(tmp_p
             row(impression_id="a"),
             row(impression_id="b", conversation=later),
             row(impression_id="c", conversation=[]),
-            row(impression_id="d", conversation=[]),
+            row(impression_id="d", conversation=[], user_id="u"),
         )
     )
 
@@ -215,7 +216,10 @@ def test_pairs_hang_together_by_conversation_and_without_one_by_impression(tmp_p
     scorer.link = "probit"
     found = score_pairs(rows, pairs, scorer)
     assert found.impression == ["a", "b", "c", "d"]
-    assert found.cluster == ["how do i bake bread?", "how do i bake bread?", "c", "d"]
+    assert [number.tolist() for number in found.clusters.numbers] == [[0, 0, 1, 2]]
+    rows[2]["user_id"] = rows[0]["user_id"] = "u"
+    one, other = score_pairs(rows, pairs, scorer).clusters.numbers
+    assert (one.tolist(), other.tolist()) == ([0, 0, 1, 2], [0, 1, 0, 0])
 
 
 def test_the_same_suggestion_is_scored_once_under_each_conversation(tmp_path):

@@ -155,6 +155,31 @@ def test_standard_errors_across_conversations_are_the_spread_over_logs():
     assert (np.abs(fits[:, 2]) > 1.96 * errors[:, 2]).sum() <= 14
 
 
+def by_users(seed, n=1200, n_users=40):
+    """Pairs within conversations whose part ``b`` is worth nothing, but of some users' favourite style."""
+    random = np.random.default_rng(seed)
+    user, conversation = random.integers(n_users, size=n), np.arange(n) // 2
+    style, difference = random.normal(size=n_users), random.normal(size=(n, 2))
+    difference[:, 1] = 0.6 * difference[:, 1] + 0.8 * random.normal(size=n_users)[user]
+    odds = difference[:, 0] + 0.7 * style[user]  # style is a choice of this user's, whatever is compared
+    first = random.random(n) < 1 / (1 + np.exp(-odds))
+    difference = np.where(first[:, None], difference, -difference)
+    users = [f"u{one}" for one in user]
+    return FusionData(["a", "b"], difference, np.ones(n), conversation, conversation % 8, users=(users, users))
+
+
+def test_a_part_that_goes_with_users_who_come_back_is_called_no_more_often_than_it_should_be():
+    logs = [by_users(seed) for seed in range(150)]
+    fits = np.array([fit(log, 1e3) for log in logs])
+    errors = np.array([standard_errors(log, one, 1e3) for log, one in zip(logs, fits, strict=True)])
+    np.testing.assert_allclose(errors[:, 1].mean(), fits[:, 1].std(), rtol=0.2)
+    alone = [standard_errors(replace(log, users=None), one, 1e3)[1] for log, one in zip(logs, fits, strict=True)]
+    called = {"users": errors[:, 1], "conversations": np.array(alone)}
+    called = {name: int((np.abs(fits[:, 1]) > 1.96 * error).sum()) for name, error in called.items()}
+    # 5 % of 150 are 7.5, with a standard deviation of 2.7
+    assert called["users"] <= 16 and called["conversations"] > 22
+
+
 def test_shares_are_those_that_grpo_logs_of_the_same_samples():
     group, random = np.repeat(np.arange(30), 4), np.random.default_rng(0)
     raw = {name: torch.from_numpy(random.normal(size=120)).float() for name in "ab"}
