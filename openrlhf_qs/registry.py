@@ -265,6 +265,12 @@ REWARDS = Registry(
             None,
             is_method=True,
         ),
+        "measure": Ability(
+            Callable | None,
+            "a method, called with all suggestions of the log that were clicked, that returns options to keep",
+            None,
+            is_method=True,
+        ),
         "credit": Ability(
             Callable | None,
             "a method, called with a RolloutBatch, that returns what each suggestion brought: Tensor [batch, n]",

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 from rapidfuzz import fuzz
-from rapidfuzz.utils import default_process
 
 from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.text import words
 
 N_NEIGHBOURS = 10  # logged conversations that speak of the same; 10 and 30 are alike on the built-in world, 80 is less
+MAX_SHARE, MIN_LOGGED = 0.2, 50  # of the logged conversations, where there are so many: words of more say nothing
 TOO_ALIKE = 90  # token_set_ratio of rapidfuzz, 0 to 100, from which two suggestions say the same
 
 
@@ -25,8 +26,9 @@ def most_clicked(
 ) -> list[list[str]]:
     """For each conversation the ``n`` suggestions with the most clicks under logged ones about the same.
 
-    About the same are the ``N_NEIGHBOURS`` nearest by TF-IDF over their words, where the last turn of the user counts
-    twice; a click counts by how near its conversation is. Of two suggestions that say the same the first counts.
+    About the same are the ``N_NEIGHBOURS`` nearest by TF-IDF over their words, those aside that stand in a fifth of
+    the logged conversations; the last turn of the user counts twice, and a click counts by how near its conversation
+    is. Of two suggestions that say the same the first counts.
 
     Args:
         rows: logged conversations with their candidates; none of ``conversations`` may be among them.
@@ -36,7 +38,7 @@ def most_clicked(
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectors = TfidfVectorizer(sublinear_tf=True, stop_words="english", token_pattern=r"(?u)\b\w+\b")
+    vectors = TfidfVectorizer(analyzer=words, sublinear_tf=True, max_df=MAX_SHARE if len(rows) >= MIN_LOGGED else 1.0)
     logged = vectors.fit_transform([_words(row["conversation"]) for row in rows])
     asked = vectors.transform([_words(conversation) for conversation in conversations])
     found = []
@@ -67,9 +69,12 @@ def _words(conversation: Sequence[Message]) -> str:
 def _different(texts: Sequence[str], n: int) -> list[str]:
     """The first ``n`` of which no two say the same."""
     kept: list[str] = []
+    said: list[str] = []
     for text in texts:
-        if all(fuzz.token_set_ratio(text, other, processor=default_process) < TOO_ALIKE for other in kept):
+        own = " ".join(words(text))
+        if all(fuzz.token_set_ratio(own, other) < TOO_ALIKE for other in said):
             kept.append(text)
+            said.append(own)
         if len(kept) == n:
             break
     return kept

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import torch
 
 from openrlhf_qs.files.whole import read_json_lines, write_whole
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     impressions = log.to_dicts()
     task = read_task(args.reference)
     sampled = sampled_batch(responses, scorer, task)
-    calibrated = calibrate(composite, sampled)
+    calibrated = calibrate(composite, sampled, clicked_texts(log))
     conversations = [row["conversation"] for row in impressions]
     shown = [format_response(row["suggestions"]) for row in impressions]
     reference = partial(reference_log_ppl, args.reference, temperature=args.temperature)
@@ -173,9 +174,23 @@ def sampled_batch(rows: Sequence[Mapping[str, Any]], scorer, task: Task) -> Roll
     )
 
 
-def calibrate(composite: CompositeReward, sampled: RolloutBatch) -> dict[str, dict[str, Any]]:
-    """By part, the options that the SFT policy's samples decide; the parts hold them from now on."""
-    return {name: reward.calibrate(sampled) for name, reward in composite.rewards.items() if reward.calibrate}
+def calibrate(
+    composite: CompositeReward, sampled: RolloutBatch, clicked: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """By part, the options that the SFT policy's samples and what was clicked decide; the parts hold them from now
+    on."""
+    found = {
+        name: (reward.calibrate(sampled) if reward.calibrate else {})
+        | (reward.measure(clicked) if reward.measure else {})
+        for name, reward in composite.rewards.items()
+    }
+    return {name: options for name, options in found.items() if options}
+
+
+def clicked_texts(log: pl.DataFrame) -> list[str]:
+    """What was clicked, as often as it was."""
+    shown = log.select("suggestions", "clicks").explode("suggestions", "clicks")
+    return shown.filter(shown["clicks"] == 1)["suggestions"].to_list()
 
 
 def hacked_batches(sampled: RolloutBatch, reference: Callable, scorer) -> tuple[RolloutBatch, dict[str, RolloutBatch]]:

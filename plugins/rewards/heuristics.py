@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import combinations, pairwise
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import chain, combinations, pairwise
 
+import numpy as np
 import torch
 from rapidfuzz.fuzz import token_set_ratio
 from rapidfuzz.process import cdist
@@ -15,13 +18,25 @@ from torch import Tensor
 from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message, last_question
 from openrlhf_qs.form.response import ParsedResponse
-from openrlhf_qs.form.text import known_words, likely_languages, same_stem, script, width, words
+from openrlhf_qs.form.text import (
+    N_CACHED,
+    frequent_words,
+    known_words,
+    language,
+    likely_languages,
+    same_stem,
+    script,
+    tells_language,
+    width,
+    words,
+)
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.rollout import RolloutBatch
 
 WIDE_SCRIPTS = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL"}
 WIDE_LIMITS, LIMITS = (8, 64), (10, 100)  # columns of a suggestion: the narrowest and the widest
-MIN_RESPONSES = 20  # in fewer than these nothing is frequent
+MIN_CLICKED, TAIL = 100, 0.005  # texts of a script from which its widths are measured; share beyond either limit
+MIN_CONVERSATIONS = 50  # of a language: in fewer than these it is not counted which words are frequent
 _SHORT_HIRAGANA = re.compile("[\u3041-\u309f]{1,2}")  # particles and endings of Japanese, which ICU cuts off
 
 
@@ -34,17 +49,42 @@ class Rules:
     fits under an answer, in any language.
 
     Args:
-        min_width: columns; a narrower suggestion is no question. None: by the script, 8 for Chinese, Japanese and
-            Korean, 10 for others.
-        max_width: columns; a wider one does not fit under an answer. None: 64 for Chinese, Japanese and Korean, 100
-            for others.
+        min_width: columns; a narrower suggestion is no question. None: as in ``widths``.
+        max_width: columns; a wider one does not fit under an answer. None: as in ``widths``.
+        widths: by script, with blanks between them, as in ``CJK=8-64``: least and most columns. The fusion stage finds
+            them in what was clicked: from two thirds of the narrowest half per cent to three halves of the widest.
+            For a script that is not there, 8 to 64 columns of Chinese, Japanese and Korean, 10 to 100 of others.
     """
 
-    def __init__(self, min_width: int | None = None, max_width: int | None = None) -> None:
+    def __init__(self, min_width: int | None = None, max_width: int | None = None, widths: str = "") -> None:
         if min_width is not None and min_width < 1 or max_width is not None and max_width < (min_width or 1):
             raise ValueError(f"rules: needs 0 < min_width <= max_width, got {min_width} and {max_width}")
         self.min_width = min_width
         self.max_width = max_width
+        self._set_widths(widths)
+
+    def measure(self, clicked: Sequence[str]) -> dict[str, str]:
+        """The widths of what was clicked, of scripts with ``MIN_CLICKED`` texts and more."""
+        if self.widths:
+            return {}
+        columns: dict[str, list[int]] = {}
+        for text in clicked:
+            columns.setdefault(script(text), []).append(width(text))
+        found = []
+        for name, some in sorted(columns.items()):
+            if name and len(some) >= MIN_CLICKED:
+                least, most = np.quantile(some, (TAIL, 1 - TAIL))
+                found.append(f"{name}={max(math.floor(least / 1.5), 1)}-{math.ceil(most * 1.5)}")
+        self._set_widths(" ".join(found))
+        return {"widths": self.widths}
+
+    def _set_widths(self, widths: str) -> None:
+        self.widths, self._limits = widths, {}
+        for one in widths.split():
+            found = re.fullmatch(r"(\w+)=([1-9]\d*)-([1-9]\d*)", one, re.ASCII)
+            if found is None or int(found[2]) > int(found[3]):
+                raise ValueError(f"rules.widths: {one!r}; give scripts with least and most columns, as in CJK=8-64")
+            self._limits[found[1]] = int(found[2]), int(found[3])
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
         return -torch.tensor([self._broken(parsed) for parsed in batch.parsed])
@@ -62,7 +102,8 @@ class Rules:
         return [not self._fits(suggestion) for suggestion in parsed.suggestions]
 
     def _fits(self, suggestion: str) -> bool:
-        least, most = WIDE_LIMITS if script(suggestion) in WIDE_SCRIPTS else LIMITS
+        name = script(suggestion)
+        least, most = self._limits.get(name) or (WIDE_LIMITS if name in WIDE_SCRIPTS else LIMITS)
         return (self.min_width or least) <= width(suggestion) <= (self.max_width or most)
 
 
@@ -98,16 +139,26 @@ class Repetition:
         self.n = n
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
-        return -torch.tensor([self._repeated(parsed.suggestions) for parsed in batch.parsed])
+        rows = zip(batch.conversations, batch.parsed, strict=True)
+        return -torch.tensor([self._repeated(last_question(c), parsed.suggestions) for c, parsed in rows])
 
-    def _repeated(self, suggestions: Sequence[str]) -> float:
+    def _repeated(self, message: str, suggestions: Sequence[str]) -> float:
         rows = [words(suggestion) for suggestion in suggestions]
-        grams = [row[k : k + self.n] for row in rows for k in range(max(len(row) - self.n + 1, 1)) if row]
+        n_again = sum(map(len, rows)) - len(set(chain(*rows)))
+        if not n_again:
+            return 0.0
+        found = [0.0]
+        if n_again >= min(self.n, *map(len, rows)):  # as many words come again where an n-gram does
+            found.append(_repeated_share([row[k : k + self.n] for row in rows for k in range(self._n_grams(row))]))
         repeating = [row for row in rows if len(set(row)) < len(row)]
-        frequent = known_words(" ".join(suggestions)) if repeating else frozenset()
-        contents = [[word for word in row if word not in frequent] for row in repeating]
-        pairs = [list(pairwise(row)) for row in rows]
-        return max(map(_repeated_share, [grams, *contents, *pairs]))
+        if repeating:
+            frequent = known_words(message, " ".join(suggestions))
+            found += [_repeated_share([word for word in row if word not in frequent]) for row in repeating]
+            found += [_repeated_share(list(pairwise(row))) for row in repeating]
+        return max(found)
+
+    def _n_grams(self, row: Sequence[str]) -> int:
+        return max(len(row) - self.n + 1, 1) if row else 0
 
 
 def _repeated_share(items: Sequence) -> float:
@@ -181,23 +232,32 @@ def _likeness_to_others(responses: Sequence[Sequence[str]]) -> dict[int, float]:
 
 @REWARDS.register("relevance")
 class Relevance:
-    """Share of the suggestions that take up a content word of the user's last message, in [0, 1].
+    """How much of the user's last message the suggestions take up, in [0, 1].
 
-    A content word is none that stands in most texts of its language, by a background of 80 languages
-    (``form/frequent_words.tsv``) and by the log: the fusion stage finds the words that stand in many of the SFT
-    policy's responses, whatever their language. Two forms of a word are one: ``Zimmerpflanzen`` takes up ``Pflanze``.
-    A suggestion that merely repeats the message counts nothing.
+    On average, the weight of the weightiest word that a suggestion shares with it.
+
+    A word weighs 1 where it stands in few conversations of its language in the log, and nothing where it stands in
+    many; the fusion stage counts. Of a language with too few conversations there, and without a log, a background of
+    80 languages says which words stand in most texts (``form/frequent_words.tsv``): these weigh nothing. Two forms of
+    a word are one: ``Zimmerpflanzen`` takes up ``Pflanze``. A suggestion that merely repeats the message counts
+    nothing.
 
     Args:
-        frequent: further words that stand in most texts, with blanks between them; the fusion stage finds them.
-        frequent_share: of responses, in (0, 1]; a word that stands in more of them is frequent.
+        frequent: words that do not weigh 1, with blanks between them, each as ``en/good=0.26``: language, word, share
+            of the conversations; without a language it is of all, without a share it weighs nothing. The fusion stage
+            finds them.
+        rare_share: of conversations; a word that stands in fewer weighs 1.
+        frequent_share: of conversations; a word that stands in more weighs nothing. In between the weight falls with
+            the logarithm of the share, as an inverse document frequency does.
     """
 
-    def __init__(self, frequent: str | None = None, frequent_share: float = 0.5) -> None:
-        if not 0 < frequent_share <= 1:
-            raise ValueError(f"relevance.frequent_share must be in (0, 1], got {frequent_share}: it is a share")
-        self.frequent = None if frequent is None else frozenset(frequent.split())
-        self.frequent_share = frequent_share
+    def __init__(self, frequent: str | None = None, rare_share: float = 0.05, frequent_share: float = 0.2) -> None:
+        if not 0 < rare_share < frequent_share <= 1:
+            raise ValueError(
+                f"relevance: needs 0 < rare_share < frequent_share <= 1, got {rare_share} and {frequent_share}"
+            )
+        self.rare_share, self.frequent_share = rare_share, frequent_share
+        self._set_frequent(frequent)
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
         rows = zip(batch.conversations, batch.parsed, strict=True)
@@ -209,33 +269,72 @@ class Relevance:
         return _shares([self._relevant(c, p) for c, p in rows], batch.task.n)
 
     def calibrate(self, batch: RolloutBatch) -> dict[str, str]:
-        """The words that stand in most responses to different conversations of the SFT policy."""
+        """The words that stand in many conversations: in the user's last message, or in the first response to it."""
         if self.frequent is not None:
             return {}
-        first = dict(zip(reversed(batch.group.tolist()), reversed(batch.parsed), strict=True))
-        said = [{word for text in parsed.suggestions for word in words(text)} for parsed in first.values()]
-        counts = Counter(word for some in said for word in some)
-        found = sorted(w for w, n in counts.items() if n > max(self.frequent_share * len(first), MIN_RESPONSES))
-        self.frequent = frozenset(found)
-        return {"frequent": " ".join(found)}
+        seen: dict[str, list[frozenset[str]]] = {}
+        known = set()
+        for conversation, parsed, number in zip(batch.conversations, batch.parsed, batch.group.tolist(), strict=True):
+            if number not in known:
+                known.add(number)
+                texts = (last_question(conversation), *parsed.suggestions)
+                seen.setdefault(language(" ".join(texts)), []).append(frozenset(chain(*map(words, texts))))
+        found = []
+        for code, some in sorted(seen.items()):
+            if code and len(some) >= MIN_CONVERSATIONS:
+                counts = Counter(chain(*some))
+                shares = {word: n / len(some) for word, n in counts.items() if n > self.rare_share * len(some)}
+                found += [f"{code}/{word}={share:.3f}" for word, share in sorted(shares.items())]
+        self._set_frequent(" ".join(found))
+        return {"frequent": self.frequent}
 
-    def _relevant(self, conversation: Sequence[Message], parsed: ParsedResponse) -> list[bool]:
-        """Whether each suggestion takes up the user's last message."""
+    def _set_frequent(self, frequent: str | None) -> None:
+        self.frequent = frequent
+        self._of_language: dict[str, dict[str, float]] = {}
+        for one in (frequent or "").split():
+            word, _, share = one.partition("=")
+            code, _, word = word.rpartition("/")
+            self._of_language.setdefault(code, {})[word] = self._weight(float(share)) if share else 0.0
+        self._asked = lru_cache(N_CACHED)(self._content_of_message)
+
+    def _weight(self, share: float) -> float:
+        steepness = math.log(self.frequent_share / self.rare_share)
+        return min(max(math.log(self.frequent_share / share) / steepness, 0.0), 1.0) if share else 1.0
+
+    def _relevant(self, conversation: Sequence[Message], parsed: ParsedResponse) -> list[float]:
+        """How much of the user's last message each suggestion takes up."""
         message = last_question(conversation)
-        said = " ".join(parsed.suggestions)
-        frequent = known_words(message, said) | (self.frequent or frozenset())
-        code = next((code for code, _ in likely_languages(f"{message} {said}")), "")
-        asked = _content(message, frequent)
-        taken_up = [_content(suggestion, frequent) for suggestion in parsed.suggestions]
-        return [found != asked and _share_a_word(found, asked, code) for found in taken_up]
+        code, weights, asked = self._asked(message, "" if tells_language(message) else " ".join(parsed.suggestions))
+        return [_taken_up(asked, _content(suggestion, weights), code) for suggestion in parsed.suggestions]
+
+    def _content_of_message(self, message: str, said: str) -> tuple[str, dict[str, float], dict[str, float]]:
+        """The likeliest language of a message, or of what was said to one that is too short to tell; what its words
+        weigh, where that is not 1; and the content of the message."""
+        codes = [code for code, _ in likely_languages(f"{message} {said}")]
+        weights = dict(self._of_language.get("", {}))
+        for code in codes:
+            of_code = self._of_language.get(code)
+            weights |= dict.fromkeys(frequent_words(code), 0.0) if of_code is None else of_code
+        return next(iter(codes), ""), weights, _content(message, weights)
 
 
-def _content(text: str, frequent: frozenset[str]) -> frozenset[str]:
-    return frozenset(word for word in words(text) if word not in frequent and not _SHORT_HIRAGANA.fullmatch(word))
+def _content(text: str, weights: Mapping[str, float]) -> dict[str, float]:
+    """The words of a text that weigh something, with their weights."""
+    found = {word: weights.get(word, 1.0) for word in words(text) if not _SHORT_HIRAGANA.fullmatch(word)}
+    return {word: weight for word, weight in found.items() if weight}
 
 
-def _share_a_word(some: Iterable[str], others: Iterable[str], code: str) -> bool:
-    return any(same_stem(one, other, code) for one in some for other in others)
+def _taken_up(asked: Mapping[str, float], said: Mapping[str, float], code: str) -> float:
+    """The weight of the weightiest word of which a form stands in both."""
+    if asked.keys() == said.keys():
+        return 0.0
+    best = max((weight for word, weight in said.items() if word in asked), default=0.0)
+    for word, weight in said.items():
+        for other, other_weight in asked.items():
+            both = weight if weight < other_weight else other_weight
+            if both > best and same_stem(word, other, code):
+                best = both
+    return best
 
 
 @REWARDS.register("language")
@@ -257,7 +356,7 @@ class Language:
         return _shares([[in_users_language(c, s) for s in p.suggestions] for c, p in rows], batch.task.n)
 
 
-def _shares(rows: Sequence[Sequence[bool]], n: int) -> Tensor:
-    """``[batch, n]``: 1 / n for what is true; a suggestion that is missing adds nothing."""
-    padded = [[*row, *[False] * (n - len(row))] for row in rows]
+def _shares(rows: Sequence[Sequence[float]], n: int) -> Tensor:
+    """``[batch, n]``: what each suggestion counts, by n; one that is missing adds nothing."""
+    padded = [[*row, *[0] * (n - len(row))] for row in rows]
     return torch.tensor(padded, dtype=torch.float32).view(-1, n) / n

@@ -21,7 +21,7 @@ from openrlhf_qs.form.response import format_response, parse_response
 from openrlhf_qs.form.task import SUGGEST
 from openrlhf_qs.models.template import fitted, prompt_ids, rendered
 from openrlhf_qs.registry import REWARDS, SFT_DATASETS
-from openrlhf_qs.reward.fusion import statistics
+from openrlhf_qs.reward.fusion import part_scale
 from openrlhf_qs.reward.hacked import hacked_responses
 from openrlhf_qs.reward.monitors import Monitors, batch_statistics
 from openrlhf_qs.reward.offline import offline_batch
@@ -177,8 +177,7 @@ def test_a_part_that_never_varies_stops_nothing(row):
         return found.double().numpy()[:, None]
 
     sampled, logged = column(row["sampled"]), column(row["logged"])
-    _, std = statistics([row["part"]], sampled, logged, np.arange(len(sampled)), "sft")
-    assert std > 0
+    assert part_scale([row["part"]], sampled, logged, np.arange(len(sampled)), "sft").std > 0
 
 
 @rows("sft: a long conversation")

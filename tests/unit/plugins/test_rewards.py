@@ -336,6 +336,44 @@ def test_relevance_counts_suggestions_that_take_up_a_content_word_of_the_last_us
     torch.testing.assert_close(Relevance()(batch), torch.tensor([1 / 3]))
 
 
+def test_words_weigh_less_the_more_conversations_of_their_language_they_stand_in():
+    # 100 conversations: "please" stands in all, "garden" in 10, a subject of its own in each
+    requests = [
+        Request([{"role": "user", "content": f"Please tell me what the {'garden and ' * (n < 10)}subject{n} needs"}])
+        for n in range(100)
+    ]
+    log = offline_batch(requests, [format_response([f"What is subject{n}?"] * 3) for n in range(100)])
+    part = Relevance()
+    found = dict(one.split("=") for one in part.calibrate(log)["frequent"].split())
+    assert found["en/please"] == "1.000" and found["en/garden"] == "0.100" and "en/subject7" not in found
+    asked = Request([{"role": "user", "content": "Please tell me about the garden and about subject7."}])
+    suggestions = ["How large is a garden?", "Could you help me please?", "Why does subject7 matter?"]
+    batch = offline_batch([asked], [format_response(suggestions)])
+    # log(0.2 / 0.1) / log(0.2 / 0.05) = 1/2 for the garden, 0 for what stands everywhere, 1 for the subject
+    torch.testing.assert_close(part.credit(batch)[0], torch.tensor([1 / 2, 0, 1]) / 3)
+    again = Relevance(frequent=part.frequent)
+    torch.testing.assert_close(again(batch), part(batch))
+
+
+def test_relevance_of_a_language_with_few_conversations_goes_by_the_background():
+    part = Relevance(frequent="en/how=0.8 en/garden=0.3")
+    asked = Request([{"role": "user", "content": "Wie gieße ich die Pflanzen in meinem Garten?"}])
+    batch = offline_batch([asked], [format_response(["Wie teuer ist das?", "Wie groß ist ein Garten?", "Und nun?"])])
+    torch.testing.assert_close(part.credit(batch)[0], torch.tensor([0.0, 1, 0]) / 3)
+
+
+def test_widths_are_those_of_what_was_clicked_where_a_script_has_enough():
+    part = Rules()
+    assert part.measure(["a" * 30] * 99 + ["怎" * 12] * 100) == {"widths": "CJK=16-36"}
+    asked = Request([{"role": "user", "content": "q"}])
+    # 14 columns are too few, 24 are not; of Latin letters the limits are still 10 and 100
+    batch = offline_batch([asked], [format_response(["怎" * 7, "怎" * 12, "a" * 12])])
+    torch.testing.assert_close(part(batch), torch.tensor([-1 / 3]))
+    assert Rules(widths=part.widths)(batch) == part(batch)
+    with pytest.raises(ValueError, match="rules.widths: 'CJK=9'; give scripts with least and most columns"):
+        Rules(widths="CJK=9")
+
+
 # A general reward model
 
 
