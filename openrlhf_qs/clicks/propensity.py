@@ -317,12 +317,20 @@ def _of_estimate(found: Propensities, second: Propensities | None) -> list[str]:
 
 
 def _of_cap(values: list[float], max_weight: float) -> list[str]:
-    """What is left of the correction where a click may count ``max_weight`` at most."""
+    """What is left of the bias of places where a click may count ``max_weight`` at most.
+
+    Of two suggestions that attract alike, the one at the top is clicked alone ``1 / value`` times as often as the
+    other at that place, whose clicks count ``max_weight``: so it wins ``1 / (1 + value * max_weight)`` of the weight.
+    """
     capped = [(place, value) for place, value in enumerate(values, start=1) if 1 / value > max_weight]
     if not capped:
         return []
     places = ", ".join(f"{place} ({max_weight:g} in place of {1 / value:.1f})" for place, value in capped)
-    return [f"a click at place {places} counts less than its inverse propensity, so suggestions there stay too low"]
+    wins = ", ".join(f"{1 / (1 + value * max_weight):.1%}" for _, value in capped)
+    return [
+        f"a click at place {places} counts less than its inverse propensity: of two suggestions that attract alike "
+        f"the one at the top has {wins} of the weight of their pairs, where half is right"
+    ]
 
 
 def _odds_ratio(counts: pl.DataFrame) -> tuple[float, float, float] | None:

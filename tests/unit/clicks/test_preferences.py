@@ -1,3 +1,4 @@
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -15,8 +16,9 @@ from openrlhf_qs.clicks.preferences import (
     write_preferences,
 )
 from openrlhf_qs.clicks.preferences import SCHEMA as PREFERENCES
-from openrlhf_qs.clicks.propensity import examination_propensities
+from openrlhf_qs.clicks.propensity import COUNTS, estimate, examination_propensities
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.world.click_models import EXAMINATION
 
 CONVERSATION = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 
@@ -175,6 +177,31 @@ def test_click_rates_of_all_impressions_make_soft_labels():
     assert weights(table) == pytest.approx([1.5, 1.0, 0.5])
     with pytest.raises(ValueError, match="no two suggestions of one conversation differ in clicks in 1 impressions"):
         click_rate_preferences(click_log((["a", "b"], [0, 0])))
+
+
+def test_what_the_cap_of_weights_leaves_of_the_bias_is_what_is_said():
+    rng, seen, n = np.random.default_rng(0), np.array(EXAMINATION), 40_000
+    clicks = rng.random((n, 8)) < 0.2 * seen  # eight suggestions that attract alike
+    log = click_log(*[(list("abcdefgh"), row.tolist()) for row in clicks.astype(int)])
+    pairs = pairs_of(preferences(log, "ipw", seen.tolist()))
+
+    def share_of_the_top(place):
+        won = [
+            pairs.filter(pl.col("chosen") == chosen, pl.col("rejected") == rejected)["weight"].sum()
+            for chosen, rejected in ((0, place), (place, 0))
+        ]
+        return won[0] / sum(won)
+
+    said = " ".join(estimate(counts_of(8, seen), "ctr").findings)
+    # the last place is looked at .17 times as often as the top: 1 / (1 + 5 * .17); of the sixth (.26) 5 is enough
+    assert "place 8 (5 in place of 5.9)" in said and "has 54.1% of the weight" in said
+    assert share_of_the_top(7) == pytest.approx(0.541, abs=0.015)
+    assert share_of_the_top(5) == pytest.approx(0.5, abs=0.015)
+
+
+def counts_of(n_positions, seen, n_shown=1_000_000):
+    rows = [(0, place, place + 1, n_shown, int(n_shown * 0.2 * seen[place]), 0, 0) for place in range(n_positions)]
+    return pl.DataFrame(rows, schema=COUNTS, orient="row")
 
 
 def test_clicks_that_places_bring_by_themselves_are_no_attraction():
