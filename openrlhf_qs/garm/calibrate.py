@@ -21,7 +21,7 @@ from openrlhf_qs.garm.eval import Scored, load_on_device, read_pairs, score_pair
 from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, Z_95
 
-MIN_CLUSTERS = 20  # conversations, below which no temperature is fitted
+MIN_CLUSTERS = 20  # conversations, or users where they come back, below which no temperature is fitted
 MAX_UNCERTAINTY = 2.0  # factor of its interval, above which a temperature is not told
 MAX_SCALE = 50.0  # and its inverse: beyond, something else than the temperature is wrong
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         scored = significant_outcomes(scored)
     n_clusters = scored.clusters.n_clusters
     if n_clusters < MIN_CLUSTERS:
-        rich_print(f"{n_clusters} conversations are too few to fit a temperature: it is left at 1")
+        rich_print(f"{n_clusters} conversations or users are too few to fit a temperature: it is left at 1")
         return
     scale = fit_scale(scored, link)
     if scale is None:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     factor = scale_uncertainty(scored, link, scale)
     if factor > MAX_UNCERTAINTY:
         rich_print(
-            f"the pairs of {n_clusters} conversations do not tell the temperature: means times {scale:.3f}, "
+            f"the pairs of {n_clusters} conversations or users do not tell the temperature: means times {scale:.3f}, "
             f"95 % interval {scale / factor:.3g} to {scale * factor:.3g}; it is left at 1"
         )
         return

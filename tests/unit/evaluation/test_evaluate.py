@@ -220,6 +220,40 @@ def test_the_reward_model_is_judged_by_what_users_click_among_what_an_arm_says(r
     )
 
 
+def by_length(conversations, suggestions):
+    return np.array([[len(text) / 20, 0.5, 0.0] for text in suggestions]).T
+
+
+by_length.link = "probit"
+
+
+def test_clicks_on_an_order_that_a_policy_chose_are_weighed_by_what_the_log_says_of_places():
+    # 60 users click the long one at the top, 20 a short one below it, 120 nothing
+    conversations, suggestions = [conversation(n) for n in range(20)], [["a long one", "short"]] * 20
+    clicks = np.zeros((20, 10, 2), dtype=int)
+    clicks[:, :3, 0], clicks[:, 3, 1] = 1, 1
+    found = rewards.on_clicks(by_length, conversations, suggestions, clicks, propensities=[1.0, 0.5])
+    # a click below counts twice one at the top; no click below by (1 - g) / (1 - g / 2) for one at the top by 1
+    attraction = 61 / 202
+    right, wrong = 60 * (1 - attraction) / (1 - attraction / 2), 20 * 2 * 1
+    assert found["accuracy"] == pytest.approx(right / (right + wrong), abs=1e-4)
+    # by click rates of the very order that the policy chose, a click below would count three times one at the top
+    assert rewards.on_clicks(by_length, conversations, suggestions, clicks)["accuracy"] == pytest.approx(0.75)
+
+
+def test_the_users_of_one_conversation_are_one_cluster_of_the_floor():
+    # which of two is liked is a matter of the conversation, and all its 100 users click that one
+    rng = np.random.default_rng(0)
+    conversations, suggestions = [conversation(n) for n in range(40)], [["a long one", "short"]] * 40
+    first = rng.random(40) < 0.65
+    clicks = np.zeros((40, 100, 2), dtype=int)
+    clicks[first, :, 0] = clicks[~first, :, 1] = 1
+    found = rewards.on_clicks(by_length, conversations, suggestions, clicks)
+    # a share seen in 40 conversations is off by sqrt(.65 * .35 / 40) * sqrt(2 / pi) = .06 on average, in 4000 by .006
+    assert found["n_pairs"] == 4000 and found["ece_if_calibrated"] == pytest.approx(0.06, rel=0.25)
+    assert found["accuracy_ci95"][1] - found["accuracy_ci95"][0] > 0.2
+
+
 def test_the_parts_of_the_reward_are_measured_on_what_every_arm_says(run_dir, scorer):
     parts = {"rules": {"weight": 2.0, "mean": 0.0, "std": 1.0}, "ood": {"weight": 1.0, "mean": 0.0, "std": 1.0}}
     write_whole(run_dir / "fusion" / "weights.json", json.dumps({"rewards": parts}))

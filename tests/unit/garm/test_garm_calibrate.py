@@ -45,18 +45,28 @@ def test_the_interval_of_the_factor_covers_the_truth_and_pairs_told_again_do_not
     assert inside >= 88  # 95 % of 100, with a standard deviation of 2.2
 
 
-def test_five_pairs_leave_the_temperature_at_1(tmp_path, write_small_garm, capsys):
+@pytest.mark.parametrize(
+    ("n", "n_first", "said"),
+    [
+        (5, 3, "5 conversations or users are too few to fit a temperature: it is left at 1"),
+        (30, 18, "the pairs of 30 conversations or users do not tell the temperature: means times"),
+    ],
+)
+def test_few_pairs_leave_the_temperature_at_1(tmp_path, write_small_garm, capsys, n, n_first, said):
     folder, texts = write_small_garm(), ["Which flour?", "Why salt?"]
+    mean, *_ = SuggestionScorer(folder)([[]] * 2, texts)
+    better = int(mean[1] > mean[0])  # of this model; it is right in 18 of 30
     rows = [
-        {"impression_id": str(n), "conversation": [], "suggestions": texts, "pairs": [[n % 2, 1 - n % 2, 1.0, 1.0]]}
-        for n in range(5)
+        {"impression_id": str(k), "conversation": [], "suggestions": texts, "pairs": [[*order, 1.0, 1.0]]}
+        for k, order in enumerate([(better, 1 - better)] * n_first + [(1 - better, better)] * (n - n_first))
     ]
     write_json_lines(tmp_path / "f.jsonl", rows)
     before = (folder / "model.safetensors").read_bytes()
     parser = argparse.ArgumentParser()
     garm_calibrate.add_arguments(parser)
     garm_calibrate.run(parser.parse_args([str(tmp_path / "f.jsonl"), "--model", str(folder)]))
-    assert "5 conversations are too few to fit a temperature: it is left at 1" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert said in out and "it is left at 1" in out
     assert (folder / "model.safetensors").read_bytes() == before
 
 
