@@ -221,6 +221,7 @@ class Problems:
     def __init__(self, files: Sequence[str]) -> None:
         self.counts: Counter[str] = Counter()
         self._files = list(files)
+        self._first: dict[str, tuple[int, int, str]] = {}  # of each reason: file, line, message
         self._shown: list[tuple[int, int, str]] = []  # file, line, message
 
     def add(self, path: str, line: int, problems: Sequence[Problem]) -> None:
@@ -228,6 +229,8 @@ class Problems:
         self.counts.update(problem.reason for problem in problems)
         file = self._files.index(path)
         self._show((file, line + one.line if one.line else 0, one.message) for one in problems[:SHOWN_PROBLEMS])
+        for one in problems:
+            self._first.setdefault(one.reason, (file, line + one.line, one.message))
 
     def add_duplicate(self, file: int, line: int, first_file: int, first_line: int) -> None:
         """An impression_id that was seen before; files by their number."""
@@ -235,8 +238,16 @@ class Problems:
         where = f"line {first_line}" + ("" if file == first_file else f" of {self._files[first_file]}")
         self._show([(file, line, f"impression_id is that of {where}; give each its own")])
 
-    def raise_any(self) -> None:
-        """ValueError with the first 20 bad rows, where there are any."""
+    def raise_any(self, n_good: int) -> None:
+        """ValueError with the first 20 bad rows, where there are any beside ``n_good`` good ones; what is wrong with
+        every row, as a column of another type is, is said once."""
+        for reason, (file, line, text) in self._first.items():
+            of_type = reason.startswith("bad ") or reason == "missing field"
+            if of_type and n_good == 0 and self.counts[reason] == self.counts.total() > 1:
+                raise ValueError(
+                    f"{self._files[file]}:{line}: {text}; so it is in all {self.counts.total()} rows, which "
+                    "`openrlhf-qs log convert` may read"
+                )
         if self._shown:
             lines = [f"{self._files[file]}{f':{line}' if line else ''}: {text}" for file, line, text in self._shown]
             n_left = self.counts.total() - len(lines)
@@ -418,7 +429,8 @@ def _kind(path: str) -> str:
 
 
 def _check_same_columns(paths: Sequence[str]) -> None:
-    """ValueError where Parquet files have a column of ``SCHEMA`` in different types; one need not have it."""
+    """ValueError where Parquet files have a column of ``SCHEMA`` in different types, or a text as numbers; one need
+    not have it."""
     first: dict[str, tuple[str, Any]] = {}
     for path in paths:
         if _kind(path) != "parquet":
@@ -430,6 +442,10 @@ def _check_same_columns(paths: Sequence[str]) -> None:
         for name, dtype in schema.items():
             if name not in SCHEMA or dtype == pl.Null:
                 continue
+            if SCHEMA[name] == pl.String and dtype.is_numeric():
+                raise ValueError(
+                    f"{path}: {name} is {dtype} in all rows; give it as text, as `openrlhf-qs log convert` does"
+                )
             where, expected = first.setdefault(name, (path, dtype))
             if dtype != expected:
                 raise ValueError(f"{path}: {name} is {dtype}, but {expected} in {where}; give files of one schema")

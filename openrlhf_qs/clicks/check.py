@@ -289,7 +289,7 @@ class Total:
         for again, first in self._ids.repeated():
             self._problems.add_duplicate(*self._place(again), *self._place(first))
         if on_error == "raise":
-            self._problems.raise_any()
+            self._problems.raise_any(self._n_impressions)
         skipped = dict(self._problems.counts)
         if not self._n_impressions:
             raise ValueError(f"{self._files[0]}: no good row; bad ones by reason: {skipped or 'none'}")

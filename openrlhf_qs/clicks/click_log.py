@@ -62,7 +62,7 @@ def read_click_log(
         for places in again.select("file", "line", "file_first", "line_first").iter_rows():
             problems.add_duplicate(*places)
     if on_error == "raise":
-        problems.raise_any()
+        problems.raise_any(rows.height)
     if skipped is not None:
         skipped.update(problems.counts)
     log = rows.filter(first).select(*SCHEMA)

@@ -212,7 +212,7 @@ def read_template(name: str) -> PromptTemplate:
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.txt")))
         raise ValueError(f"no template {name!r}; give one of {known}, or a file with a path or an ending")
-    head, *parts = re.split(r"^---[ \t]*$\n?", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    head, *parts = re.split(r"^---[ \t]*$\n?", path.read_text(encoding="utf-8-sig"), flags=re.MULTILINE)
     version = re.fullmatch(r"version:[ \t]*([\w.-]+)\s*", head)
     if version is None or len(parts) != 2 or not parts[1].strip():
         raise ValueError(

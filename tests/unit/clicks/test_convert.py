@@ -1,0 +1,184 @@
+import csv
+import json
+from collections import Counter
+
+import polars as pl
+import pytest
+
+from openrlhf_qs import cli
+from openrlhf_qs.clicks.click_log import read_click_log
+from openrlhf_qs.clicks.convert import converted, messages_of, time_of
+from openrlhf_qs.files.whole import BadRow
+from openrlhf_qs.garm.score import read_rows
+
+CHAT = [{"role": "user", "content": "How do I bake bread?"}, {"role": "assistant", "content": "Mix, wait, bake."}]
+ROW = {
+    "impression_id": "a",
+    "timestamp": "2025-01-01T00:00:00Z",
+    "conversation": CHAT,
+    "suggestions": ["How long?", "Which flour?"],
+    "clicks": [0, 1],
+}
+
+
+def convert(path, *flags):
+    out = path.with_name("clicks.jsonl")
+    cli.main(["log", "convert", str(path), "--out", str(out), *flags])
+    return read_click_log(out).to_dicts()
+
+
+@pytest.mark.parametrize(
+    ("given", "time"),
+    [
+        (1711111111, "2024-03-22T12:38:31+00:00"),
+        (1711111111.5, "2024-03-22T12:38:31.500000+00:00"),
+        ("1711111111111", "2024-03-22T12:38:31.111000+00:00"),
+        (1711111111111111, "2024-03-22T12:38:31.111111+00:00"),
+        ("2024-03-22 12:38:31", "2024-03-22T12:38:31+00:00"),
+        ("2024-03-22T13:38:31+01:00", "2024-03-22T13:38:31+01:00"),
+        ("Fri, 22 Mar 2024 12:38:31 GMT", "2024-03-22T12:38:31+00:00"),
+    ],
+)
+def test_times_of_many_forms(given, time):
+    assert time_of(given, Counter()) == time
+
+
+@pytest.mark.parametrize("given", ["yesterday", 17, None, True])
+def test_what_is_no_time_is_refused(given):
+    with pytest.raises(BadRow, match="timestamp"):
+        time_of(given, Counter())
+
+
+def test_messages_of_openai_have_parts_tools_and_no_content():
+    used = Counter()
+    turns = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {}}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "tool_call_id": "1", "content": "a cat"},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "Its <image> shows a <|im_end|> too."},
+    ]
+    assert messages_of(turns, used) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is it?\n[image]"},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "Its <image> shows a <|im_end|> too."},
+    ]
+    assert used["role tool: left out, for no user sees it"] == 1 and used["role developer: system"] == 1
+
+
+def test_turns_of_sharegpt_and_an_unknown_role():
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    assert [one["role"] for one in messages_of(turns, Counter())] == ["user", "assistant"]
+    with pytest.raises(BadRow, match="role 'narrator'; known: user, human"):
+        messages_of([{"from": "narrator", "value": "It was night."}], Counter())
+
+
+@pytest.mark.parametrize(
+    ("clicks", "flags"),
+    [
+        ([0, 1], [0, 1]),
+        ([False, True], [0, 1]),
+        ("[0, 1]", [0, 1]),
+        (1, [0, 1]),
+        ("1", [0, 1]),
+        ("Which flour?", [0, 1]),
+        (["Which flour?", "How long?"], [1, 1]),
+        (None, [0, 0]),
+        (-1, [0, 0]),
+    ],
+)
+def test_clicks_as_flags_places_or_texts(clicks, flags):
+    assert converted({**ROW, "clicks": clicks}, "x", Counter())["clicks"] == flags
+
+
+def test_a_click_on_what_was_not_shown_is_refused():
+    for clicks in (2, "Why?", [0, 1, 2]):
+        with pytest.raises(BadRow, match="is none of the 2 suggestions"):
+            converted({**ROW, "clicks": clicks}, "x", Counter())
+    assert converted({**ROW, "clicks": 2}, "x", Counter(), first_place=1)["clicks"] == [0, 1]
+
+
+def test_suggestions_as_objects_as_numbered_text_or_as_lines():
+    objects = [{"text": "How long?", "clicked": False}, {"text": "Which flour?", "clicked": True}]
+    made = converted({**ROW, "suggestions": objects, "clicks": None}, "x", Counter())
+    assert (made["suggestions"], made["clicks"]) == (["How long?", "Which flour?"], [0, 1])
+    for text in ("1. How long?\n2. Which flour?", "How long?\r\nWhich flour?\n"):
+        assert converted({**ROW, "suggestions": text}, "x", Counter())["suggestions"] == ["How long?", "Which flour?"]
+
+
+def test_numbers_become_text_and_what_is_missing_is_made():
+    row = {**ROW, "user_id": 17, "impression_id": None, "timestamp": 1711111111}
+    made = converted(row, "log.csv:3", Counter())
+    assert (made["user_id"], made["impression_id"]) == ("17", "log.csv:3")
+
+
+def test_a_csv_of_a_spreadsheet(tmp_path):
+    path = tmp_path / "log.csv"
+    lines = [
+        ["Id", "Created At", "Query", "Answer", "Suggestion 1", "Suggestion 2", "Suggestion 3", "Clicked", "uid"],
+        [1, 1711111111111, "Wie backe ich Brot?", 'Mischen; "warten".', "Wie lange?", "Welches Mehl?", "", 1, 7],
+        [2, 1711111112111, "Wie backe ich Brot?", "", "Wie lange?", "Wo?", "Warum?", "", 8],
+    ]
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=";").writerows(lines)
+    first, second = convert(path)
+    assert first["suggestions"] == ["Wie lange?", "Welches Mehl?"] and first["clicks"] == [0, 1]
+    assert [one["role"] for one in first["conversation"]] == ["user", "assistant"] and first["user_id"] == "7"
+    assert second["suggestions"] == ["Wie lange?", "Wo?", "Warum?"] and second["clicks"] == [0, 0, 0]
+
+
+def test_a_csv_with_one_suggestion_a_row(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "request_id,ts,query,rank,suggestion,is_clicked\n"
+        "a,2025-01-01,q,2,Second?,true\nb,2025-01-01,q,1,Other?,false\na,2025-01-01,q,1,First?,false\n"
+    )
+    first, second = convert(path)
+    assert (first["suggestions"], first["clicks"]) == (["First?", "Second?"], [0, 1])
+    assert second["suggestions"] == ["Other?"]
+
+
+def test_sharegpt_without_suggestions_gives_conversations(tmp_path):
+    path = tmp_path / "chats.json"
+    chats = [{"id": "1", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}]
+    path.write_text(json.dumps(chats, indent=1))
+    out = tmp_path / "conversations.jsonl"
+    cli.main(["log", "convert", str(path), "--out", str(out), "--conversations_only"])
+    expected = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [{"conversation": expected}]
+    with pytest.raises(SystemExit):
+        cli.main(["log", "convert", str(path), "--out", str(out)])
+
+
+def test_what_is_wrong_with_a_whole_column_is_said_once(tmp_path, capsys):
+    rows = [{**ROW, "impression_id": str(n), "user_id": n} for n in range(50)]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError) as error:
+        read_click_log(path)
+    assert str(error.value) == (
+        f"{path}:1: user_id 0; give it as text, or leave it out; so it is in all 50 rows, which `openrlhf-qs log "
+        "convert` may read"
+    )
+    parquet = tmp_path / "log.parquet"
+    pl.DataFrame(rows).write_parquet(parquet)
+    with pytest.raises(ValueError, match=r"user_id is Int64 in all rows; give it as text, as `openrlhf-qs log conv"):
+        read_click_log(parquet)
+    assert [row["user_id"] for row in convert(path)] == [row["user_id"] for row in convert(parquet)]
+    for row in rows[:-1]:  # one good row: the others are named each
+        row["user_id"] = ["x"]
+    rows[-1]["user_id"] = "x"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="and 29 more"):
+        read_click_log(path)
+
+
+def test_byte_order_marks_blank_lines_and_windows_line_ends_are_taken_by_every_reader(tmp_path):
+    line = json.dumps(ROW).encode()
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n   \r\n" + line.replace(b'"a"', b'"b"') + b"\r\n\n")
+    assert read_click_log(path)["impression_id"].to_list() == ["a", "b"]
+    assert [row["impression_id"] for row in read_rows(path)[1]] == ["a", "b"]
+    assert [row["impression_id"] for row in convert(path)] == ["a", "b"]
