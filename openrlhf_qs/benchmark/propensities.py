@@ -1,10 +1,10 @@
 """``openrlhf-qs benchmark propensities``: what the estimators of examination find where the truth is known.
 
 Logs of every kind are drawn: a random and a chosen order, each click model of the built-in world, few and many shows
-of a conversation. Suggestions are numbers here, not texts: what is measured is the estimator, and thousands of logs
-cost minutes. In: how many logs of each kind. Out: for each kind and method the bias and the coverage of the interval
-at each place, how often the method was chosen by ``auto``, and how often each finding was raised, as JSON and as a
-table.
+of a conversation, one and four logged turns. Suggestions are numbers here: what is measured is the estimator, and
+thousands of logs cost minutes. In: how many logs of each kind. Out: for each kind and method the bias and the coverage
+of the interval at each place, how often the method was chosen by ``auto``, and how often each finding was raised; for
+some of the logs, what the pairs that come of it are worth; as JSON and as a table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from openrlhf_qs.clicks.preferences import click_rate_preferences, preferences
 from openrlhf_qs.clicks.propensity import COUNTS, METHODS, Propensities, added_up, estimate
+from openrlhf_qs.clicks.rows import MESSAGES
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.world.click_models import EXAMINATION, TRUST_ATTRACTIVE, TRUST_OTHER, click_chances, truth
 
@@ -45,6 +47,8 @@ class Kind(NamedTuple):
             what attracts most.
         n_contexts: conversations that the impressions are of.
         n_known: suggestions that a conversation has; each impression shows three of them.
+        n_turns: logged turns of a conversation, each a context of its own. One user has them all, and some users click
+            more than others.
     """
 
     clicks: str
@@ -52,11 +56,13 @@ class Kind(NamedTuple):
     n_contexts: int
     n_known: int = 6
     n_impressions: int = 20_000
+    n_turns: int = 1
 
     def __str__(self) -> str:
         order = "random" if self.ranker_noise is None else "ranked"
         of = f" of {self.n_known}" if self.n_known != 6 else ""
-        return f"{self.clicks}, {order}, {self.n_impressions // self.n_contexts} shows{of}"
+        turns = f", {self.n_turns} turns" if self.n_turns > 1 else ""
+        return f"{self.clicks}, {order}, {self.n_impressions // self.n_contexts} shows{of}{turns}"
 
 
 KINDS = [
@@ -64,7 +70,10 @@ KINDS = [
     for clicks in ("pbm", "cascade", "trust")
     for noise in (None, 1.0)
     for n_contexts in (300, 6000)
-] + [Kind("pbm", noise, 6000, n_known=100) for noise in (None, 1.0)]  # where hardly anything comes again
+]
+KINDS += [Kind("pbm", noise, 6000, n_known=100) for noise in (None, 1.0)]  # where hardly anything comes again
+KINDS += [Kind(clicks, noise, 300, n_turns=4) for clicks in ("pbm", "cascade", "trust") for noise in (None, 1.0)]
+OF_PAIRS = ("none", "ctr", "auto")  # ctr was the default before auto
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["auto", "ctr", "pbm", "harvest", "cascade", "trust"],
         help="default: auto ctr pbm harvest cascade trust",
     )
+    parser.add_argument(
+        "--n_pair_logs", type=int, default=2, help="of these, logs whose pairs are held against the truth; default 2"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first log; default 0")
     parser.add_argument("--out", metavar="FILE.json", help="all figures")
 
@@ -84,8 +96,11 @@ def run(args: argparse.Namespace) -> None:
     """Draw the logs, print a table and one JSON object."""
     results = []
     for kind in track(KINDS, "kinds of log", console=Console(stderr=True), transient=True):
-        results.append(measure(kind, args.methods, range(args.seed, args.seed + args.n_logs)))
-    Console(stderr=True, width=150).print(_table(results))
+        seeds = range(args.seed, args.seed + args.n_logs)
+        one = measure(kind, args.methods, seeds)
+        results.append(one | {"pairs": measure_pairs(kind, seeds[: args.n_pair_logs])})
+    for table in (_table(results), _table_of_pairs(results)):
+        Console(stderr=True, width=150).print(table)
     text = json.dumps({"n_logs": args.n_logs, "seed": args.seed, "kinds": results})
     print(text)
     if args.out:
@@ -149,38 +164,135 @@ def trusted_lines(n: int = N_SHOWN) -> tuple[np.ndarray, np.ndarray]:
     return slope / slope[0], slope * (zero - zero.min())
 
 
-def simulated_counts(kind: Kind, seed: int = 0) -> tuple[pl.DataFrame, np.ndarray]:
-    """Counts of a log of that kind (:data:`openrlhf_qs.clicks.propensity.COUNTS`), and the share in which each place
-    was looked at, relative to the top."""
+class Simulated(NamedTuple):
+    """A log whose truth is known: ``context [n]``, ``shown [n, 3]``, the number of each suggestion from the top,
+    ``appeal`` and ``clicks`` of the same shape, log-odds of an average user and 0 or 1, and ``examination [3]``."""
+
+    context: np.ndarray
+    shown: np.ndarray
+    appeal: np.ndarray
+    clicks: np.ndarray
+    examination: np.ndarray
+
+    def log(self) -> pl.DataFrame:
+        """As a click log, in words that are numbers."""
+        contexts = [[{"role": "user", "content": f"conversation {one}"}] for one in range(self.context.max() + 1)]
+        texts = np.array([f"suggestion {one}" for one in range(self.shown.max() + 1)], dtype=object)
+        return pl.DataFrame(
+            {
+                "impression_id": [str(row) for row in range(len(self.context))],
+                "conversation": pl.Series(contexts, dtype=MESSAGES).gather(self.context),
+                "suggestions": texts[self.shown].tolist(),
+                "clicks": self.clicks.astype(np.int8).tolist(),
+            }
+        )
+
+
+def simulated(kind: Kind, seed: int = 0) -> Simulated:
+    """A log of that kind, and the share in which each place was looked at, relative to the top."""
     rng = np.random.default_rng(seed)
     n, n_contexts = kind.n_impressions, kind.n_contexts
     appeal = rng.normal(-1.5, 1.0, (n_contexts, kind.n_known)) + rng.normal(0, 0.5, (n_contexts, 1))
-    context = rng.integers(n_contexts, size=n)
+    if kind.n_turns == 1:
+        context, user = rng.integers(n_contexts, size=n), np.zeros((n, 1))
+    else:
+        root = rng.integers(n_contexts // kind.n_turns, size=n // kind.n_turns)
+        context = (root[:, None] * kind.n_turns + np.arange(kind.n_turns)).ravel()
+        user = np.repeat(rng.normal(0, 1, (n // kind.n_turns, 1)), kind.n_turns, axis=0)
     shown = rng.random((n, kind.n_known)).argsort(axis=1)[:, :N_SHOWN]
     if kind.ranker_noise is not None:
         seen = np.take_along_axis(appeal[context], shown, axis=1) + rng.normal(0, kind.ranker_noise, (n, N_SHOWN))
         shown = np.take_along_axis(shown, (-seen).argsort(axis=1), axis=1)
-    attraction = 1 / (1 + np.exp(-np.take_along_axis(appeal[context], shown, axis=1)))
+    of_shown = np.take_along_axis(appeal[context], shown, axis=1)
+    attraction = 1 / (1 + np.exp(-of_shown - user))
     chances = click_chances(kind.clicks, attraction)
     if kind.clicks == "cascade":  # one click at most, on each place with its chance
         drawn = (rng.random((n, 1)) > chances.cumsum(axis=1)).sum(axis=1)
         clicks = drawn[:, None] == np.arange(N_SHOWN)
     else:
         clicks = rng.random((n, N_SHOWN)) < chances
-    above = clicks.cumsum(axis=1) - clicks > 0
+    examination = np.array(truth(kind.clicks, attraction)["examination"])
+    return Simulated(context, context[:, None] * kind.n_known + shown, of_shown, clicks, examination)
+
+
+def simulated_counts(kind: Kind, seed: int = 0) -> tuple[pl.DataFrame, np.ndarray]:
+    """Counts of a log of that kind (:data:`openrlhf_qs.clicks.propensity.COUNTS`), and the share in which each place
+    was looked at, relative to the top."""
+    one = simulated(kind, seed)
+    n = len(one.context)
+    above = one.clicks.cumsum(axis=1) - one.clicks > 0
     rows = pl.DataFrame(
         {
-            "context": np.repeat(context, N_SHOWN),
-            "suggestion": (context[:, None] * kind.n_known + shown).ravel(),
+            "context": np.repeat(one.context, N_SHOWN),
+            "suggestion": one.shown.ravel(),
             "position": np.tile(np.arange(1, N_SHOWN + 1), n),
             "n_shown": np.ones(n * N_SHOWN, dtype=int),
-            "n_clicked": clicks.ravel().astype(int),
+            "n_clicked": one.clicks.ravel().astype(int),
             "n_open": (~above).ravel().astype(int),
-            "n_first": (clicks & ~above).ravel().astype(int),
+            "n_first": (one.clicks & ~above).ravel().astype(int),
         },
         schema=COUNTS,
     )
-    return added_up(rows), np.array(truth(kind.clicks, attraction)["examination"])
+    return added_up(rows), one.examination
+
+
+def measure_pairs(kind: Kind, seeds: range) -> dict[str, dict[str, float]]:
+    """What pairs are worth under each of ``OF_PAIRS``, means over the logs.
+
+    Returns:
+        Of each method, and of ``auto`` with ``--pairs_from click_rates``: ``agrees``, the share of the weight of pairs
+        whose chosen one appeals more, and ``place``, log-odds of being the chosen one for each place higher, the
+        appeals held fixed (a weighted logistic regression on the difference of both; 0 is no position bias).
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for seed in seeds:
+        one = simulated(kind, seed)
+        log, counts = one.log(), simulated_counts(kind, seed)[0]
+        for method in OF_PAIRS:
+            places = estimate(counts, method)
+            more = {"trust": places.trust, "unless_clicked": places.unless_clicked}
+            made = preferences(log, "ipw", places.values, **more)
+            chosen, rejected, weight, row = _columns(made)
+            gap = rejected - chosen  # places that the chosen one stood above the other
+            appeal = one.appeal[row, chosen] - one.appeal[row, rejected]
+            found.setdefault(method, []).append(_worth(appeal, gap, weight))
+        appeal_of = np.zeros(one.shown.max() + 1)
+        appeal_of[one.shown.ravel()] = one.appeal.ravel()
+        made = click_rate_preferences(log, places.values, trust=places.trust)
+        place_of = np.bincount(one.shown.ravel(), np.tile(np.arange(N_SHOWN), len(log))) / np.maximum(
+            np.bincount(one.shown.ravel()), 1
+        )
+        numbers = [[int(text.split()[1]) for text in texts] for texts in made["suggestions"]]
+        chosen, rejected, weight, row = _columns(made)
+        c, r = (
+            np.array([numbers[n][place] for n, place in zip(row, side, strict=True)]) for side in (chosen, rejected)
+        )
+        label = made["pairs"].explode(empty_as_null=False).struct.field("label").to_numpy()
+        gap = place_of[r] - place_of[c]
+        found.setdefault("auto, click rates", []).append(_worth(appeal_of[c] - appeal_of[r], gap, weight, label))
+    return {
+        name: dict(zip(("agrees", "place"), np.mean(values, axis=0).tolist(), strict=True))
+        for name, values in found.items()
+    }
+
+
+def _columns(table: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Chosen and rejected place, weight and row of every pair, ``[n]`` each."""
+    row = np.repeat(np.arange(table.height), table["pairs"].list.len().to_numpy())
+    pairs = table["pairs"].explode(empty_as_null=False).struct.unnest()
+    return *(pairs[name].to_numpy() for name in ("chosen", "rejected", "weight")), row
+
+
+def _worth(appeal: np.ndarray, gap: np.ndarray, weight: np.ndarray, label: np.ndarray | float = 1.0):
+    """``agrees`` and ``place`` of :func:`measure_pairs`; ``appeal`` and ``gap`` are those of the chosen one above the
+    other, ``[n]``, and ``label`` says how sure it is that it is the better one."""
+    x = np.stack([appeal, gap], axis=1)
+    coefficients = np.zeros(2)
+    for _ in range(25):  # Newton; each pair both ways round is one likelihood without an intercept
+        p = 1 / (1 + np.exp(-x @ coefficients))
+        hessian = (x * (weight * p * (1 - p))[:, None]).T @ x
+        coefficients = coefficients + np.linalg.solve(hessian, x.T @ (weight * (label - p)))
+    return float(np.average(appeal > 0, weights=weight)), float(coefficients[1])
 
 
 def _table(results: list[dict[str, Any]]) -> Table:
@@ -198,4 +310,14 @@ def _table(results: list[dict[str, Any]]) -> Table:
                 ]
             table.add_row(one["kind"] if method == "auto" else "", name, *cells, raised if method == "auto" else "")
         table.add_section()
+    return table
+
+
+def _table_of_pairs(results: list[dict[str, Any]]) -> Table:
+    """A row a kind: what the pairs of each method are worth."""
+    names = list(results[0]["pairs"])
+    table = Table("log", *names, title="pairs: share that agrees with the truth, log-odds of a place higher")
+    for one in results:
+        cells = [f"{of['agrees']:.3f} {of['place']:+.3f}" for of in one["pairs"].values()]
+        table.add_row(one["kind"], *cells)
     return table

@@ -189,8 +189,8 @@ def run(args: argparse.Namespace) -> None:
 def _preferences(log: pl.DataFrame, args: argparse.Namespace, examination: Propensities) -> pl.DataFrame:
     if args.pairs_from == "click_rates":
         return click_rate_preferences(log, examination.values, trust=examination.trust)
-    reads_on = examination.method != "cascade"
-    return preferences(log, args.position_policy, examination.values, reads_on=reads_on, trust=examination.trust)
+    more = {"trust": examination.trust, "unless_clicked": examination.unless_clicked}
+    return preferences(log, args.position_policy, examination.values, **more)
 
 
 def _repeats(log: pl.DataFrame) -> list[str]:

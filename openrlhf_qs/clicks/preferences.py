@@ -33,6 +33,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from openrlhf_qs.clicks.click_log import clicks_by_position
 from openrlhf_qs.clicks.propensity import (
     MAX_WEIGHT,
     attraction_at_the_top,
@@ -72,6 +73,7 @@ SCHEMA = {
     "pairs": pl.List(PAIR),  # in a file: [chosen, rejected, weight, label]
 }  # and, where places are trusted, ``trust``: of each suggestion the clicks that its place brought by itself
 SHOWN_PROBLEMS = 20
+UNREAD = 1e-6  # looks at what stands below the click that ended the reading: its logarithm must be finite
 N_DIGITS = 6  # of weights and labels in a file
 
 
@@ -80,8 +82,8 @@ def preferences(
     position_policy: str = DEFAULT_POLICY,
     propensities: Sequence[float] | None = None,
     max_weight: float = MAX_WEIGHT,
-    reads_on: bool = True,
     trust: Sequence[float] = (),
+    unless_clicked: Sequence[float] = (),
 ) -> pl.DataFrame:
     """Every impression, with each (clicked, not clicked) pair of it that ``position_policy`` lets through.
 
@@ -96,12 +98,16 @@ def preferences(
             :func:`openrlhf_qs.clicks.propensity.examination_propensities` of ``log``. Only the weights of ``ipw``
             depend on them.
         max_weight: the most that one click may count under ``ipw``, in clicks at the top.
-        reads_on: whether places below a click are looked at. Where reading ends at a click they were not: under
-            ``ipw`` a suggestion there counts as one of which nothing is known but the average.
+        unless_clicked: where reading ends at a click, how much each position is looked at with no click above it;
+            none: reading goes on. Of a suggestion below a click nothing is known then but the average attraction at
+            its place. One above was surely looked at, but that it was not clicked is also why the place of the click
+            was reached: the examination of that place has the average share of it already. So under ``ipw`` both
+            count by one minus that average.
         trust: of each position the chance of a click that the place brings whatever stands there; none: 0.
 
     Returns:
-        Columns as in ``SCHEMA``, in the order of the log; ``label`` is 1. With ``trust`` a column of that name more.
+        Columns as in ``SCHEMA``, in the order of the log; ``label`` is 1. With ``trust`` a column of that name more;
+        with ``unless_clicked`` the examination of each row is that up to its first click, and ``UNREAD`` below.
 
     Raises:
         ValueError: an unknown policy, a bad or missing propensity, or no pair at all.
@@ -122,7 +128,8 @@ def preferences(
         rejected_factors = [
             disliked_probability(p, attraction, extra) for p, extra in zip(propensities, trusted, strict=True)
         ]
-        unread = disliked_probability(0.0, attraction)
+        if unless_clicked:
+            rejected_factors = [disliked_probability(0.0, one) for one in attraction_by_place(log, propensities)]
 
     pairs = pair_places(log, position_policy)
     if pairs.is_empty():
@@ -131,10 +138,7 @@ def preferences(
             f"{position_policy!r}; give a larger log or the policy 'all'"
         )
     share = 1 / pl.len().over("row")
-    disliked = _factor("rejected", rejected_factors)
-    if position_policy == "ipw" and not reads_on:
-        disliked = pl.when(pl.col("rejected") > pl.col("chosen")).then(unread).otherwise(disliked)
-    weight = share * _factor("chosen", chosen_factors) * disliked
+    weight = share * _factor("chosen", chosen_factors) * _factor("rejected", rejected_factors)
     n_shown = pl.col("clicks").list.len()
     return log.select(
         "impression_id",
@@ -143,7 +147,9 @@ def preferences(
         suggestions="suggestions",
         clicks=pl.col("clicks").cast(pl.List(pl.Float64)),
         positions=pl.int_ranges(1, n_shown + 1),
-        examination=pl.lit(propensities, pl.List(pl.Float64)).list.head(n_shown),
+        examination=pl.lit(propensities, pl.List(pl.Float64)).list.head(n_shown)
+        if not unless_clicked
+        else _until_a_click(log, unless_clicked),
         **({"trust": pl.lit(list(trust), pl.List(pl.Float64)).list.head(n_shown)} if any(trust) else {}),
         pairs=_lists(pairs.with_columns(weight=weight, label=1.0), log.height),
     )
@@ -224,6 +230,22 @@ def click_rate_preferences(
         **({"trust": "trust"} if any(trust) else {}),
         pairs=_lists(pairs, lists.height),
     )
+
+
+def _until_a_click(log: pl.DataFrame, unless_clicked: Sequence[float]) -> pl.Series:
+    """How much each place of each row is looked at where reading ends at a click."""
+    clicked = log["clicks"].list.max().to_numpy() == 1
+    n_shown = log["clicks"].list.len().to_numpy()
+    n_read = np.where(clicked, log["clicks"].list.arg_max().to_numpy() + 1, n_shown)
+    lists = [[*unless_clicked[:read], *[UNREAD] * (n - read)] for read, n in zip(n_read, n_shown, strict=True)]
+    return pl.Series(lists, dtype=pl.List(pl.Float64))
+
+
+def attraction_by_place(log: pl.DataFrame, propensities: Sequence[float]) -> list[float]:
+    """How often what is looked at is clicked at each place, smoothed."""
+    counts = clicks_by_position(log)
+    rates = (counts["n_clicked"] + 1) / (counts["n_shown"] + 2)
+    return [min(rate / p, 1 - 1e-6) for rate, p in zip(rates, propensities, strict=False)]
 
 
 def disliked_probability(propensity: float, attraction: float, trust: float = 0.0) -> float:

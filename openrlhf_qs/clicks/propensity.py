@@ -61,7 +61,8 @@ class Propensities(NamedTuple):
     ``method`` is the estimator; ``findings`` are sentences: what speaks against it, and what the log cannot tell;
     ``order`` is that of :class:`Diagnosis`. ``trust`` is, of each place, the chance of a click that the place brings
     whatever stands there: all 0, or missing, but by the method ``trust``. A click's chance is ``trust + value *
-    attraction``.
+    attraction``. ``unless_clicked`` is, by the method ``cascade``, how much each place is looked at where nothing
+    above was clicked; below a click nothing is.
     """
 
     values: list[float]
@@ -71,6 +72,7 @@ class Propensities(NamedTuple):
     findings: tuple[str, ...] = ()
     order: str = ""
     trust: tuple[float, ...] = ()
+    unless_clicked: tuple[float, ...] = ()
 
 
 class Diagnosis(NamedTuple):
@@ -175,8 +177,12 @@ def _with_silent_places(found: Propensities, places: list[int], n_positions: int
         f"place {', '.join(map(str, silent))} is empty or only ever repeats what stands above, so nothing tells how "
         "much it is looked at: it counts as the place above it, and other findings count the places without it"
     )
-    trust = tuple(found.trust[index] for index in above) if found.trust else ()
-    return found._replace(values=values, low=low, high=high, trust=trust, findings=(sentence, *found.findings))
+    others = {
+        name: tuple(getattr(found, name)[index] for index in above)
+        for name in ("trust", "unless_clicked")
+        if getattr(found, name)
+    }
+    return found._replace(values=values, low=low, high=high, findings=(sentence, *found.findings), **others)
 
 
 def diagnose(counts: pl.DataFrame) -> Diagnosis:
@@ -512,7 +518,8 @@ def by_cascade(counts: pl.DataFrame, order: str) -> Propensities:
     # clicked more are less often still open.
     if order != "chosen" and (found is None or _unknown_places(found.with_interval())):
         found = _click_rates(still_open)
-    return found.times(_rates(counts, "n_open", "n_shown")).with_interval()
+    reached = found.times(_rates(counts, "n_open", "n_shown"))
+    return reached.with_interval()._replace(unless_clicked=tuple(np.exp(found.logs).tolist()))
 
 
 def by_click_rates(counts: pl.DataFrame) -> Propensities:

@@ -217,6 +217,17 @@ def test_clicks_that_places_bring_by_themselves_are_no_attraction():
     assert row["pairs"][0]["label"] > 0.55 and "trust" not in row
 
 
+def test_where_reading_ends_at_a_click_two_that_attract_alike_win_alike():
+    # both attract with .2; what was not clicked at the top is followed by a look below with .75: .8 * .75 * .2
+    shown = [([1, 0], 200), ([0, 1], 120), ([0, 0], 680)]
+    log = click_log(*[(["a", "b"], clicks) for clicks, n in shown for _ in range(n)])
+    table = preferences(log, "ipw", [1.0, 0.6], unless_clicked=[1.0, 0.75])
+    won = pairs_of(table).group_by("chosen").agg(pl.col("weight").sum()).sort("chosen")["weight"].to_list()
+    assert won[0] / sum(won) == pytest.approx(0.5, abs=0.005)
+    # what stands below a click was not read, what stands above was
+    assert table["examination"].unique().sort().to_list() == [[1.0, 1e-6], [1.0, 0.75]]
+
+
 def test_under_trust_a_click_counts_by_the_share_of_it_that_attraction_made():
     log = click_log(*[(["a", "b"], [1, 0])] * 3, *[(["a", "b"], [0, 1])], *[(["a", "b"], [0, 0])] * 6)
     table = preferences(log, "ipw", [1.0, 0.5], trust=[0.1, 0.0])
