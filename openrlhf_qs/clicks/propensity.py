@@ -545,7 +545,7 @@ def _rates(counts: pl.DataFrame, part: str, whole: str, prior: int = 0) -> _Esti
     context, number = np.unique(counts["context"].to_numpy(), return_inverse=True)
     place = counts["position"].to_numpy() - 1
     some, of = (counts[name].to_numpy().astype(float) for name in (part, whole))
-    n_some, n = np.bincount(place, some) + prior, np.bincount(place, of) + 2 * prior
+    n_some, n = np.maximum(np.bincount(place, some) + prior, 0.5), np.bincount(place, of) + 2 * prior
     rate = n_some / n
     influence = np.zeros((len(context), len(rate)))
     np.add.at(influence, (number, place), (some - rate[place] * of) / n_some[place])
