@@ -23,10 +23,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import DataLoader
 
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files.whole import write_whole
@@ -38,7 +36,7 @@ from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.sft.small_policy import MAX_TOKENS, build_small_policy
 from openrlhf_qs.world.click_log import write_click_log
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = ("bfloat16", "float32")
 N_SUGGESTIONS = 3
 RATIO_AT = 128  # tokens of a conversation
 MAX_CONVERSATION = 768  # tokens; the rest of MAX_TOKENS is for the suggestion
@@ -148,6 +146,8 @@ def median_ratio(slow: list[float], fast: list[float]) -> float:
 
 def setting(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """What was measured with."""
+    import torch
+
     names = (*names, "hidden_size", "n_layers", "dtype", "n_repeats", "seed")
     return {name: getattr(args, name) for name in names} | {"n_threads": torch.get_num_threads()}
 
@@ -244,6 +244,8 @@ class OneProcess:
         loss.backward()
 
     def optimizer_step(self, optimizer, model, scheduler) -> None:
+        import torch
+
         self.grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
         optimizer.step()
         optimizer.zero_grad()
@@ -302,16 +304,20 @@ SIDES = {"openrlhf": openrlhf_side, "ours": our_side}
 def _load(folder: str | Path, dtype: str, settings: Settings):
     """The reward model that ``train_rm`` would begin with, and its tokenizer."""
     import openrlhf.models.model as models
+    import torch
     from openrlhf.utils.utils import get_tokenizer
 
     from openrlhf_qs.host.reward_model_loading import RewardModelLoader
 
     load = RewardModelLoader(models, settings)
-    model = load(str(folder), "reward", attn_implementation="sdpa", init_value_head=True).to(DTYPES[dtype])
+    model = load(str(folder), "reward", attn_implementation="sdpa", init_value_head=True).to(getattr(torch, dtype))
     return model, get_tokenizer(str(folder), model)
 
 
 def _repetition(trainer_class, strategy, model, tokenizer, dataset, args, n_items: int) -> Callable[[], None]:
+    import torch
+    from torch.utils.data import DataLoader
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     scheduler = SimpleNamespace(get_last_lr=lambda: [1e-5])
     strategy.args.train = SimpleNamespace(batch_size=n_items)

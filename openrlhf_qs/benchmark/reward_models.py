@@ -21,12 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scipy.stats import spearmanr
-from torch import nn
 
 from openrlhf_qs.archives.mimics import pane_preferences, read_panes
 from openrlhf_qs.archives.upworthy import headline_arms, headline_preferences, read_packages, usable_packages
@@ -131,6 +128,8 @@ def run(args: argparse.Namespace) -> None:
 
 def measure(task: Task, head_name: str, n_steps: int, seed: int) -> dict[str, float]:
     """Train one head, and every figure of it: name, ``.`` and the test's name."""
+    from scipy.stats import spearmanr
+
     head = make_head(head_name)
     mean, std, _ = train(task.features, task.train, head, n_steps, seed)
     figures: dict[str, float] = {}
@@ -164,6 +163,9 @@ def train(
     features: np.ndarray, pairs: Pairs, head, n_steps: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, standard deviation and epistemic part ``[texts]`` each, of a network with one hidden layer."""
+    import torch
+    from torch import nn
+
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(features.shape[1], HIDDEN), nn.GELU(), nn.Linear(HIDDEN, head.n_outputs))
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)

@@ -12,12 +12,9 @@ import random
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from openrlhf_qs.benchmark.garm_training import (
-    DTYPES,
     N_SUGGESTIONS,
     RATIO_AT,
     add_model_arguments,
@@ -30,9 +27,11 @@ from openrlhf_qs.benchmark.garm_training import (
     setting,
     write_backbone,
 )
-from openrlhf_qs.garm.reward_model import reward_model_class, suggestion_rows
 from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.sft.small_policy import MAX_TOKENS
+
+if TYPE_CHECKING:  # --help need not wait for torch
+    from torch import Tensor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,16 +58,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         ``curve`` with ``ratio``, the median ``groups_per_second`` of both ways, and ``max_difference`` of their
         results.
     """
+    import torch
+
     lengths = conversation_lengths(args.n_tokens)
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = write_backbone(folder, args)
-        model = _reward_model(folder, DTYPES[args.dtype])
+        model = _reward_model(folder, args.dtype)
     curve = []
     for n_tokens in lengths:
         conversation = make_conversation(tokenizer, n_tokens, rng)
         responses = [[make_suggestion(tokenizer, rng) for _ in range(N_SUGGESTIONS)] for _ in range(args.n_responses)]
-        results: dict[str, torch.Tensor] = {}
+        results: dict[str, Tensor] = {}
 
         def one_by_one(conversation=conversation, responses=responses, results=results) -> None:
             scores = [score(model, tokenizer, conversation, suggestions, False) for suggestions in responses]
@@ -95,17 +96,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
-def score(model, tokenizer, conversation, suggestions: list[str], share_prefix: bool) -> torch.Tensor:
+def score(model, tokenizer, conversation, suggestions: list[str], share_prefix: bool) -> Tensor:
     """Rewards ``[suggestions, 3]``, in order."""
+    import torch
+
+    from openrlhf_qs.garm.reward_model import suggestion_rows
+
     input_ids, mask, place = suggestion_rows(
         tokenizer, [conversation] * len(suggestions), suggestions, MAX_TOKENS, share_prefix
     )
-    return model(input_ids, mask)[place]
+    with torch.no_grad():
+        return model(input_ids, mask)[place]
 
 
-def _reward_model(folder: str | Path, dtype: torch.dtype):
+def _reward_model(folder: str | Path, dtype: str):
     from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3PreTrainedModel
+
+    from openrlhf_qs.garm.reward_model import reward_model_class
 
     load_plugins()
     made = reward_model_class(Qwen3PreTrainedModel, Qwen3Model, mark={"name": "gaussian", "options": {}})

@@ -21,9 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +32,6 @@ from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.task import read_task
-from openrlhf_qs.plots.style import ARM_COLORS, INK, OTHER_COLORS, PLOT_STYLE, svg
 from openrlhf_qs.statistics.intervals import Interval, t_interval
 from openrlhf_qs.statistics.multiple import holm, t_test
 
@@ -42,7 +39,7 @@ SAME = 0.02  # two responses whose chance of a click differs by less are the sam
 NOBODY = 0.01  # a response with a smaller chance of a click is worthless
 N_USERS = 16  # of each conversation, who see both responses
 N_BINS = 12  # of sqrt(KL) in the picture
-PICTURED = ("all", "no_ood", "mean", "only_ood")  # the arms that tell hacking and its cure
+PICTURED = ("all", "no_ood", "mean", "only_ood")  # the arms that tell hacking and its cure; without them all
 BASES = ("all", "raw")  # the arm that the others are compared with; the first that there is
 COLUMNS = {
     "ctr": ("CTR", ".1%"),
@@ -82,6 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read the finished arms, write table, JSON and pictures."""
+    from openrlhf_qs.plots.bars import share_bars
+    from openrlhf_qs.plots.curves import over_kl
+    from openrlhf_qs.plots.style import svg
+
     folder = Path(args.run)
     judge = load_judge(args.gold)
     runs = finished_runs(folder)
@@ -101,9 +102,12 @@ def run(args: argparse.Namespace) -> None:
     }
     write_whole(folder / "ablation.json", json.dumps(result, indent=1).replace("NaN", "null"))
     write_whole(folder / "ablation.md", markdown(table, base))
-    write_whole(folder / "arms.svg", svg(arms_figure(table)))
+    name = main_figure(table)
+    label = f"{COLUMNS[name][0]}, mean over seeds, 95 % t interval"
+    write_whole(folder / "arms.svg", svg(share_bars({arm: row[name][:2] for arm, row in table.items()}, BASES, label)))
     if curves:
-        write_whole(folder / "overoptimisation.svg", svg(overoptimisation_figure(curves)))
+        pictured = {arm: curves[arm] for arm in PICTURED if arm in curves} or curves
+        write_whole(folder / "overoptimisation.svg", svg(over_kl(pictured)))
     Console().print(_table(table, base))
     pictures = "arms.svg, overoptimisation.svg" if curves else "arms.svg"
     print(f"every figure: {folder}/ablation.md, ablation.json; pictures: {pictures}")
@@ -229,41 +233,6 @@ def best_first(table: Mapping[str, dict[str, Interval]], base: str | None) -> di
 def main_figure(table: Mapping[str, Mapping[str, Interval]]) -> str:
     """The figure that arms are compared by."""
     return "ctr" if all("ctr" in row for row in table.values()) else "valid"
-
-
-def arms_figure(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
-    """The main figure of each arm with its interval."""
-    figure_of = main_figure(table)
-    names = sorted(table, key=lambda arm: -table[arm][figure_of].mean)
-    values = np.array([table[arm][figure_of].mean for arm in names])
-    halves = np.nan_to_num([table[arm][figure_of].half for arm in names])
-    with mpl.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(7, 0.32 * len(names) + 0.9), layout="constrained")
-        axis = figure.subplots()
-        colors = [ARM_COLORS["grpo"] if arm in BASES else ARM_COLORS["sft"] for arm in names]
-        axis.barh(names, values, color=colors, height=0.62)
-        axis.errorbar(values, names, xerr=halves, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2)
-        axis.invert_yaxis()
-        axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
-        axis.set_xlabel(f"{COLUMNS[figure_of][0]}, mean over seeds, 95 % t interval")
-        return figure
-
-
-def overoptimisation_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Proxy above, gold below, both against sqrt(KL); of ``PICTURED`` where one of them is there, else of all arms."""
-    shown = {arm: curves[arm] for arm in PICTURED if arm in curves} or curves
-    colors = (ARM_COLORS["grpo"], ARM_COLORS["sft"], *OTHER_COLORS, ARM_COLORS["cold_start"])
-    with mpl.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(6, 5), layout="constrained")
-        axes = figure.subplots(2, 1, sharex=True)
-        labels = ("proxy, in deviations\nfrom its start", "gold, share of users\nwho click")
-        for axis, name, label in zip(axes, ("proxy", "gold"), labels, strict=True):
-            for n, (arm, curve) in enumerate(shown.items()):
-                axis.plot(curve["sqrt_kl"], curve[name], "o-", color=colors[n % len(colors)], markersize=3, label=arm)
-            axis.set_ylabel(label)
-        axes[0].legend(frameon=False, fontsize=8)
-        axes[1].set_xlabel("square root of the KL to the SFT policy, nats per response")
-        return figure
 
 
 def markdown(table: Mapping[str, Mapping[str, Interval]], base: str | None) -> str:

@@ -47,7 +47,6 @@ from openrlhf_qs.evaluation.arms import (
 from openrlhf_qs.evaluation.baselines import best_of, most_clicked
 from openrlhf_qs.evaluation.examples import examples
 from openrlhf_qs.evaluation.quality import response_quality
-from openrlhf_qs.evaluation.report import write_report
 from openrlhf_qs.evaluation.segments import segments
 from openrlhf_qs.evaluation.temperature import choose, write_generation_config
 from openrlhf_qs.files.run_folder import RunFolder
@@ -101,6 +100,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, write ``metrics.json`` and ``report.html``, show the table."""
+    from openrlhf_qs.evaluation.report import write_report  # --help need not wait for matplotlib
+
     folder = RunFolder(args.run)
     load_plugins(args.plugin)
     judge = load_judge(args.judge, args.option)

@@ -24,7 +24,6 @@ from openrlhf_qs.garm import baselines
 from openrlhf_qs.garm.calibration import calibration_verdict
 from openrlhf_qs.garm.eval import against_baselines, by_log_ppl, evaluate_pairs, pair_log_ppl, score_pairs
 from openrlhf_qs.models.reference import reference_log_ppl
-from openrlhf_qs.reward.composite import CompositeReward, read_weights
 from openrlhf_qs.reward.offline import offline_batch
 
 N_LOG_PPL = 2000  # pairs whose log-perplexity is measured, at most
@@ -115,6 +114,8 @@ class RunReward:
     """
 
     def __init__(self, run: RunFolder, scorer, options: Mapping[str, Mapping[str, str]]) -> None:
+        from openrlhf_qs.reward.composite import CompositeReward, read_weights  # --help need not wait for torch
+
         weights = read_weights(run.weights)
         self.composite = CompositeReward(list(weights.parts), options, weights, on_failure="skip_group")
         if scorer is None and "reward_model" in self.composite.needs():

@@ -10,12 +10,14 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
 
 from openrlhf_qs.form.prompt import Message
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _APART, _GONE = ("Zs", "Zl", "Zp", "Cc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Pc"), ("Cf", "Cs", "Cn", "Co")
 
@@ -89,6 +91,9 @@ def root_keys(conversations: pl.Series) -> pl.Series:
 
 def text_keys(texts: pl.Series) -> pl.Series:
     """:func:`text_key` of each."""
+    import polars as pl
+    import pyarrow as pa
+
     array = texts.to_arrow()
     _, offsets, text = array.buffers()
     plain = pa.py_buffer(_BYTES[np.frombuffer(text or b"", np.uint8)])
@@ -104,6 +109,8 @@ def text_keys(texts: pl.Series) -> pl.Series:
 
 def _of_each(conversations: pl.Series, key) -> pl.Series:
     """``key`` of each, called once for those that are equal."""
+    import polars as pl
+
     hashes = conversations.hash()
     first = hashes.is_first_distinct()
     different = hashes.filter(first)

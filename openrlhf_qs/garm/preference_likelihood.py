@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+
+if TYPE_CHECKING:  # a head names the links before anybody computes
+    import torch
+    from torch import Tensor
 
 GaussianLink = Literal["probit", "probit_logistic", "mackay", "quadrature", "dpl", "jensen"]
 Link = Literal[GaussianLink, "bradley_terry", "click"]
@@ -90,6 +91,9 @@ def log_preference(difference: Tensor, variance: Tensor, link: Link) -> Tensor:
     Returns:
         ``[n]``, nats, at most 0.
     """
+    import torch
+    import torch.nn.functional as F
+
     if link == "probit":
         return log_ndtr(difference / variance.sqrt())
     if link == "probit_logistic":
@@ -116,6 +120,8 @@ def log_ndtr(z: Tensor) -> Tensor:
     Below ``TAIL`` this is the series :math:`-z^2/2-\log(-z\sqrt{2\pi})+\log(1-z^{-2}+3z^{-4}-15z^{-6}+\dots)`
     (Abramowitz & Stegun 26.2.12), whose gradient goes on as :math:`-z`.
     """
+    import torch
+
     body = torch.special.log_ndtr(z.clamp(min=TAIL))
     x = z.clamp(max=TAIL)
     r = 1 / x.square()
@@ -142,6 +148,8 @@ def mean_of_click_log_odds(log_odds: Tensor, std: Tensor) -> Tensor:
 
 def _difference(mean_a: Tensor, std_a: Tensor, mean_b: Tensor, std_b: Tensor, link: Link) -> tuple[Tensor, Tensor]:
     """Mean and variance of what ``link`` takes the difference of, in float32 or float64."""
+    import torch
+
     mean_a, std_a, mean_b, std_b = (
         value.to(torch.promote_types(value.dtype, torch.float32)) for value in (mean_a, std_a, mean_b, std_b)
     )
@@ -153,6 +161,8 @@ def _difference(mean_a: Tensor, std_a: Tensor, mean_b: Tensor, std_b: Tensor, li
 @functools.cache
 def _normal_nodes(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Gauss-Hermite nodes of the standard normal and the logarithms of their weights, ``[N_NODES]`` each."""
+    import torch
+
     nodes, weights = np.polynomial.hermite_e.hermegauss(N_NODES)
     log_weights = np.log(weights / weights.sum())
     return (

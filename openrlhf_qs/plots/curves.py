@@ -1,15 +1,14 @@
-"""Training curves, and shares with their intervals as bars."""
+"""Curves of a training: its scalars over the steps, and its reward over the KL."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from openrlhf_qs.plots.style import INK, LINE, PLOT_STYLE, arm_colors
+from openrlhf_qs.plots.style import ARM_COLORS, LINE, OTHER_COLORS, PLOT_STYLE
 
 N_CURVE_POINTS = 400  # a longer curve is averaged down to as many points: the file stays light
 
@@ -49,24 +48,17 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values, dtype=float), window, "same")
 
 
-def ctr_bars(ab: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """CTR of each arm with its interval: arm to ``ctr``, ``ci95``, both in [0, 1]."""
-    names, colors = list(ab), arm_colors(ab)
-    ctr = np.array([ab[name]["ctr"] for name in names])
-    low, high = np.array([ab[name]["ci95"] for name in names]).T
+def over_kl(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """``proxy`` above, ``gold`` below, both against ``sqrt_kl``, a line for each of ``curves``."""
+    colors = (ARM_COLORS["grpo"], ARM_COLORS["sft"], *OTHER_COLORS, ARM_COLORS["cold_start"])
     with mpl.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(8, 0.55 * len(names) + 0.7), layout="constrained")
-        axis = figure.subplots()
-        axis.barh(names, ctr, color=[colors[name] for name in names], height=0.62)
-        axis.errorbar(ctr, names, xerr=[ctr - low, high - ctr], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
-        for name, share, end in zip(names, ctr, high, strict=True):
-            axis.annotate(
-                f"{share:.1%}", (end, name), xytext=(7, 0), textcoords="offset points", va="center", weight="bold"
-            )
-        axis.invert_yaxis()
-        axis.set_xlim(0, max(float(high.max()) * 1.15, 0.01))
-        axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
-        axis.spines["left"].set_visible(False)
-        axis.tick_params(left=False)
-        axis.set_xlabel("users with at least one click, 95 % interval")
+        figure = Figure(figsize=(6, 5), layout="constrained")
+        axes = figure.subplots(2, 1, sharex=True)
+        labels = ("proxy, in deviations\nfrom its start", "gold, share of users\nwho click")
+        for axis, name, label in zip(axes, ("proxy", "gold"), labels, strict=True):
+            for n, (arm, curve) in enumerate(curves.items()):
+                axis.plot(curve["sqrt_kl"], curve[name], "o-", color=colors[n % len(colors)], markersize=3, label=arm)
+            axis.set_ylabel(label)
+        axes[0].legend(frameon=False, fontsize=8)
+        axes[1].set_xlabel("square root of the KL to the SFT policy, nats per response")
         return figure

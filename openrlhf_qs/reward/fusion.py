@@ -3,7 +3,7 @@
 In: held-back impressions, samples of the SFT policy with their log-perplexity, the reward model. Every part is scored
 on both, and on hacked responses made from the samples (:mod:`openrlhf_qs.reward.hacked`); a fusion plugin learns the
 weights.
-Out: ``weights.json``, and ``front.png`` beside it where the plugin found a Pareto front.
+Out: ``weights.json``, and ``front.svg`` beside it where the plugin found a Pareto front.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import polars as pl
-import torch
 
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key, root_key
@@ -30,12 +28,17 @@ from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.reference import reference_log_ppl
 from openrlhf_qs.registry import FUSIONS, REWARDS, load_plugins, parse_options
-from openrlhf_qs.reward.composite import CompositeReward, Part, Weights, variance_shares
 from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, topics
 from openrlhf_qs.reward.hacked import hacked_responses
 from openrlhf_qs.reward.normalisation import NORMALISATIONS
 from openrlhf_qs.reward.offline import offline_batch
 from openrlhf_qs.reward.rollout import RolloutBatch
+
+if TYPE_CHECKING:  # --help need not wait for torch
+    import polars as pl
+    from torch import Tensor
+
+    from openrlhf_qs.reward.composite import CompositeReward, Part, Weights
 
 N_HACKED = 200  # responses that hacked ones are made from
 N_TOPICS = 8
@@ -83,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from openrlhf_qs.clicks.click_log import read_click_log
+    from openrlhf_qs.reward.composite import CompositeReward, Part, Weights
 
     load_plugins(args.plugin)
     options = parse_options(args.option)
@@ -138,9 +142,13 @@ def run(args: argparse.Namespace) -> None:
     show(parts, report)
 
 
-def shares(parts: Mapping[str, Part], raw: Mapping[str, torch.Tensor], group: np.ndarray) -> dict[str, float]:
+def shares(parts: Mapping[str, Part], raw: Mapping[str, Tensor], group: np.ndarray) -> dict[str, float]:
     """Of each part, its share of the variance of the total between the samples to one prompt: what it has to say in
     GRPO, which logs the same of its rollouts as ``share/NAME``. Before gates."""
+    import torch
+
+    from openrlhf_qs.reward.composite import variance_shares
+
     columns = {name: part.weight * (raw[name].double() - part.mean) / part.std for name, part in parts.items()}
     number = torch.from_numpy(np.unique(group, return_inverse=True)[1])
     return variance_shares(columns, torch.stack([*columns.values()]).sum(0), number)
@@ -284,9 +292,9 @@ def within_group(values: np.ndarray, group: np.ndarray) -> np.ndarray | None:
     return np.sqrt(((values - means[number]) ** 2).sum(0) / (len(values) - n_groups))
 
 
-def stack(raw: Mapping[str, torch.Tensor], names: Sequence[str]) -> np.ndarray:
+def stack(raw: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:
     """``[n, k]``, the parts in the order of ``names``."""
-    return torch.stack([raw[name] for name in names], dim=-1).double().numpy()
+    return np.stack([raw[name].double().numpy() for name in names], axis=-1)
 
 
 def _click_pairs(parts: np.ndarray, conversations: list, impressions: list[dict], examination: list[float]) -> dict:
@@ -320,7 +328,7 @@ def _against_hacked(composite, clean: RolloutBatch, hacked: Mapping[str, Rollout
     return {"clean_minus_hacked": differences, "stopped": stopped}
 
 
-def _samples(raw: Mapping[str, torch.Tensor], sampled: RolloutBatch, parts: np.ndarray, gates: Sequence[str]) -> dict:
+def _samples(raw: Mapping[str, Tensor], sampled: RolloutBatch, parts: np.ndarray, gates: Sequence[str]) -> dict:
     """The samples as ``[c, n, ...]``: of the conversations that have the most of them."""
     group = sampled.group.tolist()
     counts = Counter(group)
@@ -333,7 +341,7 @@ def _samples(raw: Mapping[str, torch.Tensor], sampled: RolloutBatch, parts: np.n
     return {"samples": parts[rows], "valid": valid[rows], "diversity": diversity[rows], "passed": passed[rows]}
 
 
-def _passed(raw: Mapping[str, torch.Tensor], gates: Sequence[str]) -> np.ndarray:
+def _passed(raw: Mapping[str, Tensor], gates: Sequence[str]) -> np.ndarray:
     passed = np.ones(len(next(iter(raw.values()))), dtype=bool)
     for name in gates:
         passed &= raw[name].numpy() == 1
@@ -365,32 +373,16 @@ def write(path: str, weights: Weights, fusion: str, report: Mapping[str, Any]) -
         **report,
     }
     if "front" in report:
-        draw_front(report, Path(path).with_name("front.png"))
-    write_whole(Path(path), json.dumps(content, indent=2))
+        from openrlhf_qs.plots.front import front_figure
+        from openrlhf_qs.plots.style import svg
 
-
-def draw_front(report: Mapping[str, Any], path: Path) -> None:
-    """The front as a PNG: every objective against the first, the start and the choice marked."""
-    from matplotlib.figure import Figure
-
-    first, *others = report["chosen"]["objectives"]
-    figure = Figure(figsize=(3.2 * max(len(others), 1), 3.2), layout="constrained")
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, max(len(others), 1))), others or [first], strict=True):
-        axes.scatter(
-            [point["objectives"][first] for point in report["front"]],
-            [point["objectives"][name] for point in report["front"]],
-            s=10,
-            color="0.6",
-            label="front",
+        marked = {"first stage": report["start"], f"chosen: {report['chosen']['rule']}": report["chosen"]}
+        figure = front_figure(
+            [point["objectives"] for point in report["front"]],
+            {label: point["objectives"] for label, point in marked.items()},
         )
-        for key, marker, colour in (("start", "x", "tab:blue"), ("chosen", "o", "tab:red")):
-            objectives = report[key]["objectives"]
-            label = {"start": "first stage", "chosen": f"chosen: {report['chosen']['rule']}"}[key]
-            axes.scatter(objectives[first], objectives[name], marker=marker, color=colour, s=50, label=label)
-        axes.set(xlabel=first, ylabel=name)
-    figure.axes[0].legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+        write_whole(Path(path).with_name("front.svg"), svg(figure))
+    write_whole(Path(path), json.dumps(content, indent=2))
 
 
 def show(parts: Mapping[str, Part], report: Mapping[str, Any]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 Normalisation = Literal["sft", "group", "running"]
 NORMALISATIONS = {
@@ -23,6 +24,8 @@ def within_group(values: Tensor, group: Tensor, min_deviation: Tensor) -> tuple[
         group: ``[batch]``, numbers from 0.
         min_deviation: ``[n_rewards]``, > 0: the least that a group's deviation is taken for.
     """
+    import torch
+
     centred = values - group_means(values, group)
     n = torch.bincount(group)[group][:, None]
     variance = group_means(centred.square(), group) * n / (n - 1).clamp(min=1)
@@ -32,6 +35,8 @@ def within_group(values: Tensor, group: Tensor, min_deviation: Tensor) -> tuple[
 
 def group_means(values: Tensor, group: Tensor) -> Tensor:
     """The mean of the group that each row of ``values [batch, k]`` is in, ``[batch, k]``."""
+    import torch
+
     n = torch.bincount(group)
     sums = values.new_zeros(len(n), values.shape[1]).index_add_(0, group, values)
     return (sums / n[:, None])[group]

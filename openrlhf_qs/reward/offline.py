@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import SUGGEST, Task
 from openrlhf_qs.reward.rollout import RolloutBatch, reward_fields
@@ -34,6 +32,8 @@ def offline_batch(
         finish_reasons: ``[n]``, why each response ended; None: none was cut at the token limit.
         n_shown: ``[n]``, of impressions, whatever a policy is asked for now: how many suggestions each showed.
     """
+    import torch
+
     n_texts = n_shown or [task.n] * len(responses)
     finish_reasons = finish_reasons or ["stop"] * len(responses)
     parsed = [task.read(*one) for one in zip(responses, finish_reasons, n_texts, strict=True)]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import ParsedResponse
 from openrlhf_qs.form.task import SUGGEST, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,13 @@ class RolloutBatch:
     @property
     def malformed(self) -> Tensor:
         """``[batch]``, bool: the response is not what was asked for, or was cut at the token limit."""
+        import torch
+
         return torch.tensor([not parsed.well_formed for parsed in self.parsed], dtype=torch.bool)
 
     def take(self, rows: Sequence[int]) -> RolloutBatch:
         """The responses at ``rows``, in that order."""
+        from torch import Tensor
 
         def taken(value):
             if value is None or isinstance(value, Task):

@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openrlhf_qs.clicks.preferences import PRIOR_SHOWS
-
 NUMBERS = ("n_shown", "n_clicked", "weight", "log_prob", "garm_mean")
 SMALLEST_RATE = 1e-6  # clicks per show, so that its logarithm is finite
 
@@ -44,6 +42,8 @@ class Candidates:
     @property
     def click_rate(self) -> NDArray[np.float64]:
         """``[n]``: ``weight`` where it is given, else clicks per show with ``PRIOR_SHOWS`` at the file's average."""
+        from openrlhf_qs.clicks.preferences import PRIOR_SHOWS  # a list of plugins need not wait for polars
+
         n_shown, n_clicked = self.numbers["n_shown"], self.numbers["n_clicked"]
         average = np.nansum(n_clicked) / max(np.nansum(n_shown), 1)
         smoothed = (n_clicked + PRIOR_SHOWS * average) / (n_shown + PRIOR_SHOWS)

@@ -12,16 +12,18 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
-import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.form.keys import conversation_keys
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import SUGGEST, Task, add_task_arguments, task_of
+
+if TYPE_CHECKING:  # --help need not wait for torch
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 PAD, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MAX_TOKENS = 1024
@@ -102,7 +104,7 @@ def build_small_policy(
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing", dir=out_dir) as temporary:
         tokenizer.save_pretrained(temporary)
-        model.to(torch.bfloat16).save_pretrained(temporary)
+        model.bfloat16().save_pretrained(temporary)
         for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json"):
             os.replace(file, out_dir / file.name)
     return model.num_parameters()
@@ -110,6 +112,8 @@ def build_small_policy(
 
 def train_tokenizer(log: pl.DataFrame, vocab_size: int, task: Task = SUGGEST) -> PreTrainedTokenizerFast:
     """A byte-level BPE with a chat template: any text comes back as it was, and the log's words are one token each."""
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     # As ByteLevel splits by itself, but with marks beside their letters, or Hindi words are cut at every vowel.
     split = pre_tokenizers.Split(Regex(WORDS), "isolated")
@@ -136,6 +140,9 @@ def train_tokenizer(log: pl.DataFrame, vocab_size: int, task: Task = SUGGEST) ->
 
 def random_policy(tokenizer: PreTrainedTokenizerFast, hidden_size: int, n_layers: int, seed: int) -> Qwen3ForCausalLM:
     """A Qwen3 with random weights whose scale suits training from scratch."""
+    import torch
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
     n_heads = hidden_size // HEAD_DIM
     config = Qwen3Config(
         vocab_size=64 * math.ceil(len(tokenizer) / 64),

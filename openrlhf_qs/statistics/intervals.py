@@ -8,7 +8,6 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 from openrlhf_qs.statistics.clusters import Clusters, as_clusters
 
@@ -48,6 +47,8 @@ def cluster_half_width(values: np.ndarray, clusters: Clusters | Sequence[Hashabl
     kinds, as conversations and users, :meth:`Clusters.squares`. With a cluster for each value it is the usual
     interval. ValueError where there is one cluster only.
     """
+    from scipy.special import stdtrit
+
     clusters = as_clusters(clusters)
     n_clusters = clusters.n_clusters
     if n_clusters < 2:
@@ -59,6 +60,8 @@ def cluster_half_width(values: np.ndarray, clusters: Clusters | Sequence[Hashabl
 
 def t_interval(values: Sequence[float]) -> Interval:
     """Mean of few values, as of seeds, with half its 95 % t interval."""
+    from scipy.special import stdtrit
+
     n = len(values)
     if n < 2:
         return Interval(float(np.mean(values)), math.nan, n)

@@ -11,13 +11,14 @@ suggestion clicks others like it more often than the average does. ``openrlhf-qs
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from openrlhf_qs.garm.preference_likelihood import mean_of_click_log_odds, preference_loss
 from openrlhf_qs.plugins.heads.gaussian import member_weights
 from openrlhf_qs.registry import REWARD_MODELS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOG_STD_RANGE = (math.log(0.05), math.log(5.0))  # log-odds; beyond, something else than users differs
 
@@ -51,6 +52,8 @@ class ClickGaussian:
 
     def output(self, raw: Tensor) -> Tensor:
         """Head outputs ``[..., n_outputs]`` to mean, standard deviation, epistemic standard deviation ``[..., 3]``."""
+        import torch
+
         log_odds = self.click_log_odds(raw)
         if self.std_known:
             std = raw[..., -1].float().clamp(*LOG_STD_RANGE).exp()
@@ -66,6 +69,8 @@ class ClickGaussian:
     def loss(self, chosen_raw: Tensor, rejected_raw: Tensor, weight: Tensor, label: Tensor) -> Tensor:
         """Head outputs ``[pairs, n_outputs]``, pair weights ``[pairs]`` or ``[pairs, n_members]``, labels ``[pairs]``
         to one number, nats."""
+        import torch
+
         chosen, rejected = self.click_log_odds(chosen_raw), self.click_log_odds(rejected_raw)
         no_std = torch.zeros_like(chosen)
         nll = preference_loss(chosen, no_std, rejected, no_std, label.float()[:, None], self.link)

@@ -15,11 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from openrlhf_qs.garm.preference_likelihood import (
     LOGISTIC_SCALE,
@@ -29,6 +25,9 @@ from openrlhf_qs.garm.preference_likelihood import (
     preference_loss,
 )
 from openrlhf_qs.registry import REWARD_MODELS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNIT_STD = math.log(math.e - 1)  # softplus of it is 1: a head that answers 0 has a standard deviation of 1
 LOGISTIC_STD = LOGISTIC_SCALE / math.sqrt(2)  # two of these differ like one logistic variable, to 0.01
@@ -113,12 +112,16 @@ class Gaussian:
 
     def output(self, raw: Tensor) -> Tensor:
         """Head outputs ``[..., n_outputs]`` to mean, standard deviation, epistemic standard deviation ``[..., 3]``."""
+        import torch
+
         mean, std = self.members(raw)
         return torch.stack((mean.mean(-1), std.square().mean(-1).sqrt(), mean.std(-1, correction=0)), dim=-1)
 
     def loss(self, chosen_raw: Tensor, rejected_raw: Tensor, weight: Tensor, label: Tensor) -> Tensor:
         """Head outputs ``[pairs, n_outputs]``, weights ``[pairs]`` or ``[pairs, n_members]``, labels ``[pairs]`` to
         one number, nats."""
+        import torch
+
         (chosen_mean, chosen_std), (rejected_mean, rejected_std) = self.members(chosen_raw), self.members(rejected_raw)
         label = label.float()[:, None]
         nll = preference_loss(chosen_mean, chosen_std, rejected_mean, rejected_std, label, self.link)
@@ -137,6 +140,9 @@ class Gaussian:
 
     def members(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of the members, float32 ``[..., n_members]`` each."""
+        import torch
+        import torch.nn.functional as F
+
         mean, raw_std = raw.float().unflatten(-1, (self.n_members, 2)).unbind(-1)
         if self.scale == "softplus":
             std = F.softplus(raw_std + UNIT_STD)
@@ -212,6 +218,8 @@ class BradleyTerry:
 
     def output(self, raw: Tensor) -> Tensor:
         """Head outputs ``[..., n_members]`` to mean, constant deviation, epistemic standard deviation ``[..., 3]``."""
+        import torch
+
         mean = raw.float().mean(-1)
         return torch.stack((mean, torch.full_like(mean, LOGISTIC_STD), raw.float().std(-1, correction=0)), dim=-1)
 
@@ -222,6 +230,8 @@ class BradleyTerry:
     def loss(self, chosen_raw: Tensor, rejected_raw: Tensor, weight: Tensor, label: Tensor) -> Tensor:
         """Head outputs ``[pairs, n_members]``, weights of that shape or ``[pairs]``, labels ``[pairs]`` to one number,
         nats."""
+        import torch
+
         no_std = torch.zeros_like(chosen_raw)
         nll = preference_loss(chosen_raw, no_std, rejected_raw, no_std, label.float()[:, None], self.link)
         zero = torch.cat((chosen_raw, rejected_raw)).float().mean(0).square().mean()

@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from openrlhf_qs.registry import OBJECTIVES
 
 if TYPE_CHECKING:  # it brings transformers, for which a list of plugins need not wait
+    from torch import Tensor
+
     from openrlhf_qs.garm.impressions import ImpressionBatch
 
 MAX_PROBABILITY = 1 - 1e-6
@@ -54,6 +52,8 @@ class Listwise:
     whole_lists = of_clicks = True
 
     def __call__(self, head, raw: Tensor, batch: ImpressionBatch) -> Tensor:
+        import torch
+
         log_odds = head.click_log_odds(raw)[batch.place] + batch.examination.log()[..., None]
         log_odds = torch.logaddexp(log_odds, batch.trust.log()[..., None])
         log_odds = log_odds.masked_fill(~batch.shown[..., None], -math.inf)
@@ -82,6 +82,9 @@ def click_loss(log_odds: Tensor, clicks: Tensor, examination: Tensor, trust: Ten
     Returns:
         The broadcast shape, nats, not reduced.
     """
+    import torch
+    import torch.nn.functional as F
+
     once = examination.clamp(max=1)
     looks = examination.clamp(min=1)
     log_click = F.logsigmoid(log_odds) + once.log()

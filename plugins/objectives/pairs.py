@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from openrlhf_qs.registry import OBJECTIVES
 
 if TYPE_CHECKING:  # it brings transformers, for which a list of plugins need not wait
+    from torch import Tensor
+
     from openrlhf_qs.garm.impressions import ImpressionBatch
 
 

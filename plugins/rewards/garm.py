@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from openrlhf_qs.garm.preference_likelihood import click_log_odds
 from openrlhf_qs.registry import REWARDS
-from openrlhf_qs.reward.rollout import RolloutBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openrlhf_qs.reward.rollout import RolloutBatch
 
 Uncertainty = Literal["aleatoric", "epistemic", "total"]
 
@@ -63,6 +64,8 @@ class Garm:
         self.missing = missing
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
+        import torch
+
         if self.form == "click_chance":
             return 1 - (1 - self._clicks(batch)).prod(dim=1)
         return torch.tensor(
@@ -76,6 +79,8 @@ class Garm:
 
     def credit(self, batch: RolloutBatch) -> Tensor:
         """What each suggestion adds to the average, or to the chance of a click, ``[batch, n]``."""
+        import torch
+
         if self.form == "click_chance":
             clicks = self._clicks(batch)
             others = torch.stack(
@@ -93,6 +98,8 @@ class Garm:
 
     def _clicks(self, batch: RolloutBatch) -> Tensor:
         """The probability that each suggestion is looked at and clicked, ``[batch, n]``; 0 where there is none."""
+        import torch
+
         n = batch.task.n
         if self.examination and len(self.examination) < n:
             raise ValueError(
@@ -130,6 +137,8 @@ class GarmSigma:
         self.missing = missing
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
+        import torch
+
         rows = zip(_sigmas(batch, self.uncertainty), batch.parsed, strict=True)
         return -torch.tensor([_average(sigmas, self.missing, parsed.n) for sigmas, parsed in rows])
 
@@ -164,4 +173,6 @@ def _average(values: Sequence[float], missing: float, n: int) -> float:
 
 
 def _shares(values: Sequence[Sequence[float]], missing: float, n: int) -> Tensor:
+    import torch
+
     return torch.tensor([[*row, *[missing] * (n - len(row))] for row in values]).view(-1, n) / n

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.task import Task
 from openrlhf_qs.registry import REWARDS
-from openrlhf_qs.reward.rollout import RolloutBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openrlhf_qs.form.prompt import Message
+    from openrlhf_qs.form.task import Task
+    from openrlhf_qs.reward.rollout import RolloutBatch
 
 
 @REWARDS.register("general")
@@ -31,6 +32,8 @@ class GeneralReward:
     def __init__(
         self, model: str, max_len: int = 2048, batch_size: int = 16, device: Literal["auto", "cpu", "cuda"] = "auto"
     ) -> None:
+        import torch
+
         if max_len < 1 or batch_size < 1:
             raise ValueError(f"general: max_len and batch_size must be at least 1, got {max_len} and {batch_size}")
         self.name = model
@@ -40,6 +43,8 @@ class GeneralReward:
         self.model = self.tokenizer = None
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
+        import torch
+
         if self.model is None:
             self.model, self.tokenizer = load_classifier(self.name, self.device)
         rows = [self._ids(batch.task, c, r) for c, r in zip(batch.conversations, batch.responses, strict=True)]
@@ -60,6 +65,7 @@ class GeneralReward:
 
 def load_classifier(name: str, device: str) -> tuple[Any, Any]:
     """A sequence classifier with one label, and its tokenizer. ValueError where ``name`` is no such model."""
+    import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     try:

@@ -8,16 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, combinations, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from rapidfuzz.fuzz import token_set_ratio
 from rapidfuzz.process import cdist
-from torch import Tensor
 
 from openrlhf_qs.form.language import in_users_language
-from openrlhf_qs.form.prompt import Message, last_question
-from openrlhf_qs.form.response import ParsedResponse
+from openrlhf_qs.form.prompt import last_question
 from openrlhf_qs.form.text import (
     N_CACHED,
     frequent_words,
@@ -31,7 +29,13 @@ from openrlhf_qs.form.text import (
     words,
 )
 from openrlhf_qs.registry import REWARDS
-from openrlhf_qs.reward.rollout import RolloutBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openrlhf_qs.form.prompt import Message
+    from openrlhf_qs.form.response import ParsedResponse
+    from openrlhf_qs.reward.rollout import RolloutBatch
 
 WIDE_SCRIPTS = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL"}
 WIDE_LIMITS, LIMITS = (8, 64), (10, 100)  # columns of a suggestion: the narrowest and the widest
@@ -87,10 +91,14 @@ class Rules:
             self._limits[found[1]] = int(found[2]), int(found[3])
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
+        import torch
+
         return -torch.tensor([self._broken(parsed) for parsed in batch.parsed])
 
     def credit(self, batch: RolloutBatch) -> Tensor:
         """What each suggestion's length takes, ``[batch, n]``; a malformed response has no suggestion of its own."""
+        import torch
+
         n = batch.task.n
         rows = [self._wrong_lengths(parsed) if parsed.well_formed else [n] * n for parsed in batch.parsed]
         return -torch.tensor(rows, dtype=torch.float32).view(-1, n) / n
@@ -139,6 +147,8 @@ class Repetition:
         self.n = n
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
+        import torch
+
         rows = zip(batch.conversations, batch.parsed, strict=True)
         return -torch.tensor([self._repeated(last_question(c), parsed.suggestions) for c, parsed in rows])
 
@@ -184,6 +194,8 @@ class Diversity:
         self.across = across
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
+        import torch
+
         texts = [[" ".join(words(one)) for one in parsed.suggestions] for parsed in batch.parsed]
         whole = [len(parsed.suggestions) == parsed.n for parsed in batch.parsed]
         values = torch.tensor(
@@ -200,6 +212,8 @@ class Diversity:
     def credit(self, batch: RolloutBatch) -> Tensor:
         """Minus the likeness of each suggestion and the most alike of those above it, ``[batch, n]``: of two that are
         alike the later one could have differed. With ``across`` each has the whole."""
+        import torch
+
         n = batch.task.n
         if self.across:
             return self(batch)[:, None].expand(-1, n)
@@ -260,6 +274,8 @@ class Relevance:
         self._set_frequent(frequent)
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
+        import torch
+
         rows = zip(batch.conversations, batch.parsed, strict=True)
         return torch.tensor([sum(self._relevant(c, p)) / p.n for c, p in rows], dtype=torch.float32)
 
@@ -347,6 +363,8 @@ class Language:
     """
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
+        import torch
+
         rows = zip(batch.conversations, batch.parsed, strict=True)
         return torch.tensor([sum(in_users_language(c, s) for s in p.suggestions) / p.n for c, p in rows])
 
@@ -358,5 +376,7 @@ class Language:
 
 def _shares(rows: Sequence[Sequence[float]], n: int) -> Tensor:
     """``[batch, n]``: what each suggestion counts, by n; one that is missing adds nothing."""
+    import torch
+
     padded = [[*row, *[0] * (n - len(row))] for row in rows]
     return torch.tensor(padded, dtype=torch.float32).view(-1, n) / n

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from openrlhf_qs.registry import REWARDS
-from openrlhf_qs.reward.rollout import RolloutBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openrlhf_qs.reward.rollout import RolloutBatch
 
 
 @REWARDS.register("ood")
@@ -70,8 +71,8 @@ class OODPenalty:
         """What the tokens of each suggestion take, ``[batch, n]``: nothing where the whole response is free."""
         if batch.ref_log_ppl_share is None:
             return self(batch)[:, None].expand(-1, batch.task.n)
-        taken = (self(batch) < 0).float() if self.form in ("hinge", "quantile") else torch.ones(len(batch.responses))
-        return -self.multiplier * batch.ref_log_ppl_share * taken[:, None]
+        credit = -self.multiplier * batch.ref_log_ppl_share
+        return credit * (self(batch) < 0)[:, None] if self.form in ("hinge", "quantile") else credit
 
     def adapt(self, batch: RolloutBatch) -> float | None:
         """The multiplier for the next step of training, after this one's rollouts; None where the form has none."""
@@ -87,7 +88,7 @@ class OODPenalty:
         if self.form not in ("quantile", "constraint") or self.threshold is not None:
             return {}
         if self.form == "quantile":
-            self.threshold = torch.quantile(batch.ref_log_ppl.double(), self.quantile).item()
+            self.threshold = batch.ref_log_ppl.double().quantile(self.quantile).item()
         else:
             self.threshold = batch.ref_log_ppl.double().mean().item() + self.slack
         return {"threshold": self.threshold}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from openrlhf_qs.registry import REWARDS
-from openrlhf_qs.reward.rollout import RolloutBatch
 from openrlhf_qs.world.expected_clicks import expected_clicks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openrlhf_qs.reward.rollout import RolloutBatch
 
 
 @REWARDS.register("oracle_of_the_built_in_world")
@@ -20,10 +23,14 @@ class Oracle:
     """
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
+        import torch
+
         return torch.tensor(self._asked(batch)[1].tolist(), dtype=torch.float32)  # [batch], in [0, 1]
 
     def credit(self, batch: RolloutBatch) -> Tensor:
         """The chance of a click on each suggestion, ``[batch, n]``; 0 where there is none."""
+        import torch
+
         chances = torch.zeros(len(batch.parsed), batch.task.n)
         for row, of_row in zip(chances, self._asked(batch)[0], strict=True):
             row[: len(of_row)] = torch.tensor(of_row.tolist())

@@ -36,6 +36,16 @@ def test_help_waits_for_no_heavy_import():
     assert not {"torch", "polars", "transformers", "ray", "numpy", "pydantic", "rich", "wrapt"} & set(imported)
 
 
+def test_help_of_no_command_waits_for_torch_or_matplotlib():
+    code = (
+        "import sys, openrlhf_qs.cli as cli\n"
+        "for command in cli.COMMANDS: cli._parser(command).format_help()\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "matplotlib", "sklearn", "ray", "vllm"} & set(done.stdout.split())
+
+
 @pytest.mark.parametrize("command", [*cli.STAGES, *cli.TOOLS])
 def test_every_command_explains_each_of_its_flags(command):
     parser = cli._parser(command)

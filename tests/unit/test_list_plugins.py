@@ -1,4 +1,6 @@
 import argparse
+import subprocess
+import sys
 
 import pytest
 
@@ -99,3 +101,12 @@ def test_a_plugin_file_is_listed_with_its_place(tmp_path, capsys, monkeypatch):
     )
     out = shown(capsys, monkeypatch, "listed_by_file", [file])
     assert str(file) in out.replace("\n", "") and "Gives one number for [batch]." in out
+
+
+@pytest.mark.parametrize("words", [(), ("gaussian",)])
+def test_the_list_waits_for_nothing_heavy(words):
+    code = f"import sys, openrlhf_qs.cli as cli; cli.main(['plugins', *{words}]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "softplus" in done.stdout if words else "bradley_terry" in done.stdout
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert not {"torch", "scipy", "polars", "pyarrow", "sklearn", "transformers", "matplotlib"} & imported

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from openrlhf_qs.sft.candidates import PRIOR_SHOWS, Ledger, log_quality, read_candidates
+from openrlhf_qs.clicks.preferences import PRIOR_SHOWS
+from openrlhf_qs.sft.candidates import Ledger, log_quality, read_candidates
 
 ALL = {"clicks": 1.0, "log_prob": 1.0, "garm": 1.0}
 
