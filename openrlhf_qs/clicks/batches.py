@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import pickle
-import re
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -283,21 +282,22 @@ def _lines(block: bytes, ends: NDArray[np.int64]) -> tuple[Sequence[int], int, b
 _ARROW_SCHEMA = pa.schema({name: field.in_json for name, field in FIELDS.items() if field.in_json is not None})
 _OBJECTS = [name for name, field in FIELDS.items() if field.in_json is None]
 # Arrow crashes on a null in the place of an object, so such a batch is not given to it.
-_BARE_NULL = re.compile(rb"(?:^|[}\n])\s*null")
+_BARE_NULL = r"(?:^|\})\s*null"
 
 
 def _from_json(block: bytes, ends: NDArray[np.int64]) -> pl.DataFrame | None:
     """The rows with the types of ``SCHEMA``; None where something is not as JSON Lines of this schema are."""
-    if b"null" in block and _BARE_NULL.search(block):
-        return None
     try:
         block.isascii() or block.decode()
+        lines = _line_texts(block, ends)
+        if lines.filter(lines.str.contains("null", literal=True)).str.contains(_BARE_NULL).any():
+            return None
         table = pa.json.read_json(
             pa.BufferReader(block),
             read_options=pa.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
             parse_options=pa.json.ParseOptions(explicit_schema=_ARROW_SCHEMA, unexpected_field_behavior="ignore"),
         )
-        objects = {name: _texts_of(name, block, ends, table.num_rows) for name in _OBJECTS}
+        objects = {name: _texts_of(name, block, lines, table.num_rows) for name in _OBJECTS}
     except (pa.ArrowInvalid, UnicodeDecodeError, pl.exceptions.PolarsError):
         return None
     if any(len(texts) != table.num_rows for texts in objects.values()):
@@ -305,18 +305,23 @@ def _from_json(block: bytes, ends: NDArray[np.int64]) -> pl.DataFrame | None:
     return _typed(pl.from_arrow(table).with_columns(**objects))
 
 
-def _texts_of(name: str, block: bytes, ends: NDArray[np.int64], n_rows: int) -> pl.Series:
+def _line_texts(block: bytes, ends: NDArray[np.int64]) -> pl.Series:
+    """Its lines, not copied: Polars searches them four times as fast as Python the block."""
+    offsets = np.concatenate([[0], ends, [len(block)] if block[-1:] != b"\n" else []]).astype(np.int64)
+    lines = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(block))
+    return pl.from_arrow(lines)
+
+
+def _texts_of(name: str, block: bytes, lines: pl.Series, n_rows: int) -> pl.Series:
     """The text of that object of each row; null where there is none.
 
     Where it ends its line, as ``meta`` does in most logs, it is cut off there; what is no JSON by itself is found odd
     later.
     """
     key = f'"{name}"'
-    if key.encode() not in block:
+    if not lines.str.contains(key, literal=True).any():
         return pl.repeat(None, n_rows, dtype=pl.String, eager=True)
-    if len(ends) == n_rows and ends[-1] == len(block):
-        offsets = pa.py_buffer(np.concatenate([[0], ends]))
-        lines = pl.from_arrow(pa.LargeStringArray.from_buffers(n_rows, offsets, pa.py_buffer(block)))
+    if len(lines) == n_rows:
         line = pl.col("line")
         behind = line.cast(pl.Binary).bin.slice(line.str.find(key, literal=True) + len(key)).cast(pl.String)
         value = behind.str.strip_chars().str.strip_prefix(":").str.strip_suffix("}").str.strip_chars()

@@ -183,7 +183,7 @@ def check_log(
 
 def summarise(batch: Batch) -> Summary:
     """Boil a batch down to counts and hashes."""
-    rows = batch.rows
+    rows = batch.rows.with_columns(context=contexts(batch.rows))
     return Summary(
         positions=clicks_by_position(rows),
         n_impressions=rows.height,
@@ -194,7 +194,7 @@ def summarise(batch: Batch) -> Summary:
         last=rows["timestamp"].max(),
         lines=rows["line"].to_numpy(),
         ids=rows["impression_id"].hash().to_numpy(),
-        conversations=contexts(rows).to_numpy(),
+        conversations=rows["context"].to_numpy(),
         users=rows["user_id"].drop_nulls().hash().to_numpy(),
         counts=shown_counts(rows),
         rows=row_hashes(rows).to_numpy(),

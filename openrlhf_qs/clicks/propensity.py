@@ -190,7 +190,8 @@ def diagnose(counts: pl.DataFrame) -> Diagnosis:
     by_place = counts.group_by("position").agg(pl.col("n_shown").sum()).sort("position")["n_shown"].to_numpy()
     by_chance = float(((by_place / max(by_place.sum(), 1)) ** 2).sum())
     again = (
-        counts.group_by("context", "suggestion")
+        counts.filter(_is_moved(counts) | (counts["n_shown"] > 1))
+        .group_by("context", "suggestion")
         .agg(
             same=(pl.col("n_shown") * (pl.col("n_shown") - 1)).sum(),
             pairs=pl.col("n_shown").sum() * (pl.col("n_shown").sum() - 1),
@@ -211,6 +212,11 @@ def diagnose(counts: pl.DataFrame) -> Diagnosis:
         elif same_place - Z_95 * error > by_chance:
             order = "chosen"
     return Diagnosis(order, same_place, by_chance, error, _odds_ratio(counts), _fixed_shares(counts))
+
+
+def _is_moved(counts: pl.DataFrame) -> pl.Series:
+    """Whether each suggestion was shown at another place too, of counts that are added up. In most logs few were."""
+    return counts["suggestion"].is_duplicated()
 
 
 def trusted_places(known: Diagnosis) -> list[int]:
@@ -382,10 +388,10 @@ def _lines(counts: pl.DataFrame) -> list[_Line] | None:
     pair of a show here and a show at the top, both are left out of it. Who is shown where may depend on how good it
     is, as each suggestion has its own line in expectation; standard errors are clustered by context.
     """
-    n_positions = counts["position"].max() or 0
-    if n_positions < 2:
+    n_positions, moved = counts["position"].max() or 0, counts.filter(_is_moved(counts))
+    if n_positions < 2 or moved["position"].n_unique() < n_positions:
         return None
-    wide = counts.pivot("position", index=["context", "suggestion"], values=["n_shown", "n_clicked"]).fill_null(0)
+    wide = moved.pivot("position", index=["context", "suggestion"], values=["n_shown", "n_clicked"]).fill_null(0)
     shown, clicked = (
         np.stack([wide[f"{name}_{place}"].to_numpy() for place in range(1, n_positions + 1)], axis=1).astype(float)
         for name in ("n_shown", "n_clicked")
@@ -400,7 +406,9 @@ def _lines(counts: pl.DataFrame) -> list[_Line] | None:
     # Shows count by about how much their place is looked at. Whatever these numbers, the lines come out right.
     looks = (weight * rate).sum(0) / np.maximum((weight * rate[:, :1]).sum(0), 1e-9)
     looked_at, n_clicks = shown @ looks, clicked.sum(1)
-    average = n_clicks.sum() / max(looked_at.sum(), 1e-9)
+    average = counts["n_clicked"].sum() / max(
+        counts["n_shown"].to_numpy() @ looks[counts["position"].to_numpy() - 1], 1e-9
+    )
     lines = []
     for place in range(1, n_positions):
         rows = weight[:, place] > 0
@@ -588,7 +596,7 @@ def by_position_based_model(counts: pl.DataFrame) -> Propensities:
 
 
 def _position_based_model(counts: pl.DataFrame) -> _Estimate:
-    moved = counts.filter(pl.col("position").n_unique().over("suggestion") > 1)
+    moved = counts.filter(_is_moved(counts))
     n_positions = counts["position"].max()
     clicked_at = moved.group_by("position").agg(pl.col("n_clicked").sum()).filter(pl.col("n_clicked") > 0)
     if clicked_at.height < n_positions:

@@ -59,7 +59,9 @@ def checked_row(raw: bytes | dict[str, Any]) -> dict[str, Any]:
 
 def contexts(rows: pl.DataFrame) -> pl.Series:
     """``[impressions]``, hashes: equal where suggestions were shown under the same conversation or, before its first
-    word, to what is known of the same kind of user."""
+    word, to what is known of the same kind of user. A column ``context`` is taken as it is."""
+    if "context" in rows.columns:
+        return rows["context"]
     under = rows["conversation"].hash()
     if "features" not in rows.columns or not (empty := rows["conversation"].list.len() == 0).any():
         return under
