@@ -1,23 +1,22 @@
 """An OpenAI-compatible chat endpoint: ask, ask again where that may help, say what is wrong where it does not.
 
 Works with any server that speaks ``POST {base_url}/chat/completions``: vLLM, SGLang, llama.cpp, a hosted one. The
-server is not trusted: an answer has a time and a size that it may take, no redirect is followed, which would take the
-key to another host, and what it says is shown as a quoted literal.
+requests are the ``openai`` client's. What it does not know of is here, for the server is not trusted: an answer has a
+time and a size that it may take, no redirect is followed, which would take the key to another host, the organisation
+and the project of a hosted account are not told to others, and what a server says is shown as a quoted literal. The
+client's own retries are off: an answer that is there and cannot be read is asked for again too.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import queue
 import random
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from openrlhf_qs.form.prompt import Message
@@ -27,6 +26,7 @@ T = TypeVar("T")
 PAUSE_S = 0.5  # before the first retry; doubled before each further one, and spread by a half
 MAX_PAUSE_S = 60.0
 MAX_BYTES = 10_000_000  # of an answer
+UNSENT = ("OpenAI-Organization", "OpenAI-Project")  # headers that the client would take from the environment
 
 
 class NoAnswer(ValueError):
@@ -35,11 +35,6 @@ class NoAnswer(ValueError):
     def __init__(self, problem: str, again: bool = True, wait_s: float = 0.0) -> None:
         super().__init__(problem)
         self.again, self.wait_s = again, wait_s
-
-
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any) -> None:
-        return None  # urllib then raises the 3xx as an HTTPError
 
 
 class ChatEndpoint:
@@ -68,13 +63,12 @@ class ChatEndpoint:
             raise ValueError(f"endpoint {shown}: no user name or password in the address; the key is in {api_key_env}")
         if timeout_s <= 0 or retries < 0:
             raise ValueError(f"timeout_s {timeout_s}, retries {retries}; give more than 0 and at least 0")
-        self.url = base_url.rstrip("/") + "/chat/completions"
-        self.shown = _without_secrets(self.url)
+        self.shown = shown.rstrip("/")
         self.model = model
-        self.api_key = os.environ.get(api_key_env, "")
         self.timeout_s = timeout_s
         self.retries = retries
-        self.opener = urllib.request.build_opener(NoRedirect)
+        self.api_key = os.environ.get(api_key_env, "")
+        self.client = _client(base_url, self.api_key, timeout_s)
 
     def ask(self, messages: Sequence[Message], read: Callable[[str], T], **sampling: Any) -> T:
         """``read`` of the model's answer.
@@ -126,18 +120,22 @@ class ChatEndpoint:
         return answer
 
     def _request(self, messages: Sequence[Message], sampling: dict[str, Any], deadline: float) -> str:
-        body = {"model": self.model, "messages": list(messages), **sampling}
-        headers = {"Content-Type": "application/json"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        import httpx2
+        import openai
+
+        create = self.client.chat.completions.with_streaming_response.create  # the body is ours to read
+        unsent = UNSENT if self.api_key else ("Authorization", *UNSENT)
+        # Not compressed: a small answer could else become a large one in memory.
+        headers = dict.fromkeys(unsent, openai.Omit()) | {"Accept-Encoding": "identity"}
+        body = {"model": self.model, "messages": list(messages), "extra_body": sampling}
         try:
-            with self.opener.open(request, timeout=self.timeout_s) as response:
-                answer = json.loads(_limited(response, deadline))
-        except urllib.error.HTTPError as error:
-            raise _refused(error, deadline) from None
-        except (OSError, http.client.HTTPException) as error:
-            raise NoAnswer(str(error) or type(error).__name__) from None
+            with create(**body, extra_headers=headers) as response:
+                answer = json.loads(_limited(response.http_response.iter_raw(), deadline))
+        except (openai.APITimeoutError, httpx2.TimeoutException):
+            raise NoAnswer(f"no whole answer within {self.timeout_s:g} s") from None
+        except (openai.APIConnectionError, httpx2.HTTPError) as error:
+            cause = error.__cause__ or error
+            raise NoAnswer(str(cause) or type(cause).__name__) from None
         try:
             content = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
@@ -147,32 +145,55 @@ class ChatEndpoint:
         return content
 
 
-def _limited(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The body, at most ``MAX_BYTES`` of it, until the deadline. NoAnswer where it is larger, later, or breaks off."""
+def _client(base_url: str, api_key: str, timeout_s: float) -> Any:
+    """The client of ``openai`` that sends ``api_key`` alone, to that address alone, once."""
+    import httpx2
+    import openai  # half a second, which a list of plugins need not wait for
+
+    parts = urllib.parse.urlsplit(base_url)
+    try:
+        return openai.OpenAI(
+            base_url=urllib.parse.urlunsplit(parts._replace(query="", fragment="")),
+            api_key=api_key or "none",
+            default_query=dict(urllib.parse.parse_qsl(parts.query)),
+            timeout=timeout_s,
+            max_retries=0,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [_check_status]}),
+        )
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"endpoint {_without_secrets(base_url)!r}: {error}") from None
+
+
+def _limited(chunks: Iterator[bytes], deadline: float) -> bytes:
+    """The body, at most ``MAX_BYTES`` of it, until the deadline. NoAnswer where it is larger or later."""
     body = bytearray()
-    while chunk := response.read1(65536):
+    for chunk in chunks:
         body += chunk
         if len(body) > MAX_BYTES:
             raise NoAnswer(f"an answer of more than {MAX_BYTES:,} bytes", again=False)
         if time.monotonic() > deadline:
             raise NoAnswer("no whole answer in time")
-    if response.length:
-        raise NoAnswer(f"the answer broke off after {len(body)} bytes")
     return bytes(body)
 
 
-def _refused(error: urllib.error.HTTPError, deadline: float) -> NoAnswer:
-    """What an HTTP status says; asking again helps where the server is busy."""
-    if 300 <= error.code < 400:
-        host = urllib.parse.urlsplit(error.headers.get("Location", "")).netloc
-        return NoAnswer(f"HTTP {error.code}: a redirect to {host!r} is not followed; give that address", again=False)
+def _check_status(response: Any) -> None:
+    """What an HTTP status says, before the client reads what comes with it, however long; asking again helps where the
+    server is busy."""
+    status = response.status_code
+    if status < 300:
+        return
+    if status < 400:
+        host = urllib.parse.urlsplit(response.headers.get("Location", "")).netloc
+        raise NoAnswer(f"HTTP {status}: a redirect to {host!r} is not followed; give that address", again=False)
+    import httpx2
+
     try:
-        said = repr(error.read(300).decode("utf-8", "replace"))
-    except (OSError, http.client.HTTPException) as broken:
+        said = repr(next(response.iter_raw(300), b"").decode("utf-8", "replace"))
+    except httpx2.HTTPError as broken:
         said = f"then {type(broken).__name__}"
-    value = error.headers.get("Retry-After", "")
-    again = error.code >= 500 or error.code in (408, 429)
-    return NoAnswer(f"HTTP {error.code}: {said}", again, float(value) if value.isdecimal() else 0.0)
+    value = response.headers.get("Retry-After", "")
+    again = status >= 500 or status in (408, 429)
+    raise NoAnswer(f"HTTP {status}: {said}", again, float(value) if value.isdecimal() else 0.0)
 
 
 def _without_secrets(url: str) -> str:

@@ -26,7 +26,7 @@ class Endpoint:
                 question = json.loads(body["messages"][-1]["content"])
                 with lock:
                     endpoint.asked.append({"path": self.path, "body": body, "question": question})
-                    endpoint.headers.append(dict(self.headers))
+                    endpoint.headers.append(self.headers)
                     n_asked = len(endpoint.asked)
                 status, content = endpoint.answer(question, n_asked)
                 sent = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
