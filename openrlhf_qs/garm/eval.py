@@ -36,6 +36,7 @@ from openrlhf_qs.garm.calibration import (
     correctness,
     preference_probability,
 )
+from openrlhf_qs.models.device import pick_device
 from openrlhf_qs.registry import JUDGES, load_plugins
 from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, cluster_bootstrap
@@ -129,11 +130,9 @@ def read_pairs(path: str | Path) -> tuple[list[dict], Pairs]:
 
 def load_on_device(model: str | Path):
     """The :class:`~openrlhf_qs.garm.reward_model.SuggestionScorer` of a folder, on a GPU where there is one."""
-    import torch
-
     from openrlhf_qs.garm.reward_model import SuggestionScorer
 
-    return SuggestionScorer(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    return SuggestionScorer(model, device=pick_device())
 
 
 def score_pairs(rows: Sequence[Mapping[str, Any]], pairs: Pairs, scorer) -> Scored:

@@ -16,6 +16,7 @@ from openrlhf_qs.host.arguments import host_arguments
 from openrlhf_qs.host.patches import TESTED, openrlhf_version
 from openrlhf_qs.host.seams import head_and_objective
 from openrlhf_qs.host.settings import Settings, absolute, stage_settings
+from openrlhf_qs.models.device import pick_device
 from openrlhf_qs.registry import JUDGES, SFT_DATASETS, check_options, load_plugins, parse_options
 from openrlhf_qs.reward.credit import CREDITED_ESTIMATORS
 from openrlhf_qs.reward.monitors import Monitors, parse_thresholds
@@ -37,11 +38,7 @@ def prepare(stage: str, args: argparse.Namespace, host_argv: Sequence[str]) -> S
     load_plugins(files)
     options = parse_options(ours["qs.option"])
     check_options(options)
-    device = ours["qs.device"]
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(ours["qs.device"])
     settings = Settings(device, stage_settings(stage, ours), files, options, ours["qs.trust_remote_code_enable"])
     host_args = host_arguments(stage, host_argv)
     check_checkpoints(host_args)

@@ -15,6 +15,7 @@ from rich.table import Table
 from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.host.patches import TESTED
 from openrlhf_qs.host.settings import Settings
+from openrlhf_qs.models.device import gpu_names, pick_device
 
 PACKAGES = {
     "openrlhf": str(TESTED),
@@ -67,12 +68,10 @@ def installed_version(package: str) -> str | None:
 
 
 def _show_extension_points(console: Console) -> list[str]:
-    import torch
-
-    n_gpus = torch.cuda.device_count()
-    gpus = ", ".join(torch.cuda.get_device_name(i) for i in range(n_gpus)) or "none"
-    console.print(f"GPUs: {gpus}; a run here takes the {'GPU' if n_gpus else 'CPU'} form")
-    problems = extension_point_problems("cuda" if n_gpus else "cpu")
+    device = pick_device()
+    form = "GPU" if device == "cuda" else "CPU"
+    console.print(f"GPUs: {', '.join(gpu_names()) or 'none'}; a run here takes the {form} form")
+    problems = extension_point_problems(device)
     table = Table("extension point", "for", "state")
     for one in all_patches():
         table.add_row(f"{one.module}.{one.target}", one.device, problems.get(one.target, "found"))

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from openrlhf_qs.form.task import read_task, write_task
 from openrlhf_qs.host import checkpoints
@@ -20,6 +21,7 @@ from openrlhf_qs.host.arguments import ENTRY_POINTS, host_arguments
 from openrlhf_qs.host.bootstrap import install
 from openrlhf_qs.host.patches import TESTED
 from openrlhf_qs.host.settings import Settings, add_stage_arguments
+from openrlhf_qs.models.device import Device
 
 CPU_ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
         help="as in ood.threshold=3; may be repeated",
     )
     parser.add_argument(
-        "--qs.device", choices=["auto", "cpu", "cuda"], default="auto", help="default: cuda where torch finds a GPU"
+        "--qs.device", choices=get_args(Device), default="auto", help="default: cuda where torch finds a GPU"
     )
     parser.add_argument(
         "--qs.untested_host_enable",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.models.device import pick_device
 from openrlhf_qs.models.template import fitted, prompt_ids
 
 
@@ -23,7 +24,6 @@ def load_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, on a host without a GPU
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)  # triton's bindings list their leaks at the end
-    import torch
     from vllm import LLM
 
     return LLM(
@@ -31,7 +31,7 @@ def load_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
         dtype="bfloat16",
         seed=seed,
         tensor_parallel_size=tensor_parallel_size,
-        enforce_eager=not torch.cuda.is_available(),
+        enforce_eager=pick_device() == "cpu",
         enable_prefix_caching=True,
         use_tqdm_on_load=False,
     )

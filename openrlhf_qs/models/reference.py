@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import read_task
+from openrlhf_qs.models.device import pick_device
 from openrlhf_qs.models.template import fitted, rendered
 
 MAX_RESPONSE = 256  # tokens that a prompt leaves room for
@@ -28,7 +29,7 @@ def reference_log_ppl(
 
     tokenizer = AutoTokenizer.from_pretrained(reference)
     tokenizer.padding_side = "left"  # responses end together, and the logits of what stands before are left out
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device()
     model = AutoModelForCausalLM.from_pretrained(
         reference, dtype=torch.bfloat16 if device == "cuda" else torch.float32
     )

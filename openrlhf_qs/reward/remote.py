@@ -41,12 +41,11 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import chain
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any, NamedTuple, get_args
 
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import SUGGEST, Task
+from openrlhf_qs.models.device import Device, pick_device
 from openrlhf_qs.registry import load_plugins, parse_options
 from openrlhf_qs.reward.composite import CompositeReward, read_weights
 from openrlhf_qs.reward.offline import offline_batch
@@ -204,11 +203,9 @@ def _load_scorer(environ: Mapping[str, str], names: Sequence[str]) -> Callable:
             "every machine has"
         )
     device = environ.get("OPENRLHF_QS_DEVICE") or "auto"
-    if device not in ("auto", "cpu", "cuda"):
+    if device not in get_args(Device):
         raise ValueError(f"OPENRLHF_QS_DEVICE={device}: give auto, cpu or cuda")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return SuggestionScorer(folder, device)
+    return SuggestionScorer(folder, pick_device(device))
 
 
 def _words(environ: Mapping[str, str], variable: str) -> list[str]:

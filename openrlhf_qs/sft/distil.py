@@ -26,6 +26,7 @@ from openrlhf_qs.form.prompt import Message, check_conversation
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import N_SUGGESTIONS
 from openrlhf_qs.form.task import TEACHER, read_task
+from openrlhf_qs.models.device import n_gpus
 from openrlhf_qs.models.engine import load_engine, sample
 from openrlhf_qs.sft.assembly import problem
 
@@ -197,12 +198,10 @@ def shards_at_hand(tensor_parallel_size: int) -> int:
         import ray
 
         ray.init(ignore_reinit_error=True)
-        n_gpus = int(ray.cluster_resources().get("GPU", 0))
+        n = int(ray.cluster_resources().get("GPU", 0))
     else:
-        import torch
-
-        n_gpus = torch.cuda.device_count()
-    return max(1, n_gpus // tensor_parallel_size)
+        n = n_gpus()
+    return max(1, n // tensor_parallel_size)
 
 
 def report_table(rows: Iterable[Mapping[str, Any]], n_samples: int, title: str) -> Table:

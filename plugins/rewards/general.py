@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from openrlhf_qs.models.device import Device, pick_device
 from openrlhf_qs.registry import REWARDS
 
 if TYPE_CHECKING:
@@ -29,17 +30,14 @@ class GeneralReward:
         device: ``auto`` is cuda where torch finds a GPU.
     """
 
-    def __init__(
-        self, model: str, max_len: int = 2048, batch_size: int = 16, device: Literal["auto", "cpu", "cuda"] = "auto"
-    ) -> None:
-        import torch
+    def __init__(self, model: str, max_len: int = 2048, batch_size: int = 16, device: Device = "auto") -> None:
 
         if max_len < 1 or batch_size < 1:
             raise ValueError(f"general: max_len and batch_size must be at least 1, got {max_len} and {batch_size}")
         self.name = model
         self.max_len = max_len
         self.batch_size = batch_size
-        self.device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = pick_device(device)
         self.model = self.tokenizer = None
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
