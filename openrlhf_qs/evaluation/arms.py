@@ -16,7 +16,7 @@ from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.response import format_response
+from openrlhf_qs.form.response import format_response, parse_response
 from openrlhf_qs.form.task import Task, read_task
 
 COLD_START = "cold_start"
@@ -69,8 +69,8 @@ def as_shown(conversation: list[Message], suggestions: Sequence[str], n: int | N
         n: how many there are to be, where that is not how many there are; with fewer it is malformed.
     """
     n = len(suggestions) if n is None else n
-    well_formed = len(suggestions) == n and _all_with_letters(suggestions)
-    return Shown(conversation, suggestions, well_formed, response=format_response(suggestions), n=n)
+    response = format_response(suggestions)
+    return Shown(conversation, suggestions, parse_response(response, n).well_formed, response=response, n=n)
 
 
 def load_responses(run: RunFolder) -> dict[str, list[Shown]]:
@@ -211,7 +211,3 @@ def _first_of_each(rows: Sequence[Any], conversation_at: str | int) -> dict[str,
     for row in rows:
         first.setdefault(conversation_key(row[conversation_at]), row)
     return first
-
-
-def _all_with_letters(suggestions: Sequence[str]) -> bool:
-    return all(any(map(str.isalpha, text)) for text in suggestions)

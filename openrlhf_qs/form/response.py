@@ -65,6 +65,21 @@ class ParsedResponse:
         return not self.problem
 
 
+def suggestion_problem(text: str) -> str:
+    """Why ``text`` can be no suggestion of a response, in two words; empty where it can.
+
+    It is one line of whole characters with a letter in it, and shows no markup once what stands around the whole of it
+    is taken off.
+    """
+    if not any(map(str.isalpha, text)):
+        return "no letter"
+    if len(text.strip().splitlines()) != 1:
+        return "line break"
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        return "broken character"  # half of a surrogate pair: valid JSON, but no text
+    return "markup" if _MARKUP.search(text) and _MARKUP.search(unwrapped(text)) else ""
+
+
 def format_response(suggestions: Sequence[str]) -> str:
     """The response that holds ``suggestions``, a numbered line each. ValueError where one has no text or two lines."""
     for suggestion in suggestions:
@@ -101,24 +116,21 @@ def parse_response(text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop
             continue
         numbers.append(int(match[1]))
         suggestion = unwrapped(match[2])
-        if not any(map(str.isalpha, suggestion)):
-            problem = problem or f"number {match[1]} has no text"
-            continue
-        suggestions.append(suggestion)
-        if _MARKUP.search(suggestion):
-            problem = problem or f"markup in {suggestion[:40]!r}"
+        found = suggestion_problem(suggestion)
+        problem = problem or (found and f"{found} in number {match[1]}: {suggestion[:40]!r}")
+        if found != "no letter":
+            suggestions.append(suggestion)
     if not problem and numbers != list(range(1, n + 1)):
         problem = f"numbers {numbers} instead of 1 to {n}"
     return ParsedResponse(tuple(suggestions[:n]), problem, n)
 
 
 def parse_text(text: str, n: int = 1, finish_reason: str = "stop") -> ParsedResponse:
-    """The same where the answer is one suggestion and nothing else: one line with a letter in it."""
+    """The same where the answer is one suggestion and nothing else."""
     suggestion = unwrapped(_answer(text))
-    problem = CUT if finish_reason == "length" else ""
-    if len(suggestion.splitlines()) != 1 or not any(map(str.isalpha, suggestion)):
-        return ParsedResponse((), problem or "not one line of text with a letter in it", n)
-    return ParsedResponse((suggestion,), problem, n)
+    found = suggestion_problem(suggestion)
+    there = () if found in ("no letter", "line break") else (suggestion,)
+    return ParsedResponse(there, CUT if finish_reason == "length" else found, n)
 
 
 def unwrapped(text: str) -> str:

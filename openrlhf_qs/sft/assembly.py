@@ -18,19 +18,6 @@ MAX_ROWS = 256  # of one call of trigram_cosine: a row takes 8 of 64 bits
 N_BANDS, N_IN_BAND = 8, 8  # of a MinHash signature: at a Jaccard index of 0.9 two texts meet in 99 % of cases
 
 
-def problem(text: str, max_chars: int) -> str:
-    """Why ``text`` cannot be one of the suggestions of a response, in two words; empty where it can."""
-    if len(text) > max_chars:
-        return "too long"
-    if not any(map(str.isalpha, text)):
-        return "no letter"
-    if len(text.strip().splitlines()) != 1:
-        return "line break"
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        return "broken character"  # half of a surrogate pair: valid JSON, but no text
-    return ""
-
-
 def trigrams(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """The character trigrams of each text with a space before and after it.
 

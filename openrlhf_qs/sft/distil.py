@@ -24,15 +24,14 @@ from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.keys import conversation_key, text_key
 from openrlhf_qs.form.prompt import Message, check_conversation
 from openrlhf_qs.form.request import Request
-from openrlhf_qs.form.response import N_SUGGESTIONS
+from openrlhf_qs.form.response import N_SUGGESTIONS, suggestion_problem
 from openrlhf_qs.form.task import TEACHER, read_task
 from openrlhf_qs.models.device import n_gpus
 from openrlhf_qs.models.engine import load_engine, sample
-from openrlhf_qs.sft.assembly import problem
 
 LEFT_OUT = {
     "cut_off": "ended by --max_new_tokens, not by the teacher",
-    "malformed": "not one line of text with a letter in it",
+    "malformed": "not one line of text with a letter in it, or with markup",
     "prompt_too_long": "the conversation leaves no room for an answer",
 }
 
@@ -157,7 +156,7 @@ def merge_samples(samples: Iterable[tuple[str, float, bool]]) -> tuple[list[dict
     candidates: dict[str, dict[str, Any]] = {}
     left_out = dict.fromkeys(LEFT_OUT, 0)
     for text, log_prob, ended in samples:
-        if not ended or problem(text, max_chars=len(text)):
+        if not ended or suggestion_problem(text):
             left_out["malformed" if ended else "cut_off"] += 1
             continue
         new = {"text": text.strip(), "log_prob": log_prob, "n_sampled": 0}

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from openrlhf_qs.form.keys import text_key
-from openrlhf_qs.form.response import N_SUGGESTIONS
+from openrlhf_qs.form.response import N_SUGGESTIONS, suggestion_problem
 from openrlhf_qs.models.embedder import embed, load_embedder
 from openrlhf_qs.registry import SFT_DATASETS
 from openrlhf_qs.sft import assembly
@@ -132,7 +132,7 @@ class Diverse:
         keys: list[str] = []
         problems: dict[str, list[int]] = {}
         for index, text in enumerate(track(ledger.candidates.texts, "reading the candidates", console=PROGRESS)):
-            problem = assembly.problem(text, self.max_chars)
+            problem = "too long" if len(text) > self.max_chars else suggestion_problem(text)
             keys.append("" if problem else text_key(text))
             if problem:
                 problems.setdefault(problem, []).append(index)
@@ -238,7 +238,7 @@ class Raw:
     def _best(self, candidates: Sequence[Mapping[str, Any]], n: int) -> list[str] | None:
         if any("n_clicked" not in candidate for candidate in candidates):
             raise ValueError("raw: a candidate has no n_clicked; raw takes rows from a click log, use diverse")
-        readable = [c for c in candidates if not assembly.problem(c["text"], max_chars=len(c["text"]))]
+        readable = [c for c in candidates if not suggestion_problem(c["text"])]
         ranked = sorted(readable, key=lambda c: (c["n_clicked"], c["n_shown"]), reverse=True)
         return [c["text"].strip() for c in ranked[:n]] if len(ranked) >= n else None
 

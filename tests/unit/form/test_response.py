@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_qs.form.response import N_SUGGESTIONS, format_response, parse_response
+from openrlhf_qs.form.response import N_SUGGESTIONS, format_response, parse_response, suggestion_problem
 
 LINES = st.text(min_size=1, max_size=80).filter(
     lambda text: (
@@ -60,9 +60,10 @@ def test_harmless_differences_are_well_formed(text):
     ("text", "suggestions", "problem"),
     [
         ("", (), "numbers [] instead of 1 to 3"),
-        ("1. 2. 3.", (), "number 1 has no text"),
-        ("1.\n2.\n3.", (), "number 1 has no text"),
-        ("1. a\n2. ???\n3. c", ("a", "c"), "number 2 has no text"),
+        ("1. 2. 3.", (), "no letter in number 1: '2. 3.'"),
+        ("1.\n2.\n3.", (), "no letter in number 1: ''"),
+        ("1. a\n2. ???\n3. c", ("a", "c"), "no letter in number 2: '???'"),
+        ("1. a\n2. b & &amp;\n3. c", ("a", "b & &amp;", "c"), "markup in number 2: 'b & &amp;'"),
         ("1. a\n1. b\n1. c", ("a", "b", "c"), "numbers [1, 1, 1] instead of 1 to 3"),
         ("2. a\n3. b\n4. c", ("a", "b", "c"), "numbers [2, 3, 4] instead of 1 to 3"),
         ("3. a\n2. b\n1. c", ("a", "b", "c"), "numbers [3, 2, 1] instead of 1 to 3"),
@@ -84,6 +85,30 @@ def test_what_is_malformed_is_named_and_the_rest_is_kept(text, suggestions, prob
     assert parsed.problem == problem
     assert parsed.suggestions == suggestions
     assert not parsed.well_formed
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("How long?", ""),
+        ("איך אופים לחם?", ""),
+        ("🍞 bread?", ""),
+        ("", "no letter"),
+        ("🍞🍞", "no letter"),
+        ("1 + 1 = ?", "no letter"),
+        ("One?\nTwo?", "line break"),
+        ("One?\u2028Two?", "line break"),
+        ("half \ud83c", "broken character"),
+        ("**How long?**", ""),
+        ('"How long?"', ""),
+        ("How **long**?", "markup"),
+        ("Salt &amp; bread?", "markup"),
+    ],
+)
+def test_what_cannot_be_a_suggestion_has_a_reason(text, reason):
+    assert suggestion_problem(text) == reason
+    of_response = parse_response(f"1. {text}", n=1)
+    assert of_response.well_formed == (not reason), "a response that has it is read by the same notion"
 
 
 TEXTS = st.lists(LINES.map(str.strip), min_size=3, max_size=8)

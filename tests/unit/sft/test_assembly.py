@@ -11,7 +11,6 @@ from openrlhf_qs.sft.assembly import (
     determinantal_map,
     maximal_marginal_relevance,
     nearly_equal,
-    problem,
     repeats,
     trigram_cosine,
     trigrams,
@@ -28,25 +27,6 @@ def in_one_row(texts):
 
 
 # Texts
-
-
-@pytest.mark.parametrize(
-    "text, reason",
-    [
-        ("How long?", ""),
-        ("איך אופים לחם?", ""),
-        ("🍞 bread?", ""),
-        ("", "no letter"),
-        ("🍞🍞", "no letter"),
-        ("1 + 1 = ?", "no letter"),
-        ("One?\nTwo?", "line break"),
-        ("One?\u2028Two?", "line break"),
-        ("x" * 21, "too long"),
-        ("half \ud83c", "broken character"),
-    ],
-)
-def test_what_cannot_be_a_suggestion_has_a_reason(text, reason):
-    assert problem(text, max_chars=20) == reason
 
 
 @settings(max_examples=100, deadline=None)

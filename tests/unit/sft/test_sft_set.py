@@ -30,7 +30,7 @@ def test_assembled_rows_say_what_they_were_chosen_from():
     [
         ([None], "gave 1 answers to 2 rows"),
         ([None, ["a", "b"]], "row 2: the SFT dataset's answer is no response: numbers"),
-        ([None, ["a", "b", "?"]], "row 2: the SFT dataset's answer is no response: number 3 has no text"),
+        ([None, ["a", "b", "?"]], "row 2: the SFT dataset's answer is no response: no letter in number 3"),
         ([["a", "b", "c\nd"], None], "is empty or has a line break"),
     ],
 )
