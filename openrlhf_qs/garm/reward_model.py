@@ -462,21 +462,19 @@ class SuggestionScorer:
     ) -> Scores:
         """Float64 ``[n]`` each, reward units; row i is suggestion i of conversation i."""
         rewards = torch.empty(len(suggestions), 3)
-        for batch in self.batches(conversations, suggestions, batch_size):
-            input_ids, mask, place = suggestion_rows(
-                self.tokenizer,
-                [conversations[n] for n in batch],
-                [suggestions[n] for n in batch],
-                self.max_len,
-                self.share_prefix,
-            )
-            in_rows = self.model(input_ids.to(self.model.device), mask.to(self.model.device)).cpu()
-            rewards[batch] = in_rows[place]
+        for batch, (input_ids, mask, place) in self.rows(conversations, suggestions, batch_size):
+            rewards[batch] = self.model(input_ids, mask).cpu()[place]
         return Scores(*rewards.double().numpy().T)
 
-    def batches(self, conversations, suggestions, batch_size: int) -> Iterator[list[int]]:
-        """Places of suggestions to score together: those of one conversation, and of equal length, side by side."""
+    def rows(
+        self, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str], batch_size: int = 128
+    ) -> Iterator[tuple[list[int], SharedRows]]:
+        """Which suggestions to score together, those of one conversation and of equal length side by side, and their
+        :func:`suggestion_rows` on the model's device."""
         texts = [conversation_key(conversation) for conversation in conversations]
         order = sorted(range(len(texts)), key=lambda n: (len(texts[n]), texts[n], len(suggestions[n])))
         for start in range(0, len(order), batch_size):
-            yield order[start : start + batch_size]
+            batch = order[start : start + batch_size]
+            of_batch = [conversations[n] for n in batch], [suggestions[n] for n in batch]
+            input_ids, mask, place = suggestion_rows(self.tokenizer, *of_batch, self.max_len, self.share_prefix)
+            yield batch, SharedRows(input_ids.to(self.model.device), mask.to(self.model.device), place)

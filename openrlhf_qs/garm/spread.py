@@ -42,7 +42,6 @@ TOKEN_PENALTY = 10.0  # of the tokens' variances: about that of ten pairs of sho
 HIDDEN_PENALTY = 0.1  # of the linear layer, a share of the mean square of the hidden states
 MIN_VARIANCE = 0.01  # of a suggestion, log-odds squared: none of its tokens has any
 N_RESAMPLES = 20
-BATCH = 128
 NO_USERS = (
     "no user of these rows was shown anything twice, or none has a user_id: how far users differ cannot be had from "
     "single clicks; give a log with user_id, or leave the deviations constant"
@@ -195,7 +194,7 @@ def read(rows: Sequence[Mapping[str, Any]], model: str | Path) -> tuple[np.ndarr
     import torch
 
     from openrlhf_qs.garm.eval import load_on_device
-    from openrlhf_qs.garm.reward_model import check_checkpoint, suggestion_rows
+    from openrlhf_qs.garm.reward_model import check_checkpoint
 
     mark = check_checkpoint(model)
     if mark["name"] != HEAD:
@@ -209,16 +208,9 @@ def read(rows: Sequence[Mapping[str, Any]], model: str | Path) -> tuple[np.ndarr
     hidden = np.zeros((len(suggestions), head.in_features), dtype=np.float32)
     log_odds = np.zeros(len(suggestions))
     with torch.no_grad():
-        for batch in scorer.batches(conversations, suggestions, BATCH):
-            ids, mask, place = suggestion_rows(
-                scorer.tokenizer,
-                [conversations[n] for n in batch],
-                [suggestions[n] for n in batch],
-                scorer.max_len,
-                scorer.share_prefix,
-            )
+        for batch, (input_ids, mask, place) in scorer.rows(conversations, suggestions):
             seen.clear()
-            raw, _ = scorer.model(ids.to(scorer.model.device), mask.to(scorer.model.device), return_output=True)
+            raw, _ = scorer.model(input_ids, mask, return_output=True)
             hidden[batch] = seen[0][place].numpy()
             log_odds[batch] = scorer.model.head.click_log_odds(raw).mean(-1).cpu().numpy()[place]
     hook.remove()

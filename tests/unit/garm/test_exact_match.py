@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_backbone import SIZES, small_reward_model
 from transformers import Qwen3Config, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3PreTrainedModel
 
@@ -12,6 +13,7 @@ from openrlhf_qs.registry import load_plugins
 
 load_plugins()
 END = 9
+MARK = {"name": "click_gaussian", "options": {}, "turn_end_id": END}
 
 
 def flags_of(ids, segments):
@@ -53,19 +55,7 @@ def test_a_shared_prefix_changes_no_flag(texts):
 
 
 def test_the_model_scores_a_shared_row_as_the_plain_ones_and_sees_the_matches():
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=20,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        initializer_range=0.3,
-    )
-    mark = {"name": "click_gaussian", "options": {}, "turn_end_id": END}
-    model = reward_model_class(Qwen3PreTrainedModel, Qwen3Model, mark=mark)(config).eval()
+    model = small_reward_model(MARK, initializer_range=0.3)
     texts = [[1, 2, END, 3, END, 2, 4, END], [1, 2, END, 3, END, 5, 6, END]]
     shared = share_prefixes(texts, [0, 0], pad_token_id=0)
     with torch.no_grad():
@@ -76,8 +66,5 @@ def test_the_model_scores_a_shared_row_as_the_plain_ones_and_sees_the_matches():
 
 
 def test_exact_matches_and_packing_are_refused_together():
-    mark = {"name": "click_gaussian", "options": {}, "turn_end_id": END}
     with pytest.raises(ValueError, match="leave out packing_samples"):
-        reward_model_class(Qwen3PreTrainedModel, Qwen3Model, packing_samples=True, mark=mark)(
-            Qwen3Config(hidden_size=32, num_hidden_layers=1, vocab_size=20)
-        )
+        reward_model_class(Qwen3PreTrainedModel, Qwen3Model, packing_samples=True, mark=MARK)(Qwen3Config(**SIZES))

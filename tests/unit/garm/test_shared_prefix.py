@@ -2,24 +2,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_backbone import SIZES, small_reward_model
 from transformers import LlamaConfig, LlamaModel, Qwen3Config, Qwen3Model
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 from transformers.models.qwen3.modeling_qwen3 import Qwen3PreTrainedModel
 
-from openrlhf_qs.garm.reward_model import can_share_prefix, pad_left, reward_model_class
+from openrlhf_qs.garm.reward_model import can_share_prefix, pad_left
 from openrlhf_qs.garm.shared_prefix import ends, positions, share_prefixes, tree_mask
 from openrlhf_qs.registry import load_plugins
 
 load_plugins()
-SIZES = dict(
-    vocab_size=50,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-)
 MARK = {"name": "gaussian", "options": {}}
 texts_of = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=7), min_size=1, max_size=5)
 
@@ -77,10 +69,8 @@ def test_masks_and_positions_of_a_row_worked_out_by_hand():
     ids=["qwen3", "qwen3-eager", "llama"],
 )
 def model(request):
-    config_class, pretrained, base, attention = request.param
-    torch.manual_seed(0)
-    config = config_class(**SIZES, attn_implementation=attention)
-    return reward_model_class(pretrained, base, mark=MARK)(config).eval()
+    *classes, attention = request.param
+    return small_reward_model(MARK, *classes, attn_implementation=attention)
 
 
 @settings(max_examples=30, deadline=None)
