@@ -46,6 +46,7 @@ SCHEMA = {
     "z": pl.List(pl.Float64),  # of each pair: of the difference in CTR, binomial, at least 0
 }
 FAULTY_WEEKS = (201326, 201402)  # the archive's authors warn of the randomisation of these and all between
+CALIBRATION_SHARE = 0.15  # of the stories
 OVERDISPERSION = 1.75  # variance of z between repeats of one arm
 
 
@@ -58,9 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="standard deviation of the true relative differences in CTR; inf takes the counts at their word; "
         "default: estimated from the file",
     )
-    parser.add_argument("--calibration", metavar="FILE.jsonl", help="keep the tests of some stories for this file")
     parser.add_argument(
-        "--calibration_share", type=float, default=0.15, help="stories that --calibration keeps; default 0.15"
+        "--calibration",
+        metavar="FILE.jsonl",
+        help=f"keep the tests of {CALIBRATION_SHARE:.0%}% of the stories for this file",
     )
 
 
@@ -71,12 +73,10 @@ def run(args: argparse.Namespace) -> None:
     found = headline_preferences(arms, args.prior_std)
     n_kept = 0
     if args.calibration:
-        kept = keep_stories(found, usable, args.calibration_share)
+        kept = keep_stories(found, usable)
         n_kept = found.filter(kept)["pairs"].list.len().sum()
         if not 0 < kept.sum() < found.height:
-            raise ValueError(
-                f"--calibration_share {args.calibration_share}: it keeps {kept.sum()} of {found.height} tests"
-            )
+            raise ValueError(f"--calibration would keep {kept.sum()} of {found.height} tests: give more stories")
         write_preferences(args.calibration, found.filter(kept))
         found = found.filter(~kept)
     write_preferences(args.out, found)
@@ -190,11 +190,12 @@ def relative_difference_std(counts: pl.DataFrame) -> float:
     return math.sqrt(variance)
 
 
-def keep_stories(found: pl.DataFrame, packages: pl.DataFrame, share: float) -> pl.Series:
-    """Of each test, whether its story is among the ``share`` that is kept apart, by a hash of the story."""
+def keep_stories(found: pl.DataFrame, packages: pl.DataFrame) -> pl.Series:
+    """Of each test, whether its story is among those that are kept apart, by a hash of the story."""
     story_of_test = dict(packages.select("clickability_test_id", "story").iter_rows())
     return pl.Series(
-        [zlib.crc32(story_of_test[test].encode()) / 2**32 < share for test in found["impression_id"]], dtype=pl.Boolean
+        [zlib.crc32(story_of_test[test].encode()) / 2**32 < CALIBRATION_SHARE for test in found["impression_id"]],
+        dtype=pl.Boolean,
     )
 
 

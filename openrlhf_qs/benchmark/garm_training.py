@@ -36,7 +36,6 @@ from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.sft.small_policy import MAX_TOKENS, build_small_policy
 from openrlhf_qs.world.click_log import write_click_log
 
-DTYPES = ("bfloat16", "float32")
 N_SUGGESTIONS = 3
 RATIO_AT = 128  # tokens of a conversation
 MAX_CONVERSATION = 768  # tokens; the rest of MAX_TOKENS is for the suggestion
@@ -59,7 +58,6 @@ def add_model_arguments(parser: argparse.ArgumentParser, hidden_size: int = 256)
         "--hidden_size", type=int, default=hidden_size, help=f"of the backbone, a Qwen3; default {hidden_size}"
     )
     parser.add_argument("--n_layers", type=int, default=4, help="of the backbone; default 4")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the backbone; default float32")
     parser.add_argument("--n_repeats", type=int, default=7, help="repetitions, both sides in turns; default 7")
     parser.add_argument("--seed", type=int, default=0, help="of weights and texts; default 0")
     parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
@@ -148,7 +146,7 @@ def setting(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """What was measured with."""
     import torch
 
-    names = (*names, "hidden_size", "n_layers", "dtype", "n_repeats", "seed")
+    names = (*names, "hidden_size", "n_layers", "n_repeats", "seed")
     return {name: getattr(args, name) for name in names} | {"n_threads": torch.get_num_threads()}
 
 
@@ -266,7 +264,7 @@ def openrlhf_side(folder: str | Path, rows: list[dict[str, Any]], args: argparse
 
     datasets.disable_progress_bars()
     strategy = OneProcess(folder)
-    model, tokenizer = _load(folder, args.dtype, Settings())
+    model, tokenizer = _load(folder, Settings())
     pairs = host_pairs(rows)
     dataset = RewardDataset(datasets.Dataset.from_list(pairs), tokenizer, MAX_TOKENS, strategy, num_processors=None)
     return _repetition(
@@ -285,14 +283,14 @@ def our_side(folder: str | Path, rows: list[dict[str, Any]], args: argparse.Name
     load_plugins()
     settings = Settings(stage=GarmSettings(reward_model="gaussian"))
     strategy = OneProcess(folder)
-    model, tokenizer = _load(folder, args.dtype, settings)
+    model, tokenizer = _load(folder, settings)
     dataset = datasets.Dataset.from_list(rows)
     return _repetition(
         partial(SuggestionRewardModelTrainer, *head_and_objective(settings)),
         strategy,
         model,
         tokenizer,
-        lambda: SuggestionRewardDataset("raise", False, dataset, tokenizer, MAX_TOKENS, strategy),
+        lambda: SuggestionRewardDataset(False, dataset, tokenizer, MAX_TOKENS, strategy),
         args,
         n_items=args.n_impressions,
     )
@@ -301,16 +299,15 @@ def our_side(folder: str | Path, rows: list[dict[str, Any]], args: argparse.Name
 SIDES = {"openrlhf": openrlhf_side, "ours": our_side}
 
 
-def _load(folder: str | Path, dtype: str, settings: Settings):
+def _load(folder: str | Path, settings: Settings):
     """The reward model that ``train_rm`` would begin with, and its tokenizer."""
     import openrlhf.models.model as models
-    import torch
     from openrlhf.utils.utils import get_tokenizer
 
     from openrlhf_qs.host.reward_model_loading import RewardModelLoader
 
     load = RewardModelLoader(models, settings)
-    model = load(str(folder), "reward", attn_implementation="sdpa", init_value_head=True).to(getattr(torch, dtype))
+    model = load(str(folder), "reward", attn_implementation="sdpa", init_value_head=True).float()
     return model, get_tokenizer(str(folder), model)
 
 

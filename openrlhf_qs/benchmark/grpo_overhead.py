@@ -44,14 +44,13 @@ class Constant:
     def __call__(self, batch):
         return torch.zeros(len(batch.responses))
 '''
-MAX_LEN = 512  # tokens, as in recipes/grpo.sh
+MAX_LEN, MICRO_BATCH = 512, 64  # tokens, and responses of a forward or update, as in recipes/grpo.sh
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward", default=FULL, help=f"parts of the full composite; default {FULL}")
     parser.add_argument("--n_prompts", type=int, default=16, help="prompts a step; default 16")
     parser.add_argument("--n_samples", type=int, default=8, help="responses a prompt; default 8")
-    parser.add_argument("--micro_batch", type=int, default=64, help="responses a forward or update; default 64")
     parser.add_argument("--n_steps", type=int, default=10, help="steps of each kind, in turn; default 10")
     parser.add_argument("--seed", type=int, default=0, help="of texts and weights; default 0")
 
@@ -194,7 +193,7 @@ class Step:
         self.reward_model = LocalGroup(load_reward_model(folder / "garm", torch.bfloat16))
         self.maker = local_experience_maker(
             settings,
-            host_arguments(folder, args.n_samples, args.micro_batch),
+            host_arguments(folder, args.n_samples),
             self.tokenizer,
             actor=LocalGroup(self.policy),
             reference=LocalGroup(reference.eval()),
@@ -271,7 +270,7 @@ def _as_reward_actor(model: Callable[..., Any]) -> Callable[..., Any]:
     return lambda sequences, attention_mask, pad_sequence: model(sequences, attention_mask, pad_sequence=pad_sequence)
 
 
-def host_arguments(folder: Path, n_samples: int, micro_batch: int, estimator: str = "group_norm") -> SimpleNamespace:
+def host_arguments(folder: Path, n_samples: int, estimator: str = "group_norm") -> SimpleNamespace:
     """The arguments of OpenRLHF that its experience maker and ours read, as recipes/grpo.sh sets them."""
     space = SimpleNamespace
     return space(
@@ -284,7 +283,7 @@ def host_arguments(folder: Path, n_samples: int, micro_batch: int, estimator: st
             stop_properly_penalty_coef=None,
         ),
         data=space(max_len=MAX_LEN),
-        rollout=space(n_samples_per_prompt=n_samples, micro_batch_size=micro_batch, max_tokens_per_gpu=8192),
+        rollout=space(n_samples_per_prompt=n_samples, micro_batch_size=MICRO_BATCH, max_tokens_per_gpu=8192),
         train=space(
             dynamic_batch_enable=False, colocate_all=False, colocate_actor_ref=False, colocate_critic_reward=False
         ),

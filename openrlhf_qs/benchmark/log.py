@@ -37,8 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n_max", type=int, default=1_000_000, help="impressions of the largest log; default 1000000, 0.7 GB as JSON"
     )
     parser.add_argument("--n_min", type=int, default=100_000, help="of the smallest; default 100000")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="default: both")
-    parser.add_argument("--dir", metavar="DIR", help="for the logs, which are removed again; default: a temporary one")
     parser.add_argument("--seed", type=int, default=0, help="of the built-in world; default 0")
 
 
@@ -48,24 +46,24 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"n_min {args.n_min} and n_max {args.n_max}: give 0 < n_min <= n_max")
     n_sizes = max(2, round(np.log10(args.n_max / args.n_min) * 2) + 1)
     sizes = sorted({int(n) for n in np.geomspace(args.n_min, args.n_max, n_sizes).round()})
-    print(json.dumps(measure(sizes, args.formats, args.dir, args.seed)))
+    print(json.dumps(measure(sizes, args.seed)))
 
 
-def measure(sizes: list[int], formats: list[str], folder: str | None = None, seed: int = 0) -> dict[str, Any]:
+def measure(sizes: list[int], seed: int = 0) -> dict[str, Any]:
     """Time checking and pairing of logs of these sizes.
 
     Returns:
         ``impressions_per_second`` at the largest size and ``exponent``, of the slower format; and for each of
-        ``formats`` the same, with ``curve``: ``n_impressions``, ``seconds``, ``cpu_seconds`` (of all cores),
+        ``FORMATS`` the same, with ``curve``: ``n_impressions``, ``seconds``, ``cpu_seconds`` (of all cores),
         ``impressions_per_second``, ``n_pairs`` and ``peak_memory_mib`` (of the whole process) for each size.
         ``exponent`` is the slope of log time over log
         size: 1 is linear; None for one size.
     """
-    found: dict[str, Any] = {name: [] for name in formats}
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+    found: dict[str, Any] = {name: [] for name in FORMATS}
+    with tempfile.TemporaryDirectory() as work:
         base = Path(work) / "base.jsonl"
         write_click_log(base, N_BASE, N_CONTEXTS, seed)
-        jobs = [(name, n) for name in formats for n in sizes]
+        jobs = [(name, n) for name in FORMATS for n in sizes]
         for name, n in track(jobs, "timing", transient=True):
             log = Path(work) / f"log.{name}"
             write_repeated(base, log, n)

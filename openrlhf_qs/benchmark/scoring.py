@@ -33,6 +33,8 @@ from openrlhf_qs.sft.small_policy import MAX_TOKENS
 if TYPE_CHECKING:  # --help need not wait for torch
     from torch import Tensor
 
+N_RESPONSES = 8  # of a group
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -41,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N",
         help=f"tokens of a conversation; default 32,64,128,256,512; {RATIO_AT}, of which `ratio` is, is always there",
     )
-    parser.add_argument("--n_responses", type=int, default=8, help="in a group; default 8")
     add_model_arguments(parser, hidden_size=512)
 
 
@@ -64,11 +65,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = write_backbone(folder, args)
-        model = _reward_model(folder, args.dtype)
+        model = _reward_model(folder)
     curve = []
     for n_tokens in lengths:
         conversation = make_conversation(tokenizer, n_tokens, rng)
-        responses = [[make_suggestion(tokenizer, rng) for _ in range(N_SUGGESTIONS)] for _ in range(args.n_responses)]
+        responses = [[make_suggestion(tokenizer, rng) for _ in range(N_SUGGESTIONS)] for _ in range(N_RESPONSES)]
         results: dict[str, Tensor] = {}
 
         def one_by_one(conversation=conversation, responses=responses, results=results) -> None:
@@ -92,7 +93,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "ratio": next(point["ratio"] for point in curve if point["n_tokens"] == RATIO_AT),
         "n_tokens": RATIO_AT,
         "curve": curve,
-        **setting(args, "n_responses"),
+        "n_responses": N_RESPONSES,
+        **setting(args),
     }
 
 
@@ -109,11 +111,11 @@ def score(model, tokenizer, conversation, suggestions: list[str], share_prefix: 
         return model(input_ids, mask)[place]
 
 
-def _reward_model(folder: str | Path, dtype: str):
+def _reward_model(folder: str | Path):
     from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3PreTrainedModel
 
     from openrlhf_qs.garm.reward_model import reward_model_class
 
     load_plugins()
     made = reward_model_class(Qwen3PreTrainedModel, Qwen3Model, mark={"name": "gaussian", "options": {}})
-    return made.from_pretrained(folder, dtype=dtype).eval()
+    return made.from_pretrained(folder, dtype="float32").eval()

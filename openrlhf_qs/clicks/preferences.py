@@ -25,7 +25,7 @@ correction, Vardasbi et al. 2020), which is right for each suggestion.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -294,15 +294,20 @@ def preference_rows(table: pl.DataFrame) -> Iterator[dict[str, Any]]:
 def read_preferences(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a file, with and without pairs. ValueError names the first 20 bad ones."""
     rows = read_json_lines(path)
+    check_preferences(rows, lambda number: f"{path}:{number}")
+    return rows
+
+
+def check_preferences(rows: Sequence[Mapping[str, Any]], where: Callable[[int], str]) -> None:
+    """ValueError with the first 20 bad rows and pairs; ``where`` a row stands, by its number from 1."""
     problems = [
-        f"{path}:{number}: {place}{what}"
+        f"{where(number)}: {place}{what}"
         for number, row in enumerate(rows, start=1)
         for place, what in preference_problems(row)
     ]
     if problems:
         more = f"\nand {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         raise ValueError("\n".join(problems[:SHOWN_PROBLEMS]) + more)
-    return rows
 
 
 def preference_problems(row: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -406,9 +406,8 @@ def _lines(counts: pl.DataFrame) -> list[_Line] | None:
     # Shows count by about how much their place is looked at. Whatever these numbers, the lines come out right.
     looks = (weight * rate).sum(0) / np.maximum((weight * rate[:, :1]).sum(0), 1e-9)
     looked_at, n_clicks = shown @ looks, clicked.sum(1)
-    average = counts["n_clicked"].sum() / max(
-        counts["n_shown"].to_numpy() @ looks[counts["position"].to_numpy() - 1], 1e-9
-    )
+    all_looks = np.bincount(counts["position"] - 1, counts["n_shown"], n_positions) @ looks
+    average = counts["n_clicked"].sum() / max(all_looks, 1e-9)
     lines = []
     for place in range(1, n_positions):
         rows = weight[:, place] > 0

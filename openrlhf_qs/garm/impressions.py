@@ -9,16 +9,16 @@ Out: batches that hold whole lists, what was clicked on them and how much each p
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from openrlhf_qs.clicks.preferences import SHOWN_PROBLEMS, pair_problem, preference_problems
+from openrlhf_qs.clicks.preferences import check_preferences
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.garm.reward_model import pad_left, suggestion_ids
 from openrlhf_qs.garm.shared_prefix import share_prefixes
@@ -109,7 +109,6 @@ class ImpressionDataset(Dataset):
         tokenizer,
         max_len: int,
         share_prefix: bool,
-        on_error: Literal["raise", "skip"] = "raise",
         whole_lists: bool = False,
     ) -> None:
         """
@@ -117,36 +116,22 @@ class ImpressionDataset(Dataset):
             rows: see :data:`openrlhf_qs.clicks.preferences.SCHEMA`, as they stand in a file.
             max_len: tokens of a conversation with one suggestion; of a longer conversation the beginning is cut.
             share_prefix: whether the model reads segment ids.
-            on_error: ``skip`` leaves bad rows and bad pairs out; :attr:`skipped` counts them by what is wrong.
             whole_lists: keep all that was shown. Otherwise what no pair needs is not read: impressions without a
                 pair, suggestions that stand in none.
 
         Raises:
-            ValueError: the first 20 bad rows or pairs, by row, from 1; where no pair is good, with ``skip`` too.
+            ValueError: the first 20 bad rows or pairs, by row, from 1.
         """
         self.pad_token_id = tokenizer.pad_token_id
         self.share_prefix = share_prefix
-        self.skipped: Counter[str] = Counter()
-        problems, good = [], []
-        for number, row in enumerate(rows, start=1):
-            bad = preference_problems(row)
-            self.skipped.update(what for _, what in bad)
-            problems += [f"row {number}: {place}{what}" for place, what in bad]
-            if not bad:
-                good.append(row)
-            elif bad[0][0]:  # of a pair, not of the row as a whole
-                sound = [pair for pair in row["pairs"] if not pair_problem(pair, row["suggestions"])]
-                good.append({**row, "pairs": sound})
-        if problems and (on_error == "raise" or not any(row["pairs"] for row in good)):
-            more = f"\nand {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-            raise ValueError("\n".join(problems[:SHOWN_PROBLEMS]) + more)
-        if whole_lists and any(row.get("clicks") is None for row in good):
+        check_preferences(rows, lambda number: f"row {number}")
+        if whole_lists and any(row.get("clicks") is None for row in rows):
             raise ValueError(
                 "rows without clicks, and an objective that reads them: give clicks, or train on pairs "
                 "(--qs.objective pairs)"
             )
         # No rows, no impressions: OpenRLHF evaluates on a hundredth of the rows, of fewer than a hundred on none.
-        kept = good if whole_lists else _paired(good)
+        kept = rows if whole_lists else _paired(rows)
         impressions = _impressions(kept, tokenizer, max_len)
         self.items = _together(kept, impressions)
         self.n_impressions = len(impressions)

@@ -11,20 +11,17 @@ from openrlhf_qs.garm.reward_model import can_share_prefix
 class SuggestionRewardDataset(ImpressionDataset):
     """Takes what OpenRLHF gives to its ``RewardDataset``."""
 
-    def __init__(self, on_error: str, whole_lists: bool, dataset, tokenizer, max_length, strategy, **kwargs) -> None:
+    def __init__(self, whole_lists: bool, dataset, tokenizer, max_length, strategy, **kwargs) -> None:
         """
         Args:
-            on_error: ``raise`` or ``skip``, of bad rows and pairs.
             whole_lists: whether the objective reads impressions without a pair too.
             dataset, tokenizer, max_length, strategy, kwargs: of OpenRLHF.
         """
         args = strategy.args
         config = AutoConfig.from_pretrained(args.model.model_name_or_path)
         share_prefix = can_share_prefix(config, args.ds.attn_implementation, args.ds.packing_samples)
-        super().__init__(dataset.to_list(), tokenizer, max_length, share_prefix, on_error, whole_lists)
+        super().__init__(dataset.to_list(), tokenizer, max_length, share_prefix, whole_lists)
         strategy.print(
             f"{self.n_impressions} of {len(dataset)} impressions are read, {len(self)} conversations; "
             f"shared prefixes: {share_prefix}"
         )
-        for reason, count in self.skipped.items():
-            strategy.print(f"skipped {count}: {reason}")

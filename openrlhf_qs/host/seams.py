@@ -92,7 +92,7 @@ def reward_dataset(module: ModuleType, settings: Settings) -> None:
 
     load_plugins(settings.plugin_files)
     _, objective = head_and_objective(settings)
-    module.RewardDataset = partial(SuggestionRewardDataset, settings.stage.on_error, objective.whole_lists)
+    module.RewardDataset = partial(SuggestionRewardDataset, objective.whole_lists)
 
 
 @patch(

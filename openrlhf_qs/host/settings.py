@@ -55,7 +55,6 @@ class GarmSettings:
         False,
         "tell each token in which turns it stood before, which a small backbone cannot look up by itself; no packing",
     )
-    on_error: str = flag("raise", "bad pairs: stop, or count and go on", choices=["raise", "skip"])
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from openrlhf_qs.form.prompt import check_conversation
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import Task
 
+N_SHOWN = 5  # responses in the table, the first ones
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help=".jsonl, .csv (both also .gz) or .parquet with the rows to score")
@@ -25,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--normalisation", default=None, help="sft, group or running; default: what the weights were learned for"
     )
-    parser.add_argument("--on_failure", default="raise", help="raise or skip_group; default raise")
     parser.add_argument("--reward_model", default="", help="folder of the reward model, where a part needs one")
     parser.add_argument(
         "--reference",
@@ -33,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="policy whose log-perplexity a part needs, mostly the SFT policy; default: the column log_ppl",
     )
     parser.add_argument("--n_suggestions", type=int, default=3, help="that a response is to have, 1 to 8; default 3")
-    parser.add_argument("--n_shown", type=int, default=5, help="responses in the table, the first ones; default 5")
     parser.add_argument("--out", default="", metavar="FILE", help=".jsonl, .csv or .parquet to write; default: none")
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; repeatable"
@@ -49,9 +49,7 @@ def run(args: argparse.Namespace) -> None:
 
     load_plugins(args.plugin)
     weights = read_weights(args.weights) if args.weights else None
-    composite = CompositeReward(
-        args.reward.split(","), parse_options(args.option), weights, args.normalisation, args.on_failure
-    )
+    composite = CompositeReward(args.reward.split(","), parse_options(args.option), weights, args.normalisation)
     scorer = load_scorer(composite, args.reward_model)
     columns, rows = read_rows(args.file)
     texts = read_texts(args.file, rows, Task(args.n_suggestions))
@@ -59,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if "reference" in composite.needs():
         log_ppl = _log_ppl(args, rows, texts)
     scored = score(composite, texts, log_ppl, scorer)
-    show(texts.responses, scored, composite, args.n_shown)
+    show(texts.responses, scored, composite)
     if args.out:
         table = {name: value.tolist() for name, value in scored.logged().items()} | {"reward": scored.total.tolist()}
         added = [{name: values[n] for name, values in table.items()} for n in range(len(rows))]
@@ -161,7 +159,7 @@ def _log_ppl(args: argparse.Namespace, rows: Sequence[Mapping], texts: Texts):
         ) from None
 
 
-def show(responses: Sequence[str], scored, composite, n_shown: int) -> None:
+def show(responses: Sequence[str], scored, composite) -> None:
     """Print every number of the first responses, then the averages over all of them."""
     from rich.console import Console
     from rich.table import Table
@@ -179,14 +177,14 @@ def show(responses: Sequence[str], scored, composite, n_shown: int) -> None:
             table.add_row(f"  {name}", f"{number(scored.raw[name]):.3f}", "", "gate", "")
         table.add_section()
 
-    for n, response in enumerate(responses[:n_shown]):
-        mark = "closed" if scored.closed[n] else "skipped" if scored.failed[n] else ""
+    for n, response in enumerate(responses[:N_SHOWN]):
+        mark = "closed" if scored.closed[n] else ""
         table.add_row(" / ".join(response.split("\n")), "", "", mark, f"{scored.total[n].item():.3f}")
         add_parts(lambda value, n=n: value[n].item())
     table.add_row(f"average of {len(responses)}", "", "", "", f"{scored.total.mean().item():.3f}")
-    add_parts(lambda value: value.nanmean().item())
+    add_parts(lambda value: value.mean().item())
     Console(markup=False).print(table)
-    print(f"gate closed: {int(scored.closed.sum())} of {len(responses)}; skipped: {int(scored.failed.sum())}")
+    print(f"gate closed: {int(scored.closed.sum())} of {len(responses)}")
     if not scored.no_signal.all():
         shares = ", ".join(f"{name} {share:.0%}" for name, share in scored.share.items())
         print(f"share of the variance within a conversation: {shares}")

@@ -22,6 +22,7 @@ from openrlhf_qs.registry import SFT_DATASETS, check_options, load_plugins, pars
 from openrlhf_qs.sft.candidates import shortened
 
 N_SAMPLES = 10  # assembled rows that the report shows with what they were chosen from
+SHOWN_SAMPLES = 3
 
 
 def assemble(
@@ -109,7 +110,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; may be repeated"
     )
-    parser.add_argument("--show", type=int, default=3, help="assembled rows to print, at most 10; default 3")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
     write_json_lines(out, assembled)
     write_report(out.with_suffix(".report.json"), {"sft_dataset": args.sft_dataset, "options": options, **report})
     console = Console(markup=False, emoji=False)
-    for sample in report["samples"][: args.show]:
+    for sample in report["samples"][:SHOWN_SAMPLES]:
         console.print(_sample_table(sample))
     console.print(report_table(f"assemble: {args.file} to {out}", report))
 

@@ -130,29 +130,21 @@ def test_the_tokens_are_those_that_a_scorer_reads(tokenizer):
     assert made[0][0].texts == suggestion_ids(tokenizer, [CONTEXT, CONTEXT], [A, B], 512)
 
 
-def test_a_bad_pair_is_named_by_its_row_or_skipped_and_counted(tokenizer):
+def test_a_bad_pair_is_named_by_its_row(tokenizer):
     rows = [row([A, B], (0, 1)), row([A, B, C], (0, 1), (0, 2, 1.0, math.nan)), row([A, C], (0, 1, -1.0))]
     with pytest.raises(ValueError, match="row 2: pair 2: label nan; .*\nrow 3: pair 1: weight -1.0; give"):
         dataset(tokenizer, rows)
-    made = dataset(tokenizer, rows, on_error="skip")
-    assert [one.pairs for one in made[0]] == [[(0, 1)], [(0, 1)]] and sum(made.skipped.values()) == 2
 
 
-def test_a_bad_row_is_named_or_skipped_whole(tokenizer):
+def test_a_bad_row_is_named(tokenizer):
     rows = [row([A, B], (0, 1)), row([A, " "], (0, 1))]
     with pytest.raises(ValueError, match="row 2: suggestion ' ' has no text"):
         dataset(tokenizer, rows)
-    assert dataset(tokenizer, rows, on_error="skip").n_impressions == 1
 
 
 def test_an_objective_of_clicks_refuses_rows_without_them(tokenizer):
     with pytest.raises(ValueError, match="rows without clicks"):
         dataset(tokenizer, [row([A, B], (0, 1))], whole_lists=True)
-
-
-def test_where_all_pairs_are_alike_there_is_nothing_to_skip_to(tokenizer):
-    with pytest.raises(ValueError, match="chosen and rejected are the same"):
-        dataset(tokenizer, [row([A, A], (0, 1)), row([B, B], (0, 1))], on_error="skip")
 
 
 def test_no_rows_are_no_error_for_the_host_evaluates_on_a_hundredth_of_them(tokenizer):

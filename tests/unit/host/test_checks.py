@@ -46,7 +46,7 @@ GRPO = ("--algo.advantage.estimator", "group_norm")
     [
         None,
         SFTSettings("raw"),
-        GarmSettings("dpl", on_error="skip"),
+        GarmSettings("dpl", objective="pairs"),
         GRPOSettings(("garm", "ood"), weights="/w.json", monitor="stop", monitor_threshold=("sigma=0.5",)),
     ],
 )
