@@ -35,7 +35,7 @@ from openrlhf_qs.clicks.propensity import (
     Propensities,
     added_up,
     estimate,
-    shown_counts,
+    shows,
 )
 from openrlhf_qs.clicks.repeats import HeavyUser, frequent_texts, heavy_users, row_hashes
 from openrlhf_qs.clicks.rows import contexts
@@ -73,7 +73,7 @@ class Summary:
         n_impressions, n_clicked, n_repeating: rows, rows with a click, rows that show one text twice.
         lines: of the good rows, from 1 in the batch; with ``ids`` in the same order.
         ids, conversations, users: hashes; of users those of the rows that have one.
-        counts: see :func:`openrlhf_qs.clicks.propensity.shown_counts`.
+        counts: see :func:`openrlhf_qs.clicks.propensity.shows`.
         rows: hashes of all but the id, see :func:`openrlhf_qs.clicks.repeats.row_hashes`.
         heavy, texts: users with many rows, texts that many rows show.
         n_suggestions, n_turns: rows by how many suggestions they show, and by how many messages they have.
@@ -196,7 +196,7 @@ def summarise(batch: Batch) -> Summary:
         ids=rows["impression_id"].hash().to_numpy(),
         conversations=rows["context"].to_numpy(),
         users=rows["user_id"].drop_nulls().hash().to_numpy(),
-        counts=shown_counts(rows),
+        counts=shows(rows),
         rows=row_hashes(rows).to_numpy(),
         heavy=heavy_users(rows),
         texts=frequent_texts(rows),
@@ -225,10 +225,11 @@ _PRODUCTS = {"n": _N, "c": _C, "cc": _C * _C, "cn": _C * _N, "nn": _N * _N}
 
 def _n_pairs(rows: pl.DataFrame) -> int:
     """Where no text stands twice it is a product, which is faster."""
-    n_shown, n_clicked = rows["suggestions"].list.len(), rows["clicks"].list.sum().cast(pl.UInt32)
-    repeating = rows["suggestions"].list.n_unique() < n_shown
+    some = rows.select("suggestions", "clicks").filter(pl.col("clicks").list.max() == 1)
+    n_shown, n_clicked = some["suggestions"].list.len(), some["clicks"].list.sum().cast(pl.UInt32)
+    repeating = some["suggestions"].list.n_unique() < n_shown
     n_pairs = int((n_clicked * (n_shown - n_clicked)).filter(~repeating).sum())
-    return n_pairs + (pair_places(rows.filter(repeating), "all").height if repeating.any() else 0)
+    return n_pairs + (pair_places(some.filter(repeating), "all").height if repeating.any() else 0)
 
 
 def _sample(rows: pl.DataFrame) -> list[tuple[int, list[Message], list[str]]]:

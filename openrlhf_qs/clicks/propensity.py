@@ -99,6 +99,11 @@ class Diagnosis(NamedTuple):
 
 def shown_counts(log: pl.DataFrame) -> pl.DataFrame:
     """Shows and clicks of each suggestion of ``log`` at each position; columns as in ``COUNTS``, in no order."""
+    return added_up(shows(log))
+
+
+def shows(log: pl.DataFrame) -> pl.DataFrame:
+    """Each show of ``log`` with its clicks; columns as in ``COUNTS``, for :func:`added_up`."""
     shown = (
         log.select(
             "suggestions",
@@ -110,20 +115,19 @@ def shown_counts(log: pl.DataFrame) -> pl.DataFrame:
             any=pl.col("clicks").list.max() == 1,
         )
         .explode("suggestions", "clicks", "position")
-        .filter(pl.struct("impression", "suggestions").is_first_distinct())
+        .with_columns(suggestion=pl.struct("context", "suggestions").hash())
+        .filter(pl.struct("impression", "suggestion").is_first_distinct())
     )
     click = pl.col("clicks").cast(pl.Int64)
     is_open = (~pl.col("any") | (pl.col("position") <= pl.col("top"))).cast(pl.Int64)
-    return added_up(
-        shown.select(
-            "context",
-            "position",
-            suggestion=pl.struct("context", "suggestions").hash(),
-            n_shown=pl.lit(1, pl.Int64),
-            n_clicked=click,
-            n_open=is_open,
-            n_first=is_open * click,
-        )
+    return shown.select(
+        "context",
+        "suggestion",
+        "position",
+        n_shown=pl.lit(1, pl.Int64),
+        n_clicked=click,
+        n_open=is_open,
+        n_first=is_open * click,
     )
 
 
@@ -189,8 +193,9 @@ def diagnose(counts: pl.DataFrame) -> Diagnosis:
     """What ``counts`` can tell of the order shown and of how users read."""
     by_place = counts.group_by("position").agg(pl.col("n_shown").sum()).sort("position")["n_shown"].to_numpy()
     by_chance = float(((by_place / max(by_place.sum(), 1)) ** 2).sum())
+    moved = _is_moved(counts)
     again = (
-        counts.filter(_is_moved(counts) | (counts["n_shown"] > 1))
+        counts.filter(moved | (counts["n_shown"] > 1))
         .group_by("context", "suggestion")
         .agg(
             same=(pl.col("n_shown") * (pl.col("n_shown") - 1)).sum(),
