@@ -39,6 +39,10 @@ LOOKS = {
     "reward score": ("reward.score", "try a reward on a file: each part, the weights and the total"),
     "plugins": ("list_plugins", "list the plugins, or show the options of one"),
     "doctor": ("host.doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
+    "ab": (
+        "evaluation.logged_ab",
+        "a real A/B test from a click log: CTR, lift, sample ratio, intervals at every look",
+    ),
     "seeds": ("evaluation.seeds", "runs of several seeds side by side: means, worst seed, lifts, as Markdown"),
     "ablation": ("evaluation.ablation", "arms of recipes/ablate_rewards.sh and ablate_sft.sh over their seeds"),
     "follow": ("host.follow", "show the progress of a training run that is piped into it"),

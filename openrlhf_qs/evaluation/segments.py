@@ -31,14 +31,8 @@ def segments(
         ``ci95``. Values of fewer than ``MIN_CONTEXTS`` conversations, and keys with fewer than two values, are left
         out.
     """
-    columns = {"turns": [str(sum(m["role"] == "user" for m in conversation)) for conversation in conversations]}
-    for key in sorted({key for one in meta for key in one}):
-        values = [one.get(key) for one in meta]
-        told = {value for value in values if isinstance(value, str | int | bool)}
-        if 2 <= len(told) <= MAX_VALUES:
-            columns[key] = ["" if value is None else str(value) for value in values]
     found = {}
-    for key, values in columns.items():
+    for key, values in groups(conversations, meta).items():
         parts = {}
         for value in sorted(set(values)):
             rows = np.array([one == value for one in values])
@@ -47,6 +41,19 @@ def segments(
         if len(parts) > 1:
             found[key] = parts
     return found
+
+
+def groups(
+    conversations: Sequence[Sequence[Mapping[str, str]]], meta: Sequence[Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """By ``turns``, and by each key of ``meta`` that tells groups, the value of each row, ``[n]``; empty: none."""
+    columns = {"turns": [str(sum(m["role"] == "user" for m in conversation)) for conversation in conversations]}
+    for key in sorted({key for one in meta for key in one}):
+        values = [one.get(key) for one in meta]
+        told = {value for value in values if isinstance(value, str | int | bool)}
+        if 2 <= len(told) <= MAX_VALUES:
+            columns[key] = ["" if value is None else str(value) for value in values]
+    return columns
 
 
 def _part(context_ctr: Mapping[str, np.ndarray], clusters: Clusters) -> dict[str, Any]:

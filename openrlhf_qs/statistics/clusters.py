@@ -50,8 +50,10 @@ class Clusters:
         each kind, minus what two have in common, and so on."""
         found = []
         for size in range(1, len(self.numbers) + 1):
-            for some in combinations(self.numbers, size):
-                found.append(((-1) ** (size + 1), _numbered(list(zip(*some, strict=True))) if size > 1 else some[0]))
+            for first, *others in combinations(self.numbers, size):
+                for other in others:
+                    first = _of_both(first, other)
+                found.append(((-1) ** (size + 1), first))
         return found
 
     def squares(self, values: np.ndarray) -> np.ndarray:
@@ -71,15 +73,22 @@ def as_clusters(clusters: Clusters | Sequence[Hashable]) -> Clusters:
 
 
 def _numbered(names: Sequence[Hashable | None]) -> np.ndarray:
+    if isinstance(names, np.ndarray) and names.dtype.kind in "iu":
+        return np.unique(names, return_inverse=True)[1]
     first: dict[Hashable, int] = {}
     return np.array(
         [first.setdefault(row if name is None else (name,), len(first)) for row, name in enumerate(names)], dtype=int
     )
 
 
+def _of_both(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Numbers of the clusters that two kinds have in common."""
+    return np.unique(one * (other.max(initial=0) + 1) + other, return_inverse=True)[1]
+
+
 def _lies_in(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether each cluster of ``one`` is within one of ``other``."""
-    return len(set(zip(one.tolist(), other.tolist(), strict=True))) == one.max(initial=-1) + 1
+    return _of_both(one, other).max(initial=-1) == one.max(initial=-1)
 
 
 def _squares(values: np.ndarray, number: np.ndarray) -> np.ndarray:
