@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Sequence
 
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.text import SCRIPTS, han_form, language, scripts, words
+from openrlhf_qs.form.text import SCRIPTS, frequent_words, han_form, language, scripts, words
 
 # Of these a short text cannot tell, and who reads one reads the other.
 CLOSE = ({"no", "nb", "nn", "da"}, {"hr", "sr", "bs"}, {"id", "ms"}, {"cs", "sk"}, {"pt", "gl"}, {"hi", "mr", "ne"})
+MOSTLY = 0.5  # share of words of a language above which a text is in it
+AS_FREQUENT, MIN_USERS = 0.3, 50  # of the rate in the language that has a word most often; conversations of a language
 N_WORDS_OF_A_NAME = 3  # of another script than the user's; a longer text is no name
 
 
@@ -18,17 +21,67 @@ def in_users_language(conversation: Sequence[Message], suggestion: str) -> bool:
 
     Where that message is too short to tell, the ones before it say it.
     """
-    said = [message["content"] for message in reversed(conversation) if message["role"] == "user"]
+    return in_language_of(users_texts(conversation), suggestion)
+
+
+def users_texts(conversation: Sequence[Message]) -> tuple[str, ...]:
+    """What the user said, the last message first."""
+    return tuple(message["content"] for message in reversed(conversation) if message["role"] == "user")
+
+
+def in_language_of(said: Sequence[str], suggestion: str) -> bool:
+    """:func:`in_users_language` of one who said that, the last message first."""
     if not _in_script(said, suggestion):
         return False
+    theirs = users_language(said)
+    if theirs != "zh" and is_mostly_of(suggestion, frequent_words(theirs)):
+        return True  # nothing more need be looked at, which takes ten times as long
     own = language(suggestion)
-    theirs = next((code for text in said if (code := language(text))), "")
     if own and theirs and not close(own, theirs):
         return False
     if own == "zh":
         form = next((form for text in said if (form := han_form(text))), "")
         return not form or han_form(suggestion) in ("", form)
     return True
+
+
+def users_language(said: Sequence[str]) -> str:
+    """That of the last message that tells, of those that the user wrote, the last one first; empty where none does."""
+    return next((code for text in said if (code := language(text))), "")
+
+
+def is_mostly_of(text: str, vocabulary: Container[str]) -> bool:
+    """Whether more than half of the words of ``text`` are among these."""
+    found = words(text) if vocabulary else ()
+    return sum(word in vocabulary for word in found) > MOSTLY * len(found)
+
+
+def vocabularies(said: Sequence[Sequence[str]]) -> dict[str, frozenset[str]]:
+    """The words that users of each language write, by what many of them said: each as :func:`users_texts` has it.
+
+    A word that stands in several languages is of those in which it is about as frequent as anywhere. Not of Chinese,
+    of which there are two forms, and not of a language that few write.
+    """
+    counts: dict[str, Counter[str]] = {}
+    n_users: Counter[str] = Counter()
+    for texts in said:
+        code = users_language(texts)
+        if code and code != "zh":
+            n_users[code] += 1
+            counts.setdefault(code, Counter()).update({word for text in texts for word in words(text)})
+    rates = {
+        code: {word: n / n_users[code] for word, n in some.items()}
+        for code, some in counts.items()
+        if n_users[code] >= MIN_USERS
+    }
+    most: dict[str, float] = {}
+    for some in rates.values():
+        for word, rate in some.items():
+            most[word] = max(rate, most.get(word, 0.0))
+    return {
+        code: frozenset(word for word, rate in some.items() if rate >= AS_FREQUENT * most[word])
+        for code, some in rates.items()
+    }
 
 
 def close(one: str, other: str) -> bool:

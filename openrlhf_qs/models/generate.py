@@ -9,11 +9,12 @@ many files and temperatures there are.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.keys import conversation_key
+from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.engine import load_engine, sample
@@ -110,9 +111,22 @@ def generate(
     left_out = [answer for answer in answers if isinstance(answer, str)]
     if left_out:
         print(f"left out: {len(left_out)} of {len(answers)} prompts are too long, the first: {left_out[0]}")
+    n_other, n_suggestions = _other_languages(task, rows)
+    if n_other:
+        print(f"{n_other} of {n_suggestions} suggestions are surely in another language or script than the user's")
     if not rows:
         raise ValueError(f"{where}: no conversation leaves room for a response; {(left_out or ['none was given'])[0]}")
     return rows
+
+
+def _other_languages(task: Task, rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """How many suggestions are not in their user's language, and how many there are."""
+    found = [
+        in_users_language(row["conversation"], text)
+        for row in rows
+        for text in task.read(row["response"], row["finish_reason"]).suggestions
+    ]
+    return found.count(False), len(found)
 
 
 def _one_each(flag: str, values: Sequence[int], of: Sequence[Any], of_flag: str) -> list[int]:

@@ -31,6 +31,7 @@ from rich.table import Table
 from openrlhf_qs.files.journal import Journal, job_keys, model_print
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.keys import text_key
+from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message, check_conversation
 from openrlhf_qs.form.task import Task, in_words
 from openrlhf_qs.form.text import width
@@ -44,7 +45,10 @@ SHOWN_FAILURES = 20
 MAX_WIDTH = 160  # columns; a wider text does not fit under an answer
 # What the template shows in place of a question, and what models leave unfilled.
 _PLACEHOLDER = re.compile(
-    r"\A(?:(?:\w+ )?(?:question|suggestion)(?: \d+)?|…|\.\.\.)[.?…]*\Z|\[[\w ]+\]|\{\w+\}|<\w+>|\$\w+|lorem ipsum",
+    r"\A(?:(?:\w+ )?(?:question|suggestion|frage|vorschlag|pregunta|sugerencia|pergunta|sugestão|domanda|suggerimento"
+    r"|вопрос|подсказка|soru|öneri|प्रश्न|सुझाव|سؤال|اقتراح|질문|제안)(?: ?#?\w{1,5})?"
+    r"|(?:第?[一二三四五六七八\d]个?)?(?:追问|问题|建议|問題|建議|質問|提案)[一二三四五六七八\d]?|…|\.\.\.)[.?？…:：]*\Z"
+    r"|\[[\w ]+\]|\{\w+\}|<\w+>|\$\w+|lorem ipsum",
     re.IGNORECASE,
 )
 # A model that speaks of itself does not write in the user's voice.
@@ -126,13 +130,14 @@ def run(args: argparse.Namespace) -> None:
         print(f"going on: {len(keys) - len(missing):,} of {len(keys):,} impressions are there")
 
     prompts = {key: template.messages(by_key[key][1]["conversation"], args.n_suggestions) for key in missing}
+    conversations = {key: by_key[key][1]["conversation"] for key in missing}
     policy = f"{args.model or args.policy}+{template.name}@{template.version}"
     failed: list[tuple[int, str]] = []
 
     def stop() -> bool:
         return bool(failed) and args.on_error == "raise"
 
-    answers = (_from_endpoint if args.endpoint else _from_vllm)(args, prompts, stop)
+    answers = (_from_endpoint if args.endpoint else _from_vllm)(args, prompts, conversations, stop)
     for key, answer in track(answers, "asking", total=len(missing)):
         line, row = by_key[key]
         if isinstance(answer, str):
@@ -222,16 +227,19 @@ def read_template(name: str) -> PromptTemplate:
     return PromptTemplate(path.stem, version[1], parts[0].strip(), parts[1].strip())
 
 
-def read_suggestions(text: str, n: int = 3, finish_reason: str = "stop") -> tuple[str, ...]:
-    """The ``n`` suggestions of an answer. ValueError where it is malformed."""
+def read_suggestions(
+    text: str, n: int = 3, finish_reason: str = "stop", conversation: Sequence[Message] = ()
+) -> tuple[str, ...]:
+    """The ``n`` suggestions of an answer under ``conversation``. ValueError where it is malformed, or nobody should be
+    shown them."""
     parsed = Task(n).read(text, finish_reason)
-    problem = parsed.problem or _no_suggestions(parsed.suggestions)
+    problem = parsed.problem or _no_suggestions(parsed.suggestions, conversation)
     if problem:
         raise ValueError(f"malformed answer: {problem}")
     return parsed.suggestions
 
 
-def _no_suggestions(texts: Sequence[str]) -> str:
+def _no_suggestions(texts: Sequence[str], conversation: Sequence[Message]) -> str:
     """Why nobody should be shown these, in a few words; empty where they are fine."""
     if len(set(map(text_key, texts))) < len(texts):
         return "two equal texts"
@@ -242,6 +250,8 @@ def _no_suggestions(texts: Sequence[str]) -> str:
             return f"a placeholder: {text[:40]!r}"
         if _REFUSAL.search(text):
             return f"a refusal: {text[:40]!r}"
+        if not in_users_language(conversation, text):
+            return f"not in the user's language: {text[:40]!r}"
     return ""
 
 
@@ -249,15 +259,18 @@ Answer = tuple[str, ...] | str  # the suggestions, or what was wrong with the la
 
 
 def _from_endpoint(
-    args: argparse.Namespace, prompts: Mapping[str, list[Message]], stop: Callable[[], bool]
+    args: argparse.Namespace,
+    prompts: Mapping[str, list[Message]],
+    conversations: Mapping[str, list[Message]],
+    stop: Callable[[], bool],
 ) -> Iterator[tuple[str, Answer]]:
     endpoint = ChatEndpoint(args.endpoint, args.model, args.api_key_env, args.timeout_s, args.retries)
 
-    def ask(messages: list[Message]) -> Answer:
+    def ask(key: str) -> Answer:
         try:
             return endpoint.ask(
-                messages,
-                partial(read_suggestions, n=args.n_suggestions),
+                prompts[key],
+                partial(read_suggestions, n=args.n_suggestions, conversation=conversations[key]),
                 temperature=args.temperature,
                 max_tokens=args.max_new_tokens,
             )
@@ -265,11 +278,11 @@ def _from_endpoint(
             return str(error)
 
     waiting: dict[Future, str] = {}
-    still_to_ask = iter(prompts.items())
+    still_to_ask = iter(prompts)
     with ThreadPoolExecutor(args.concurrency) as executor:
         while True:
             n_free = 0 if stop() else args.concurrency - len(waiting)
-            waiting |= {executor.submit(ask, messages): key for key, messages in islice(still_to_ask, n_free)}
+            waiting |= {executor.submit(ask, key): key for key in islice(still_to_ask, n_free)}
             if not waiting:
                 return
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -277,7 +290,10 @@ def _from_endpoint(
 
 
 def _from_vllm(
-    args: argparse.Namespace, prompts: Mapping[str, list[Message]], stop: Callable[[], bool]
+    args: argparse.Namespace,
+    prompts: Mapping[str, list[Message]],
+    conversations: Mapping[str, list[Message]],
+    stop: Callable[[], bool],
 ) -> Iterator[tuple[str, Answer]]:
     llm = load_engine(args.policy, args.seed) if prompts else None
     keys = list(prompts)
@@ -290,13 +306,18 @@ def _from_vllm(
             if not open_keys:
                 break
             found = sample(llm, [prompts[key] for key in open_keys], args.max_new_tokens, args.temperature)
-            answers.update((key, _read(one, args.n_suggestions)) for key, one in zip(open_keys, found, strict=True))
+            answers.update(
+                (key, _read(one, args.n_suggestions, conversations[key]))
+                for key, one in zip(open_keys, found, strict=True)
+            )
         yield from answers.items()
 
 
-def _read(answers: list[engine.Answer] | str, n: int) -> Answer:
+def _read(answers: list[engine.Answer] | str, n: int, conversation: Sequence[Message]) -> Answer:
+    if isinstance(answers, str):
+        return answers
     try:
-        return answers if isinstance(answers, str) else read_suggestions(answers[0].text, n, answers[0].finish_reason)
+        return read_suggestions(answers[0].text, n, answers[0].finish_reason, conversation)
     except ValueError as error:
         return str(error)
 

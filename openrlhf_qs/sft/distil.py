@@ -22,6 +22,7 @@ from rich.table import Table
 from openrlhf_qs.files.journal import Journal, job_keys, model_print
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.keys import conversation_key, text_key
+from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message, check_conversation
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import N_SUGGESTIONS, suggestion_problem
@@ -32,6 +33,7 @@ from openrlhf_qs.models.engine import load_engine, sample
 LEFT_OUT = {
     "cut_off": "ended by --max_new_tokens, not by the teacher",
     "malformed": "not one line of text with a letter in it, or with markup",
+    "another_language": "surely in another language or script than the user's last message",
     "prompt_too_long": "the conversation leaves no room for an answer",
 }
 
@@ -135,13 +137,16 @@ class Sampler:
                 candidates, left_out = [], dict.fromkeys(LEFT_OUT, 0) | {"prompt_too_long": self.options.n_samples}
             else:
                 candidates, left_out = merge_samples(
-                    (one.text, one.log_prob / one.n_tokens, one.finish_reason == "stop") for one in outputs
+                    ((one.text, one.log_prob / one.n_tokens, one.finish_reason == "stop") for one in outputs),
+                    conversation,
                 )
             rows[key] = {"conversation": conversation, "candidates": candidates, "left_out": left_out}
         return rows
 
 
-def merge_samples(samples: Iterable[tuple[str, float, bool]]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def merge_samples(
+    samples: Iterable[tuple[str, float, bool]], conversation: Sequence[Message] = ()
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The different suggestions among the samples of one conversation, the likeliest first.
 
     Samples that :func:`openrlhf_qs.form.keys.text_key` makes equal are one candidate, in the likeliest of its
@@ -149,6 +154,7 @@ def merge_samples(samples: Iterable[tuple[str, float, bool]]) -> tuple[list[dict
 
     Args:
         samples: text; mean log-probability, nats per token, the end counted; whether the teacher ended it.
+        conversation: what they were sampled for.
 
     Returns:
         ``[{"text", "log_prob", "n_sampled"}]``, and how many samples were left out for each reason of ``LEFT_OUT``.
@@ -158,6 +164,9 @@ def merge_samples(samples: Iterable[tuple[str, float, bool]]) -> tuple[list[dict
     for text, log_prob, ended in samples:
         if not ended or suggestion_problem(text):
             left_out["malformed" if ended else "cut_off"] += 1
+            continue
+        if not in_users_language(conversation, text):
+            left_out["another_language"] += 1
             continue
         new = {"text": text.strip(), "log_prob": log_prob, "n_sampled": 0}
         known = candidates.setdefault(text_key(text), new)

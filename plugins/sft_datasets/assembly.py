@@ -16,6 +16,15 @@ from rich.console import Console
 from rich.progress import track
 
 from openrlhf_qs.form.keys import text_key
+from openrlhf_qs.form.language import (
+    in_language_of,
+    in_users_language,
+    is_mostly_of,
+    users_language,
+    users_texts,
+    vocabularies,
+)
+from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.response import N_SUGGESTIONS, suggestion_problem
 from openrlhf_qs.models.embedder import embed, load_embedder
 from openrlhf_qs.registry import SFT_DATASETS
@@ -31,7 +40,8 @@ MIN_BOILERPLATE_ROWS = 20  # under fewer rows than these nothing is boilerplate,
 class Diverse:
     """Suggestions that are good and that differ.
 
-    A candidate goes out where it cannot be read as one suggestion, says what a better one of its row says (the same
+    A candidate goes out where it cannot be read as one suggestion, is surely in another language or script than the
+    user's last message, says what a better one of its row says (the same
     but for case, punctuation and white space, or ``near_duplicate``), or stands under too many conversations to be
     about any of them (``boilerplate``). Of those left, as many as wanted are selected; the better stand before the
     worse. A row is dropped where fewer can stand together, or where it was shown and nothing was clicked.
@@ -107,6 +117,7 @@ class Diverse:
         key = _numbered(keys)
         self._drop_duplicates(ledger, quality, key)
         self._drop_boilerplate(ledger, keys, key)
+        self._drop_other_languages(ledger, rows)
         order = self._drop_worse(ledger, quality)
         vectors = self._embedded(ledger, key[order], order)
         self._drop_rows_without_click(ledger)
@@ -164,6 +175,20 @@ class Diverse:
         places = np.unique(group * n_rows + ledger.candidates.row[which])
         n_rows_of_group = np.bincount(places // n_rows, minlength=len(count))
         ledger.mark(which[n_rows_of_group[group] > limit], "boilerplate")
+
+    def _drop_other_languages(self, ledger: Ledger, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Out goes what no user of that conversation asked to read."""
+        which, texts, row = ledger.open(), ledger.candidates.texts, ledger.candidates.row
+        said = [users_texts(one.get("conversation") or ()) for one in rows]
+        known = vocabularies(said)
+        theirs = [known.get(users_language(texts), frozenset()) for texts in said]
+        other = [
+            index
+            for index in track(which.tolist(), "telling the languages", console=PROGRESS)
+            if not is_mostly_of(texts[index], theirs[row[index]])  # else it surely is in theirs, and that is fast
+            and not in_language_of(said[row[index]], texts[index])
+        ]
+        ledger.mark(other, "another language")
 
     def _drop_worse(self, ledger: Ledger, quality: NDArray) -> NDArray[np.int64]:
         """Out goes what is far worse than the best of its row, or after those that are looked at.
@@ -229,16 +254,20 @@ class Diverse:
 class Raw:
     """The suggestions with the most clicks, of equal ones those shown most; fewer than wanted: the row goes.
 
-    What cannot be read as one suggestion is passed over. For rows from a click log.
+    What cannot be read as one suggestion, or is in another language, is passed over. For rows from a click log.
     """
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], n: int = N_SUGGESTIONS) -> list[list[str] | None]:
-        return [self._best(row["candidates"], n) for row in rows]
+        return [self._best(row["candidates"], row.get("conversation") or (), n) for row in rows]
 
-    def _best(self, candidates: Sequence[Mapping[str, Any]], n: int) -> list[str] | None:
+    def _best(
+        self, candidates: Sequence[Mapping[str, Any]], conversation: Sequence[Message], n: int
+    ) -> list[str] | None:
         if any("n_clicked" not in candidate for candidate in candidates):
             raise ValueError("raw: a candidate has no n_clicked; raw takes rows from a click log, use diverse")
-        readable = [c for c in candidates if not suggestion_problem(c["text"])]
+        readable = [
+            c for c in candidates if not suggestion_problem(c["text"]) and in_users_language(conversation, c["text"])
+        ]
         ranked = sorted(readable, key=lambda c: (c["n_clicked"], c["n_shown"]), reverse=True)
         return [c["text"].strip() for c in ranked[:n]] if len(ranked) >= n else None
 

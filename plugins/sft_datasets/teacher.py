@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 from math import floor
 from typing import Any
 
+from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.response import suggestion_problem
 from openrlhf_qs.registry import SFT_DATASETS
 
@@ -45,7 +46,13 @@ class Single:
         candidates = row["candidates"]
         if any("n_clicked" not in c or "weight" not in c for c in candidates):
             raise ValueError("single: a candidate has no n_clicked or no weight; give rows that the data stage wrote")
-        clicked = [c for c in candidates if c["n_clicked"] and not suggestion_problem(c["text"])]
+        clicked = [
+            c
+            for c in candidates
+            if c["n_clicked"]
+            and not suggestion_problem(c["text"])
+            and in_users_language(row["conversation"], c["text"])
+        ]
         n_instances = min(sum(c["n_clicked"] for c in clicked), self.max_instances)
         text = json.dumps([self.seed, row["conversation"]], sort_keys=True)
         start = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest()) / 2**48

@@ -7,7 +7,7 @@ from short_questions import QUESTIONS
 
 from openrlhf_qs.form import text as room
 from openrlhf_qs.form.keys import text_key
-from openrlhf_qs.form.language import in_users_language
+from openrlhf_qs.form.language import in_users_language, is_mostly_of, vocabularies
 from openrlhf_qs.form.text import han_form, language, pieces, same_stem, scripts, spread, width, words
 
 PUNCTUATION = st.text(alphabet=" abcXYZ0123'.,:;?!-_()/", max_size=30)
@@ -91,3 +91,12 @@ def test_one_key_whatever_the_blanks_the_vowel_signs_and_the_marks():
     assert text_key("价格 是多少") == text_key("价格是多少？")
     assert text_key("كَمِ السِّعْرُ؟") == text_key("كم السعر")
     assert text_key("how long") != text_key("howlong") and re.sub(" ", "", text_key("a b")) == "ab"
+
+
+def test_the_words_of_users_tell_their_language_without_looking_further():
+    german = [f"Wie backe ich das Brot Nummer {n} in der Küche?" for n in range(60)]
+    english = [f"How do I bake the bread number {n} before I die?" for n in range(60)]
+    found = vocabularies([(text,) for text in german + english + ["怎么煮牛肉面？"] * 60 + ["Comment cuire ?"] * 9])
+    assert set(found) == {"de", "en"} and "der" in found["de"] and "bake" in found["en"]
+    assert "in" in found["de"] and "in" not in found["en"]  # no user wrote it in English
+    assert is_mostly_of("Wie backe ich Nudeln?", found["de"]) and not is_mostly_of("Wie backe ich?", found["en"])

@@ -228,3 +228,16 @@ def test_options_out_of_range_are_refused(option):
 def test_a_method_that_there_is_not_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="diverse.method = 'best': input should be 'mmr' or 'dpp'"):
         SFT_DATASETS.create("diverse", method="best")
+
+
+@pytest.mark.parametrize("name", ["diverse", "raw"])
+def test_what_is_in_another_language_than_the_user_writes_is_not_taught(name):
+    own = ["Welches Mehl nehme ich für das Brot?", "Wie lange muss der Teig gehen?", "Warum kommt Salz hinein?"]
+    row = clicked(("Which flour should I take for the bread?", 9, 0.9), *((text, 5, 0.5) for text in own))
+    row["conversation"] = [{"role": "user", "content": "Wie backe ich zu Hause ein gutes Brot?"}]
+    plugin = SFT_DATASETS.create(name)
+    (answer,) = plugin([row], 3)
+    assert answer == own
+    if name == "diverse":
+        assert plugin.report["candidates"]["another language"] == 1
+        assert plugin.report["examples"]["another language"][0]["text"].startswith("Which flour")

@@ -43,7 +43,8 @@ def test_rows_that_have_no_clicks_are_refused():
 
 def test_the_same_seed_gives_the_same_instances_and_seeds_differ():
     rows = [
-        row(*((f"What {n} {i}?", 5, 1, 0.1 * (i + 1)) for i in range(4))) | {"conversation": [{"n": n}]}
+        row(*((f"What {n} {i}?", 5, 1, 0.1 * (i + 1)) for i in range(4)))
+        | {"conversation": [{"role": "user", "content": str(n)}]}
         for n in range(30)
     ]
     assert Single(seed=1)(rows) == Single(seed=1)(rows)

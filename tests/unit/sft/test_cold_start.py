@@ -13,6 +13,7 @@ import pytest
 from openrlhf_qs import cli
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import SUGGEST
 from openrlhf_qs.models import endpoint as chat
 from openrlhf_qs.sft.cold_start import TEMPLATES, read_suggestions, read_template
@@ -272,3 +273,26 @@ def test_what_a_model_thought_before_is_no_suggestion():
     assert read_suggestions(f"<think>\n1. Hm\n</think>\n\n{RIGHT}") == ("How long?", "Which flour?", "Why salt?")
     with pytest.raises(ValueError, match="malformed answer"):
         read_suggestions("<think>\nHm, which three")
+
+
+GERMAN = [{"role": "user", "content": "Wie backe ich zu Hause ein gutes Brot?"}]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("Which flour should I take for the bread?", "Wie lange dauert das?", "Warum Salz?"),
+        ("面粉怎么选比较好？", "Wie lange dauert das?", "Warum Salz?"),
+        ("Frage 1", "Frage 2", "Frage 3"),
+        ("问题一？", "Wie lange dauert das?", "Warum Salz?"),
+    ],
+)
+def test_what_is_not_in_the_users_language_or_a_placeholder_is_asked_again(texts):
+    with pytest.raises(ValueError, match="malformed answer: (not in the user's language|a placeholder)"):
+        read_suggestions(format_response(texts), conversation=GERMAN)
+
+
+def test_names_code_and_short_texts_are_of_every_language():
+    texts = ("Brot mit ChatGPT backen?", "`pip install bread`?", "Roggenmehl 1150?")
+    assert read_suggestions(format_response(texts), conversation=GERMAN) == texts
+    assert read_suggestions(format_response(["Which flour should I take?", "How long?", "Why salt?"]))

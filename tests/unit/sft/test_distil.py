@@ -9,7 +9,7 @@ from openrlhf_qs import cli
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.keys import text_key
 from openrlhf_qs.form.request import Request
-from openrlhf_qs.sft.distil import merge_samples, read_conversations, report_table
+from openrlhf_qs.sft.distil import LEFT_OUT, merge_samples, read_conversations, report_table
 
 CONVERSATION = [{"role": "user", "content": "Hi"}]
 
@@ -33,8 +33,13 @@ def test_what_cannot_be_shown_is_left_out_and_counted():
     samples = [("A?", -1.0, True), ("A very lo", -1.0, False), ("1 + 1", -1.0, True), ("A?\nB?", -1.0, True)]
     candidates, left_out = merge_samples(samples)
     assert [candidate["text"] for candidate in candidates] == ["A?"]
-    assert left_out == {"cut_off": 1, "malformed": 2, "prompt_too_long": 0}
-    assert merge_samples([]) == ([], {"cut_off": 0, "malformed": 0, "prompt_too_long": 0})
+    assert left_out == dict.fromkeys(LEFT_OUT, 0) | {"cut_off": 1, "malformed": 2}
+    assert merge_samples([]) == ([], dict.fromkeys(LEFT_OUT, 0))
+    samples = [("Welches Mehl nehme ich für das Brot?", -1.0, True), ("Which flour should I take for it?", -1.0, True)]
+    conversation = [{"role": "user", "content": "Wie backe ich zu Hause ein gutes Brot?"}]
+    candidates, left_out = merge_samples(samples, conversation)
+    assert [candidate["text"] for candidate in candidates] == ["Welches Mehl nehme ich für das Brot?"]
+    assert left_out == dict.fromkeys(LEFT_OUT, 0) | {"another_language": 1}
 
 
 @given(st.lists(st.tuples(st.text(max_size=6), st.floats(-9, 0), st.booleans()), max_size=30))
