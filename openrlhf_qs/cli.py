@@ -26,6 +26,7 @@ STAGES = {
 }
 LOOKS = {
     "log check": ("clicks.check", "check a click log and describe it, in constant memory"),
+    "lengths": ("clicks.lengths", "cut what is too long for a policy, and find the tokens that a response needs"),
     "log convert": ("clicks.convert", "CSV, ShareGPT, OpenAI messages and logs of other types to a click log"),
     "assemble": ("sft.sft_set", "choose three of each conversation's candidates, as sft does, to look at them"),
     "garm eval": ("garm.eval", "accuracy, calibration and position preference of a reward model on preferences"),

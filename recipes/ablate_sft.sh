@@ -45,7 +45,7 @@ for seed in $SEEDS; do
       STAGE=seed$seed/$name STAGE_DIR=$BASE/$name
       [ -f "$BASE/report/responses.$name.jsonl" ] || followed openrlhf-qs generate --policy "$BASE/$name/sft" \
          --reference "$BASE/$name/sft" --prompts "$BASE/data/fusion.jsonl" "$BASE/data/heldout.jsonl" \
-         --n_max "$N_SELECTION" "$N_HELDOUT" --temperature $TEMPERATURES --max_new_tokens "$MAX_NEW_TOKENS" --seed "$seed" \
+         --n_max "$N_SELECTION" "$N_HELDOUT" --temperature $TEMPERATURES --max_new_tokens "$(response_tokens)" --seed "$seed" \
          --out "$BASE/report/selection.$name.jsonl" "$BASE/report/responses.$name.jsonl"
    done
    plugin_flags --

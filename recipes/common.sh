@@ -93,7 +93,7 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 : "${DISTIL:=0}"                # 1: SFT on what a teacher, trained on single clicked suggestions, would suggest
 # What all stages must agree on
 : "${MAX_LEN:=512}"             # tokens of a conversation with what follows it, a suggestion or a response
-: "${MAX_NEW_TOKENS:=64}"       # tokens of a response
+: "${MAX_NEW_TOKENS:=}"         # tokens of a response; empty: as many as those of the log need (data/max_new_tokens)
 : "${GRPO_TEMPERATURE:=0.6}"    # of GRPO's rollouts, and of the responses that fusion learns from, which stand for them
 # What it is run with
 : "${GPUS:=0}"                  # of each node; 0 is the CPU form
@@ -104,7 +104,7 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 : "${AGAIN:=0}"                 # 1: make the stage anew, and all after it, checkpoints too
 
 for name in GPUS NODES SEED MAX_LEN MAX_NEW_TOKENS; do
-   [[ ${!name} =~ ^[0-9]+$ ]] || die "$name=${!name}: give a whole number, as in $name=8"
+   [[ ${!name} =~ ^[0-9]+$ || $name${!name} = MAX_NEW_TOKENS ]] || die "$name=${!name}: give a whole number, as in $name=8"
 done
 [ "$GPUS" -gt 0 ] && FORM=gpu || FORM=cpu
 if [ "$FORM" = cpu ]; then
@@ -245,6 +245,19 @@ finish() {
    [ "$DRY_RUN" = 1 ] && return
    record finish --run "$RUN" --stage "$STAGE" --seconds $((SECONDS - STARTED))
    echo "$STAGE: done in $((SECONDS - STARTED)) s"
+}
+
+# response_tokens: MAX_NEW_TOKENS, or what the stage data found in the log; 64 where nothing is run.
+response_tokens() {
+   if [ -n "$MAX_NEW_TOKENS" ]; then
+      echo "$MAX_NEW_TOKENS"
+   elif [ -f "$RUN/data/max_new_tokens" ]; then
+      cat "$RUN/data/max_new_tokens"
+   elif [ "$DRY_RUN" = 1 ]; then
+      echo 64
+   else
+      die "$RUN/data/max_new_tokens is missing: run the stage data again, or give MAX_NEW_TOKENS"
+   fi
 }
 
 # plugin_flags PREFIX: $PLUGIN and $OPTION as flags, in the array PLUGIN_FLAGS.

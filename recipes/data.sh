@@ -20,4 +20,5 @@ run openrlhf-qs data --log "${LOG[@]}" --out "$RUN/data" --seed "$SEED" "${TASK[
 if [ -z "$POLICY" ]; then
    run openrlhf-qs small-policy --log "${LOG[@]}" --out "$RUN/data/policy" --seed "$SEED" "${TASK[@]}"
 fi
+run openrlhf-qs lengths --data "$RUN/data" --policy "${POLICY:-$RUN/data/policy}" --max_len "$MAX_LEN" "${TASK[@]}"
 finish

@@ -22,7 +22,7 @@ for policy in sft grpo; do
    [ -f "$RUN/report/responses.$policy.jsonl" ] || followed openrlhf-qs generate --policy "$RUN/$policy" --reference "$RUN/sft" \
       --prompts "$RUN/data/fusion.jsonl" "$RUN/data/heldout.jsonl" --n_max "$N_SELECTION" "$N_HELDOUT" \
       --out "$RUN/report/selection.$policy.jsonl" "$RUN/report/responses.$policy.jsonl" \
-      --temperature $TEMPERATURES --n_samples "${N_SAMPLES_AT[@]}" --max_new_tokens "$MAX_NEW_TOKENS" --seed "$SEED"
+      --temperature $TEMPERATURES --n_samples "${N_SAMPLES_AT[@]}" --max_new_tokens "$(response_tokens)" --seed "$SEED"
 done
 run openrlhf-qs evaluate --run "$RUN" --judge "$JUDGE" --embedder "$EMBEDDER" --seed "$SEED" \
    "${PLUGIN_FLAGS[@]}" "$@"

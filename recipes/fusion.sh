@@ -10,7 +10,7 @@ begin fusion "$@"
 plugin_flags --
 if [ ! -f "$RUN/fusion/responses.jsonl" ]; then
    followed openrlhf-qs generate --policy "$RUN/sft" --reference "$RUN/sft" --prompts "$RUN/data/fusion.jsonl" \
-      --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$MAX_NEW_TOKENS" --n_max 250 --n_samples "$N_SAMPLED" --seed "$SEED" \
+      --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$(response_tokens)" --n_max 250 --n_samples "$N_SAMPLED" --seed "$SEED" \
       --temperature "$GRPO_TEMPERATURE" --reference_temperature "$GRPO_TEMPERATURE"
 fi
 run openrlhf-qs fusion --reward "$REWARD" --fusion "$FUSION" --normalisation "$NORMALISATION" \

@@ -20,7 +20,7 @@ DATA=(
    --data.prompt_dataset "$RUN/data/prompts.jsonl"
    --data.input_key prompt --data.label_key label   # the label is the conversation, for the rewards
    --data.apply_chat_template
-   --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$MAX_NEW_TOKENS"
+   --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$(response_tokens)"
 )
 MODELS=(
    --actor.model_name_or_path "$RUN/sft"

@@ -73,9 +73,9 @@ SFT_SIZE = ("LR", "EPOCHS", "BATCH", "MICRO_BATCH")
 FORM = ("GPUS", "NODES")
 STAGES = {
     "data": Stage(
-        ("SEED", "N_IMPRESSIONS", "N_CONTEXTS", "N_SUGGESTIONS"),
-        files=("CLICK_LOG", "PROMPT_TEMPLATE"),
-        products=("*.jsonl", "log.json"),
+        ("SEED", "N_IMPRESSIONS", "N_CONTEXTS", "N_SUGGESTIONS", "MAX_LEN"),
+        files=("CLICK_LOG", "PROMPT_TEMPLATE", "POLICY"),
+        products=("*.jsonl", "log.json", "lengths.json", "max_new_tokens"),
     ),
     "distil": Stage(
         ("SEED", "N_CANDIDATES", "MAX_LEN", *(f"TEACHER_{name}" for name in SFT_SIZE), *FORM),

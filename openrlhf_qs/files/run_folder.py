@@ -34,6 +34,8 @@ class DataFolder:
         self.fusion = self.path / "fusion.jsonl"
         self.heldout = self.path / "heldout.jsonl"
         self.log = self.path / "log.json"  # what was read, left out and written; the last file of the stage
+        self.lengths = self.path / "lengths.json"  # what was cut to fit the policy
+        self.max_new_tokens = self.path / "max_new_tokens"  # of a response, found in the log
         self.small_policy = self.path / "policy"
 
 

@@ -114,7 +114,8 @@ class ImpressionDataset(Dataset):
         """
         Args:
             rows: see :data:`openrlhf_qs.clicks.preferences.SCHEMA`, as they stand in a file.
-            max_len: tokens of a conversation with one suggestion; of a longer conversation the beginning is cut.
+            max_len: tokens of a conversation with one suggestion; a longer conversation is cut by whole turns, and
+                :attr:`n_cut` says how many were.
             share_prefix: whether the model reads segment ids.
             whole_lists: keep all that was shown. Otherwise what no pair needs is not read: impressions without a
                 pair, suggestions that stand in none.
@@ -132,7 +133,9 @@ class ImpressionDataset(Dataset):
             )
         # No rows, no impressions: OpenRLHF evaluates on a hundredth of the rows, of fewer than a hundred on none.
         kept = rows if whole_lists else _paired(rows)
-        impressions = _impressions(kept, tokenizer, max_len)
+        cut: set[str] = set()
+        impressions = _impressions(kept, tokenizer, max_len, cut)
+        self.n_cut = len(cut)
         self.items = _together(kept, impressions)
         self.n_impressions = len(impressions)
         n_paired = sum(bool(impression.pairs) for impression in impressions)
@@ -211,10 +214,10 @@ def _paired(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def _impressions(rows: Sequence[Mapping[str, Any]], tokenizer, max_len: int) -> list[Impression]:
-    """One item a row; all texts are tokenized together."""
+def _impressions(rows: Sequence[Mapping[str, Any]], tokenizer, max_len: int, cut: set[str]) -> list[Impression]:
+    """One item a row; all texts are tokenized together. The keys of conversations that are too long go to ``cut``."""
     shown = [(row["conversation"], text) for row in rows for text in row["suggestions"]]
-    ids = iter(suggestion_ids(tokenizer, *zip(*shown, strict=True), max_len) if shown else [])
+    ids = iter(suggestion_ids(tokenizer, *zip(*shown, strict=True), max_len, cut) if shown else [])
     impressions = []
     for number, row in enumerate(rows):
         n, pairs = len(row["suggestions"]), row["pairs"]

@@ -48,7 +48,7 @@ from openrlhf_qs.garm.shared_prefix import (
     tree_mask,
     use_attention,
 )
-from openrlhf_qs.models.template import rendered
+from openrlhf_qs.models.template import rendered, shortened
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins
 
 MATCH = "match"  # name of the vectors of exact matches among the weights
@@ -335,10 +335,18 @@ def suggestion_rows(
 
 
 def suggestion_ids(
-    tokenizer, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str], max_len: int
+    tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    suggestions: Sequence[str],
+    max_len: int,
+    cut: set[str] | None = None,
 ) -> list[list[int]]:
-    """The tokens that a reward model reads, a list for each suggestion; of a long conversation the beginning is cut,
-    for a decoder by a multiple of an eighth of the limit, so that its suggestions share the rest.
+    """The tokens that a reward model reads, a list for each suggestion.
+
+    A conversation that is too long with the longest of its suggestions is cut as everywhere, by whole turns from the
+    beginning (:func:`openrlhf_qs.models.template.shortened`), the same for all of them. Where its last question alone
+    is too long, that loses its beginning: for a decoder by a multiple of an eighth of the limit, so that the
+    suggestions share the rest.
 
     A tokenizer with a chat template writes the conversation and the suggestion as its last user turn, closed by the
     end-of-sequence token, as in training. One with a separator instead (BERT, MiniLM) writes them as a pair of texts,
@@ -347,29 +355,39 @@ def suggestion_ids(
     Args:
         max_len: tokens; the tokenizer's own limit where that is lower. ValueError where a suggestion has more, or has
             no text.
+        cut: the keys of the conversations that were cut are added.
     """
     for n, suggestion in enumerate(suggestions):
         if not suggestion.strip():
             raise ValueError(f"suggestion {n} of {len(suggestions)} has no text; leave it out")
     limit = min(max_len, tokenizer.model_max_length)
+    cut = set() if cut is None else cut
     if tokenizer.chat_template:
-        return _chat_ids(tokenizer, conversations, suggestions, limit)
+        return _chat_ids(tokenizer, conversations, suggestions, limit, cut)
     if tokenizer.sep_token:
-        return _pair_ids(tokenizer, conversations, suggestions, limit)
+        return _pair_ids(tokenizer, conversations, suggestions, limit, cut)
     raise ValueError(
         f"the tokenizer of {tokenizer.name_or_path} has neither a chat template nor a separator token, so a "
         "suggestion cannot be told from its conversation; give it a chat template"
     )
 
 
-def _chat_ids(tokenizer, conversations, suggestions, limit: int) -> list[list[int]]:
-    texts = [
-        rendered(tokenizer, suggestion_messages(conversation, suggestion)).rstrip("\n")
-        for conversation, suggestion in zip(conversations, suggestions, strict=True)
-    ]
-    eos = tokenizer.eos_token
-    texts = [text if text.endswith(eos) else f"{text} {eos}" for text in texts]
-    rows = _tokenize(tokenizer, texts, add_special_tokens=False)
+def _chat_ids(tokenizer, conversations, suggestions, limit: int, cut: set[str]) -> list[list[int]]:
+    rows, texts = _chat_rows(tokenizer, conversations, suggestions)
+    longest = _longest(rows, conversations, limit)
+    if longest:
+        cut |= longest.keys()
+        shorter = {
+            key: shortened(tokenizer, suggestion_messages(conversations[n], suggestions[n]), limit)
+            for key, n in longest.items()
+        }
+        whole = {key: messages[:-1] for key, messages in shorter.items() if messages is not None}
+        of = [n for n, one in enumerate(conversations) if conversation_key(one) in whole]
+        made = _chat_rows(
+            tokenizer, [whole[conversation_key(conversations[n])] for n in of], [suggestions[n] for n in of]
+        )
+        for n, row, text in zip(of, *made, strict=True):
+            rows[n], texts[n] = row, text
     # Cut by a multiple of it, texts of almost one length keep the same beginning and can share it.
     step = max(1, limit // 8)
     for n, (row, text, suggestion) in enumerate(zip(rows, texts, suggestions, strict=True)):
@@ -382,11 +400,42 @@ def _chat_ids(tokenizer, conversations, suggestions, limit: int) -> list[list[in
     return rows
 
 
-def _pair_ids(tokenizer, conversations, suggestions, limit: int) -> list[list[int]]:
-    turns = f" {tokenizer.sep_token} "
-    contexts = [turns.join(message["content"] for message in conversation).strip() for conversation in conversations]
-    pairs = [(c, s) if c else s for c, s in zip(contexts, suggestions, strict=True)]
+def _longest(rows: Sequence[Sequence[int]], conversations, limit: int) -> dict[str, int]:
+    """The row with the most tokens of each conversation that has more than ``limit`` somewhere."""
+    found: dict[str, int] = {}
+    for n, row in enumerate(rows):
+        if len(row) > limit:
+            key = conversation_key(conversations[n])
+            found[key] = max(found.get(key, n), n, key=lambda one: len(rows[one]))
+    return found
+
+
+def _chat_rows(tokenizer, conversations, suggestions) -> tuple[list[list[int]], list[str]]:
+    """Tokens and text of each suggestion under its conversation."""
+    texts = [
+        rendered(tokenizer, suggestion_messages(conversation, suggestion)).rstrip("\n")
+        for conversation, suggestion in zip(conversations, suggestions, strict=True)
+    ]
+    eos = tokenizer.eos_token
+    texts = [text if text.endswith(eos) else f"{text} {eos}" for text in texts]
+    return _tokenize(tokenizer, texts, add_special_tokens=False), texts
+
+
+def _pair_ids(tokenizer, conversations, suggestions, limit: int, cut: set[str]) -> list[list[int]]:
+    pairs = [_pair(tokenizer, *one) for one in zip(conversations, suggestions, strict=True)]
     rows = _tokenize(tokenizer, pairs)
+    for key, n in _longest(rows, conversations, limit).items():
+        cut.add(key)
+        left = list(conversations[n])
+        starts = [place for place, message in enumerate(left) if message["role"] == "user" and place]
+        for start in starts:
+            left = conversations[n][start:]
+            if len(_tokenize(tokenizer, [_pair(tokenizer, left, suggestions[n])])[0]) <= limit:
+                break
+        for k, one in enumerate(conversations):
+            if conversation_key(one) == key:
+                pairs[k] = _pair(tokenizer, left, suggestions[k])
+                [rows[k]] = _tokenize(tokenizer, [pairs[k]])
     tokenizer.truncation_side = "left"
     for n, suggestion in enumerate(suggestions):
         if len(rows[n]) > limit:
@@ -397,6 +446,12 @@ def _pair_ids(tokenizer, conversations, suggestions, limit: int) -> list[list[in
             if len(alone) + 2 <= limit:
                 [rows[n]] = _tokenize(tokenizer, [pairs[n]], truncation="only_first", max_length=limit)
     return rows
+
+
+def _pair(tokenizer, conversation, suggestion: str) -> tuple[str, str] | str:
+    turns = f" {tokenizer.sep_token} "
+    context = turns.join(message["content"] for message in conversation).strip()
+    return (context, suggestion) if context else suggestion
 
 
 def _tokenize(tokenizer, texts: list, **options) -> list[list[int]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from openrlhf.datasets import PromptDataset
 
-from openrlhf_qs.models.template import fitted
+from openrlhf_qs.models.template import fitted, in_its_roles
 
 
 class FittedPromptDataset(PromptDataset):
@@ -16,14 +16,15 @@ class FittedPromptDataset(PromptDataset):
     def __init__(self, dataset, tokenizer, strategy, **kwargs) -> None:
         args = strategy.args
         n_most = args.data.max_len - args.rollout.max_new_tokens
-        rows, key = [], args.data.input_key
+        rows, key, n_cut = [], args.data.input_key, 0
         for row in dataset:
             messages = row[key] if isinstance(row[key], list) else [{"role": "user", "content": row[key]}]
             prompt = fitted(tokenizer, messages, n_most)
             if prompt is not None:
                 rows.append({**row, key: prompt})
+                n_cut += prompt != in_its_roles(tokenizer, messages)
         n_long = len(dataset) - len(rows)
-        strategy.print(f"{len(rows)} prompts; {n_long} left out, which are too long for {n_most} tokens")
+        strategy.print(f"{len(rows)} prompts, {n_cut} of them cut to {n_most} tokens; {n_long} left out as too long")
         if not rows:
             raise ValueError(f"no prompt has room in {n_most} tokens: give --data.max_len more")
         super().__init__(rows, tokenizer, strategy, **kwargs)

@@ -23,5 +23,5 @@ class SuggestionRewardDataset(ImpressionDataset):
         super().__init__(dataset.to_list(), tokenizer, max_length, share_prefix, whole_lists)
         strategy.print(
             f"{self.n_impressions} of {len(dataset)} impressions are read, {len(self)} conversations; "
-            f"shared prefixes: {share_prefix}"
+            f"{self.n_cut} of them cut to {max_length} tokens; shared prefixes: {share_prefix}"
         )

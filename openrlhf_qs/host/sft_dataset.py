@@ -14,12 +14,12 @@ from datasets import Dataset
 from openrlhf.datasets import SFTDataset
 from rich.console import Console
 
+from openrlhf_qs.clicks.lengths import N_END
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import Task, write_task
 from openrlhf_qs.models.template import fitted, in_its_roles
 from openrlhf_qs.sft.sft_set import assemble, report_table, write_report
 
-N_END = 4  # tokens after a response: its end, and what OpenRLHF keeps free
 Instance = tuple[list[Message], str]  # what is asked, what is answered
 
 

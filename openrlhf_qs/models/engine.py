@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.models.device import pick_device
-from openrlhf_qs.models.template import fitted, prompt_ids
+from openrlhf_qs.models.template import fitted, in_its_roles, prompt_ids
 
 
 def load_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
@@ -73,6 +73,11 @@ def sample(
     n_most = llm.llm_engine.model_config.max_model_len - max_tokens
     fits = [fitted(tokenizer, one, n_most) for one in messages]
     prompts = [prompt_ids(tokenizer, one if fit is None else fit) for one, fit in zip(messages, fits, strict=True)]
+    n_cut = sum(
+        fit is not None and fit != in_its_roles(tokenizer, one) for one, fit in zip(messages, fits, strict=True)
+    )
+    if n_cut:
+        print(f"{n_cut} of {len(prompts)} prompts were cut to {n_most} tokens, by whole turns from the beginning")
     fitting = [TokensPrompt(prompt_token_ids=ids) for ids in prompts if len(ids) <= n_most]
     # No seed here: vLLM's CPU backend knows the engine's alone. Log-probs of the sampled token only.
     sampling = SamplingParams(n=n, max_tokens=max_tokens, temperature=temperature, logprobs=0)

@@ -36,18 +36,19 @@ def in_its_roles(tokenizer, messages: Sequence[Message]) -> list[Message]:
     roles = tuple(message["role"] for message in messages)
     known = tokenizer.__dict__.setdefault("_openrlhf_qs_roles", {})
     if roles not in known:
-        known[roles] = _takes(tokenizer, [{"role": role, "content": "x"} for role in roles])
+        known[roles] = not refused_roles(tokenizer, [{"role": role, "content": "x"} for role in roles])
     return messages if known[roles] else alternating(messages)
 
 
-def _takes(tokenizer, messages: list[Message]) -> bool:
+def refused_roles(tokenizer, messages: list[Message]) -> str:
+    """Why the template refuses the roles of ``messages``, in its own words; empty where it takes them."""
     from jinja2 import TemplateError
 
     try:
         tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError:
-        return False
-    return True
+    except TemplateError as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def alternating(messages: Sequence[Message]) -> list[Message]:
@@ -69,7 +70,13 @@ def alternating(messages: Sequence[Message]) -> list[Message]:
 
 
 def fitted(tokenizer, messages: Sequence[Message], n_most: int) -> list[Message] | None:
-    """``messages`` in the roles of the template and in ``n_most`` tokens with the beginning of the answer, or None.
+    """:func:`shortened`, in the roles of the template."""
+    kept = shortened(tokenizer, messages, n_most)
+    return None if kept is None else in_its_roles(tokenizer, kept)
+
+
+def shortened(tokenizer, messages: Sequence[Message], n_most: int) -> list[Message] | None:
+    """``messages`` in ``n_most`` tokens with the beginning of the answer, or None.
 
     Where there are more, whole turns go from the beginning, but not the system's, nor the user's last question and
     what follows it; then the answer to that question loses its beginning. None where that is not enough.
@@ -77,7 +84,7 @@ def fitted(tokenizer, messages: Sequence[Message], n_most: int) -> list[Message]
     messages = list(messages)
     excess = len(prompt_ids(tokenizer, messages)) - n_most
     if excess <= 0:
-        return in_its_roles(tokenizer, messages)
+        return messages
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]
     *_, question = [n for n, message in enumerate(turns[:-1]) if message["role"] == "user"] or [0]
@@ -86,7 +93,7 @@ def fitted(tokenizer, messages: Sequence[Message], n_most: int) -> list[Message]
         kept = [*system, *turns[start:]]
         excess = len(prompt_ids(tokenizer, kept)) - n_most
         if excess <= 0:
-            return in_its_roles(tokenizer, kept)
+            return kept
     kept = [*system, *turns[starts[-1] if starts else 0 :]]
     answers = [n for n, message in enumerate(kept) if message["role"] == "assistant"]
     if not answers:
@@ -98,4 +105,4 @@ def fitted(tokenizer, messages: Sequence[Message], n_most: int) -> list[Message]
         "role": "assistant",
         "content": CUT + tokenizer.decode(ids[excess + SPARE :]).lstrip("\ufffd "),
     }
-    return in_its_roles(tokenizer, kept) if len(prompt_ids(tokenizer, kept)) <= n_most else None
+    return kept if len(prompt_ids(tokenizer, kept)) <= n_most else None

@@ -48,6 +48,7 @@ FORMS: dict[str, dict[str, str]] = {
 }
 STAGES = [
     "data",
+    "lengths",
     "sft",
     "garm",
     "garm calibrate",
@@ -194,7 +195,7 @@ def test_every_stage_prints_its_command_in_the_order_of_the_way(form):
     if "REWARD_MODEL" in FORMS[form]:  # of another head
         expected.remove("garm spread")
     if "DISTIL" in FORMS[form]:
-        expected[1:1] = ["sft", "distil"]
+        expected[2:2] = ["sft", "distil"]
     if "POLICY" not in FORMS[form]:
         expected.insert(1, "small-policy")
     if "CLICK_LOG" not in FORMS[form]:
