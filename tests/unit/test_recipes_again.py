@@ -204,38 +204,53 @@ NOT_COUNTED = {
 OTHER_FORMS = {"NODES", "ASYNC", "TEACHER", "N_CANDIDATES", "DATA_DIR", "SEEDS", "ARMS", "GOLD"}
 
 
+def counted(stage: str) -> set[str]:
+    """The variables that the record of a stage has."""
+    return {*STAGES[stage].variables, *STAGES[stage].files, *STAGES[stage].plugins}
+
+
 def test_every_variable_of_the_recipes_is_changed_below():
     texts = "\n".join(path.read_text() for path in (ROOT / "recipes").glob("*.sh"))
     named = {name for name in re.findall(r"\$\{([A-Z][A-Z0-9_]*):=", texts) if not name.startswith("TEACHER_")}
     assert named - {"PYTHON"} == CHANGED.keys() | NOT_COUNTED | OTHER_FORMS
-    counted = {name for stage in STAGES.values() for name in (*stage.variables, *stage.files, *stage.plugins)}
-    assert CHANGED.keys() - {"OPTION", "PLUGIN"} <= counted
+    assert CHANGED.keys() - {"OPTION", "PLUGIN"} <= set.union(*map(counted, STAGES))
 
 
-@pytest.mark.parametrize("name", CHANGED)
-def test_a_call_that_asks_for_another_run_stops_and_says_what_differs(whole, name):
+def stops(whole: Recipes, recipe: str, name: str) -> None:
+    """The finished run's ``recipe``, called with another value of ``name``, does nothing and says what differs."""
     (whole.folder / "mine.py").write_text('@REWARDS.register("garm")\nclass Mine: ...\n')
     (whole.folder / "mine.jsonl").write_text("{}\n")
     more = {"POLICY": "Qwen/Qwen3-4B"} if name == "GPUS" else {}
     before = whole.run.record.read_bytes()
-    done = whole("grpo_garm", **{name: CHANGED[name]}, **more)
+    done = whole(recipe, **{name: CHANGED[name]}, **more)
     assert done.returncode == 1, done.stdout
     said = done.stderr.splitlines()
-    if name == "DISTIL":
-        assert "distil" in done.stdout + done.stderr
-    else:
-        assert f"{name}=" in said[0] and ", made with " in said[0], done.stderr
-        assert "another folder keeps both: RUN=runs/other · AGAIN=1 makes" in said[1]
-        assert whole.run.record.read_bytes() == before and whole.calls() == []
+    assert f"{name}=" in said[0] and ", made with " in said[0], done.stderr
+    assert "another folder keeps both: RUN=runs/other · AGAIN=1 makes" in said[1]
+    assert whole.run.record.read_bytes() == before and whole.calls() == []
+
+
+@pytest.mark.parametrize("name", [name for name in CHANGED if name != "DISTIL"])
+def test_a_stage_that_is_asked_for_otherwise_stops_and_says_what_differs(whole, name):
+    of_a_plugin = {"OPTION": "fusion", "PLUGIN": "fusion"}  # `garm` and `ood` are parts of the reward
+    stops(whole, of_a_plugin.get(name) or next(stage for stage in WAY if name in counted(stage)), name)
+
+
+@pytest.mark.parametrize("name", ["CLICK_LOG", "SFT_LR", "GARM_LR", "PLUGIN", "STEPS", "JUDGE"])
+def test_the_whole_way_stops_at_the_first_stage_that_is_asked_for_otherwise(whole, name):
+    stops(whole, "grpo_garm", name)
+
+
+def test_a_teacher_that_the_run_does_not_have_is_not_trained_beside_what_is_there(whole):
+    done = whole("grpo_garm", DISTIL="1")
+    assert done.returncode == 1 and "distil" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("stage", WAY)
 def test_what_does_not_count_for_a_stage_changes_nothing_of_its_command(whole, stage):
     """DRY_RUN shows what variables change: all that the stage's record leaves out at once must change nothing."""
-    one = STAGES[stage]
-    counted = {*one.variables, *one.files, *one.plugins}
-    counted |= {"GPUS", "OPTION", "PLUGIN", "CLICK_LOG"}  # another form; counted where a plugin of the stage has it
-    others = {name: value for name, value in CHANGED.items() if name not in counted}
+    apart = {"GPUS", "OPTION", "PLUGIN", "CLICK_LOG"}  # another form; counted where a plugin of the stage has it
+    others = {name: value for name, value in CHANGED.items() if name not in counted(stage) | apart}
     assert others and whole(stage, DRY_RUN="1", **others).stdout == whole(stage, DRY_RUN="1").stdout
 
 
@@ -317,18 +332,18 @@ def test_the_whole_way_that_is_ended_ends_the_training_of_its_stage(recipes):
     wait_until(lambda: not trainings_of(recipes.run), seconds=30)
 
 
-@pytest.mark.parametrize("name", ["sft", "grpo_garm"])
-def test_a_second_call_beside_the_first_is_refused_and_names_it(recipes, name):
+def test_a_second_call_beside_the_first_is_refused_and_names_it(recipes):
     recipes("data")
-    process = recipes.slow_training()
-    done = recipes(name)
-    assert done.returncode == 1
-    assert re.search(
-        rf"another call works in {recipes.run.path}: wait for it, end it by kill .*\b{process.pid}\b", done.stderr
-    )
+    first = recipes.slow_training()
+    for second in [recipes.start(name) for name in ("sft", "grpo_garm")]:  # each waits some seconds for the lock
+        said = second.communicate(timeout=60)[0].decode()
+        assert second.returncode == 1
+        assert re.search(
+            rf"another call works in {recipes.run.path}: wait for it, end it by kill .*\b{first.pid}\b", said
+        )
     assert recipes("data", RUN=str(recipes.folder / "other")).returncode == 0, "another RUN goes on beside it"
-    process.terminate()
-    process.wait(timeout=30)
+    first.terminate()
+    first.wait(timeout=30)
 
 
 @pytest.mark.parametrize(
