@@ -30,6 +30,7 @@ from statistics import median
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
+from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.host.settings import GRPOSettings, Settings
 from openrlhf_qs.registry import load_plugins
 
@@ -123,7 +124,7 @@ def scoring_speed(folder: Path, reward: str, conversations: Sequence[Any], respo
     from openrlhf_qs.reward.remote import Rollout, load_reward
 
     names = [name for name in reward.split(",") if "reference" not in REWARDS[name].needs]
-    environ = {"OPENRLHF_QS_REWARD": ",".join(names), "OPENRLHF_QS_REWARD_MODEL": str(folder / "garm")}
+    environ = {"OPENRLHF_QS_REWARD": ",".join(names), "OPENRLHF_QS_REWARD_MODEL": str(RunFolder(folder).garm)}
     reward = load_reward(environ | {"OPENRLHF_QS_DEVICE": "cpu"})
     rollouts = [Rollout(Request(c), r, "stop") for c, r in zip(conversations, responses, strict=True)]
 
@@ -150,7 +151,8 @@ def scoring_speed(folder: Path, reward: str, conversations: Sequence[Any], respo
 
 
 def write_models(folder: Path, n_prompts: int, n_samples: int, seed: int) -> tuple[list[Any], list[str]]:
-    """Write ``policy`` and ``garm``, with random weights; conversations and responses of the built-in world for them.
+    """Write an SFT policy and a reward model with random weights, and make conversations and responses of the built-in
+    world for them.
 
     Both lists have ``n_prompts * n_samples`` entries, those of one prompt together.
     """
@@ -163,12 +165,12 @@ def write_models(folder: Path, n_prompts: int, n_samples: int, seed: int) -> tup
     from openrlhf_qs.world.click_log import cold_start_suggestions, contexts, write_click_log
 
     load_plugins()
-    write_click_log(folder / "clicks.jsonl", 2000, 1000, seed)
-    build_small_policy(read_click_log(folder / "clicks.jsonl"), folder / "policy", seed=seed)
+    write_click_log(RunFolder(folder).data.click_log, 2000, 1000, seed)
+    build_small_policy(read_click_log(RunFolder(folder).data.click_log), RunFolder(folder).sft, seed=seed)
     mark = {"name": "gaussian", "options": {}}
-    config = AutoConfig.from_pretrained(folder / "policy")
-    reward_model_class(Qwen3PreTrainedModel, Qwen3Model, mark=mark)(config).save_pretrained(folder / "garm")
-    AutoTokenizer.from_pretrained(folder / "policy").save_pretrained(folder / "garm")
+    config = AutoConfig.from_pretrained(RunFolder(folder).sft)
+    reward_model_class(Qwen3PreTrainedModel, Qwen3Model, mark=mark)(config).save_pretrained(RunFolder(folder).garm)
+    AutoTokenizer.from_pretrained(RunFolder(folder).sft).save_pretrained(RunFolder(folder).garm)
     rng = random.Random(seed)
     conversations = [c for c in contexts(n_prompts, seed) for _ in range(n_samples)]
     return conversations, [format_response(cold_start_suggestions(c, rng)) for c in conversations]
@@ -184,13 +186,13 @@ class Step:
 
         from openrlhf_qs.garm.reward_model import load_reward_model
 
-        self.tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
+        self.tokenizer = AutoTokenizer.from_pretrained(RunFolder(folder).sft)
         self.policy, reference = (
-            Actor(str(folder / "policy"), attn_implementation="sdpa", param_dtype="bf16") for _ in range(2)
+            Actor(str(RunFolder(folder).sft), attn_implementation="sdpa", param_dtype="bf16") for _ in range(2)
         )
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-6)
         self.loss = PolicyLoss()
-        self.reward_model = LocalGroup(load_reward_model(folder / "garm", torch.bfloat16))
+        self.reward_model = LocalGroup(load_reward_model(RunFolder(folder).garm, torch.bfloat16))
         self.maker = local_experience_maker(
             settings,
             host_arguments(folder, args.n_samples),
@@ -274,9 +276,9 @@ def host_arguments(folder: Path, n_samples: int, estimator: str = "group_norm") 
     """The arguments of OpenRLHF that its experience maker and ours read, as recipes/grpo.sh sets them."""
     space = SimpleNamespace
     return space(
-        actor=space(model_name_or_path=str(folder / "policy"), num_nodes=1, num_gpus_per_node=1),
+        actor=space(model_name_or_path=str(RunFolder(folder).sft), num_nodes=1, num_gpus_per_node=1),
         reward=space(
-            model_name_or_path=str(folder / "garm"),
+            model_name_or_path=str(RunFolder(folder).garm),
             clip_range=(-10, 10),
             overlong_buffer_len=None,
             overlong_penalty_factor=1,

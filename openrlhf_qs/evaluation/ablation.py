@@ -171,7 +171,7 @@ def gold_figures(run_dir: Path, judge: Judge) -> dict[str, float]:
     chance that is more than ``SAME`` above that of the other. ``worthless``: the share that hardly anyone would click,
     whose chance is below ``NOBODY``: what a policy that hacks its reward says; ``worthless_sft`` is the SFT policy's.
     """
-    task, sides = read_task(run_dir / "sft"), {}
+    task, sides = read_task(RunFolder(run_dir).sft), {}
     for policy in ("grpo", "sft"):
         rows = read_responses(RunFolder(run_dir).responses(policy), task)
         served = (_metrics(run_dir).get("served", {}).get(policy) or {}).get("temperature")

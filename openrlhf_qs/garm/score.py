@@ -152,6 +152,7 @@ def write_rows(path: str | Path, columns: Sequence[str], rows: Sequence[dict]) -
 
 
 def _read_csv(path: str | Path) -> tuple[list[str], list[dict]]:
+    """By Python's own reader: of a bad line Polars' (2.1) says no number, and it makes an empty cell null."""
     csv.field_size_limit(sys.maxsize)
     with _open_text(path) as file:
         reader = csv.reader(file, strict=True)

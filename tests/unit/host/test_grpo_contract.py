@@ -50,7 +50,8 @@ def log_probs(name, shift):
     return LocalGroup(forward)
 
 def made(estimator, form, rewards=("ood", "rules", "diversity"), credit="response"):
-    arguments = host_arguments(folder, n_samples, 8, estimator)
+    arguments = host_arguments(folder, n_samples, estimator)
+    arguments.rollout.micro_batch_size = 8
     arguments.algo.kl.init_coef = 0.0  # so that an advantage is the shaped reward and nothing else
     arguments.algo.kl.use_loss = form == "use_loss"
     arguments.train.dynamic_batch_enable = form == "dynamic_batch"
