@@ -250,7 +250,7 @@ def measure_pairs(kind: Kind, seeds: range) -> dict[str, dict[str, float]]:
         log, counts = one.log(), simulated_counts(kind, seed)[0]
         for method in OF_PAIRS:
             places = estimate(counts, method)
-            more = {"trust": places.trust, "unless_clicked": places.unless_clicked}
+            more = {name: getattr(places, name) for name in ("trust", "average", "unless_clicked")}
             made = preferences(log, "ipw", places.values, **more)
             chosen, rejected, weight, row = _columns(made)
             gap = rejected - chosen  # places that the chosen one stood above the other

@@ -165,6 +165,7 @@ def run(args: argparse.Namespace) -> None:
             "propensities": examination.values,
             "propensities_ci95": list(zip(examination.low, examination.high, strict=True)),
             "trust": list(examination.trust),
+            "average": list(examination.average),
             "propensity": examination.method,
             "findings": [*_repeats(log), *examination.findings],
             "skipped": dict(skipped),
@@ -189,7 +190,8 @@ def run(args: argparse.Namespace) -> None:
 def _preferences(log: pl.DataFrame, args: argparse.Namespace, examination: Propensities) -> pl.DataFrame:
     if args.pairs_from == "click_rates":
         return click_rate_preferences(log, examination.values, trust=examination.trust)
-    more = {"trust": examination.trust, "unless_clicked": examination.unless_clicked}
+    names = ("trust", "average", "unless_clicked")
+    more = {name: getattr(examination, name) for name in names}
     return preferences(log, args.position_policy, examination.values, **more)
 
 

@@ -15,11 +15,10 @@ expected weight of a pair is then :math:`\gamma_c(1-\gamma_r)`, whatever the pos
 :math:`\gamma_r` and take the average, which is the click-through rate at the top; the factor stays within
 :math:`[1-\gamma, 1]`.
 
-Where places are trusted (``trust``), what does not attract is clicked too, with the chance :math:`\beta_k`. A click on
-the chosen one then counts :math:`\gamma/(\theta_c\gamma+\beta_c)`, the probability that it is one of attraction over
-that of a look (Bayes-IPS of Agarwal et al. 2019), with the average :math:`\gamma` again: so pairs of impressions are
-right on average only. Click rates, and objectives that read whole lists, take each place's line as it is (affine
-correction, Vardasbi et al. 2020), which is right for each suggestion.
+Where places are trusted (``trust``), what does not attract is clicked too, with the chance :math:`\beta_k`, so that no
+one number a place is right for all suggestions. Pairs of impressions take the one that is right on average
+(``average``): the affine correction, which is right for each, would give some of them a weight below 0. Click rates,
+and objectives that read whole lists, take each place's line as it is (Vardasbi et al. 2020).
 """
 
 from __future__ import annotations
@@ -83,6 +82,7 @@ def preferences(
     propensities: Sequence[float] | None = None,
     max_weight: float = MAX_WEIGHT,
     trust: Sequence[float] = (),
+    average: Sequence[float] = (),
     unless_clicked: Sequence[float] = (),
 ) -> pl.DataFrame:
     """Every impression, with each (clicked, not clicked) pair of it that ``position_policy`` lets through.
@@ -98,6 +98,7 @@ def preferences(
             :func:`openrlhf_qs.clicks.propensity.examination_propensities` of ``log``. Only the weights of ``ipw``
             depend on them.
         max_weight: the most that one click may count under ``ipw``, in clicks at the top.
+        average: of each position the one number that pairs are weighed by; none: ``propensities``.
         unless_clicked: where reading ends at a click, how much each position is looked at with no click above it;
             none: reading goes on. Of a suggestion below a click nothing is known then but the average attraction at
             its place. One above was surely looked at, but that it was not clicked is also why the place of the click
@@ -120,14 +121,9 @@ def preferences(
         raise ValueError(f"{len(propensities)} propensities for {n_positions} positions; give one for each")
     chosen_factors = rejected_factors = [1.0] * n_positions
     if position_policy == "ipw":
-        trusted = list(trust) or [0.0] * len(propensities)
-        at_the_top = attraction_at_the_top(log)
-        attraction = max(at_the_top - trusted[0], 1e-6)
-        clicked = [p * attraction + extra for p, extra in zip(propensities, trusted, strict=True)]
-        chosen_factors = [inverse_propensity(chance / at_the_top, max_weight) for chance in clicked]
-        rejected_factors = [
-            disliked_probability(p, attraction, extra) for p, extra in zip(propensities, trusted, strict=True)
-        ]
+        one_number, attraction = list(average) or propensities, attraction_at_the_top(log)
+        chosen_factors = [inverse_propensity(p, max_weight) for p in one_number]
+        rejected_factors = [disliked_probability(p, attraction) for p in one_number]
         if unless_clicked:
             rejected_factors = [disliked_probability(0.0, one) for one in attraction_by_place(log, propensities)]
 
@@ -248,15 +244,14 @@ def attraction_by_place(log: pl.DataFrame, propensities: Sequence[float]) -> lis
     return [min(rate / p, 1 - 1e-6) for rate, p in zip(rates, propensities, strict=False)]
 
 
-def disliked_probability(propensity: float, attraction: float, trust: float = 0.0) -> float:
+def disliked_probability(propensity: float, attraction: float) -> float:
     """The probability that a suggestion without a click does not attract, and was not just overlooked.
 
     Args:
         propensity: that its place is looked at, relative to the top; above 1 counts as 1.
         attraction: of an average suggestion that is looked at, in [0, 1).
-        trust: the chance of a click that the place brings whatever stands there.
     """
-    return (1 - attraction) * (1 - trust) / max(1 - min(propensity, 1.0) * attraction - trust, 1e-9)
+    return (1 - attraction) / (1 - min(propensity, 1.0) * attraction)
 
 
 # Files

@@ -63,6 +63,8 @@ class Propensities(NamedTuple):
     whatever stands there: all 0, or missing, but by the method ``trust``. A click's chance is ``trust + value *
     attraction``. ``unless_clicked`` is, by the method ``cascade``, how much each place is looked at where nothing
     above was clicked; below a click nothing is.
+    ``average`` is, by the method ``trust``, for who can take but one number a place: that of the position-based model,
+    which is by how much suggestions are clicked less there on average, weighed by clicks.
     """
 
     values: list[float]
@@ -73,6 +75,7 @@ class Propensities(NamedTuple):
     order: str = ""
     trust: tuple[float, ...] = ()
     unless_clicked: tuple[float, ...] = ()
+    average: tuple[float, ...] = ()
 
 
 class Diagnosis(NamedTuple):
@@ -183,7 +186,7 @@ def _with_silent_places(found: Propensities, places: list[int], n_positions: int
     )
     others = {
         name: tuple(getattr(found, name)[index] for index in above)
-        for name in ("trust", "unless_clicked")
+        for name in ("trust", "unless_clicked", "average")
         if getattr(found, name)
     }
     return found._replace(values=values, low=low, high=high, findings=(sentence, *found.findings), **others)
@@ -485,7 +488,8 @@ def by_trust(counts: pl.DataFrame) -> Propensities:
         )
     zeros = [0.0, *(-line.intercept / line.slope for line in lines)]  # chances at the top of what is not clicked there
     return found._replace(
-        trust=tuple(float(slope * (max(zeros) - zero)) for slope, zero in zip(found.values, zeros, strict=True))
+        trust=tuple(float(slope * (max(zeros) - zero)) for slope, zero in zip(found.values, zeros, strict=True)),
+        average=tuple(by_position_based_model(counts).values),
     )
 
 
