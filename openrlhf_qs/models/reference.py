@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import read_task
@@ -22,6 +23,21 @@ def reference_log_ppl(
     """Mean negative log-probability of each response and its end under ``reference``, ``[n]``, nats per token.
 
     ``temperature`` is that of the reference: OpenRLHF divides its logits, too, by the temperature of the rollouts.
+    """
+    tokens = reference_tokens(reference, conversations, responses, temperature, batch_size)
+    return [sum(nll for _, nll in one) / len(one) for one in tokens]
+
+
+def reference_tokens(
+    reference: str,
+    conversations: Sequence[Sequence[Message]],
+    responses: Sequence[str],
+    temperature: float = 1.0,
+    batch_size: int = 64,
+) -> list[list[tuple[str, float]]]:
+    """For each response the text and the negative log-probability, nats, of each of its tokens; its end comes last.
+
+    ``temperature`` as for :func:`reference_log_ppl`.
     """
     import torch
     import torch.nn.functional as F
@@ -46,7 +62,8 @@ def reference_log_ppl(
     ]
     n_prompt = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]] if prompts else []
     texts = [f"{p}{r}{tokenizer.eos_token}" for p, r in zip(prompts, responses, strict=True)]
-    values = [0.0] * len(texts)
+    values: list[list[tuple[str, float]]] = [[] for _ in texts]
+    piece = cache(partial(tokenizer.decode, skip_special_tokens=True))
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     for start in range(0, len(texts), batch_size):
         rows = by_length[start : start + batch_size]
@@ -65,7 +82,6 @@ def reference_log_ppl(
             ).logits[:, -kept - 1 : -1]
         nll = F.cross_entropy((logits.float() / temperature).transpose(1, 2), ids[:, -kept:], reduction="none")
         of_response = torch.arange(kept, 0, -1, device=device) <= n_response[:, None]
-        means = (nll * of_response).sum(-1) / n_response
-        for row, value in zip(rows, means.tolist(), strict=True):
-            values[row] = value
+        for row, tokens, some, kept_tokens in zip(rows, ids[:, -kept:], nll, of_response, strict=True):
+            values[row] = [*zip(map(piece, tokens[kept_tokens].tolist()), some[kept_tokens].tolist(), strict=True)]
     return values

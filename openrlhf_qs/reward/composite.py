@@ -208,6 +208,10 @@ class CompositeReward:
             share=variance_shares(columns, total, group),
         )
 
+    def credit(self, batch: RolloutBatch) -> dict[str, Tensor]:
+        """What each suggestion brought to each part, as the part is, ``[batch, n]`` float32."""
+        return {name: self._credit(name, self._one(name, batch), batch) for name in self.parts}
+
     def adapt(self, batch: RolloutBatch) -> dict[str, float]:
         """Let the parts that change while training see a step's rollouts, after they were scored: by part, what it
         will multiply its reward by."""

@@ -13,6 +13,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -26,9 +27,10 @@ from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import Task, read_task
-from openrlhf_qs.models.reference import reference_log_ppl
+from openrlhf_qs.models.reference import reference_log_ppl, reference_tokens
 from openrlhf_qs.registry import FUSIONS, REWARDS, load_plugins, parse_options
-from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, topics
+from openrlhf_qs.reward.credit import NO_SUGGESTION, suggestion_of_tokens
+from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, suggestion_pairs, topics
 from openrlhf_qs.reward.hacked import hacked_responses
 from openrlhf_qs.reward.normalisation import NORMALISATIONS
 from openrlhf_qs.reward.offline import offline_batch
@@ -100,17 +102,8 @@ def run(args: argparse.Namespace) -> None:
     task = read_task(args.reference)
     sampled = sampled_batch(responses, scorer, task)
     calibrated = calibrate(composite, sampled, clicked_texts(log))
-    conversations = [row["conversation"] for row in impressions]
-    shown = [format_response(row["suggestions"]) for row in impressions]
     reference = partial(reference_log_ppl, args.reference, temperature=args.temperature)
-    logged = offline_batch(
-        [Request(row["conversation"], row["user_id"]) for row in impressions],
-        shown,
-        reference(conversations, shown),
-        scorer,
-        task=task,
-        n_shown=[len(row["suggestions"]) for row in impressions],
-    )
+    logged = logged_batch(impressions, args.reference, args.temperature, scorer, task)
 
     names = list(composite.parts)
     raw, raw_logged, group = composite.raw(sampled), composite.raw(logged), sampled.group.numpy()
@@ -122,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     hacks = fusion.wants_hacked
     data = FusionData(
         weighed,
-        **_click_pairs(stack(raw_logged, weighed) / seen, conversations, impressions, _examination(args, log)),
+        **_click_pairs(composite, logged, stack(raw_logged, weighed) / seen, weighed, seen, log, _places(args, log)),
         **(_against_hacked(composite, *hacked_batches(sampled, reference, scorer), weighed, seen) if hacks else {}),
         **_samples(raw, sampled, (stack(raw, weighed) - scale.mean[varies]) / seen, composite.gates),
     )
@@ -297,24 +290,86 @@ def stack(raw: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:
     return np.stack([raw[name].double().numpy() for name in names], axis=-1)
 
 
-def _click_pairs(parts: np.ndarray, conversations: list, impressions: list[dict], examination: list[float]) -> dict:
+def logged_batch(
+    impressions: Sequence[Mapping[str, Any]], reference: str, temperature: float, scorer, task: Task
+) -> RolloutBatch:
+    """What was shown, as responses; ``ref_log_ppl_share`` is as wide as the longest list."""
+    import torch
+
+    conversations = [row["conversation"] for row in impressions]
+    n_shown = [len(row["suggestions"]) for row in impressions]
+    shown = [format_response(row["suggestions"]) for row in impressions]
+    tokens = reference_tokens(reference, conversations, shown, temperature)
+    share = torch.zeros(len(impressions), max(n_shown))
+    for row, n, some in zip(share, n_shown, tokens, strict=True):
+        for place, (_, nll) in zip(suggestion_of_tokens([piece for piece, _ in some], n), some, strict=True):
+            row[place if place != NO_SUGGESTION else slice(n)] += (
+                nll / len(some) / (1 if place != NO_SUGGESTION else n)
+            )
+    batch = offline_batch(
+        [Request(row["conversation"], row["user_id"]) for row in impressions],
+        shown,
+        share.sum(1).tolist(),
+        scorer,
+        task=task,
+        n_shown=n_shown,
+    )
+    return replace(batch, ref_log_ppl_share=share)
+
+
+def suggestion_values(
+    composite: CompositeReward, batch: RolloutBatch, rows: np.ndarray, names: Sequence[str]
+) -> dict[int, np.ndarray]:
+    """For each of ``rows``, impressions, the parts ``[n_shown, k]`` that a response would have were all of it like one
+    suggestion: what it brought, times their number. A part that tells no suggestion from another is the same for all
+    of them."""
+    n_shown = np.array([len(parsed.suggestions) for parsed in batch.parsed])
+    values = {}
+    for n in np.unique(n_shown[rows]):
+        some = rows[n_shown[rows] == n]
+        taken = replace(batch.take(some.tolist()), task=replace(batch.task, n=int(n)))
+        taken = replace(taken, ref_log_ppl_share=taken.ref_log_ppl_share[:, :n])
+        credit = composite.credit(taken)
+        values |= dict(
+            zip(some.tolist(), n * np.stack([credit[name].double().numpy() for name in names], -1), strict=True)
+        )
+    return values
+
+
+def _click_pairs(
+    composite: CompositeReward,
+    logged: RolloutBatch,
+    parts: np.ndarray,
+    names: Sequence[str],
+    seen: np.ndarray,
+    log: pl.DataFrame,
+    places: Mapping[str, list[float]],
+) -> dict:
     from openrlhf_qs.clicks.propensity import inverse_propensity
 
+    conversations, users = log["conversation"].to_list(), log["user_id"].to_list()
     asked = np.unique(list(map(conversation_key, conversations)), return_inverse=True)[1]
     root = np.unique(list(map(root_key, conversations)), return_inverse=True)[1]
     topic = topics([_text(conversation) for conversation in conversations], N_TOPICS)
+
+    within = suggestion_pairs(log, places)
+    values = suggestion_values(composite, logged, np.unique(within.row), names)
+    differences = [values[row][c] - values[row][r] for row, c, r in zip(*within[:3], strict=True)]
     clicks = [
-        sum(click * inverse_propensity(p) for click, p in zip(row["clicks"], examination, strict=False))
-        for row in impressions
+        sum(click * inverse_propensity(p) for click, p in zip(some, places["propensities"], strict=False))
+        for some in log["clicks"].to_list()
     ]
-    chosen, rejected, weight, across = impression_pairs(asked, clicks, topic)
+    chosen, rejected, weight, across = impression_pairs(asked, clicks, topic, n_others=len(within.row))
+    of_chosen, of_rejected = np.concatenate((within.row, chosen)), np.concatenate((within.row, rejected))
     return {
-        "difference": parts[chosen] - parts[rejected],
-        "weight": weight,
-        "conversation": root[chosen],
-        "other": root[rejected] if across else None,
-        "users": tuple([impressions[row]["user_id"] for row in side] for side in (chosen, rejected)),
-        "topic": topic[chosen],
+        "difference": np.concatenate(
+            (np.reshape(differences, (-1, len(names))) / seen, parts[chosen] - parts[rejected])
+        ),
+        "weight": np.concatenate((within.weight, weight)),
+        "conversation": root[of_chosen],
+        "other": root[of_rejected] if across else None,
+        "users": tuple([users[row] for row in side] for side in (of_chosen, of_rejected)),
+        "topic": topic[of_chosen],
     }
 
 
@@ -348,13 +403,16 @@ def _passed(raw: Mapping[str, Tensor], gates: Sequence[str]) -> np.ndarray:
     return passed
 
 
-def _examination(args: argparse.Namespace, log) -> list[float]:
-    from openrlhf_qs.clicks.propensity import examination_propensities
+def _places(args: argparse.Namespace, log: pl.DataFrame) -> dict[str, list[float]]:
+    """What each place does to clicks: ``propensities`` and ``trust``, as in log.json."""
+    from openrlhf_qs.clicks.propensity import estimate, shown_counts
 
     if not args.propensities:
-        return examination_propensities(log)
+        found = estimate(shown_counts(log))
+        return {"propensities": list(found.values), "trust": list(found.trust)}
     try:
-        return [float(p) for p in json.loads(Path(args.propensities).read_text())["propensities"]]
+        found = json.loads(Path(args.propensities).read_text())
+        return {name: [float(p) for p in found.get(name, [])] for name in ("propensities", "trust")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{args.propensities} has no propensities of the data stage: {error!r}") from None
 

@@ -1,4 +1,8 @@
-"""What weights are learned from: pairs of impressions that differ in a click, hacked responses, and samples.
+"""What weights are learned from: pairs that differ in a click, hacked responses, and samples.
+
+Of two suggestions of one impression, one was clicked and the other not; or of two impressions of one conversation. The
+former were shown to one user at one time, so whatever a conversation or a user does to clicks cancels out, and they
+show what each suggestion's own words are worth, where an impression has the average of several.
 
 All parts are in deviations of the samples to one prompt, which is how far GRPO sees a part differ.
 """
@@ -7,10 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from openrlhf_qs.form.task import MAX_SUGGESTIONS
 from openrlhf_qs.form.text import words
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from openrlhf_qs.clicks.preferences import Pairs
 
 MIN_PAIRS = 50  # with fewer pairs within conversations, pairs across conversations of one topic are taken
 N_ACROSS = 8  # of these, for each clicked impression
@@ -22,7 +33,8 @@ class FusionData:
 
     Attributes:
         names: ``[k]``, the parts.
-        difference: ``[pairs, k]``, parts of a clicked impression minus those of one that was not clicked.
+        difference: ``[pairs, k]``, parts of what was clicked minus those of what was not: of suggestions what each
+            would make of a part if all of a response were like it, of impressions the parts themselves.
         weight: ``[pairs]``, > 0, what a pair counts.
         conversation: ``[pairs]``, number of the conversation of the clicked one, all its turns alike: pairs of one are
             not independent.
@@ -59,8 +71,27 @@ class FusionData:
         return replace(self, **{name: getattr(self, name)[rows] for name in fields}, users=users)
 
 
+def suggestion_pairs(log: pl.DataFrame, places: Mapping[str, Sequence[float]]) -> Pairs:
+    """Pairs of a clicked and another suggestion of one impression, weighed as the reward model's are; their average is
+    1. No more suggestions than a policy can be asked for: rows that showed more are left out.
+
+    Args:
+        log: a click log.
+        places: ``propensities`` and ``trust`` of each place.
+    """
+    import polars as pl
+
+    from openrlhf_qs.clicks.preferences import Pairs, all_pairs, pair_places, preferences
+
+    kept = log.with_row_index("number").filter(pl.col("suggestions").list.len() <= MAX_SUGGESTIONS)
+    if pair_places(kept, "all").is_empty():
+        return Pairs(*np.zeros((3, 0), dtype=int), *np.zeros((2, 0)))
+    pairs = all_pairs(list(preference_rows(preferences(kept, propensities=places["propensities"], trust=places["trust"]))))
+    return pairs._replace(row=kept["number"].to_numpy()[pairs.row])
+
+
 def impression_pairs(
-    conversation: Sequence[int], clicks: Sequence[float], topic: Sequence[int], seed: int = 0
+    conversation: Sequence[int], clicks: Sequence[float], topic: Sequence[int], seed: int = 0, n_others: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """Pairs of a clicked impression and one of the same conversation without a click.
 
@@ -73,20 +104,21 @@ def impression_pairs(
     Args:
         conversation, topic: ``[n]``, a number each.
         clicks: ``[n]``, the sum of the inverse propensities of an impression's clicks; 0 for none.
+        n_others: pairs of suggestions that there are; where they are enough none is taken across conversations.
 
     Returns:
         Of each pair the row of the clicked one, of the other, and the weight: ``clicks``, shared out over the pairs of
         the clicked one; their average is 1. And whether pairs are across conversations.
     """
     conversation, clicks = np.asarray(conversation), np.asarray(clicks, dtype=float)
-    if not (clicks > 0).any() or (clicks > 0).all():
+    if not (clicks > 0).any() or (clicks > 0).all() and not n_others:
         raise ValueError("fusion needs impressions with and without a click; found only one kind")
     others: dict[int, list[int]] = {}
     for row in np.flatnonzero(clicks == 0):
         others.setdefault(conversation[row], []).append(row)
     clicked = np.flatnonzero(clicks > 0)
     partners = [others.get(conversation[row], []) for row in clicked]
-    across = sum(map(len, partners)) < MIN_PAIRS
+    across = sum(map(len, partners)) + n_others < MIN_PAIRS
     if across:
         random, topic, without = np.random.default_rng(seed), np.asarray(topic), np.flatnonzero(clicks == 0)
         of_topic = {one: without[topic[without] == one] for one in np.unique(topic)}
@@ -99,7 +131,7 @@ def impression_pairs(
     chosen = np.repeat(clicked, n)
     rejected = np.array([row for rows in partners for row in rows], dtype=int)
     weight = np.repeat(clicks[clicked] / np.maximum(n, 1), n)
-    return chosen, rejected, weight / weight.mean(), across
+    return chosen, rejected, weight / weight.mean() if len(weight) else weight, across
 
 
 def topics(texts: Sequence[str], n_topics: int, seed: int = 0) -> np.ndarray:
