@@ -20,6 +20,7 @@ STAGES = {
     "sft": ("", "train the policy on assembled suggestions: OpenRLHF's train_sft with our dataset"),
     "garm": ("", "train the Gaussian reward model on preferences: OpenRLHF's train_rm with our head"),
     "fusion": ("reward.fusion", "learn the weights of the composite reward"),
+    "rft": ("reward.rft", "sample responses of the SFT policy, each suggestion with its score, for its fine-tuning"),
     "grpo": ("", "train the policy on the composite reward: OpenRLHF's train_ppo_ray with our rewards"),
     "generate": ("models.generate", "let a policy answer conversations, for fusion and evaluate"),
     "evaluate": ("evaluation.evaluate", "A/B test of the policies on held-out conversations, and the report"),

@@ -90,6 +90,7 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 : "${OPTION:=}"                 # plugin options, separated by blanks: "ood.threshold=3 rules.max_width=80"
 : "${EMBEDDER:=}"               # sentence-transformers model by which suggestions mean the same; empty: words alone
 : "${SEED:=0}"
+: "${RFT:=1}"                   # 0: GRPO starts from the SFT policy, not from one that was taught the best of its own samples
 : "${DISTIL:=0}"                # 1: SFT on what a teacher, trained on single clicked suggestions, would suggest
 # What all stages must agree on
 : "${MAX_LEN:=512}"             # tokens of a conversation with what follows it, a suggestion or a response

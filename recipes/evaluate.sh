@@ -12,7 +12,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [ -n "$JUDGE" ] || { [ -n "$CLICK_LOG" ] && JUDGE=none || JUDGE=built_in_world; }   # the run knows whose users clicked
 begin evaluate "$@"
 plugin_flags --
-for policy in sft grpo; do
+[ "$RFT" = 1 ] && TUNED=rft || TUNED=
+for policy in sft $TUNED grpo; do
    N_SAMPLES_AT=() n=1
    [ "$policy" = sft ] && n=$BEST_OF
    for temperature in $TEMPERATURES; do

@@ -22,8 +22,10 @@ DATA=(
    --data.apply_chat_template
    --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$(response_tokens)"
 )
+[ "$RFT" = 1 ] && START=$RUN/rft || START=$RUN/sft
 MODELS=(
-   --actor.model_name_or_path "$RUN/sft"
+   --actor.model_name_or_path "$START"
+   --qs.reference "$RUN/sft"
    --reward.model_name_or_path "$RUN/garm"
    --qs.reward "$REWARD"
    --qs.weights "$RUN/fusion/weights.json"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way: click log -> SFT -> GaRM -> fusion -> GRPO -> evaluation and report.  Sets up the environment first.
+# The whole way: click log -> SFT -> GaRM -> fusion -> RFT -> GRPO -> evaluation and report.  Sets up the environment first.
 #   bash recipes/grpo_garm.sh                                             # 2 CPU cores, simulated users
 #   CLICK_LOG=clicks.jsonl RUN=runs/mine bash recipes/grpo_garm.sh        # your clicks
 #   REWARD=garm,ood,rules RUN=runs/three bash recipes/grpo_garm.sh        # other rewards
@@ -18,6 +18,7 @@ export RUN
 [ "$AGAIN" != 1 ] || export AGAIN=differing
 [ "$DRY_RUN" = 1 ] || lock_run
 [ "$DISTIL" = 1 ] && DISTILLED=distil || DISTILLED=
-for stage in data $DISTILLED sft garm fusion grpo evaluate; do
+[ "$RFT" = 1 ] && TUNED=rft || TUNED=
+for stage in data $DISTILLED sft garm fusion $TUNED grpo evaluate; do
    attached bash "$RECIPES/$stage.sh"
 done

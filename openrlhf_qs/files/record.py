@@ -69,6 +69,10 @@ def _read_by_garm(variables: Variables) -> tuple[str, ...]:
     return ("data",) if variables.get("GARM_BASE") else ("data", "sft")
 
 
+def _rft(variables: Variables) -> tuple[str, ...]:
+    return ("rft",) if variables.get("RFT", "1") == "1" else ()
+
+
 SFT_SIZE = ("LR", "EPOCHS", "BATCH", "MICRO_BATCH")
 FORM = ("GPUS", "NODES")
 STAGES = {
@@ -110,17 +114,28 @@ STAGES = {
         plugins=("REWARD", "FUSION", "REWARD_MODEL"),
         products=("weights.json", "responses.jsonl"),
     ),
+    "rft": Stage(
+        (
+            *("SEED", "N_SUGGESTIONS", "N_RFT", "RFT_SAMPLES", "RFT_TEMPERATURE", "MAX_LEN", "MAX_NEW_TOKENS"),
+            *(f"RFT_{name}" for name in SFT_SIZE),
+            *FORM,
+        ),
+        reads=lambda variables: ("data", "sft", "garm"),
+        files=("EMBEDDER",),
+        plugins=("REWARD_MODEL",),
+        products=(*MODEL, "candidates.jsonl"),
+    ),
     "grpo": Stage(
         (
             *("SEED", "REWARD", "MAX_LEN", "MAX_NEW_TOKENS", "KL_COEF", "GRPO_LR", "STEPS", "PROMPTS", "N_SAMPLES"),
-            *("TRAIN_BATCH", "GRPO_MICRO_BATCH", "GRPO_TEMPERATURE", "CREDIT", "ASYNC", *FORM),
+            *("TRAIN_BATCH", "GRPO_MICRO_BATCH", "GRPO_TEMPERATURE", "CREDIT", "ASYNC", "RFT", *FORM),
         ),
-        reads=lambda variables: ("data", "sft", "garm", "fusion"),
+        reads=lambda variables: ("data", "sft", "garm", "fusion", *_rft(variables)),
         plugins=("REWARD", "REWARD_MODEL"),
     ),
     "evaluate": Stage(
         ("SEED", "JUDGE", "N_HELDOUT", "TEMPERATURES", "N_SELECTION", "BEST_OF", "MAX_NEW_TOKENS"),
-        reads=lambda variables: ("data", "sft", "garm", "fusion", "grpo"),
+        reads=lambda variables: ("data", "sft", "garm", "fusion", *_rft(variables), "grpo"),
         files=("EMBEDDER",),
         plugins=("JUDGE", "REWARD", "REWARD_MODEL"),
         products=("metrics.json", "report.html", "responses.*.jsonl"),

@@ -15,6 +15,7 @@ STAGE_FOLDERS = {
     "sft": "sft",
     "garm": "garm",
     "fusion": "fusion",
+    "rft": "rft",
     "grpo": "grpo",
     "evaluate": "report",
 }

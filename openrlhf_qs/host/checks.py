@@ -83,6 +83,7 @@ def check_grpo(settings: Settings, args: SimpleNamespace) -> None:
         _check_model(
             f"--{model}.model_name_or_path", getattr(args, model).model_name_or_path, settings.trust_remote_code
         )
+    _check_model("--qs.reference", settings.stage.reference, settings.trust_remote_code)
     if settings.stage.reward:
         check_rewards(settings, args)
 

@@ -41,6 +41,10 @@ def _rewards(settings: Settings) -> bool:
     return isinstance(settings.stage, GRPOSettings) and bool(settings.stage.reward)
 
 
+def _has_a_reference(settings: Settings) -> bool:
+    return isinstance(settings.stage, GRPOSettings) and bool(settings.stage.reference)
+
+
 @patch(
     "openrlhf.datasets",
     "SFTDataset.__init__",
@@ -123,6 +127,23 @@ def prompt_dataset(module: ModuleType, settings: Settings) -> None:
     from openrlhf_qs.host.prompt_dataset import FittedPromptDataset
 
     module.PromptDataset = FittedPromptDataset
+
+
+@patch(
+    "openrlhf.trainer.ray.launcher",
+    "ReferenceModelActor.init_model_from_pretrained",
+    "self strategy pretrain _ray_trace_ctx",
+    wanted=_has_a_reference,
+)
+def reference_policy(module: ModuleType, settings: Settings) -> None:
+    """GRPO may start from another policy than its reference. Without this both are the actor's checkpoint."""
+    actor = module.ReferenceModelActor.__ray_metadata__.modified_class
+    load = actor.init_model_from_pretrained
+
+    def init_model_from_pretrained(self, strategy, pretrain):
+        load(self, strategy, settings.stage.reference)
+
+    actor.init_model_from_pretrained = init_model_from_pretrained
 
 
 @patch(

@@ -66,6 +66,11 @@ class GRPOSettings:
         "parts of the reward, separated by commas; empty: OpenRLHF's own scalar reward",
         type=words,
     )
+    reference: str = flag(
+        "",
+        "reference policy, of the KL penalty and of `ood`; empty: the actor as it starts, which is OpenRLHF's",
+        type=absolute,
+    )
     weights: str = flag("", "weights file of the fusion stage; empty: weight 1, raw parts", type=absolute)
     normalisation: str = flag(
         "",

@@ -43,14 +43,19 @@ class Answer(NamedTuple):
     Attributes:
         text: without special tokens.
         finish_reason: ``stop`` where the model ended it, ``length`` where it was cut at the token limit.
-        log_prob: nats, of the whole text and its end under the model, before the temperature.
-        n_tokens: the end counted.
+        tokens: of the text and its end.
+        log_probs: nats, of each token under the model, before the temperature.
     """
 
     text: str
     finish_reason: str
-    log_prob: float
-    n_tokens: int
+    tokens: Sequence[int]
+    log_probs: Sequence[float]
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Nats per token."""
+        return sum(self.log_probs) / len(self.log_probs)
 
 
 def sample(
@@ -91,4 +96,5 @@ def sample(
 
 
 def _answer(output: Any) -> Answer:
-    return Answer(output.text, output.finish_reason, output.cumulative_logprob, len(output.token_ids))
+    log_probs = [some[token].logprob for token, some in zip(output.token_ids, output.logprobs, strict=True)]
+    return Answer(output.text, output.finish_reason, output.token_ids, log_probs)

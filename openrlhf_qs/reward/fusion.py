@@ -352,7 +352,8 @@ def _click_pairs(
     root = np.unique(list(map(root_key, conversations)), return_inverse=True)[1]
     topic = topics([_text(conversation) for conversation in conversations], N_TOPICS)
 
-    within = suggestion_pairs(log, places)
+    readable = np.array([parsed.well_formed for parsed in logged.parsed])
+    within = suggestion_pairs(log, places, readable)
     values = suggestion_values(composite, logged, np.unique(within.row), names)
     differences = [values[row][c] - values[row][r] for row, c, r in zip(*within[:3], strict=True)]
     clicks = [

@@ -71,22 +71,25 @@ class FusionData:
         return replace(self, **{name: getattr(self, name)[rows] for name in fields}, users=users)
 
 
-def suggestion_pairs(log: pl.DataFrame, places: Mapping[str, Sequence[float]]) -> Pairs:
+def suggestion_pairs(log: pl.DataFrame, places: Mapping[str, Sequence[float]], readable: np.ndarray) -> Pairs:
     """Pairs of a clicked and another suggestion of one impression, weighed as the reward model's are; their average is
-    1. No more suggestions than a policy can be asked for: rows that showed more are left out.
+    1. Rows that showed more suggestions than a policy can be asked for are left out.
 
     Args:
-        log: a click log.
+        log: a click log of n rows.
         places: ``propensities`` and ``trust`` of each place.
+        readable: ``[n]``, bool: what was shown can be read as that many suggestions; other rows are left out.
     """
     import polars as pl
 
-    from openrlhf_qs.clicks.preferences import Pairs, all_pairs, pair_places, preferences
+    from openrlhf_qs.clicks.preferences import Pairs, all_pairs, pair_places, preference_rows, preferences
 
-    kept = log.with_row_index("number").filter(pl.col("suggestions").list.len() <= MAX_SUGGESTIONS)
+    few = pl.col("suggestions").list.len() <= MAX_SUGGESTIONS
+    kept = log.with_row_index("number").filter(few, pl.Series(readable))
     if pair_places(kept, "all").is_empty():
         return Pairs(*np.zeros((3, 0), dtype=int), *np.zeros((2, 0)))
-    pairs = all_pairs(list(preference_rows(preferences(kept, propensities=places["propensities"], trust=places["trust"]))))
+    table = preferences(kept, propensities=places["propensities"], trust=places["trust"])
+    pairs = all_pairs(list(preference_rows(table)))
     return pairs._replace(row=kept["number"].to_numpy()[pairs.row])
 
 

@@ -26,9 +26,9 @@ from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message, check_conversation
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import N_SUGGESTIONS, suggestion_problem
-from openrlhf_qs.form.task import TEACHER, read_task
+from openrlhf_qs.form.task import TEACHER, Task, read_task
 from openrlhf_qs.models.device import n_gpus
-from openrlhf_qs.models.engine import load_engine, sample
+from openrlhf_qs.models.engine import Answer, load_engine, sample
 
 LEFT_OUT = {
     "cut_off": "ended by --max_new_tokens, not by the teacher",
@@ -40,14 +40,28 @@ LEFT_OUT = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", required=True, help="folder or hub name of the teacher")
+    add_sampling_arguments(parser, n_samples=16, max_new_tokens=32, temperature=1.0)
+
+
+def add_sampling_arguments(
+    parser: argparse.ArgumentParser, n_samples: int, max_new_tokens: int, temperature: float
+) -> None:
+    """What :func:`sample_candidates` reads, but for ``--teacher``, with these defaults."""
     parser.add_argument(
         "--prompts", required=True, metavar="FILE", help="JSON Lines with a conversation a row, or data/prompts.jsonl"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="JSON Lines to write, a row a conversation")
-    parser.add_argument("--n_samples", type=int, default=16, help="samples a conversation; default 16")
+    parser.add_argument(
+        "--n_samples", type=int, default=n_samples, help=f"answers a conversation; default {n_samples}"
+    )
     parser.add_argument("--n_max", type=int, default=0, help="distinct conversations, the first ones; default all")
-    parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens a suggestion may have; default 32")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; default 1")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        default=max_new_tokens,
+        help=f"tokens an answer may have; default {max_new_tokens}",
+    )
+    parser.add_argument("--temperature", type=float, default=temperature, help=f"of sampling; default {temperature:g}")
     parser.add_argument(
         "--chunk", type=int, default=256, help="conversations sampled in one go, which a kill costs; default 256"
     )
@@ -64,6 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Sample what is not sampled yet, write the file, show what came out and what was left out."""
+    sample_candidates(args, Sampler)
+
+
+def sample_candidates(args: argparse.Namespace, sampler: type[Sampler]) -> None:
+    """:func:`run`, with that class of engines; ``--teacher`` is what it samples from."""
     for name in ("n_samples", "max_new_tokens", "chunk", "tensor_parallel_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}: give at least 1")
@@ -80,13 +99,14 @@ def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
     n_shards = min(args.n_shards or shards_at_hand(args.tensor_parallel_size), len(chunks))
     sampled = sample_on_ray if n_shards > 1 else sample_here
-    for rows in track(sampled(options, chunks, args.seed, n_shards), "sampling", total=len(chunks)):
+    for rows in track(sampled(sampler, options, chunks, args.seed, n_shards), "sampling", total=len(chunks)):
         journal.add(rows)
     elapsed_s = time.monotonic() - started
-    table = report_table(journal.rows(), args.n_samples, f"distil: {args.teacher} to {args.out}")
+    n_texts = args.n_samples * sampler.task_of(args.teacher).n
+    table = report_table(journal.rows(), n_texts, f"{args.teacher} to {args.out}")
     journal.finish()
     Console().print(table)
-    print(f"{len(missing) * args.n_samples:,} samples in {elapsed_s:.0f} s, start of the engine included")
+    print(f"{len(missing) * args.n_samples:,} answers in {elapsed_s:.0f} s, start of the engine included")
 
 
 def read_conversations(path: str) -> list[list[Message]]:
@@ -118,9 +138,14 @@ class Sampler:
 
     def __init__(self, options: Options, seed: int) -> None:
         self.options = options
-        task = read_task(options.teacher)
-        self.task = task if task.form == "text" else TEACHER
+        self.task = self.task_of(options.teacher)
         self.llm = load_engine(options.teacher, seed, options.tensor_parallel_size)
+
+    @staticmethod
+    def task_of(teacher: str) -> Task:
+        """What it is asked: for one suggestion, whatever model it is."""
+        task = read_task(teacher)
+        return task if task.form == "text" else TEACHER
 
     def rows(self, chunk: Mapping[str, list[Message]]) -> dict[str, dict[str, Any]]:
         """A row for each conversation of ``chunk``, under its key."""
@@ -134,14 +159,16 @@ class Sampler:
         rows = {}
         for (key, conversation), outputs in zip(chunk.items(), answers, strict=True):
             if isinstance(outputs, str):
-                candidates, left_out = [], dict.fromkeys(LEFT_OUT, 0) | {"prompt_too_long": self.options.n_samples}
+                n_texts = self.options.n_samples * self.task.n
+                candidates, left_out = [], dict.fromkeys(LEFT_OUT, 0) | {"prompt_too_long": n_texts}
             else:
-                candidates, left_out = merge_samples(
-                    ((one.text, one.log_prob / one.n_tokens, one.finish_reason == "stop") for one in outputs),
-                    conversation,
-                )
+                candidates, left_out = merge_samples(self.suggestions(outputs), conversation)
             rows[key] = {"conversation": conversation, "candidates": candidates, "left_out": left_out}
         return rows
+
+    def suggestions(self, answers: Sequence[Answer]) -> Iterator[tuple[str, float, bool]]:
+        """What :func:`merge_samples` takes, of the teacher's answers to one conversation."""
+        return ((one.text, one.mean_log_prob, one.finish_reason == "stop") for one in answers)
 
 
 def merge_samples(
@@ -177,16 +204,16 @@ def merge_samples(
 
 
 def sample_here(
-    options: Options, chunks: Sequence[Mapping[str, list[Message]]], seed: int, n_shards: int = 1
+    sampler: type[Sampler], options: Options, chunks: Sequence[Mapping[str, list[Message]]], seed: int, n_shards: int
 ) -> Iterator[dict[str, dict[str, Any]]]:
     """The rows of each chunk, from one engine in this process; without a chunk no engine is started."""
-    sampler = Sampler(options, seed) if chunks else None
+    engine = sampler(options, seed) if chunks else None
     for chunk in chunks:
-        yield sampler.rows(chunk)
+        yield engine.rows(chunk)
 
 
 def sample_on_ray(
-    options: Options, chunks: Sequence[Mapping[str, list[Message]]], seed: int, n_shards: int
+    sampler: type[Sampler], options: Options, chunks: Sequence[Mapping[str, list[Message]]], seed: int, n_shards: int
 ) -> Iterator[dict[str, dict[str, Any]]]:
     """The rows of each chunk, as they are finished, from ``n_shards`` engines that take the next chunk when free."""
     import ray
@@ -195,9 +222,9 @@ def sample_on_ray(
     if not ray.is_initialized():
         ray.init(include_dashboard=False)
     on_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    actor = ray.remote(num_cpus=1, num_gpus=options.tensor_parallel_size if on_gpus else 0)(Sampler)
+    actor = ray.remote(num_cpus=1, num_gpus=options.tensor_parallel_size if on_gpus else 0)(sampler)
     pool = ActorPool([actor.remote(options, seed + shard) for shard in range(n_shards)])
-    yield from pool.map_unordered(lambda sampler, chunk: sampler.rows.remote(chunk), chunks)
+    yield from pool.map_unordered(lambda engine, chunk: engine.rows.remote(chunk), chunks)
 
 
 def shards_at_hand(tensor_parallel_size: int) -> int:

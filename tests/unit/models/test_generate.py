@@ -25,7 +25,7 @@ def engine(monkeypatch):
         return [
             "too long"
             if one[0]["content"] == "long"
-            else [Answer(f"{one[0]['content']} at {temperature}", "stop", -1, 2)]
+            else [Answer(f"{one[0]['content']} at {temperature}", "stop", [0, 0], [-0.5, -0.5])]
             for one in messages
         ]
 
@@ -74,7 +74,9 @@ def test_numbers_that_do_not_fit_are_refused_before_the_engine_is_loaded(tmp_pat
 
 def test_suggestions_in_another_language_than_the_users_are_counted(tmp_path, engine, monkeypatch, capsys):
     text = "1. Which flour should I take for the bread?\n2. Wie lange muss der Teig gehen?\n3. Warum Salz?"
-    monkeypatch.setattr(generate, "sample", lambda llm, messages, *rest, **more: [[Answer(text, "stop", -1, 2)]])
+    monkeypatch.setattr(
+        generate, "sample", lambda llm, messages, *rest, **more: [[Answer(text, "stop", [0, 0], [-0.5, -0.5])]]
+    )
     write_json_lines(tmp_path / "a.jsonl", [{"conversation": asked("Wie backe ich zu Hause ein gutes Brot?")}])
     run("--policy", "p", "--prompts", tmp_path / "a.jsonl", "--out", tmp_path / "b")
     assert "1 of 3 suggestions are surely in another language or script" in capsys.readouterr().out

@@ -1,0 +1,73 @@
+"""The first half of rejection-sampling fine-tuning: what the SFT policy would suggest, each suggestion with its score.
+
+In: ``prompts.jsonl``, the SFT policy, the reward model. Out: one row a conversation, ``{"conversation", "candidates":
+[{"text", "log_prob", "n_sampled", "garm_mean"}], "left_out"}``, of which the SFT dataset ``diverse`` takes the best
+that differ, by the reward model's mean plus the policy's own log-probability a token; ``openrlhf-qs sft`` teaches
+them.
+A response of three is seldom good throughout, but of the suggestions in eight responses three are; GRPO, which only
+compares whole responses, would look for them for long (docs/EVIDENCE.md). Llama 2 (arXiv:2307.09288) trains in this
+order too: rejection sampling, then policy gradients.
+
+A killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.form.task import Task, read_task
+from openrlhf_qs.models.engine import Answer
+from openrlhf_qs.reward.credit import suggestion_of_tokens
+from openrlhf_qs.sft.distil import Sampler, add_sampling_arguments, sample_candidates
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", required=True, dest="teacher", help="folder of the SFT policy")
+    parser.add_argument("--reward_model", required=True, metavar="DIR", help="as recipes/garm.sh writes it")
+    add_sampling_arguments(parser, n_samples=8, max_new_tokens=64, temperature=0.7)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Sample what is not sampled yet, score every suggestion, write the file."""
+    from openrlhf_qs.garm.eval import load_on_device
+
+    out = args.out
+    args.out = str(Path(out).with_name("sampled.jsonl"))
+    sample_candidates(args, ResponseSampler)
+    rows = read_json_lines(args.out)
+    scorer = load_on_device(args.reward_model)
+    pairs = [(row["conversation"], one["text"]) for row in rows for one in row["candidates"]]
+    means = iter(scorer([conversation for conversation, _ in pairs], [text for _, text in pairs]).mean.tolist())
+    for row in rows:
+        row["candidates"] = [one | {"garm_mean": next(means)} for one in row["candidates"]]
+    write_json_lines(out, rows)
+    print(f"{len(pairs):,} suggestions scored by {args.reward_model}, in {out}")
+
+
+class ResponseSampler(Sampler):
+    """An engine with a policy that writes several suggestions at once; each of them is a candidate."""
+
+    @staticmethod
+    def task_of(teacher: str) -> Task:
+        return read_task(teacher)
+
+    def suggestions(self, answers: Sequence[Answer]) -> Iterator[tuple[str, float, bool]]:
+        """Of every suggestion its text, its tokens' mean log-probability, and True; of a malformed response as many
+        empty texts as it was to have."""
+        for answer in answers:
+            ended = answer.finish_reason == "stop"
+            parsed = self.task.read(answer.text, answer.finish_reason)
+            if not parsed.well_formed:
+                yield from [("", 0.0, ended)] * self.task.n
+                continue
+            places = suggestion_of_tokens([self.piece(token) for token in answer.tokens], self.task.n)
+            for place, text in enumerate(parsed.suggestions):
+                own = [one for one, of in zip(answer.log_probs, places, strict=True) if of == place]
+                yield text, (sum(own) / len(own) if own else answer.mean_log_prob), ended
+
+    def piece(self, token: int) -> str:
+        """The text of one token; none of a special one."""
+        return self.llm.get_tokenizer().decode([token], skip_special_tokens=True)

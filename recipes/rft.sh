@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# RFT, rejection-sampling fine-tuning.  Reads the prompts, the SFT policy and the GaRM, writes $RUN/rft: the policy that GRPO
+# starts from, taught the best that differ of the suggestions in its own samples.  RFT=0 leaves it out: GRPO starts from SFT.
+#   POLICY=Qwen/Qwen3-4B GPUS=8 bash recipes/rft.sh --adam.eps 1e-7      # any flag of OpenRLHF's train_sft may follow
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+: "${RFT_SAMPLES:=8}"           # responses of the SFT policy to each conversation
+: "${RFT_TEMPERATURE:=0.7}"     # that they are sampled at
+: "${RFT_SAVE_STEPS:=100}"      # steps between checkpoints
+if [ "$FORM" = gpu ]; then
+   : "${N_RFT:=20000}" "${RFT_BATCH:=256}" "${RFT_MICRO_BATCH:=4}" "${RFT_EPOCHS:=2}" "${RFT_LR:=5e-6}"
+else
+   : "${N_RFT:=2500}" "${RFT_BATCH:=32}" "${RFT_EPOCHS:=3}" "${RFT_LR:=1e-3}"   # N_RFT: conversations
+fi
+
+begin rft "$@"
+[ -z "$EMBEDDER" ] || OPTION="$OPTION diverse.embedder=$EMBEDDER"
+if [ ! -f "$RUN/rft/candidates.jsonl" ] || [ "$DRY_RUN" = 1 ]; then
+   followed openrlhf-qs rft --policy "$RUN/sft" --reward_model "$RUN/garm" --prompts "$RUN/data/prompts.jsonl" \
+      --out "$RUN/rft/candidates.jsonl" --n_max "$N_RFT" --n_samples "$RFT_SAMPLES" --temperature "$RFT_TEMPERATURE" \
+      --max_new_tokens "$MAX_NEW_TOKENS" --seed "$SEED"
+fi
+sft_flags RFT "$RUN/rft/candidates.jsonl" "$RUN/rft" "$RUN/sft"
+launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset diverse "${TASK[@]/#--/--qs.}" "$@"
+finish
