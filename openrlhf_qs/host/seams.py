@@ -132,7 +132,7 @@ def prompt_dataset(module: ModuleType, settings: Settings) -> None:
 @patch(
     "openrlhf.trainer.ray.launcher",
     "ReferenceModelActor.init_model_from_pretrained",
-    "self strategy pretrain _ray_trace_ctx",
+    "strategy pretrain _ray_trace_ctx",
     wanted=_has_a_reference,
 )
 def reference_policy(module: ModuleType, settings: Settings) -> None:

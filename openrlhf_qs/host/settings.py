@@ -62,7 +62,7 @@ class GRPOSettings:
     """The stage ``grpo``."""
 
     reward: tuple[str, ...] = flag(
-        ("garm", "garm_sigma", "ood", "rules", "relevance", "diversity"),
+        ("garm", "ood", "rules", "relevance", "diversity"),
         "parts of the reward, separated by commas; empty: OpenRLHF's own scalar reward",
         type=words,
     )

@@ -48,9 +48,7 @@ SAME = 1e-6  # a part whose values deviate by less is the same for every respons
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--reward", default="garm,garm_sigma,ood,rules,relevance,diversity", help="parts, separated by commas"
-    )
+    parser.add_argument("--reward", default="garm,ood,rules,relevance,diversity", help="parts, separated by commas")
     parser.add_argument("--fusion", default="logistic_regression", help="fusion plugin; default: logistic_regression")
     parser.add_argument(
         "--normalisation",
