@@ -14,14 +14,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${N_HELDOUT:=800}"         # held-out conversations that each policy answers
 : "${KL_COEF:=0.001}"          # a tenth of that of recipes/grpo.sh, and GRPO_LR twice its LR
 if [ "$FORM" = gpu ]; then : "${STEPS:=500}" "${GRPO_LR:=2e-6}"; else : "${STEPS:=80}" "${GRPO_LR:=3e-4}"; fi
-export N_HELDOUT KL_COEF STEPS GRPO_LR
+: "${RFT:=0}"                 # what GRPO makes of each reward, from the same SFT policy
+export N_HELDOUT KL_COEF STEPS GRPO_LR RFT
 [ "$AGAIN" != 1 ] || export AGAIN=differing
 : "${GOLD:=${JUDGE:-built_in_world}}"   # whose clicks are gold: a registered judge
 
 PARTS=${REWARD//,/ }
 MINUS=$(printf 'no_%s ' $PARTS)
 #   mean, sigma, ppl, rules: one part after the other; the next ones are no_relevance and all · no_X: all without X ·
-#   only_X: X alone, `mean` is only_garm · bradley_terry: a scalar reward model, to compare with no_garm_sigma ·
+#   only_X: X alone, `mean` is only_garm · bradley_terry: a scalar reward model ·
 #   equal, pareto: other weights
 : "${ARMS:=mean sigma ppl rules $MINUS only_ood bradley_terry equal pareto}"
 

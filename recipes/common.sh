@@ -41,7 +41,7 @@ wrong_name() {
             exit
          }
       }
-      match($0, /^(SFT|TEACHER|GARM|GRPO)_/) {
+      match($0, /^(SFT|TEACHER|GARM|RFT|GRPO)_/) {
          print $0 " is no variable of the recipes; there are" beginning_with(substr($0, 1, RLENGTH))
          exit
       }'

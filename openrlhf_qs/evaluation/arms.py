@@ -74,7 +74,7 @@ def as_shown(conversation: list[Message], suggestions: Sequence[str], n: int | N
 
 
 def load_responses(run: RunFolder) -> dict[str, list[Shown]]:
-    """What the policies said: ``sft``, ``grpo``, then any other ``report/responses.NAME.jsonl`` by name.
+    """What the policies said: ``sft``, ``rft``, ``grpo``, then any other ``report/responses.NAME.jsonl`` by name.
 
     Of a malformed response, the suggestions that can be read are shown.
     """
@@ -85,7 +85,7 @@ def load_responses(run: RunFolder) -> dict[str, list[Shown]]:
         raise ValueError(
             f"{files[COLD_START]}: the arm {COLD_START} is what the log shows; give this one another name"
         )
-    names = sorted(files, key=lambda name: ({"sft": 0, "grpo": 1}.get(name, 2), name))
+    names = sorted(files, key=lambda name: ({"sft": 0, "rft": 1, "grpo": 2}.get(name, 3), name))
     return {name: read_responses(files[name], read_task(run.sft)) for name in names}
 
 

@@ -35,10 +35,11 @@ STAGES = {
     "sft": "The policy learns to write suggestions from what was clicked.",
     "garm": "The Gaussian reward model learns from pairs which suggestion is preferred, and how sure that is.",
     "fusion": "The weights of the parts of the composite reward. Each part is normalised by its mean and std first.",
+    "rft": "The policy is taught the best that differ of the suggestions in its own samples.",
     "grpo": "The policy is trained on the composite reward, against its own other responses to the same prompt.",
     "evaluate": "All policies on the same held-out conversations.",
 }
-OPTIONAL = ("distil",)  # stages that a run need not have: no section where there is nothing of them
+OPTIONAL = ("distil", "rft")  # stages that a run need not have: no section where there is nothing of them
 FIRST_CURVES = (
     "train/rollout/reward_mean",
     "train/kl",
@@ -84,6 +85,7 @@ def page(run: RunFolder, metrics: Mapping[str, Any], environment: Environment) -
         "sft": _curves(run, "sft"),
         "garm": _curves(run, "garm") + _calibration(metrics),
         "fusion": _fusion(weights),
+        "rft": _curves(run, "rft"),
         "grpo": _alarms(alarms) + _curves(run, "grpo"),
         "evaluate": _evaluation(metrics),
     }

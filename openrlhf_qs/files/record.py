@@ -70,7 +70,7 @@ def _read_by_garm(variables: Variables) -> tuple[str, ...]:
 
 
 def _rft(variables: Variables) -> tuple[str, ...]:
-    return ("rft",) if variables.get("RFT", "1") == "1" else ()
+    return ("rft",) if variables.get("RFT") == "1" else ()
 
 
 SFT_SIZE = ("LR", "EPOCHS", "BATCH", "MICRO_BATCH")

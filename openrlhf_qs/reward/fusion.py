@@ -29,7 +29,6 @@ from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.reference import reference_log_ppl, reference_tokens
 from openrlhf_qs.registry import FUSIONS, REWARDS, load_plugins, parse_options
-from openrlhf_qs.reward.credit import NO_SUGGESTION, suggestion_of_tokens
 from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, suggestion_pairs, topics
 from openrlhf_qs.reward.hacked import hacked_responses
 from openrlhf_qs.reward.normalisation import NORMALISATIONS
@@ -293,6 +292,8 @@ def logged_batch(
 ) -> RolloutBatch:
     """What was shown, as responses; ``ref_log_ppl_share`` is as wide as the longest list."""
     import torch
+
+    from openrlhf_qs.reward.credit import NO_SUGGESTION, suggestion_of_tokens
 
     conversations = [row["conversation"] for row in impressions]
     n_shown = [len(row["suggestions"]) for row in impressions]

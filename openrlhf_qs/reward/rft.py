@@ -20,7 +20,6 @@ from pathlib import Path
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.engine import Answer
-from openrlhf_qs.reward.credit import suggestion_of_tokens
 from openrlhf_qs.sft.distil import Sampler, add_sampling_arguments, sample_candidates
 
 
@@ -57,6 +56,8 @@ class ResponseSampler(Sampler):
     def suggestions(self, answers: Sequence[Answer]) -> Iterator[tuple[str, float, bool]]:
         """Of every suggestion its text, its tokens' mean log-probability, and True; of a malformed response as many
         empty texts as it was to have."""
+        from openrlhf_qs.reward.credit import suggestion_of_tokens  # --help need not wait for torch
+
         for answer in answers:
             ended = answer.finish_reason == "stop"
             parsed = self.task.read(answer.text, answer.finish_reason)

@@ -9,7 +9,7 @@ from openrlhf_qs import __version__, cli
 from openrlhf_qs.host import checks
 from openrlhf_qs.host import run as host
 
-WAY = ["data", "distil", "sft", "garm", "fusion", "grpo", "generate", "evaluate"]
+WAY = ["data", "distil", "sft", "garm", "fusion", "rft", "grpo", "generate", "evaluate"]
 
 
 @pytest.fixture

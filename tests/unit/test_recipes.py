@@ -38,6 +38,7 @@ FORMS: dict[str, dict[str, str]] = {
     },
     "cpu, baselines": {"SFT_DATASET": "raw", "REWARD_MODEL": "bradley_terry", "FUSION": "equal", "JUDGE": "none"},
     "cpu, distilled": {"DISTIL": "1"},
+    "cpu, GRPO from SFT": {"RFT": "0"},
     "cpu, by meaning": {"EMBEDDER": "minilm"},
     "8 GPUs": {"GPUS": "8", "POLICY": "Qwen/Qwen3-4B"},
     "8 GPUs, async": {"GPUS": "8", "POLICY": "Qwen/Qwen3-4B", "ASYNC": "1"},
@@ -55,7 +56,10 @@ STAGES = [
     "garm spread",
     "generate",
     "fusion",
+    "rft",
+    "sft",
     "grpo",
+    "generate",
     "generate",
     "generate",
     "evaluate",
@@ -196,18 +200,22 @@ def test_every_stage_prints_its_command_in_the_order_of_the_way(form):
         expected.remove("garm spread")
     if "DISTIL" in FORMS[form]:
         expected[2:2] = ["sft", "distil"]
+    if "RFT" in FORMS[form]:
+        at = expected.index("rft")
+        del expected[at : at + 2]
+        del expected[-2]  # one policy less answers
     if "POLICY" not in FORMS[form]:
         expected.insert(1, "small-policy")
     if "CLICK_LOG" not in FORMS[form]:
         expected.insert(0, "world")
     assert [ours(command)[0] for command in commands] == expected
     launched = [command[0] for command in commands if ours(command)[0] in host.ENTRY_POINTS]
-    n_before_grpo = 3 if "DISTIL" in FORMS[form] else 2
+    n_before_grpo = 3 + ("DISTIL" in FORMS[form]) - ("RFT" in FORMS[form])
     launcher = "deepspeed" if "GPUS" in FORMS[form] else "openrlhf-qs"
     assert launched == [launcher] * n_before_grpo + ["openrlhf-qs"]
 
 
-@pytest.mark.parametrize("stage", ["data", "sft", "garm", "fusion", "grpo", "evaluate"])
+@pytest.mark.parametrize("stage", ["data", "sft", "garm", "fusion", "rft", "grpo", "evaluate"])
 def test_a_stage_alone_prints_what_it_prints_within_the_whole_way(stage):
     whole = dry_run("8 GPUs")
     assert all(command in whole for command in dry_run("8 GPUs", f"{stage}.sh"))
@@ -226,7 +234,7 @@ def test_the_student_learns_from_what_the_teacher_would_suggest():
     assert student["--data.dataset"] == options["--out"]
     assert student["--model.model_name_or_path"] == "Qwen/Qwen3-4B"
     chosen = [words[words.index("--qs.sft_dataset") + 1] for words in map(ours, dry_run(form)) if words[0] == "sft"]
-    assert chosen == ["single", "diverse"]
+    assert chosen == ["single", "diverse", "diverse"]
     alone = dry_run(form, "distil.sh")
     assert [command for command in dry_run(form) if command in alone] == alone
 
@@ -259,7 +267,7 @@ def test_our_command_line_takes_what_the_recipes_give_it(form):
 def test_openrlhf_takes_what_the_recipes_give_it(form, openrlhf):
     n_gpus = int(FORMS[form].get("GPUS", 1)) * int(FORMS[form].get("NODES", 1))
     for folder, argv in training_commands(form).items():
-        stage = "sft" if folder == "teacher" else folder
+        stage = "sft" if folder in ("teacher", "rft") else folder
         args = openrlhf(parse_as_openrlhf, stage, argv)
         assert not isinstance(args, str), f"{folder}: {args}"
         n_processes = n_gpus if stage != "grpo" else args.actor.num_nodes * args.actor.num_gpus_per_node
@@ -388,8 +396,9 @@ def test_each_policy_is_asked_once_at_all_temperatures_and_the_sft_policy_for_se
     generate = [words for words in map(shlex.split, done.stdout.splitlines()) if words[1] == "generate"]
     assert [[Path(path).name for path in one[one.index("--out") + 1 :][:2]] for one in generate] == [
         ["selection.sft.jsonl", "responses.sft.jsonl"],
+        ["selection.rft.jsonl", "responses.rft.jsonl"],
         ["selection.grpo.jsonl", "responses.grpo.jsonl"],
     ]
-    for words, n_samples in zip(generate, ("4 1", "1 1"), strict=True):
+    for words, n_samples in zip(generate, ("4 1", "1 1", "1 1"), strict=True):
         said = " ".join(words)
         assert f"--temperature 1 .5 --n_samples {n_samples} --" in said and "--n_max 9 1000 --" in said

@@ -35,7 +35,7 @@ case "$1 ${2:-}" in
       for word in "$@"; do
          case $word in --out) out=1 ;; --*) out=0 ;; *.jsonl) [ "${out:-0}" = 0 ] || echo '{}' > "$word" ;; esac
       done ;;
-   "world "* | "fusion "* | "distil "*) echo "{\"made_by\": \"$*\"}" > "$(value --out "$@")" ;;
+   "world "* | "fusion "* | "distil "* | "rft "*) echo "{\"made_by\": \"$*\"}" > "$(value --out "$@")" ;;
    "data "*)
       out=$(value --out "$@")
       for name in sft preferences prompts fusion heldout; do echo '{}' > "$out/$name.jsonl"; done
@@ -139,7 +139,7 @@ def whole(tmp_path_factory) -> Recipes:
 
 def test_a_second_call_does_nothing(whole):
     done = whole("grpo_garm")
-    assert done.returncode == 0 and done.stdout.count("done before") == 6 and whole.calls() == []
+    assert done.returncode == 0 and done.stdout.count("done before") == 7 and whole.calls() == []
 
 
 CHANGED = {
@@ -188,6 +188,14 @@ CHANGED = {
     "TEMPERATURES": "9",
     "N_SELECTION": "9",
     "BEST_OF": "9",
+    "RFT": "0",
+    "RFT_LR": "9",
+    "RFT_EPOCHS": "9",
+    "RFT_BATCH": "9",
+    "RFT_MICRO_BATCH": "9",
+    "N_RFT": "9",
+    "RFT_SAMPLES": "9",
+    "RFT_TEMPERATURE": "9",
     "DISTIL": "1",
 }
 # Which make no other product: where it is written, how it is watched, what is printed; and those of other recipes.
@@ -199,6 +207,7 @@ NOT_COUNTED = {
     "MONITOR",
     "SFT_SAVE_STEPS",
     "GARM_SAVE_STEPS",
+    "RFT_SAVE_STEPS",
     "GRPO_SAVE_STEPS",
 }
 OTHER_FORMS = {"NODES", "ASYNC", "TEACHER", "N_CANDIDATES", "DATA_DIR", "SEEDS", "ARMS", "GOLD"}
@@ -272,13 +281,16 @@ def test_again_makes_anew_what_differs_and_all_after_it_and_nothing_before(recip
         "garm spread",
         "generate",
         "fusion",
+        "rft",
+        "sft",
         "grpo",
+        "generate",
         "generate",
         "generate",
         "evaluate",
     ]
     # killed on the way, the same call would find all of it as asked
-    assert recipes("grpo_garm", AGAIN="1", GARM_LR="9e-4").stdout.count("done before") == 6
+    assert recipes("grpo_garm", AGAIN="1", GARM_LR="9e-4").stdout.count("done before") == 7
     # a stage alone is made anew though nothing differs, and so are those after it, with what the run was given
     recipes.calls()
     assert recipes("garm", AGAIN="1").returncode == 0
@@ -398,8 +410,8 @@ def test_the_cpu_form_hides_the_gpus_and_says_so(recipes):
     done = recipes("grpo_garm", PATH=path)
     assert "the CPU form: this machine's GPUs stay idle" in done.stdout
     calls = recipes.calls()
-    for stage in ("sft", "garm", "grpo"):
-        (call,) = (call for call in calls if call.startswith(f"{stage} --"))
+    for stage in ("sft", "garm", "rft", "grpo"):
+        (call,) = (call for call in calls if f"--ckpt.output_dir {recipes.run.stage(stage)} " in call)
         assert "--qs.device cpu" in call
     assert 'export CUDA_VISIBLE_DEVICES=""' in (ROOT / "recipes" / "common.sh").read_text()
 

@@ -171,7 +171,7 @@ def test_the_sections_follow_the_way_of_the_data(full_run, metrics):
     html = write_report(full_run, metrics).read_text()
     stages = ["data", "sft", "garm", "fusion", "grpo", "evaluate"]
     assert re.findall(r'<section id="(\w+)">', html) == ["examples", *stages, "made"]
-    assert list(STAGES) == ["data", "distil", *stages[1:]]
+    assert list(STAGES) == ["data", "distil", *stages[1:4], "rft", *stages[4:]]
     text = read(full_run / "report" / "report.html").text
     for shown in (
         "32,000",
