@@ -18,7 +18,7 @@ begin rft "$@"
 if [ ! -f "$RUN/rft/candidates.jsonl" ] || [ "$DRY_RUN" = 1 ]; then
    followed openrlhf-qs rft --policy "$RUN/sft" --reward_model "$RUN/garm" --prompts "$RUN/data/prompts.jsonl" \
       --out "$RUN/rft/candidates.jsonl" --n_max "$N_RFT" --n_samples "$RFT_SAMPLES" --temperature "$RFT_TEMPERATURE" \
-      --max_new_tokens "$MAX_NEW_TOKENS" --seed "$SEED"
+      --max_new_tokens "$(response_tokens)" --seed "$SEED"
 fi
 sft_flags RFT "$RUN/rft/candidates.jsonl" "$RUN/rft" "$RUN/sft"
 launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset diverse "${TASK[@]/#--/--qs.}" "$@"

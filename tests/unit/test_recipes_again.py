@@ -19,7 +19,7 @@ from openrlhf_qs.files.record import STAGES, durations, read_record
 from openrlhf_qs.files.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
-WAY = ["data", "sft", "garm", "fusion", "grpo", "evaluate"]
+WAY = ["data", "sft", "garm", "fusion", "rft", "grpo", "evaluate"]
 STAND_IN = r"""#!/usr/bin/env bash
 value() { local flag=$1; shift; while [ $# -gt 1 ]; do [ "$1" != "$flag" ] || echo "$2"; shift; done; }
 model() {
