@@ -121,7 +121,7 @@ STAGES = {
             *FORM,
         ),
         reads=lambda variables: ("data", "sft", "garm"),
-        files=("EMBEDDER",),
+        files=("EMBEDDER", "PROMPT_TEMPLATE"),
         plugins=("REWARD_MODEL",),
         products=(*MODEL, "candidates.jsonl"),
     ),
