@@ -5,11 +5,13 @@ from dataclasses import replace
 from itertools import chain, combinations
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from scipy.optimize import minimize
 
-from openrlhf_qs.form.response import parse_response
+from openrlhf_qs.form.request import Request
+from openrlhf_qs.form.response import format_response, parse_response
 from openrlhf_qs.plugins.fusions.learned import (
     OBJECTIVES,
     EqualFusion,
@@ -24,9 +26,10 @@ from openrlhf_qs.plugins.fusions.learned import (
     variance_inflation,
 )
 from openrlhf_qs.reward import fusion as stage
-from openrlhf_qs.reward.composite import Part, Weights, read_weights
-from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, topics
+from openrlhf_qs.reward.composite import CompositeReward, Part, Weights, read_weights
+from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, suggestion_pairs, topics
 from openrlhf_qs.reward.hacked import HACKS, N_ELSEWHERE, hacked_responses
+from openrlhf_qs.reward.offline import offline_batch
 from openrlhf_qs.reward.pareto import knee
 
 
@@ -239,6 +242,67 @@ def test_where_conversations_do_not_come_again_those_of_one_topic_are_compared()
     assert across and len(chosen) == 20 * 8 and set(chosen % 2) == {0} and set(rejected % 2) == {1}
     assert all(topic[one] == topic[other] for one, other in zip(chosen, rejected, strict=True))
     assert weight.mean() == pytest.approx(1)
+
+
+def test_suggestions_of_one_impression_tell_the_weights_where_no_conversation_comes_again():
+    random = np.random.default_rng(0)
+    n, places = 6000, {"propensities": [1.0, 0.7, 0.5], "trust": []}
+    clickable = random.normal(size=n)  # what a conversation does to clicks, and a part that goes with it
+    parts = random.normal(size=(n, 3, 3))
+    parts[:, :, 2] = clickable[:, None]
+    log_odds = -1.5 + clickable[:, None] + parts @ [1.0, 0.5, 0.0]
+    clicks = random.random((n, 3)) < np.array(places["propensities"]) / (1 + np.exp(-log_odds))
+    log = pl.DataFrame(
+        {
+            "impression_id": [f"{row}" for row in range(n)],
+            "conversation": [[{"role": "user", "content": f"{row}?"}] for row in range(n)],
+            "suggestions": [[f"{row} {place}" for place in range(3)] for row in range(n)],
+            "clicks": clicks.astype(np.int8).tolist(),
+        }
+    )
+    pairs = suggestion_pairs(log, places, np.ones(n, dtype=bool))
+    assert len(pairs.row) > 2000 and pairs.weight.mean() == pytest.approx(1)
+    difference = parts[pairs.row, pairs.chosen] - parts[pairs.row, pairs.rejected]
+    fusion = LogisticRegressionFusion(floor=0.0)
+    weights = fusion(FusionData(["a", "b", "c"], difference, pairs.weight, pairs.row, pairs.row % 8))
+    np.testing.assert_allclose(weights, [2 / 3, 1 / 3, 0], atol=0.04)
+    assert fusion.report["first_stage"]["told"]
+
+
+def test_what_cannot_be_read_as_it_was_shown_makes_no_pair():
+    log = pl.DataFrame(
+        {
+            "impression_id": ["a", "b", "c"],
+            "conversation": [[{"role": "user", "content": "?"}]] * 3,
+            "suggestions": [["x", "y"], ["x", "y"], [f"{n}" for n in range(9)]],
+            "clicks": [[1, 0], [1, 0], [1] + [0] * 8],
+        }
+    )
+    pairs = suggestion_pairs(log, {"propensities": [1.0] * 9, "trust": []}, np.array([False, True, True]))
+    assert list(pairs.row) == [1], "the first cannot be read, the last showed more than a policy can be asked for"
+
+
+class ByLength:
+    """A reward that says what each suggestion brought: its length, over the number of suggestions."""
+
+    needs, gate = (), False
+
+    def __call__(self, batch):
+        return self.credit(batch).sum(1)
+
+    def credit(self, batch):
+        return torch.tensor([[len(text) / batch.task.n for text in parsed.suggestions] for parsed in batch.parsed])
+
+
+def test_a_suggestion_counts_what_a_response_of_its_like_would_have_however_many_were_shown():
+    shown = [["Why a?", "Why bb?", "Why ccc?"], ["Why d?", "Why ee?"]]
+    requests = [Request([{"role": "user", "content": "?"}])] * 2
+    batch = offline_batch(requests, [format_response(some) for some in shown], n_shown=[3, 2])
+    batch = replace(batch, ref_log_ppl_share=torch.zeros(2, 3))
+    composite = CompositeReward(["rules"])
+    composite.rewards["rules"] = ByLength()
+    values = stage.suggestion_values(composite, batch, np.array([0, 1]), ["rules"])
+    assert {row: value[:, 0].round(4).tolist() for row, value in values.items()} == {0: [6, 7, 8], 1: [6, 7]}
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
