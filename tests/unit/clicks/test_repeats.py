@@ -5,6 +5,7 @@ import pytest
 
 from openrlhf_qs.clicks.check import check_log
 from openrlhf_qs.clicks.click_log import read_click_log
+from openrlhf_qs.clicks.propensity import examination_propensities
 from openrlhf_qs.clicks.repeats import without_repeats
 from openrlhf_qs.world.click_log import write_click_log
 
@@ -50,6 +51,18 @@ def test_one_user_with_a_fifth_of_the_rows_is_found_and_can_be_capped(rows, tmp_
     kept = [row["impression_id"] for row in botted if row["user_id"] == "bot"][:5]
     assert log.filter(log["user_id"] == "bot")["impression_id"].to_list() == kept
     assert log["user_id"].value_counts()["count"].max() <= 5
+
+
+def test_a_bot_moves_examination_and_a_cap_brings_it_back(rows, tmp_path):
+    rng = random.Random(0)
+    botted = [{**row, "user_id": "bot", "clicks": [1, 1, 1]} if rng.random() < 0.2 else row for row in rows]
+    people, all_rows = (
+        read_click_log(written(tmp_path / f"{name}.jsonl", some))
+        for name, some in (("people", [row for row in botted if row["user_id"] != "bot"]), ("all", botted))
+    )
+    capped, _ = without_repeats(all_rows, max_per_user=5)
+    true, moved, back = (examination_propensities(log, "ctr")[2] for log in (people, all_rows, capped))
+    assert moved > true + 0.15 and abs(back - true) < 0.03
 
 
 def test_rows_without_a_user_are_not_capped_and_a_cap_below_zero_is_refused(rows, tmp_path):

@@ -73,6 +73,16 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 180 <= hits <= 199  # 190 expected
 
 
+def test_a_judges_probabilities_tell_more_than_clicks_drawn_from_them():
+    rng = np.random.default_rng(1)
+    chances = {f"{n}": p for n, p in enumerate(rng.uniform(0.25, 0.45, 200))}
+    found = run_ab_test({"one": arm(*[[text] for text in chances])}, says(chances), n_users=2200)["one"]
+    drawn = result(found.clicks.any(2).mean(1)).ci95  # 11 users a conversation
+    # variance of a conversation's mean: .0033 of the chances, and .35 * .65 / 11 = .0207 of the draws
+    ratio = (drawn[1] - drawn[0]) / (found.ci95[1] - found.ci95[0])
+    assert ratio == pytest.approx(((0.0033 + 0.0204) / 0.0033) ** 0.5, rel=0.2)
+
+
 def test_an_arm_does_not_depend_on_the_others_and_the_seed_decides():
     judge = says({"x": 0.3})
     one = arm(["x"], ["x"])
