@@ -7,19 +7,16 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${N_HELDOUT:=1000}"        # held-out conversations that each policy answers
 : "${TEMPERATURES:=1 .7 .5 .3}"   # that it answers them at, separated by blanks: the best of one is compared with the best of another
 : "${N_SELECTION:=250}"       # conversations of the fusion split by which the temperature to serve is chosen
-: "${BEST_OF:=8}"             # samples of the SFT policy at the first temperature: the one with the largest reward is an arm; 1: no such arm
+: "${BEST_OF:=8}"             # samples of the SFT policy at the second temperature: the one with the largest reward is an arm; 1: no such arm
 
 [ -n "$JUDGE" ] || { [ -n "$CLICK_LOG" ] && JUDGE=none || JUDGE=built_in_world; }   # the run knows whose users clicked
 begin evaluate "$@"
 plugin_flags --
 [ "$RFT" = 1 ] && TUNED=rft || TUNED=
 for policy in sft $TUNED grpo; do
-   N_SAMPLES_AT=() n=1
-   [ "$policy" = sft ] && n=$BEST_OF
-   for temperature in $TEMPERATURES; do
-      N_SAMPLES_AT+=("$n")
-      n=1
-   done
+   N_SAMPLES_AT=()
+   for temperature in $TEMPERATURES; do N_SAMPLES_AT+=(1); done
+   [ "$policy" != sft ] || N_SAMPLES_AT[${#N_SAMPLES_AT[@]} > 1]=$BEST_OF   # at 1 the best of several is worse (docs/EVIDENCE.md)
    [ -f "$RUN/report/responses.$policy.jsonl" ] || followed openrlhf-qs generate --policy "$RUN/$policy" --reference "$RUN/sft" \
       --prompts "$RUN/data/fusion.jsonl" "$RUN/data/heldout.jsonl" --n_max "$N_SELECTION" "$N_HELDOUT" \
       --out "$RUN/report/selection.$policy.jsonl" "$RUN/report/responses.$policy.jsonl" \

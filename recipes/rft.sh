@@ -16,7 +16,7 @@ fi
 begin rft "$@"
 [ -z "$EMBEDDER" ] || OPTION="$OPTION diverse.embedder=$EMBEDDER"
 if [ ! -f "$RUN/rft/candidates.jsonl" ] || [ "$DRY_RUN" = 1 ]; then
-   followed openrlhf-qs rft --policy "$RUN/sft" --reward_model "$RUN/garm" --prompts "$RUN/data/prompts.jsonl" \
+   run openrlhf-qs rft --policy "$RUN/sft" --reward_model "$RUN/garm" --prompts "$RUN/data/prompts.jsonl" \
       --out "$RUN/rft/candidates.jsonl" --n_max "$N_RFT" --n_samples "$RFT_SAMPLES" --temperature "$RFT_TEMPERATURE" \
       --max_new_tokens "$(response_tokens)" --seed "$SEED"
 fi

@@ -42,6 +42,13 @@ def run(args: argparse.Namespace) -> None:
     means = iter(scorer([conversation for conversation, _ in pairs], [text for _, text in pairs]).mean.tolist())
     for row in rows:
         row["candidates"] = [one | {"garm_mean": next(means)} for one in row["candidates"]]
+    n = read_task(args.teacher).n
+    n_enough = sum(len(row["candidates"]) >= n for row in rows)
+    if 2 * n_enough < len(rows):
+        raise ValueError(
+            f"{args.teacher} has {n} different suggestions for {n_enough} of {len(rows)} conversations only: there is "
+            "nothing to choose from; train it longer, give it more tokens (MAX_NEW_TOKENS), or leave this out (RFT=0)"
+        )
     write_json_lines(out, rows)
     print(f"{len(pairs):,} suggestions scored by {args.reward_model}, in {out}")
 

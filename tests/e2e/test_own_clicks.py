@@ -1,4 +1,4 @@
-"""A user's own click log and a reward from a package of hers, through all six stages, killed on the way.
+"""A user's own click log and a reward from a package of hers, through all stages, killed on the way.
 
 The log is Parquet and says nothing of who simulated it; nobody judges, so the held-out clicks speak. The tests stand
 in the order of the stages, and each needs the one before it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,7 +34,9 @@ SMALL = {
     "GRPO_MICRO_BATCH": "16",
     "TRAIN_BATCH": "16",
     **{f"{stage}_SAVE_STEPS": "2" for stage in ("SFT", "GARM", "GRPO")},
-    "MAX_NEW_TOKENS": "32",
+    "N_RFT": "80",
+    "RFT_BATCH": "4",
+    "RFT_EPOCHS": "1",
     "N_HELDOUT": "40",
 }
 PACKAGE = {
@@ -146,17 +149,27 @@ def test_the_weights_are_those_of_the_rewards_asked_for(environment):
     assert set(weights) == {"garm", "ood", "brevity"}
 
 
+def test_the_policy_is_taught_the_best_of_its_own_samples(environment):
+    recipe("rft", environment)
+    folder = Path(environment["RUN"]) / "rft"
+    rows = [json.loads(line) for line in (folder / "candidates.jsonl").read_text().splitlines()]
+    assert len(rows) == 80 and all("garm_mean" in one for row in rows for one in row["candidates"])
+    assert (folder / "model.safetensors").is_file()
+
+
 def test_two_steps_are_trained_with_the_reward_of_the_installed_package(environment):
     recipe("grpo", environment)
     log = (Path(environment["RUN"]) / "grpo" / "log.txt").read_text(errors="replace")
     steps = [line for line in log.splitlines() if "Global step" in line]
     assert len(steps) == 2 and all("'reward/brevity': -" in line for line in steps)
+    kl = float(re.search(r"'kl': ([-\d.e]+)", steps[0])[1])
+    assert kl > 0.01, "the reference is the SFT policy, and what is trained begins with the one after RFT"
 
 
 def test_without_a_judge_the_held_out_clicks_speak(environment):
     recipe("evaluate", environment)
     metrics = json.loads((Path(environment["RUN"]) / "report" / "metrics.json").read_text())
     assert metrics["garm"]["n_pairs"] > 0 and 0 <= metrics["garm"]["ece"] <= 1
-    for policy in ("sft", "grpo"):
+    for policy in ("sft", "rft", "grpo"):
         assert 0 <= metrics["quality"][policy]["malformed"] <= 1
     assert (Path(environment["RUN"]) / "report" / "report.html").is_file()
