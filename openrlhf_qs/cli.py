@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import sys
 import textwrap
@@ -98,7 +99,8 @@ After sft, garm and grpo any flag of OpenRLHF may follow; ours begin with --qs.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``openrlhf-qs``. Errors of a user's making are one line on stderr and exit status 2."""
+    """Entry point of ``openrlhf-qs``. Errors of a user's making, and of the machine's, are one line on stderr and exit
+    status 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
@@ -122,10 +124,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         print(printable(f"openrlhf-qs {command}: {error}"), file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(printable(f"openrlhf-qs {command}: {_of_the_machine(error)}"), file=sys.stderr)
+        sys.exit(2)
     if command in OPENRLHF and not vars(args)["qs.check_enable"]:
         from openrlhf_qs.host import run as host
 
         host.run(command, settings, rest)
+
+
+def _of_the_machine(error: OSError) -> str:
+    """What went wrong with a file or a host, in one line, and what to do about a full disk."""
+    what = " ".join(str(error).split()) or repr(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{what}: make room and call again, which goes on from what is finished"
+    return what
 
 
 def overview() -> str:

@@ -322,6 +322,7 @@ followed() {
    wait "$follower" || status=$?
    [ "$status" = 0 ] || {
       grep -av '^[[:space:]]*$' "$STAGE_DIR/log.txt" | grep -av leaked | tail -n 20 >&2
+      [ "$(df -Pk "$RUN" | awk 'NR == 2 {print $4}')" -ge 1024 ] || die "$STAGE failed: the disk of $RUN is full. Make room and call again."
       die "$STAGE failed: the end of $STAGE_DIR/log.txt stands above. Call again to go on from what is finished."
    }
 }

@@ -305,8 +305,9 @@ def local_rollout(tokenizer, conversation: Sequence[Any], response: str) -> Any:
 
     from openrlhf_qs.form.request import Request
     from openrlhf_qs.form.task import Task
+    from openrlhf_qs.models.template import rendered
 
-    prompt = tokenizer.apply_chat_template(Task().messages(conversation), tokenize=False, add_generation_prompt=True)
+    prompt = rendered(tokenizer, Task().messages(conversation), add_generation_prompt=True)
     asked, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, response))
     answer = [*answer, tokenizer.eos_token_id]
     ids = torch.tensor([asked + answer])

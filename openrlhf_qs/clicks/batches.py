@@ -122,8 +122,10 @@ def log_files(patterns: Sequence[str | Path]) -> list[str]:
     for pattern in patterns:
         path = Path(pattern)
         found = sorted(path.parent.glob(path.name)) if not path.is_file() and "*" in path.name else [path]
-        if not found or not found[0].is_file():
-            raise ValueError(f"{pattern}: there is no such file; give a click log, .jsonl, .jsonl.gz or .parquet")
+        for one in found or [path]:
+            if not one.is_file():
+                what = "is a folder" if one.is_dir() else "is no file" if one.exists() else "there is no such file"
+                raise ValueError(f"{one}: {what}; give a click log, .jsonl, .jsonl.gz or .parquet")
         files |= dict.fromkeys(map(str, found))
     _check_same_columns(list(files))
     return list(files)

@@ -293,7 +293,9 @@ class Total:
             self._problems.raise_any(self._n_impressions)
         skipped = dict(self._problems.counts)
         if not self._n_impressions:
-            raise ValueError(f"{self._files[0]}: no good row; bad ones by reason: {skipped or 'none'}")
+            where = self._files[0] if len(self._files) == 1 else f"{self._files[0]} and {len(self._files) - 1} more"
+            found = f"no good row; bad ones by reason: {skipped}" if skipped else "no row in it"
+            raise ValueError(f"{where}: {found}; give a click log, one impression a row")
         method, order, examination, findings = propensity, "unknown", None, []
         try:
             examination = estimate(added_up(self._counts), propensity, n_positions=len(self._shown))

@@ -17,7 +17,7 @@ import polars as pl
 
 from openrlhf_qs.clicks.batches import Batch, Problems, log_files, map_log
 from openrlhf_qs.clicks.rows import REQUIRED, SCHEMA
-from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.files.whole import check_count, write_json_lines
 from openrlhf_qs.form.keys import conversation_keys
 
 __all__ = ["REQUIRED", "SCHEMA"]  # of a row, see openrlhf_qs.clicks.rows
@@ -63,12 +63,15 @@ def read_click_log(
             problems.add_duplicate(*places)
     if on_error == "raise":
         problems.raise_any(rows.height)
+        for number, file in enumerate(files):
+            check_count(file, int((rows["file"] == number).sum()))
     if skipped is not None:
         skipped.update(problems.counts)
     log = rows.filter(first).select(*SCHEMA)
     if not (log["clicks"].list.max() == 1).any():
         where = f"{files[0]}" + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
-        raise ValueError(f"{where}: {log.height} impressions without one click; give a log to learn from")
+        found = f"{log.height} impressions without one click" if log.height else "no row in it"
+        raise ValueError(f"{where}: {found}; give a log to learn from")
     return log
 
 

@@ -131,7 +131,7 @@ def preferences(
     if pairs.is_empty():
         raise ValueError(
             f"no pair of a clicked and another suggestion in {log.height} impressions under position policy "
-            f"{position_policy!r}; give a larger log or the policy 'all'"
+            f"{position_policy!r}: {_why_no_pair(log)}"
         )
     share = 1 / pl.len().over("row")
     weight = share * _factor("chosen", chosen_factors) * _factor("rejected", rejected_factors)
@@ -148,6 +148,20 @@ def preferences(
         else _until_a_click(log, unless_clicked),
         **({"trust": pl.lit(list(trust), pl.List(pl.Float64)).list.head(n_shown)} if any(trust) else {}),
         pairs=_lists(pairs.with_columns(weight=weight, label=1.0), log.height),
+    )
+
+
+def _why_no_pair(log: pl.DataFrame) -> str:
+    """What the impressions are like of which no pair can be made, and what to do."""
+    if log["clicks"].list.len().max() == 1:
+        return "each shows one suggestion alone; compare those of one conversation: --pairs_from click_rates"
+    if not pair_places(log, "all").is_empty():
+        return "the policy 'all' lets some through: --position_policy all"
+    clicks = log["clicks"].list
+    n_all, n_none = (clicks.min() == 1).sum(), (clicks.max() == 0).sum()
+    return (
+        f"in {n_all} all was clicked that was shown, in {n_none} nothing, and {log.height - n_all - n_none} show one "
+        "text several times; give a log that has what was passed over too"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +14,9 @@ from openrlhf_qs.evaluation.arms import AT, LAST_POLICY, on_same_conversations
 from openrlhf_qs.form.keys import conversation_key, root_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
+from openrlhf_qs.reward.judged import Judge, click_probabilities
 from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import cluster_half_width
-
-Judge = Callable[[Sequence[list[Message]], Sequence[Sequence[str]]], list[list[float]]]
 
 
 @dataclass(frozen=True)
@@ -131,37 +130,6 @@ def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
         return None
     half = cluster_half_width(influence, arm.clusters)
     return Lift(ratio - 1, (ratio - 1 - half, ratio - 1 + half))
-
-
-def click_probabilities(
-    judge: Judge, conversations: Sequence[list[Message]], suggestions: Sequence[Sequence[str]], where: str
-) -> np.ndarray:
-    """The judge's answer as one array ``[n, most suggestions of a row]``; slots that a row does not have are 0.
-
-    ValueError names judge, ``where`` and row if the answer has another shape than ``suggestions`` or leaves [0, 1].
-    """
-    judge_name = getattr(judge, "__name__", type(judge).__name__)
-    answer = judge(conversations, suggestions)
-    if len(answer) != len(suggestions):
-        raise ValueError(
-            f"judge {judge_name}, {where}: {len(answer)} rows for {len(suggestions)} users; return one row a user"
-        )
-    probability = np.zeros((len(suggestions), max(map(len, suggestions), default=0)))
-    for n, (row, texts) in enumerate(zip(answer, suggestions, strict=True)):
-        if len(row) != len(texts):
-            raise ValueError(
-                f"judge {judge_name}, {where}, row {n}: {len(row)} probabilities for {len(texts)} suggestions; "
-                "return one a suggestion"
-            )
-        probability[n, : len(row)] = row
-    bad = np.argwhere(~((probability >= 0) & (probability <= 1)))
-    if len(bad):
-        n, slot = map(int, bad[0])
-        raise ValueError(
-            f"judge {judge_name}, {where}, row {n}: {probability[n, slot]} for suggestion {slot + 1}; "
-            "return a click probability in [0, 1]"
-        )
-    return probability
 
 
 def load_judge(judge: str, settings: Sequence[str] = ()) -> Judge | None:

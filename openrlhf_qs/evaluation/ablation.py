@@ -26,12 +26,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from openrlhf_qs.evaluation.ab_test import Judge, click_probabilities, load_judge
+from openrlhf_qs.evaluation.ab_test import load_judge
 from openrlhf_qs.evaluation.arms import AT, Shown, by_temperature, read_responses
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.task import read_task
+from openrlhf_qs.reward.judged import Judge, click_probabilities
 from openrlhf_qs.statistics.intervals import Interval, t_interval
 from openrlhf_qs.statistics.multiple import holm, t_test
 

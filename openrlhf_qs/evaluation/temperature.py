@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from openrlhf_qs.evaluation.ab_test import Judge, click_probabilities
 from openrlhf_qs.evaluation.arms import Shown
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.form.keys import conversation_key
+from openrlhf_qs.reward.judged import Judge, click_probabilities
 
 N_USERS = 8  # of each conversation
 

@@ -18,6 +18,7 @@ import argparse
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -316,9 +317,20 @@ def read_record(run: RunFolder) -> dict[str, Any]:
     if not run.record.is_file():
         return {}
     try:
-        return dict(json.loads(run.record.read_text(encoding="utf-8"))["stages"])
-    except (ValueError, KeyError, TypeError) as error:
+        entries = dict(json.loads(run.record.read_text(encoding="utf-8"))["stages"])
+        for name, entry in entries.items():
+            _check_entry(name, entry)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{run.record} cannot be read ({error!r}): take another RUN, or remove {run.path}") from None
+    return entries
+
+
+def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
+    """ValueError, KeyError or TypeError where it is no entry that this module wrote."""
+    if entry["state"] not in ("begun", "done", "removed", "shared"):
+        raise ValueError(f"{name}.state is {entry['state']!r}")
+    if not math.isfinite(entry["seconds"] if entry["state"] == "done" else 0):
+        raise ValueError(f"{name}.seconds is {entry['seconds']}")
 
 
 def write_record(run: RunFolder, stages: Mapping[str, Any]) -> None:

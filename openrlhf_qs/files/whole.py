@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,43 @@ def short(value: Any) -> str:
 def read_json_lines(path: str | Path) -> list[dict]:
     """The rows of a file; byte order marks and blank lines are passed over.
 
-    ValueError names file and line of what is no JSON object, or the file that is missing.
+    ValueError names file and line of what is no JSON object, or the file that is missing or cut.
     """
+    return list(json_lines(path))
+
+
+def json_lines(path: str | Path) -> Iterator[dict]:
+    """The same, row by row."""
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist: run the stage that writes it first")
-    rows = []
+    n_rows = 0
     with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_decoded(file, path), start=1):
             line = line.lstrip("\ufeff")  # of a file that was put behind another one, too
             if line.strip():
-                rows.append(json_object(path, number, line))
-    return rows
+                n_rows += 1
+                yield json_object(path, number, line)
+    check_count(path, n_rows)
+
+
+def _decoded(lines: Iterable[str], path: str | Path) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}): write it again") from None
+
+
+def check_count(path: str | Path, n_rows: int) -> None:
+    """ValueError where the stage that wrote the file says, in the ``log.json`` beside it, that it has other rows: one
+    that is cut at the end of a line looks whole."""
+    path = Path(path)
+    log = path.with_name("log.json")
+    try:
+        written = json.loads(log.read_text(encoding="utf-8"))["written"].get(path.name, n_rows)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none of ours
+        return
+    if written != n_rows:
+        raise ValueError(f"{path} has {n_rows} rows, and {log} says {written}: it was cut or changed; write it again")
 
 
 def json_object(path: str | Path, number: int, line: str) -> dict:
@@ -51,18 +78,26 @@ def json_object(path: str | Path, number: int, line: str) -> dict:
 
 
 def write_json_lines(path: str | Path, rows: Iterable[dict]) -> None:
-    """Write ``rows`` under a temporary name, then rename: nothing half-written bears the final name."""
+    """Write ``rows`` as :func:`replacing` does."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write ``text`` as :func:`replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # a log may hold half a surrogate pair
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, this process's own, that is renamed at the end: nothing half-written bears the
+    final name, and two that write at once do not write into each other's file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(temporary, path)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` under a temporary name, then rename: nothing half-written bears the final name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8", errors="replace")  # a log may hold half a surrogate pair
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

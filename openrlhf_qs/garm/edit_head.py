@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.files.whole import replacing, write_whole
 
 
 def edit_head(path: str | Path, edit: Callable[[dict[str, Any], Any, Any], tuple[Any, Any]]) -> None:
@@ -35,7 +34,6 @@ def edit_head(path: str | Path, edit: Callable[[dict[str, Any], Any, Any], tuple
         if bias_name not in tensors:
             raise ValueError(f"{file}: {weight_name} is there and {bias_name} is not; the checkpoint is damaged")
         tensors[weight_name], tensors[bias_name] = edit(config, tensors[weight_name], tensors[bias_name])
-        temporary = file.with_name(f".{file.name}.writing")
-        save_file(tensors, temporary, metadata=metadata)
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
     write_whole(config_file, json.dumps(config, indent=2) + "\n")

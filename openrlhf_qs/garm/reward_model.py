@@ -11,7 +11,7 @@ OpenRLHF::
 or, as a module::
 
     model = load_reward_model("runs/default/garm")
-    tokenizer = AutoTokenizer.from_pretrained("runs/default/garm")
+    tokenizer = load_tokenizer("runs/default/garm")
     rewards = model(*encode_suggestions(tokenizer, [conversation], ["How long does it take?"], max_len=512))
 
 The backbone is a decoder, read at the last token of the chat template's text, or a bidirectional encoder such as BERT
@@ -21,13 +21,13 @@ stood before (:mod:`openrlhf_qs.garm.exact_match`).
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,7 +48,8 @@ from openrlhf_qs.garm.shared_prefix import (
     tree_mask,
     use_attention,
 )
-from openrlhf_qs.models.template import rendered, shortened
+from openrlhf_qs.models.folder import AGAIN, check_weights, read_config, weight_files
+from openrlhf_qs.models.template import as_plain_text, end_token, rendered, shortened
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins
 
 MATCH = "match"  # name of the vectors of exact matches among the weights
@@ -75,8 +76,9 @@ def reward_model_class(
         base_pretrained_model, base_llm_model: of transformers, as ``Qwen3PreTrainedModel`` and ``Qwen3Model``.
         value_head_prefix: name of the head among the weights.
         packing_samples: whether sequences come padded but run packed (needs flash-attn). Decoders only.
-        mark: ``{"name": a registered head, "options": {...}}`` for a new head, with ``turn_end_id``, the token that
-            ends a turn, where the model shall be told of exact matches; None keeps the config's own.
+        mark: ``{"name": a registered head, "options": {...}}`` for a new head, with ``vocabulary``, the print of its
+            tokenizer's, and ``turn_end_id``, the token that ends a turn, where the model shall be told of exact
+            matches; None keeps the config's own.
     """
 
     class SuggestionRewardModel(base_pretrained_model):
@@ -239,12 +241,8 @@ def load_reward_model(path: str | Path, dtype: torch.dtype = torch.float32) -> n
             they name, which must still be there.
         dtype: of the backbone; the head computes in float32.
     """
-    from transformers import AutoConfig, AutoModel
-
     check_checkpoint(path)
-    config = AutoConfig.from_pretrained(path)
-    base = AutoModel._model_mapping[type(config)]
-    model_class = reward_model_class(base.__base__, base, config.value_head_prefix)
+    config, model_class = _class_of(path, read_config(path).get("value_head_prefix", "score"))
     if not is_adapter(path):
         return model_class.from_pretrained(path, config=config, dtype=dtype).eval()
     from peft import PeftConfig, PeftModel
@@ -264,52 +262,134 @@ def turn_end_id(tokenizer) -> int:
     return tokenizer.eos_token_id if tokenizer.chat_template else tokenizer.sep_token_id
 
 
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a checkpoint. ValueError where it is not the one that the model was trained with."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    vocab_size, trained_with = read_config(path).get("vocab_size"), (read_mark(path) or {}).get("vocabulary")
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"{path}: its tokenizer knows {len(tokenizer)} tokens, its model {vocab_size}: this is another model's "
+            "tokenizer; copy that of the model which the reward model was trained from"
+        )
+    if trained_with not in (None, vocabulary_print(tokenizer)):
+        raise ValueError(
+            f"{path}: its tokenizer has another vocabulary than the one it was trained with; copy that of the model "
+            "which the reward model was trained from"
+        )
+    return tokenizer
+
+
+def vocabulary_print(tokenizer) -> str:
+    """A hash of every token with its number, 16 hexadecimal digits; a new head's mark keeps it."""
+    tokens = "\n".join(f"{number} {token}" for token, number in sorted(tokenizer.get_vocab().items()))
+    return hashlib.blake2b(tokens.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
 def read_mark(path: str | Path) -> dict | None:
     """``config.json``'s ``reward_model`` entry of a local checkpoint, None where it is none of ours or not local."""
-    config_file = Path(path) / "config.json"
-    if not config_file.is_file():
-        return None
-    return json.loads(config_file.read_text()).get("reward_model")
+    return read_config(path).get("reward_model") if (Path(path) / "config.json").is_file() else None
 
 
 def check_checkpoint(path: str | Path) -> dict:
     """The mark of the reward model at ``path``. ValueError where it has none, or its weights are not what it says.
 
-    A head that is missing among the weights would be loaded with random numbers, with no more than a table in the log.
+    A tensor that is missing among the weights, or has another shape, would be loaded with random numbers, with no more
+    than a table in the log; so every one is looked for, and read for nan and inf.
     """
-    from safetensors import safe_open
-
     if not (Path(path) / "config.json").is_file():
         raise ValueError(
             f"{path}/config.json does not exist: give the folder of a reward model that recipes/garm.sh wrote"
         )
-    mark = read_mark(path)
+    config, mark = read_config(path), read_mark(path)
     if mark is None:
         raise ValueError(
             f"{path}/config.json has no entry `reward_model`: this is no reward model of ours; "
             "train one with recipes/garm.sh"
         )
+    if not isinstance(mark, dict) or not {"name", "options"} <= mark.keys():
+        raise ValueError(f"{path}/config.json: reward_model {mark!r} names no head with its options; {AGAIN}")
     load_plugins()
-    prefix = json.loads((Path(path) / "config.json").read_text()).get("value_head_prefix", "score")
-    shapes = {}
-    for file in Path(path).glob("*.safetensors"):
-        with safe_open(file, framework="pt") as weights:
-            shapes.update({key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()})
-    for file in Path(path).glob("adapter_model.bin"):  # of LoRA under ZeRO-3
-        shapes.update({key: tuple(value.shape) for key, value in torch.load(file, weights_only=True).items()})
-    found = shapes.get(f"{'base_model.model.' if is_adapter(path) else ''}{prefix}.weight")
+    check_weights(path)
+    shapes = {name: tuple(tensor.shape) for _, name, tensor in _tensors(path)}
+    lora = is_adapter(path)
+    prefix = config.get("value_head_prefix", "score")
+    found = shapes.get(f"{'base_model.model.' if lora else ''}{prefix}.weight")
     n_outputs = REWARD_MODELS.create(mark["name"], **mark["options"]).n_outputs
     if found is None or found[0] != n_outputs:
         raise ValueError(
             f"{path}: head {prefix}.weight should have {n_outputs} rows for {mark['name']!r}, found "
             f"{'none' if found is None else found[0]}; the checkpoint is damaged or its value_head_prefix is wrong"
         )
-    if "turn_end_id" in mark and not any(f"{MATCH}.weight" in name for name in shapes):
-        raise ValueError(
-            f"{path}: {MATCH}.weight is missing, the vectors of exact matches that config.json promises; the "
-            "checkpoint is damaged"
-        )
+    missing, other = _lora_differences(path, prefix, shapes) if lora else _differences(path, prefix)
+    for name, (ours, expected) in other.items():
+        raise ValueError(f"{path}: {name} has the shape {ours}, config.json wants {expected}; {AGAIN}")
+    if missing:
+        more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+        raise ValueError(f"{path}: {missing[0]}{more} missing among the {len(shapes)} weights; {AGAIN}")
+    for file, name, tensor in _tensors(path):
+        n_bad = tensor.numel() - int(tensor.isfinite().sum())
+        if n_bad:
+            raise ValueError(f"{file}: {name} holds nan or inf in {n_bad} of {tensor.numel()} places; {AGAIN}")
     return mark
+
+
+def _tensors(path: str | Path) -> Iterator[tuple[Path, str, Tensor]]:
+    """File, name and tensor of all weights of a checkpoint."""
+    from safetensors import safe_open
+
+    for file in weight_files(path):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as weights:
+                for name in weights.keys():
+                    yield file, name, weights.get_tensor(name)
+        elif file.suffix == ".bin":  # of LoRA under ZeRO-3
+            for name, tensor in torch.load(file, weights_only=True, mmap=True).items():
+                yield file, name, tensor
+
+
+def _differences(path: str | Path, prefix: str) -> tuple[list[str], dict[str, tuple]]:
+    """The names of what is missing, and the two shapes of what has another one, as transformers itself finds them when
+    it loads: without numbers, on the device ``meta``."""
+    from transformers.utils import logging
+
+    config, model_class = _class_of(path, prefix)
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # its table goes by in a log; what it says is raised
+    try:
+        _, found = model_class.from_pretrained(
+            path, config=config, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    finally:
+        logging.set_verbosity(before)
+    other = {name: (list(ours), list(expected)) for name, ours, expected in found["mismatched_keys"]}
+    return sorted(found["missing_keys"]), other
+
+
+def _lora_differences(path: str | Path, prefix: str, shapes: dict[str, tuple]) -> tuple[list[str], dict[str, tuple]]:
+    """The same of LoRA weights: those that peft would save of such a model."""
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+
+    config, model_class = _class_of(path, prefix)
+    with torch.device("meta"):
+        model = get_peft_model(model_class(config), PeftConfig.from_pretrained(path))
+    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+    other = {
+        name: (list(shapes[name]), list(shape))
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    }
+    return sorted(expected.keys() - shapes.keys()), other
+
+
+def _class_of(path: str | Path, prefix: str) -> tuple[Any, type]:
+    """The config of a checkpoint, and the class of its model."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(path)
+    base = AutoModel._model_mapping[type(config)]
+    return config, reward_model_class(base.__base__, base, prefix)
 
 
 def encode_suggestions(
@@ -392,7 +472,8 @@ def _chat_ids(tokenizer, conversations, suggestions, limit: int, cut: set[str]) 
     step = max(1, limit // 8)
     for n, (row, text, suggestion) in enumerate(zip(rows, texts, suggestions, strict=True)):
         if len(row) > limit:
-            _, found, after = text.rpartition(escaped(suggestion).strip())
+            last = as_plain_text(tokenizer, escaped(suggestion)).strip()
+            _, found, after = text.rpartition(last) if last else ("", "", "")
             [end] = _tokenize(tokenizer, [found + after if found else suggestion], add_special_tokens=False)
             _check_length(len(end), limit, suggestion)
             n_cut = step * math.ceil((len(row) - limit) / step)
@@ -416,7 +497,7 @@ def _chat_rows(tokenizer, conversations, suggestions) -> tuple[list[list[int]], 
         rendered(tokenizer, suggestion_messages(conversation, suggestion)).rstrip("\n")
         for conversation, suggestion in zip(conversations, suggestions, strict=True)
     ]
-    eos = tokenizer.eos_token
+    eos = end_token(tokenizer)
     texts = [text if text.endswith(eos) else f"{text} {eos}" for text in texts]
     return _tokenize(tokenizer, texts, add_special_tokens=False), texts
 
@@ -439,7 +520,7 @@ def _pair_ids(tokenizer, conversations, suggestions, limit: int, cut: set[str]) 
     tokenizer.truncation_side = "left"
     for n, suggestion in enumerate(suggestions):
         if len(rows[n]) > limit:
-            [alone] = _tokenize(tokenizer, [suggestion])
+            [alone] = _tokenize(tokenizer, [as_plain_text(tokenizer, suggestion)])
             _check_length(len(alone), limit, suggestion)
             # A separator and one token of the conversation need room too.
             rows[n] = alone
@@ -449,9 +530,9 @@ def _pair_ids(tokenizer, conversations, suggestions, limit: int, cut: set[str]) 
 
 
 def _pair(tokenizer, conversation, suggestion: str) -> tuple[str, str] | str:
-    turns = f" {tokenizer.sep_token} "
-    context = turns.join(message["content"] for message in conversation).strip()
-    return (context, suggestion) if context else suggestion
+    turns, text = f" {tokenizer.sep_token} ", as_plain_text(tokenizer, suggestion)
+    context = turns.join(as_plain_text(tokenizer, message["content"]) for message in conversation).strip()
+    return (context, text) if context else text
 
 
 def _tokenize(tokenizer, texts: list, **options) -> list[list[int]]:
@@ -503,10 +584,8 @@ class SuggestionScorer:
             path: folder of a checkpoint that ``recipes/garm.sh`` wrote. ValueError where it is not one.
             max_len: tokens; of longer texts the beginning is cut.
         """
-        from transformers import AutoTokenizer
-
         self.model = load_reward_model(path).to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.tokenizer = load_tokenizer(path)
         self.max_len = max_len
         self.share_prefix = can_share_prefix(self.model.config, self.model.config._attn_implementation)
         self.link = self.model.head.link

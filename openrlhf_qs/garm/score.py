@@ -13,7 +13,6 @@ import gzip
 import io
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from rich import print as rich_print
 from rich.table import Table
 
-from openrlhf_qs.files.whole import json_object
+from openrlhf_qs.files.whole import json_object, replacing
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import load_plugins
 
@@ -133,13 +132,12 @@ def read_rows(path: str | Path) -> tuple[list[str], list[dict]]:
 def write_rows(path: str | Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
     """Write under a temporary name, then rename. In a CSV, None is an empty cell, and what is no text is JSON."""
     path, suffix = Path(path), _suffix(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    if suffix == ".parquet":
-        import polars as pl
+    with replacing(path) as temporary:
+        if suffix == ".parquet":
+            import polars as pl
 
-        pl.DataFrame(rows, schema=list(columns), infer_schema_length=None).write_parquet(temporary)
-    else:
+            pl.DataFrame(rows, schema=list(columns), infer_schema_length=None).write_parquet(temporary)
+            return
         open_text = gzip.open if path.suffix == ".gz" else open
         with open_text(temporary, "wt", encoding="utf-8", newline="") as file:
             if suffix == ".csv":
@@ -148,7 +146,6 @@ def write_rows(path: str | Path, columns: Sequence[str], rows: Sequence[dict]) -
                 writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
             else:
                 file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    os.replace(temporary, path)
 
 
 def _read_csv(path: str | Path) -> tuple[list[str], list[dict]]:

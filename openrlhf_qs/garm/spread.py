@@ -35,6 +35,7 @@ from scipy.optimize import minimize
 
 from openrlhf_qs.clicks.preferences import read_preferences
 from openrlhf_qs.garm.edit_head import edit_head
+from openrlhf_qs.models.template import as_plain_text
 from openrlhf_qs.registry import load_plugins
 
 HEAD = "click_gaussian"
@@ -214,7 +215,8 @@ def read(rows: Sequence[Mapping[str, Any]], model: str | Path) -> tuple[np.ndarr
             hidden[batch] = seen[0][place].numpy()
             log_odds[batch] = scorer.model.head.click_log_odds(raw).mean(-1).cpu().numpy()[place]
     hook.remove()
-    tokens = scorer.tokenizer([f" {text}" for text in suggestions], add_special_tokens=False)["input_ids"]
+    texts = [f" {as_plain_text(scorer.tokenizer, text)}" for text in suggestions]
+    tokens = scorer.tokenizer(texts, add_special_tokens=False)["input_ids"]
     rows_of = np.repeat(np.arange(len(tokens)), [len(set(one)) for one in tokens])
     columns = np.concatenate([sorted(set(one)) for one in tokens]).astype(int)
     shape = (len(tokens), len(scorer.tokenizer))

@@ -33,7 +33,7 @@ def install() -> None:
 
 def all_patches() -> list[Patch]:
     """Every patch there is: the modules that register them are imported."""
-    from openrlhf_qs.host import cpu, operators, remote_code, seams  # noqa: F401
+    from openrlhf_qs.host import cpu, leavings, operators, remote_code, seams  # noqa: F401
     from openrlhf_qs.host.patches import PATCHES
 
     return PATCHES

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+from openrlhf_qs.files.whole import json_lines
 from openrlhf_qs.host import remote_code
 from openrlhf_qs.host.arguments import host_arguments
 from openrlhf_qs.host.patches import TESTED, openrlhf_version
 from openrlhf_qs.host.seams import head_and_objective
 from openrlhf_qs.host.settings import Settings, absolute, stage_settings
 from openrlhf_qs.models.device import pick_device
+from openrlhf_qs.models.folder import check_model
 from openrlhf_qs.registry import JUDGES, SFT_DATASETS, check_options, load_plugins, parse_options
 from openrlhf_qs.reward.credit import CREDITED_ESTIMATORS
 from openrlhf_qs.reward.monitors import Monitors, parse_thresholds
@@ -43,6 +45,7 @@ def prepare(stage: str, args: argparse.Namespace, host_argv: Sequence[str]) -> S
     host_args = host_arguments(stage, host_argv)
     check_checkpoints(host_args)
     {"sft": check_sft, "garm": check_garm, "grpo": check_grpo}[stage](settings, host_args)
+    check_given(stage, host_args)
     return settings
 
 
@@ -54,6 +57,15 @@ def check_host_version(untested_enable: bool) -> None:
             f"OpenRLHF {version} was not tested with this release: install openrlhf{TESTED}, "
             "or go on at your own risk with --qs.untested_host_enable"
         )
+
+
+def check_given(stage: str, args: SimpleNamespace) -> None:
+    """ValueError where there is no model or no data: OpenRLHF would ask the hub for a model of the name None."""
+    model, data = ("actor", "prompt_dataset") if stage == "grpo" else ("model", "dataset")
+    if not getattr(args, model).model_name_or_path:
+        raise ValueError(f"--{model}.model_name_or_path is missing: give a Hugging Face folder or name")
+    if not getattr(args.data, data):
+        raise ValueError(f"--data.{data} is missing: give a file of the data stage, or a data set of the hub")
 
 
 def check_checkpoints(args: SimpleNamespace) -> None:
@@ -90,7 +102,7 @@ def check_grpo(settings: Settings, args: SimpleNamespace) -> None:
 
 def check_rewards(settings: Settings, args: SimpleNamespace) -> None:
     """Whether the parts of the reward get all that they need, and are what OpenRLHF trains on."""
-    from openrlhf_qs.garm.reward_model import check_checkpoint
+    from openrlhf_qs.garm.reward_model import check_checkpoint, load_tokenizer
     from openrlhf_qs.host.composite import composite_of
     from openrlhf_qs.reward.composite import NEEDS
 
@@ -118,6 +130,7 @@ def check_rewards(settings: Settings, args: SimpleNamespace) -> None:
         if args.reward.model_name_or_path is None:
             raise ValueError(f"reward {','.join(grpo.reward)} needs {NEEDS['reward_model']}")
         check_checkpoint(args.reward.model_name_or_path)
+        load_tokenizer(args.reward.model_name_or_path)
         if args.algo.advantage.estimator == "gae" and args.critic.model_name_or_path is None:
             raise ValueError(
                 "--algo.advantage.estimator gae, OpenRLHF's default, starts its critic from the reward model, whose "
@@ -139,16 +152,15 @@ def _check_data(flag: str, files: str | None) -> None:
     for file in (files or "").split(","):
         if file.endswith((".jsonl", ".parquet")) and not Path(file).is_file():
             raise ValueError(f"{flag} {file} does not exist: run the data stage first")
+        if file.endswith(".jsonl") and not sum(1 for _ in json_lines(file)):
+            raise ValueError(f"{flag} {file} has no row: run the data stage again, on a log with more rows")
 
 
 def _check_model(flag: str, path: str | None, trust_remote_code: bool) -> None:
-    if path and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ValueError(
-            f"{flag} {path}: no config.json in it, so this is no model; give a Hugging Face folder or name"
-        )
-    if path and path.startswith((".", "/")) and not Path(path).exists():
-        raise ValueError(f"{flag} {path} does not exist")
-    if path and not trust_remote_code:
+    if not path:
+        return
+    if not trust_remote_code:
         for file in map(Path(path).joinpath, remote_code.CONFIGS):
             if remote_code.named_in(file):
                 raise ValueError(f"{flag} {path}: {file.name} names {remote_code.REFUSAL}")
+    check_model(path, flag)

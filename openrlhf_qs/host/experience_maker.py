@@ -48,12 +48,12 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
             judge = grpo.monitor_judge
             self.judge = JUDGES.create(judge, **settings.options_of(judge)) if judge else None
         if self.with_reward_model:
-            from transformers import AutoConfig, AutoTokenizer
+            from transformers import AutoConfig
 
-            from openrlhf_qs.garm.reward_model import can_share_prefix
+            from openrlhf_qs.garm.reward_model import can_share_prefix, load_tokenizer
 
             path, ds = self.args.reward.model_name_or_path, self.args.ds
-            self.reward_tokenizer = AutoTokenizer.from_pretrained(path)
+            self.reward_tokenizer = load_tokenizer(path)
             self.share_prefix = can_share_prefix(
                 AutoConfig.from_pretrained(path), ds.attn_implementation, ds.packing_samples
             )

@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     alarms: set[str] = set()
     with open(args.log, "ab") as log, console.status(Text(f"{args.stage}: starting")) as status:
         for line in _lines(sys.stdin.buffer, log):
+            if line.startswith("log.txt is not written"):
+                console.print(f"{args.stage}: {line}", style="yellow", soft_wrap=True)
             alarm = ALARM.search(line)
             if alarm and not any(alarm[1].startswith(one) for one in alarms):  # the error that stops a run repeats it
                 alarms.add(alarm[1])
@@ -79,9 +81,15 @@ def describe(line: str, n_steps: int = 0) -> str | None:
 def _lines(stream: BinaryIO, log: BinaryIO) -> Iterator[str]:
     """Lines as they come, also those that a progress bar ends with a carriage return; each copied to ``log``."""
     rest = b""
+    writes = True
     while chunk := stream.read1(65536):
-        log.write(chunk)
-        log.flush()
+        try:
+            if writes:
+                log.write(chunk)
+                log.flush()
+        except OSError as error:  # a full disk: what trains must not end because nobody reads it
+            writes = False
+            yield f"log.txt is not written any more: {error}"
         *lines, rest = re.split(rb"[\r\n]", rest + chunk)
         yield from (printable(line.decode(errors="replace")) for line in lines)
     yield printable(rest.decode(errors="replace"))

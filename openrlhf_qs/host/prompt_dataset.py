@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from openrlhf.datasets import PromptDataset
 
-from openrlhf_qs.models.template import fitted, in_its_roles
+from openrlhf_qs.models.template import fitted, prepared
 
 
 class FittedPromptDataset(PromptDataset):
@@ -22,7 +22,7 @@ class FittedPromptDataset(PromptDataset):
             prompt = fitted(tokenizer, messages, n_most)
             if prompt is not None:
                 rows.append({**row, key: prompt})
-                n_cut += prompt != in_its_roles(tokenizer, messages)
+                n_cut += prompt != prepared(tokenizer, messages)
         n_long = len(dataset) - len(rows)
         strategy.print(f"{len(rows)} prompts, {n_cut} of them cut to {n_most} tokens; {n_long} left out as too long")
         if not rows:

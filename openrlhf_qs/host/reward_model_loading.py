@@ -18,6 +18,7 @@ from openrlhf_qs.garm.reward_model import (
     read_mark,
     reward_model_class,
     turn_end_id,
+    vocabulary_print,
 )
 from openrlhf_qs.host.settings import GarmSettings, Settings
 from openrlhf_qs.registry import load_plugins
@@ -46,18 +47,23 @@ class RewardModelLoader:
         mark = None
         if trained:  # the head is new, whatever the backbone was
             name = self.settings.stage.reward_model
-            mark = {"name": name, "options": self.settings.options_of(name)}
+            tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
+            mark = {
+                "name": name,
+                "options": self.settings.options_of(name),
+                "vocabulary": vocabulary_print(tokenizer),
+            }
             if self.settings.stage.exact_match_enable:
-                mark["turn_end_id"] = turn_end_id(AutoTokenizer.from_pretrained(model_name_or_path))
+                mark["turn_end_id"] = turn_end_id(tokenizer)
         elif model_type == "reward" and read_mark(model_name_or_path) is not None:
+            if is_adapter(model_name_or_path):
+                raise ValueError(
+                    f"{model_name_or_path} holds LoRA weights, which OpenRLHF loads for no reward model; merge them "
+                    f"with `openrlhf-qs garm merge {model_name_or_path} --out FOLDER` and give that folder"
+                )
             mark = check_checkpoint(model_name_or_path)
         if mark is None:
             return self.load(model_name_or_path, model_type, **kwargs)
-        if not trained and is_adapter(model_name_or_path):
-            raise ValueError(
-                f"{model_name_or_path} holds LoRA weights, which OpenRLHF loads for no reward model; merge them with "
-                f"`openrlhf-qs garm merge {model_name_or_path} --out FOLDER` and give that folder"
-            )
         host_class, host_lora = self.module._get_reward_model, self.module.LoraConfig
         self.module._get_reward_model = functools.partial(reward_model_class, mark=mark)
         # Under LoRA what is new is trained and saved whole; the host would keep its random start.

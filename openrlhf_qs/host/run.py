@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import runpy
-import secrets
 import socket
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,10 @@ from openrlhf_qs.form.task import read_task, write_task
 from openrlhf_qs.host import checkpoints
 from openrlhf_qs.host.arguments import ENTRY_POINTS, host_arguments
 from openrlhf_qs.host.bootstrap import install
+from openrlhf_qs.host.leavings import CACHE, datasets_cache
 from openrlhf_qs.host.patches import TESTED
 from openrlhf_qs.host.settings import Settings, add_stage_arguments
+from openrlhf_qs.models import own_ray
 from openrlhf_qs.models.device import Device
 
 CPU_ENVIRONMENT = {
@@ -29,13 +30,6 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": str(os.cpu_count()),
     "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait slow the other processes down tenfold
-}
-
-# One machine, one user: what listens does so on the loopback interface, and asks for a token.
-LOOPBACK_ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's way to 127.0.0.1 as the address of a node
-    "GLOO_SOCKET_IFNAME": "lo",
-    "VLLM_HOST_IP": "127.0.0.1",
 }
 
 
@@ -81,14 +75,14 @@ def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
     host = host_arguments(stage, host_argv)
     if host.ckpt.load_enable and os.environ.get("RANK", "0") == "0":  # the other ranks wait for this one to join them
         checkpoints.settle(Path(host.ckpt.path))
-    if stage == "grpo":
-        write_task(host.ckpt.output_dir, read_task(host.actor.model_name_or_path))
-        _own_ray(settings)
-        _init_ray(settings)
-    elif "RANK" not in os.environ:
-        _single_process_environment()
-    sys.argv = [ENTRY_POINTS[stage], *host_argv]
-    runpy.run_module(ENTRY_POINTS[stage], run_name="__main__", alter_sys=True)
+    with datasets_cache(Path(host.ckpt.output_dir)):
+        if stage == "grpo":
+            write_task(host.ckpt.output_dir, read_task(host.actor.model_name_or_path))
+            _start_ray(settings)
+        elif "RANK" not in os.environ:
+            _single_process_environment()
+        sys.argv = [ENTRY_POINTS[stage], *host_argv]
+        runpy.run_module(ENTRY_POINTS[stage], run_name="__main__", alter_sys=True)
 
 
 def _cpu_environment() -> None:
@@ -104,21 +98,10 @@ def _single_process_environment() -> None:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
-def _own_ray(settings: Settings) -> None:
-    """The environment of a Ray that this run starts; a cluster has its own."""
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # this run's; nothing is written to the home folder
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # a process for each place in its books, for none
-    if settings.device == "cpu":
-        os.environ.update(LOOPBACK_ENVIRONMENT)
-
-
-def _init_ray(settings: Settings) -> None:
+def _start_ray(settings: Settings) -> None:
     """Ray with our hook in every worker. OpenRLHF starts Ray only where it is not running yet."""
-    import ray
-
+    own_ray.prepare_environment(loopback=settings.device == "cpu")
+    names = [*own_ray.SILENT_ENVIRONMENT, CACHE]
     env_vars = {
         "TOKENIZERS_PARALLELISM": "true",
         "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
@@ -127,13 +110,12 @@ def _init_ray(settings: Settings) -> None:
     }
     resources = {}
     if settings.device == "cpu":
-        env_vars |= {name: os.environ[name] for name in CPU_ENVIRONMENT}
-        env_vars |= {name: os.environ[name] for name in LOOPBACK_ENVIRONMENT if name in os.environ}
+        names += [*CPU_ENVIRONMENT, *own_ray.LOOPBACK_ENVIRONMENT]
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # the recipes' is empty, and Ray then has no place for GPUs
         # OpenRLHF asks Ray for GPUs. These are places in its books, one for each model process.
-        resources = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": 16, "num_gpus": 16}
-    ray.init(
+        resources = {"num_cpus": 16, "num_gpus": 16} if own_ray.is_own() else {}
+    env_vars |= {name: os.environ[name] for name in names if name in os.environ}
+    own_ray.start(
         **resources,
-        include_dashboard=False,
         runtime_env={"worker_process_setup_hook": "openrlhf_qs.host.bootstrap.install", "env_vars": env_vars},
     )

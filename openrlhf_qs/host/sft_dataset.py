@@ -17,7 +17,7 @@ from rich.console import Console
 from openrlhf_qs.clicks.lengths import N_END
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import Task, write_task
-from openrlhf_qs.models.template import fitted, in_its_roles
+from openrlhf_qs.models.template import as_plain_text, end_token, fitted, prepared
 from openrlhf_qs.sft.sft_set import assemble, report_table, write_report
 
 Instance = tuple[list[Message], str]  # what is asked, what is answered
@@ -52,6 +52,7 @@ class AssembledSFTDataset(SFTDataset):
             instances = teacher_instances(choose, rows, task)
         else:
             instances, report = policy_instances(choose, rows, task)
+        end_token(tokenizer)
         n_made = len(instances)
         instances, n_cut = fitting(instances, tokenizer, max_length)
         lengths = {"cut": n_cut, "left_out": n_made - len(instances)}
@@ -78,12 +79,13 @@ class AssembledSFTDataset(SFTDataset):
 def fitting(instances: list[Instance], tokenizer, max_length: int) -> tuple[list[Instance], int]:
     """The instances whose prompt and whole response have room, and how many of them had to be cut."""
     found, n_cut = [], 0
-    for messages, response in instances:
+    for messages, written in instances:
+        response = as_plain_text(tokenizer, written)
         n_response = len(tokenizer(response, add_special_tokens=False)["input_ids"])
         prompt = fitted(tokenizer, messages, max_length - n_response - N_END)
         if prompt is not None:
             found.append((prompt, response))
-            n_cut += prompt != in_its_roles(tokenizer, messages)
+            n_cut += prompt != prepared(tokenizer, messages)
     return found, n_cut
 
 

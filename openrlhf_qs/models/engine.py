@@ -5,20 +5,20 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.models.device import pick_device
-from openrlhf_qs.models.template import fitted, in_its_roles, prompt_ids
+from openrlhf_qs.models.folder import check_model
+from openrlhf_qs.models.own_ray import SILENT_ENVIRONMENT
+from openrlhf_qs.models.template import fitted, prepared, prompt_ids
 
 
 def load_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
     """vLLM's offline engine (``vllm.LLM``) in this process. ValueError where ``policy`` is no model."""
-    if Path(policy).is_dir() and not (Path(policy) / "config.json").is_file():
-        raise ValueError(f"{policy}: no config.json in it, so this is no model; give a Hugging Face folder or name")
-    if policy.startswith((".", "/")) and not Path(policy).exists():
-        raise ValueError(f"{policy} does not exist; give a Hugging Face folder or name")
+    check_model(policy)
+    for name, value in SILENT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one engine, in this process: it starts sooner
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, on a host without a GPU
@@ -78,9 +78,7 @@ def sample(
     n_most = llm.llm_engine.model_config.max_model_len - max_tokens
     fits = [fitted(tokenizer, one, n_most) for one in messages]
     prompts = [prompt_ids(tokenizer, one if fit is None else fit) for one, fit in zip(messages, fits, strict=True)]
-    n_cut = sum(
-        fit is not None and fit != in_its_roles(tokenizer, one) for one, fit in zip(messages, fits, strict=True)
-    )
+    n_cut = sum(fit is not None and fit != prepared(tokenizer, one) for one, fit in zip(messages, fits, strict=True))
     if n_cut:
         print(f"{n_cut} of {len(prompts)} prompts were cut to {n_most} tokens, by whole turns from the beginning")
     fitting = [TokensPrompt(prompt_token_ids=ids) for ids in prompts if len(ids) <= n_most]

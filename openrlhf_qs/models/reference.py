@@ -8,7 +8,8 @@ from functools import cache, partial
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import read_task
 from openrlhf_qs.models.device import pick_device
-from openrlhf_qs.models.template import fitted, rendered
+from openrlhf_qs.models.folder import check_model
+from openrlhf_qs.models.template import as_plain_text, end_token, fitted, rendered
 
 MAX_RESPONSE = 256  # tokens that a prompt leaves room for
 
@@ -43,6 +44,7 @@ def reference_tokens(
     import torch.nn.functional as F
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_model(reference)
     tokenizer = AutoTokenizer.from_pretrained(reference)
     tokenizer.padding_side = "left"  # responses end together, and the logits of what stands before are left out
     device = pick_device()
@@ -61,7 +63,10 @@ def reference_tokens(
         for conversation in conversations
     ]
     n_prompt = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]] if prompts else []
-    texts = [f"{p}{r}{tokenizer.eos_token}" for p, r in zip(prompts, responses, strict=True)]
+    texts = [
+        f"{prompt}{as_plain_text(tokenizer, response)}{end_token(tokenizer)}"
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
     values: list[list[tuple[str, float]]] = [[] for _ in texts]
     piece = cache(partial(tokenizer.decode, skip_special_tokens=True))
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))

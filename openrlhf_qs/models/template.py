@@ -1,43 +1,187 @@
-"""How messages become the text of a model's own chat template: its roles, and no more tokens than there is room for.
+"""How messages become the text of a model's own chat template: its roles, no control tokens but the template's own,
+and no more tokens than there is room for.
 
-The one way for SFT, GRPO, generation and the reference: what does not fit is cut here, by whole turns, before OpenRLHF
-or vLLM would cut into the middle of one, drop the row or stop.
+The one way for SFT, the reward model, GRPO, generation and the reference: what does not fit is cut here, by whole
+turns, before OpenRLHF or vLLM would cut into the middle of one, drop the row or stop.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from openrlhf_qs.files.whole import short
 from openrlhf_qs.form.prompt import Message
 
 CUT = "… "  # before what is left of an answer
 SPARE = 8  # tokens that the cut of a text may be off by
+NO_SIGN = "\ufffd"  # stands for a control token of one sign, into which no blank can go
+N_ROUNDS = 8  # of blanks; a tokenizer that takes them away again has what it takes for a token removed
 
 
 def rendered(tokenizer, messages: Sequence[Message], **how) -> str:
     """The text of the template; ``how`` goes to ``apply_chat_template``."""
-    return tokenizer.apply_chat_template(in_its_roles(tokenizer, messages), tokenize=False, **how)
+    return _applied(tokenizer, messages, tokenize=False, **how)
 
 
 def prompt_ids(tokenizer, messages: Sequence[Message]) -> list[int]:
     """The tokens of a prompt; a model that can think before it answers is told not to."""
-    return tokenizer.apply_chat_template(
-        in_its_roles(tokenizer, messages),
-        add_generation_prompt=True,
-        enable_thinking=False,
-        tokenize=True,
-        return_dict=False,
+    return _applied(
+        tokenizer, messages, add_generation_prompt=True, enable_thinking=False, tokenize=True, return_dict=False
     )
 
 
-def in_its_roles(tokenizer, messages: Sequence[Message]) -> list[Message]:
-    """``messages`` as they are where the template takes their roles, else as :func:`alternating`."""
+def _applied(tokenizer, messages: Sequence[Message], **how) -> Any:
+    from jinja2 import TemplateError
+
+    messages = prepared(tokenizer, messages)
+    try:
+        return tokenizer.apply_chat_template(messages, **how)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} refuses a conversation of {roles} that begins with "
+            f"{short(messages[0]['content']) if messages else 'nothing'}: {error}"
+        ) from None
+
+
+def end_token(tokenizer) -> str:
+    """The token that ends an answer. ValueError where the tokenizer names none."""
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} has no end token, so no answer would end: name one as "
+            'eos_token in its tokenizer_config.json, as in "<|im_end|>"'
+        )
+    return tokenizer.eos_token
+
+
+def prepared(tokenizer, messages: Sequence[Message]) -> list[Message]:
+    """``messages`` for ``apply_chat_template``: in the roles that the template takes, as they are or else as
+    :func:`alternating`, and their contents :func:`as_plain_text`."""
     messages = list(messages)
     roles = tuple(message["role"] for message in messages)
-    known = tokenizer.__dict__.setdefault("_openrlhf_qs_roles", {})
+    known = _known(tokenizer)["roles"]
     if roles not in known:
         known[roles] = not refused_roles(tokenizer, [{"role": role, "content": "x"} for role in roles])
-    return messages if known[roles] else alternating(messages)
+    return [
+        {"role": message["role"], "content": as_plain_text(tokenizer, message["content"])}
+        for message in (messages if known[roles] else alternating(messages))
+    ]
+
+
+def as_plain_text(tokenizer, text: str) -> str:
+    """``text`` with a blank in all that this tokenizer would take for a control token: ``< |im_end|>``, ``[ SEP]``."""
+    for _ in range(N_ROUNDS):
+        spans = _control_spans(tokenizer, text)
+        if not spans:
+            return text
+        for start, end in reversed(spans):
+            text = f"{text[:start]}{_broken(text[start:end])}{text[end:]}"
+    while spans := _control_spans(tokenizer, text):
+        for start, end in reversed(spans):
+            text = text[:start] + text[end:]
+    return text
+
+
+def _broken(token: str) -> str:
+    """A control token's text, with the blanks around it that count to it."""
+    first = len(token) - len(token.lstrip())
+    return f"{token[: first + 1]} {token[first + 1 :]}" if len(token.strip()) > 1 else NO_SIGN
+
+
+class _Control(NamedTuple):
+    """The control tokens of a tokenizer.
+
+    Attributes:
+        ids: theirs.
+        texts: as they are written.
+        lengths: of these, the longest first; ``first`` finds a sign that one begins with.
+        as_written: whether none is found elsewhere, as ``<TOOL>`` by a tokenizer that lowers letters first.
+    """
+
+    ids: frozenset[int]
+    texts: frozenset[str]
+    lengths: tuple[int, ...]
+    first: re.Pattern[str]
+    as_written: bool
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Beginning and end of each, where it stands as it is written. Some tokenizers have thousands."""
+        found, end = [], 0
+        for match in self.first.finditer(text):
+            start = match.start()
+            if start < end:
+                continue
+            length = next((one for one in self.lengths if text[start : start + one] in self.texts), 0)
+            if length:
+                end = start + length
+                found.append((start, end))
+        return found
+
+
+def _control_spans(tokenizer, text: str) -> list[tuple[int, int]]:
+    """Beginning and end of each control token that the tokenizer makes of ``text``, in order."""
+    known = _known(tokenizer)
+    if "control" not in known:
+        known["control"] = _control(tokenizer)
+    control = known["control"]
+    if control is None:
+        return []
+    written = control.spans(text) if control.as_written or not tokenizer.is_fast else None
+    if written == [] or not tokenizer.is_fast:  # it tells no offsets
+        return written
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [
+        (start, end)
+        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        if token in control.ids
+        # An unknown sign is read as the same token, which it may be.
+        and (token != tokenizer.unk_token_id or text[start:end].strip() == tokenizer.unk_token)
+    ]
+
+
+def _control(tokenizer) -> _Control | None:
+    """Of the tokens that were added to the vocabulary all special ones, and those that are no words: ``<tool_call>``.
+    A plain word, blanks and a single letter are vocabulary, but for a word that the template writes. None: there are
+    none."""
+    template = str(tokenizer.chat_template or "")
+    found = {
+        number: token
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special or (len(token.content.strip()) > 1 and (_is_mark(token.content) or token.content in template))
+    }
+    texts = frozenset(token.content for token in found.values()) | frozenset(tokenizer.all_special_tokens)
+    if not texts:
+        return None
+    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
+    return _Control(
+        frozenset(found) | frozenset(tokenizer.all_special_ids),
+        texts,
+        tuple(sorted(set(map(len, texts)), reverse=True)),
+        re.compile("|".join(sorted({re.escape(text[0]) for text in texts}))),
+        normalizer is None or not any(token.normalized for token in found.values()),
+    )
+
+
+def _is_mark(text: str) -> bool:
+    """Whether anything in ``text`` is no letter, vowel sign, number or blank."""
+    return any(unicodedata.category(sign)[0] not in "LMNZ" and not sign.isspace() for sign in text)
+
+
+def _known(tokenizer) -> dict[str, Any]:
+    """What was found out about the tokenizer as it is now; one with another template or more tokens is asked anew."""
+    known = tokenizer.__dict__.get("_openrlhf_qs")
+    if known is None or known["of"] != _state(tokenizer, known["size"]):
+        size = len(tokenizer)  # which takes as long as to tokenize a page
+        known = tokenizer.__dict__["_openrlhf_qs"] = {"size": size, "of": _state(tokenizer, size), "roles": {}}
+    return known
+
+
+def _state(tokenizer, size: int) -> tuple:
+    after = tokenizer.backend_tokenizer.id_to_token(size) if tokenizer.is_fast else len(tokenizer)
+    return tokenizer.chat_template, tuple(tokenizer.all_special_tokens), after
 
 
 def refused_roles(tokenizer, messages: list[Message]) -> str:
@@ -72,7 +216,7 @@ def alternating(messages: Sequence[Message]) -> list[Message]:
 def fitted(tokenizer, messages: Sequence[Message], n_most: int) -> list[Message] | None:
     """:func:`shortened`, in the roles of the template."""
     kept = shortened(tokenizer, messages, n_most)
-    return None if kept is None else in_its_roles(tokenizer, kept)
+    return None if kept is None else prepared(tokenizer, kept)
 
 
 def shortened(tokenizer, messages: Sequence[Message], n_most: int) -> list[Message] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from openrlhf_qs.files.whole import short
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.normalisation import (
     NORMALISATIONS,
@@ -40,6 +42,10 @@ ON_FAILURE = {
 }
 SAME = 1e-6  # totals of a group that lie closer together give no signal, and are made equal
 EXACT = 2.0**-10  # of which equal totals are a multiple
+
+
+class NoNumbers(ValueError):
+    """A part returned something else than its numbers."""
 
 
 @dataclass(frozen=True)
@@ -228,12 +234,18 @@ class CompositeReward:
         return {name: self._one(name, batch) for name in self.rewards}
 
     def _one(self, name: str, batch: RolloutBatch) -> Tensor:
-        problem = ""
+        problem, before = "", _content(batch)
         try:
-            value = self.rewards[name](batch)
+            value = self._value(name, batch)
         except Exception as error:
+            if isinstance(error, NoNumbers) and self.on_failure == "raise":
+                raise
             value, problem = self._prompt_by_prompt(name, batch, error)
-        value = _tensor(name, value, len(batch.responses))
+        if _content(batch) != before:
+            raise ValueError(
+                f"reward {name!r} changed the batch that it was given, which the other parts read too: let it copy "
+                "what it changes"
+            )
         if name in self.gates and not (value.isnan() | (value == 0) | (value == 1)).all():
             raise ValueError(
                 f"gate {name!r} returned {value.unique().tolist()}; give 1 for a response that passes, or 0"
@@ -250,24 +262,32 @@ class CompositeReward:
             raise ValueError(problem)
         return value.masked_fill(skipped, math.nan)
 
+    def _value(self, name: str, batch: RolloutBatch) -> Tensor:
+        with torch.no_grad():
+            return _tensor(
+                f"reward {name!r}", self.rewards[name](batch), (len(batch.responses),), "one number a response"
+            )
+
     def _prompt_by_prompt(self, name: str, batch: RolloutBatch, error: Exception) -> tuple[Tensor, str]:
         """A reward that raised on the batch, for each prompt alone: nan where it raises again, and what went wrong."""
         value, problem = torch.zeros(len(batch.responses)), ""
         for number in batch.group.unique():
             rows = (batch.group == number).nonzero().flatten().tolist()
             try:
-                value[rows] = torch.as_tensor(self.rewards[name](batch.take(rows)), dtype=torch.float32)
+                value[rows] = self._value(name, batch.take(rows))
             except Exception as raised:
                 value[rows] = math.nan
-                problem = problem or f"reward {name!r} raised {raised!r} for {self._culprit(name, batch, rows)}"
+                what = str(raised) if isinstance(raised, NoNumbers) else f"reward {name!r} raised {raised!r}"
+                problem = problem or f"{what} for {self._culprit(name, batch, rows)}"
         if not problem:
-            raise ValueError(f"reward {name!r} raised {error!r} on the batch, on no prompt of it alone") from error
+            what = str(error) if isinstance(error, NoNumbers) else f"reward {name!r} raised {error!r}"
+            raise ValueError(f"{what}: on the batch, on no prompt of it alone") from error
         return value, problem
 
     def _culprit(self, name: str, batch: RolloutBatch, rows: Sequence[int]) -> str:
         for row in rows:
             try:
-                self.rewards[name](batch.take([row]))
+                self._value(name, batch.take([row]))
             except Exception:
                 return _quoted(batch, row)
         return f"the {len(rows)} responses to {_question(batch, rows[0])} together"
@@ -284,8 +304,13 @@ class CompositeReward:
 
     def _credit(self, name: str, raw: Tensor, batch: RolloutBatch) -> Tensor:
         """What each suggestion brought to one part, ``[batch, n]``."""
-        credit = self.rewards[name].credit
-        return credit(batch) if credit else raw[:, None].expand(-1, batch.task.n)
+        credit, n = self.rewards[name].credit, batch.task.n
+        if not credit:
+            return raw[:, None].expand(-1, n)
+        what = f"one number for each of {n} suggestions"
+        with torch.no_grad():
+            value = credit(batch)
+        return _tensor(f"credit of reward {name!r}", value, (len(batch.responses), n), what)
 
     def _gated(self, total: Tensor, closed: Tensor, group: Tensor) -> Tensor:
         lowest_open = _by_group(total.masked_fill(closed, math.inf), group, "amin")
@@ -354,16 +379,28 @@ def _check_choice(what: str, value: str | None, known: Mapping[str, str]) -> Non
         raise ValueError(f"{what} {value!r} is unknown; known: {', '.join(known)}")
 
 
-def _tensor(name: str, value: Any, n: int) -> Tensor:
+def _tensor(whose: str, value: Any, shape: tuple[int, ...], what: str) -> Tensor:
+    """What a plugin returned, float32 on the CPU; None among its numbers is nan. NoNumbers where it is something
+    else."""
+    found = short(value)
     try:
-        value = torch.as_tensor(value, dtype=torch.float32).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"reward {name!r} returned {str(value)[:40]!r}; give one number a response") from None
-    if value.shape != (n,):
-        raise ValueError(
-            f"reward {name!r} returned shape {list(value.shape)} for {n} responses; give one number a response"
-        )
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            value = [math.nan if one is None else one for one in value]
+        value = torch.as_tensor(value)
+        if value.layout is not torch.strided or value.is_complex():
+            found = f"a {'sparse' if value.layout is not torch.strided else 'complex'} tensor"
+            raise TypeError(found)
+        value = value.detach().to("cpu", torch.float32)
+    except Exception:  # of whatever type it is
+        raise NoNumbers(f"{whose} returned {found}; give {what}") from None
+    if value.shape != shape:
+        raise NoNumbers(f"{whose} returned shape {list(value.shape)} for {shape[0]} responses; give {what}")
     return value
+
+
+def _content(batch: RolloutBatch) -> bytes:
+    """All that a part may read, to see whether one changes it."""
+    return pickle.dumps(vars(batch))
 
 
 def _by_group(values: Tensor, group: Tensor, how: str) -> Tensor:

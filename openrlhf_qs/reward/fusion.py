@@ -116,6 +116,14 @@ def run(args: argparse.Namespace) -> None:
         **(_against_hacked(composite, *hacked_batches(sampled, reference, scorer), weighed, seen) if hacks else {}),
         **_samples(raw, sampled, (stack(raw, weighed) - scale.mean[varies]) / seen, composite.gates),
     )
+    if not len(data.difference):
+        kind = "has a click" if any(map(any, (row["clicks"] for row in impressions))) else "is without a click"
+        warnings.warn(
+            f"every impression of {args.impressions} {kind}, so nothing tells the weights: all parts get the same "
+            "share, as with FUSION=equal; log impressions without a click too",
+            stacklevel=2,
+        )
+        fusion = FUSIONS.create("equal")
     learned = np.zeros(len(names))
     learned[varies] = np.array(fusion(data)) * scale.std[varies] / seen  # of deviations as grpo will have them
     parts = {
@@ -177,11 +185,14 @@ def calibrate(
 ) -> dict[str, dict[str, Any]]:
     """By part, the options that the SFT policy's samples and what was clicked decide; the parts hold them from now
     on."""
-    found = {
-        name: (reward.calibrate(sampled) if reward.calibrate else {})
-        | (reward.measure(clicked) if reward.measure else {})
-        for name, reward in composite.rewards.items()
-    }
+    found = {}
+    for name, reward in composite.rewards.items():
+        for ability, read, given in (("calibrate", reward.calibrate, sampled), ("measure", reward.measure, clicked)):
+            try:
+                found[name] = found.get(name, {}) | (dict(read(given)) if read else {})
+            except Exception as error:
+                what = str(error) if isinstance(error, ValueError) else f"it raised {error!r}"
+                raise ValueError(f"reward {name!r}, {ability}: {what}") from error
     return {name: options for name, options in found.items() if options}
 
 

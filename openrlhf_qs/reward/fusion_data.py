@@ -111,17 +111,18 @@ def impression_pairs(
 
     Returns:
         Of each pair the row of the clicked one, of the other, and the weight: ``clicks``, shared out over the pairs of
-        the clicked one; their average is 1. And whether pairs are across conversations.
+        the clicked one; their average is 1. And whether pairs are across conversations. No pair where all impressions
+        have a click, or none has.
     """
     conversation, clicks = np.asarray(conversation), np.asarray(clicks, dtype=float)
     if not (clicks > 0).any() or (clicks > 0).all() and not n_others:
-        raise ValueError("fusion needs impressions with and without a click; found only one kind")
+        return np.empty(0, dtype=int), np.empty(0, dtype=int), np.empty(0), False
     others: dict[int, list[int]] = {}
     for row in np.flatnonzero(clicks == 0):
         others.setdefault(conversation[row], []).append(row)
     clicked = np.flatnonzero(clicks > 0)
     partners = [others.get(conversation[row], []) for row in clicked]
-    across = sum(map(len, partners)) + n_others < MIN_PAIRS
+    across = sum(map(len, partners)) + n_others < MIN_PAIRS and not (clicks > 0).all()
     if across:
         random, topic, without = np.random.default_rng(seed), np.asarray(topic), np.flatnonzero(clicks == 0)
         of_topic = {one: without[topic[without] == one] for one in np.unique(topic)}

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from openrlhf_qs.files.run_folder import GrpoFolder
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.text import words
+from openrlhf_qs.reward.judged import click_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -220,8 +221,9 @@ def batch_statistics(
     if sigmas:
         row["sigma"] = fmean(sigmas)
     if judge is not None:
-        clicks = judge(batch.conversations, [parsed.suggestions for parsed in batch.parsed])
-        row["gold"] = fmean(1 - math.prod(1 - chance for chance in chances) for chances in clicks)
+        shown = [parsed.suggestions for parsed in batch.parsed]
+        clicks = click_probabilities(judge, batch.conversations, shown, where="the rollouts")
+        row["gold"] = float((1 - (1 - clicks).prod(axis=1)).mean())
     return row
 
 

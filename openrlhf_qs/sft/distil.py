@@ -10,7 +10,6 @@ A killed run goes on where it was. On several GPUs the conversations are shared 
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from openrlhf_qs.form.prompt import Message, check_conversation
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import N_SUGGESTIONS, suggestion_problem
 from openrlhf_qs.form.task import TEACHER, Task, read_task
+from openrlhf_qs.models import own_ray
 from openrlhf_qs.models.device import n_gpus
 from openrlhf_qs.models.engine import Answer, load_engine, sample
 
@@ -220,7 +220,8 @@ def sample_on_ray(
     from ray.util import ActorPool
 
     if not ray.is_initialized():
-        ray.init(include_dashboard=False)
+        own_ray.prepare_environment(loopback=False)
+        own_ray.start()
     on_gpus = ray.cluster_resources().get("GPU", 0) > 0
     actor = ray.remote(num_cpus=1, num_gpus=options.tensor_parallel_size if on_gpus else 0)(sampler)
     pool = ActorPool([actor.remote(options, seed + shard) for shard in range(n_shards)])
@@ -229,7 +230,7 @@ def sample_on_ray(
 
 def shards_at_hand(tensor_parallel_size: int) -> int:
     """How many engines the GPUs of this host, or of the Ray cluster at ``$RAY_ADDRESS``, have room for; at least 1."""
-    if os.environ.get("RAY_ADDRESS"):
+    if not own_ray.is_own():
         import ray
 
         ray.init(ignore_reinit_error=True)

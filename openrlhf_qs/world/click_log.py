@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.files.whole import write_json_lines, write_whole
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import Task
 from openrlhf_qs.world.click_models import CLICK_MODELS, draw_clicks, truth
@@ -209,7 +209,7 @@ def write_click_log(
         )
     write_json_lines(path, rows)
     known = truth(clicks, attractions) | {"ranker_noise": ranker_noise, "seed": seed}
-    truth_path(path).write_text(json.dumps(known, indent=1) + "\n")
+    write_whole(truth_path(path), json.dumps(known, indent=1) + "\n")
     return clicked
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_qs.models.device import Device, pick_device
+from openrlhf_qs.models.folder import check_model
+from openrlhf_qs.models.template import rendered
 from openrlhf_qs.registry import REWARDS
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class GeneralReward:
 
     def _ids(self, task: Task, conversation: Sequence[Message], response: str) -> list[int]:
         messages = [*task.messages(conversation), {"role": "assistant", "content": response}]
-        ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        ids = self.tokenizer(rendered(self.tokenizer, messages), add_special_tokens=False)["input_ids"]
         return ids[-self.max_len :]
 
 
@@ -66,6 +68,7 @@ def load_classifier(name: str, device: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+    check_model(name, "general.model =")
     try:
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -9,15 +9,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from openrlhf_qs.files.record import durations
+from openrlhf_qs.files.record import durations, read_record
 from openrlhf_qs.files.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
+SHARED_MEMORY = Path("/dev/shm")
 SMALL = {
     "N_IMPRESSIONS": "1200",
     "N_CONTEXTS": "300",
@@ -43,13 +46,62 @@ def recipe(name: str, run: Path, *flags: str, **variables: str) -> subprocess.Co
     )
 
 
+class Listening(threading.Thread):
+    """Which sockets the processes of this one listen on, looked at every second: ``found``, by stage, of program and
+    address; and what files of shared memory they left."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(daemon=True)
+        self.run_folder, self.ended = run, threading.Event()
+        self.found: dict[str, set[tuple[str, str]]] = {}
+        self.memory_before = set(SHARED_MEMORY.glob("psm_*"))
+
+    def run(self) -> None:
+        while not self.ended.wait(1.0):
+            begun = [name for name, one in read_record(RunFolder(self.run_folder)).items() if one["state"] == "begun"]
+            ours = {process.pid: name_of(process) for process in psutil.Process().children(recursive=True)}
+            for one in psutil.net_connections("inet") if begun else ():
+                if one.status == psutil.CONN_LISTEN and one.pid in ours:
+                    self.found.setdefault(begun[0], set()).add((ours[one.pid], one.laddr.ip))
+
+    def memory_left(self) -> set[Path]:
+        """Files in shared memory that are new, and that no process has open: those that others use are not ours."""
+        new = set(SHARED_MEMORY.glob("psm_*")) - self.memory_before
+        used = {one.path for process in psutil.process_iter() for one in memory_maps(process)}
+        return {path for path in new if str(path) not in used}
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:  # it ended meanwhile
+        return ""
+
+
+def memory_maps(process: psutil.Process) -> list:
+    try:
+        return process.memory_maps()
+    except psutil.Error:
+        return []
+
+
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory) -> Path:
-    """A run of all six stages."""
+def run_and_sockets(tmp_path_factory) -> tuple[Path, Listening]:
+    """A run of all six stages, and what listened meanwhile."""
     run = tmp_path_factory.mktemp("runs") / "small"
+    listening = Listening(run)
+    listening.start()
     result = recipe("grpo_garm.sh", run)
+    listening.ended.set()
+    listening.join()
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return run
+    return run, listening
+
+
+@pytest.fixture(scope="module")
+def finished_run(run_and_sockets) -> Path:
+    """A run of all six stages."""
+    return run_and_sockets[0]
 
 
 def finished(run: Path) -> set[str]:
@@ -83,6 +135,26 @@ def test_the_six_stages_end_with_the_table_and_the_report(finished_run):
     assert set(metrics["lift"]) >= {"sft_over_cold_start", "grpo_over_sft", "grpo_over_cold_start"}
     report = (finished_run / "report" / "report.html").read_text()
     assert "<html" in report and "cold_start" in report
+
+
+def test_what_a_run_listens_on_nobody_else_reaches(run_and_sockets):
+    _, listening = run_and_sockets
+    assert {"sft", "garm", "grpo"} <= listening.found.keys(), "they have stores, or nothing was looked at"
+    assert "gcs_server" in {program for program, _ in listening.found["grpo"]}
+    for stage, sockets in listening.found.items():
+        assert {address for _, address in sockets} <= {"127.0.0.1", "::1"}, (stage, sockets)
+
+
+def test_what_a_run_leaves_is_in_its_folder(run_and_sockets):
+    run, listening = run_and_sockets
+    assert not listening.memory_left()
+    assert not [path for path in run.rglob(".datasets")] and not [path for path in run.rglob("*.writing")]
+    own = [
+        path for path in Path("/tmp").glob("openrlhf-qs-ray-*") if not psutil.pid_exists(int(path.name.split("-")[3]))
+    ]
+    assert not own
+    log = (run / "grpo" / "log.txt").read_text(errors="replace")
+    assert "Global step 1" in log and "Sample: " not in log
 
 
 def test_every_part_of_the_reward_is_logged_under_its_name(finished_run):

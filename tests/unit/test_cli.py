@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import pytest
 from openrlhf_qs import __version__, cli
 from openrlhf_qs.host import checks
 from openrlhf_qs.host import run as host
+
+NAMED = ["--model.model_name_or_path", "org/model", "--data.dataset", "org/set"]  # on the hub, which nobody asks
 
 WAY = ["data", "distil", "sft", "garm", "fusion", "rft", "grpo", "generate", "evaluate"]
 
@@ -121,9 +124,43 @@ def test_a_mistake_of_the_user_is_one_line_and_status_2(capsys):
     assert line.startswith("openrlhf-qs plugins: unknown plugin 'garn'; known: ")
 
 
+def test_a_fault_of_the_machine_is_one_line_with_what_to_do(monkeypatch, capsys):
+    def full(args):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/default/data/sft.jsonl")
+
+    monkeypatch.setattr("openrlhf_qs.list_plugins.run", full)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plugins"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert "No space left on device: 'runs/default/data/sft.jsonl': make room and call again" in said
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tiny_log, tmp_path):
+    code = (  # no file may grow beyond 5,000 bytes, as on a disk that is nearly full
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); from openrlhf_qs.cli import main; "
+        f"main(['data', '--log', {str(tiny_log)!r}, '--out', {str(tmp_path / 'out')!r}])"
+    )
+    called = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert called.returncode == 2 and "Traceback" not in called.stderr
+    assert "File too large: make room and call again" in called.stderr
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
 def test_flags_of_openrlhf_pass_through_in_their_order(handed_over):
-    flags = ["--train.max_epochs", "2", "--ckpt.save_steps", "-1", "--adam.lr", "1e-5", "--adam.betas", "0.9", "0.95"]
-    cli.main(["sft", *flags[:4], "--qs.device", "cpu", *flags[4:], "--qs.sft_dataset", "raw"])
+    flags = [
+        *NAMED,
+        "--train.max_epochs",
+        "2",
+        "--ckpt.save_steps",
+        "-1",
+        "--adam.lr",
+        "1e-5",
+        "--adam.betas",
+        "0.9",
+        "0.95",
+    ]
+    cli.main(["sft", *flags[:6], "--qs.device", "cpu", *flags[6:], "--qs.sft_dataset", "raw"])
     ((stage, settings, host_argv),) = handed_over
     assert (stage, settings.stage.sft_dataset, settings.device) == ("sft", "raw", "cpu")
     assert host_argv == flags
@@ -137,7 +174,7 @@ def test_a_flag_of_ours_is_never_guessed_from_its_beginning(handed_over, capsys)
 
 
 def test_a_check_stops_before_anything_starts(handed_over):
-    cli.main(["sft", "--qs.device", "cpu", "--qs.check_enable"])
+    cli.main(["sft", *NAMED, "--qs.device", "cpu", "--qs.check_enable"])
     assert handed_over == []
 
 
@@ -147,7 +184,16 @@ def test_an_error_of_the_run_itself_keeps_its_traceback(monkeypatch, handed_over
 
     monkeypatch.setattr(host, "run", fail)
     with pytest.raises(ValueError, match="somewhere in OpenRLHF"):
-        cli.main(["sft", "--qs.device", "cpu"])
+        cli.main(["sft", *NAMED, "--qs.device", "cpu"])
+
+
+def test_a_training_without_flags_is_one_line(handed_over, capsys):
+    for stage in ("sft", "garm"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([stage, "--qs.device", "cpu"])
+        assert stop.value.code == 2 and not handed_over
+        said = "--model.model_name_or_path is missing: give a Hugging Face folder or name"
+        assert capsys.readouterr().err == f"openrlhf-qs {stage}: {said}\n"
 
 
 def test_a_stage_gets_its_arguments(monkeypatch):

@@ -136,7 +136,6 @@ def test_a_strict_template_takes_every_conversation(row, tokenizer):
     from openrlhf_qs.garm.reward_model import suggestion_ids
 
     tokenizer.chat_template = STRICT
-    tokenizer.__dict__.pop("_openrlhf_qs_roles", None)
     assert fitted(tokenizer, SUGGEST.messages(row["conversation"]), 400)
     assert suggestion_ids(tokenizer, [row["conversation"]], ["ok?"], 512)
 

@@ -10,7 +10,7 @@ from openrlhf_qs.files.run_folder import DataFolder
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import SUGGEST, Task
-from openrlhf_qs.models.template import in_its_roles, prompt_ids, shortened
+from openrlhf_qs.models.template import prepared, prompt_ids, shortened
 from openrlhf_qs.sft.small_policy import train_tokenizer
 
 STRICT = (
@@ -134,4 +134,4 @@ def test_what_is_cut_is_what_every_stage_would_cut(policy):
     cut = lengths.Cut(tokenizer, SUGGEST, 120)
     kept = cut.of(turns)
     assert shortened(tokenizer, SUGGEST.messages(turns), 120) == SUGGEST.messages(kept)
-    assert in_its_roles(tokenizer, SUGGEST.messages(kept)) == SUGGEST.messages(kept)
+    assert prepared(tokenizer, SUGGEST.messages(kept)) == SUGGEST.messages(kept)

@@ -32,6 +32,28 @@ def test_the_description_is_that_of_the_log_read_whole(tiny_log, monkeypatch):
     assert found["click_entropy"] == pytest.approx(-(share * np.log2(share)).sum())
 
 
+@pytest.mark.parametrize("n_rows", [1, 30])
+def test_a_log_whose_rows_show_one_text_three_times_is_described(tiny_log_rows, tmp_path, n_rows):
+    path = tmp_path / "same.jsonl"
+    rows = [row | {"suggestions": row["suggestions"][:1] * 3} for row in tiny_log_rows[:n_rows]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = check_log([path])
+    assert [place["examination"] for place in found["positions"]] == [1.0, 1.0, 1.0]
+    assert any("place 2, 3 is empty or only ever repeats what stands above" in one for one in found["findings"])
+
+
+def test_a_log_without_rows_is_refused_in_words(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="empty.jsonl: no row in it; give a click log, one impression a row"):
+        check_log([tmp_path / "empty.jsonl"])
+
+
+def test_a_glob_that_matches_a_folder_names_it(tmp_path):
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(ValueError, match="folder.jsonl: is a folder; give a click log"):
+        check_log([tmp_path / "f*.jsonl"])
+
+
 def test_bad_rows_of_any_batch_are_named_or_counted(tiny_log, tiny_log_rows, tmp_path, monkeypatch):
     monkeypatch.setattr(log_batches, "BATCH_BYTES", 2000)
     bad = [*tiny_log_rows, {**tiny_log_rows[0], "impression_id": "new", "clicks": []}, tiny_log_rows[4]]

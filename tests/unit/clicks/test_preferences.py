@@ -272,6 +272,25 @@ def row(**change):
     return {"impression_id": "i", "conversation": CONVERSATION, **shown, "pairs": [[0, 1, 1.0, 1.0]], **change}
 
 
+@pytest.mark.parametrize(
+    ("suggestions", "clicks", "policy", "message"),
+    [
+        (["a?", "b?"], [1, 1], "ipw", "in 3 all was clicked that was shown, in 0 nothing, and 0 show one text"),
+        (["a?", "a?"], [1, 0], "ipw", "in 0 all was clicked that was shown, in 0 nothing, and 3 show one text sever"),
+        (["a?"], [1], "all", "each shows one suggestion alone; compare .*: --pairs_from click_rates"),
+        (["a?", "b?"], [1, 0], "skip_above", "'all' lets some through: --position_policy all"),
+    ],
+)
+def test_a_log_without_a_pair_is_told_why_and_what_to_do(suggestions, clicks, policy, message):
+    rows = {"impression_id": list("abc"), "conversation": [[{"role": "user", "content": "q"}]] * 3}
+    log = pl.DataFrame(
+        rows | {"suggestions": [suggestions] * 3, "clicks": [clicks] * 3},
+        schema_overrides={"clicks": SCHEMA["clicks"]},
+    )
+    with pytest.raises(ValueError, match=f"no pair .* in 3 impressions under position policy '{policy}': .*{message}"):
+        preferences(log, policy, [1.0, 1.0])
+
+
 def test_the_better_side_of_a_pair_is_the_chosen_one_whatever_its_label(tmp_path):
     pairs = all_pairs([row(pairs=[[0, 1, 2.0, 0.25], [1, 0, 1.0, 1.0]]), row(pairs=[]), row()])
     assert pairs.row.tolist() == [0, 0, 2]

@@ -113,6 +113,10 @@ def test_an_arm_that_suggests_nothing_is_never_clicked():
         ([[0.5], [0.5, 0.5], [0.5], [0.5]], "row 1: 2 probabilities for 1 suggestions"),
         ([[0.5], [0.5], [1.5], [0.5]], "row 2: 1.5 for suggestion 1"),
         ([[0.5], [0.5], [float("nan")], [0.5]], "row 2: nan for suggestion 1"),
+        (None, "it returned None; return click probabilities, one row a user"),
+        ([[0.5], None, [0.5], [0.5]], "row 1: None; return one number a suggestion"),
+        ([[0.5], [None], [0.5], [0.5]], r"row 1: \[None\]; return one number a suggestion"),
+        ([["a"], [0.5], [0.5], [0.5]], r"row 0: \['a'\]; return one number a suggestion"),
     ],
 )
 def test_a_judge_that_breaks_its_word_is_named_with_the_row(answer, said):
@@ -122,6 +126,29 @@ def test_a_judge_that_breaks_its_word_is_named_with_the_row(answer, said):
 
     with pytest.raises(ValueError, match=f"judge Oracle, arm sft.*{said}"):
         run_ab_test({"sft": arm(["x"], ["x"])}, Oracle(), 4)
+
+
+def test_a_judge_that_raises_is_named_with_what_it_raised():
+    class Raises:
+        def __call__(self, conversations, suggestions):
+            return {}["no such key"]
+
+    class RaisesLate:
+        def __call__(self, conversations, suggestions):
+            yield {}["no such key"]
+
+    for judge in (Raises(), RaisesLate()):
+        name = type(judge).__name__
+        with pytest.raises(ValueError, match=rf"judge {name}, arm sft: it raised KeyError\('no such key'\)"):
+            run_ab_test({"sft": arm(["x"], ["x"])}, judge, 4)
+
+
+def test_a_judge_may_be_a_generator():
+    class Yields:
+        def __call__(self, conversations, suggestions):
+            yield from ([0.5] * len(row) for row in suggestions)
+
+    assert run_ab_test({"sft": arm(["x"], ["x"])}, Yields(), 4)["sft"].ctr == 0.5
 
 
 def test_one_conversation_alone_has_no_interval():

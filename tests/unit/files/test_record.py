@@ -294,8 +294,19 @@ def test_an_arm_of_an_ablation_shares_stages_of_another_run(run, tmp_path):
         make(arm, "garm")
 
 
-def test_a_record_that_is_cut_is_told_in_one_line(run):
-    run.record.write_text("{")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"stages": {"data": 1}}',
+        '{"stages": {"data": {"state": "odd"}}}',
+        '{"stages": {"data": {"state": "done", "seconds": Infinity}}}',
+        '{"stages": {"data": {"state": "done", "seconds": "long"}}}',
+    ],
+)
+def test_a_record_that_is_damaged_is_told_in_one_line(run, text):
+    run.record.write_text(text)
     with pytest.raises(ValueError, match="run.json cannot be read"):
         make(run, "sft")
 

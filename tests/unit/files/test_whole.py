@@ -1,8 +1,9 @@
 import json
+import os
 
 import pytest
 
-from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.files.whole import read_json_lines, replacing, write_json_lines, write_whole
 
 
 def test_rows_come_back_in_order_with_every_letter(tmp_path):
@@ -29,6 +30,44 @@ def test_what_fails_half_way_leaves_the_file_as_it_was(tmp_path):
     with pytest.raises(RuntimeError):
         write_json_lines(path, rows())
     assert read_json_lines(path) == [{"n": 1}]
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_two_processes_write_under_names_of_their_own(tmp_path):
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:  # the other one begins, and writes as long as this one
+        with replacing(tmp_path / "whole.txt") as temporary:
+            temporary.write_text("the other's")
+            os.read(reading, 1)
+        os._exit(0)
+    with replacing(tmp_path / "whole.txt") as temporary:
+        temporary.write_text("ours")
+        while len(os.listdir(tmp_path)) < 2:
+            pass
+    assert (tmp_path / "whole.txt").read_text() == "ours"
+    os.write(writing, b".")
+    assert os.waitpid(process, 0)[1] == 0
+    assert (tmp_path / "whole.txt").read_text() == "the other's" and os.listdir(tmp_path) == ["whole.txt"]
+
+
+def test_a_file_that_is_cut_at_the_end_of_a_line_is_not_whole(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_json_lines(path, [{"n": 1}, {"n": 2}])
+    write_whole(tmp_path / "log.json", json.dumps({"written": {"rows.jsonl": 2}}))
+    assert len(read_json_lines(path)) == 2
+    write_json_lines(path, [{"n": 1}])
+    with pytest.raises(ValueError, match="rows.jsonl has 1 rows, and .*log.json says 2: it was cut or changed; write"):
+        read_json_lines(path)
+    for other in ("no json", "[]", '{"written": {"rows.jsonl.gz": 2}}'):  # which says nothing of it
+        write_whole(tmp_path / "log.json", other)
+        assert read_json_lines(path) == [{"n": 1}]
+
+
+def test_what_is_no_text_names_the_file(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": "\xff"}\n')
+    with pytest.raises(ValueError, match="rows.jsonl is no text in UTF-8"):
+        read_json_lines(tmp_path / "rows.jsonl")
 
 
 def test_a_missing_file_says_which_stage_is_due(tmp_path):

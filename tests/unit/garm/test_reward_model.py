@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from pathlib import Path
 
@@ -343,6 +344,12 @@ def test_a_tokenizer_that_cannot_tell_a_suggestion_from_its_conversation_is_refu
         encode_suggestions(tokenizer, CONVERSATIONS, SUGGESTIONS, max_len=64)
 
 
+def test_a_tokenizer_without_an_end_token_is_refused(tokenizer):
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="has no end token, so no answer would end: name one as eos_token in its"):
+        encode_suggestions(tokenizer, CONVERSATIONS, SUGGESTIONS, max_len=64)
+
+
 # What is no reward model of ours
 
 
@@ -371,8 +378,81 @@ def test_a_head_of_one_output_that_is_marked_as_gaussian_is_refused(tmp_path, to
 
 def test_a_checkpoint_without_weights_is_refused(checkpoint):
     os.remove(checkpoint / "model.safetensors")
-    with pytest.raises(ValueError, match="found none; the checkpoint is damaged"):
+    with pytest.raises(ValueError, match="garm has no weights"):
         check_checkpoint(checkpoint)
+
+
+def changed(folder, change, file="model.safetensors"):
+    """The folder after ``change`` of its weights, a dict."""
+    weights = load_file(folder / file)
+    change(weights)
+    save_file(weights, folder / file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["score.bias", "model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
+@pytest.mark.parametrize("use", [check_checkpoint, SuggestionScorer])
+def test_a_tensor_that_is_missing_is_named(checkpoint, name, use):
+    changed(checkpoint, lambda weights: weights.pop(name))
+    with pytest.raises(ValueError, match=rf"garm: {name} is missing among the \d+ weights; copy the model again"):
+        use(checkpoint)
+
+
+def test_a_layer_that_is_missing_is_counted(checkpoint):
+    def without_layer(weights):
+        for name in [name for name in weights if ".layers.0." in name]:
+            del weights[name]
+
+    changed(checkpoint, without_layer)
+    with pytest.raises(ValueError, match=r"model.layers.0.input_layernorm.weight and 10 more are missing"):
+        check_checkpoint(checkpoint)
+
+
+def test_a_tensor_of_another_shape_is_named(checkpoint):
+    changed(checkpoint, lambda weights: weights.update({"model.norm.weight": torch.ones(3)}))
+    with pytest.raises(ValueError, match=r"model.norm.weight has the shape \[3\], config.json wants \[\d+\]"):
+        check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_tensor_that_is_no_number_is_named_with_its_file(checkpoint, value):
+    changed(checkpoint, lambda weights: weights["model.norm.weight"].index_fill_(0, torch.tensor([1]), value))
+    with pytest.raises(ValueError, match=r"model.safetensors: model.norm.weight holds nan or inf in 1 of \d+ places"):
+        check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("part", ["lora_A", "bias"])
+def test_lora_weights_that_are_not_all_there_are_named(adapter, part):
+    folder, _ = adapter
+
+    def without(weights):
+        del weights[next(name for name in weights if part in name)]
+
+    changed(folder, without, "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"base_model.*{part}.* missing among the"):
+        check_checkpoint(folder)
+
+
+def test_a_mark_that_names_no_head_is_refused(checkpoint):
+    edit_config(checkpoint, reward_model=["gaussian"])
+    with pytest.raises(ValueError, match=r"reward_model \['gaussian'\] names no head with its options"):
+        check_checkpoint(checkpoint)
+
+
+def test_the_tokenizer_of_another_model_is_refused(checkpoint, tokenizer, tiny_log):
+    from openrlhf_qs.garm.reward_model import load_tokenizer, vocabulary_print
+
+    mark = GAUSSIAN | {"vocabulary": vocabulary_print(tokenizer)}
+    edit_config(checkpoint, reward_model=mark)
+    assert load_tokenizer(checkpoint).get_vocab() == tokenizer.get_vocab()
+    train_tokenizer(read_click_log(tiny_log), vocab_size=300).save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match="garm: its tokenizer has another vocabulary than the one it was trained wit"):
+        SuggestionScorer(checkpoint)
+    larger = train_tokenizer(read_click_log(tiny_log), vocab_size=400)
+    larger.add_tokens([f"<{n}>" for n in range(200)])
+    larger.save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match=r"its tokenizer knows \d+ tokens, its model \d+: this is another model's"):
+        SuggestionScorer(checkpoint)
 
 
 def test_a_head_that_is_not_registered_lists_those_that_are(checkpoint):

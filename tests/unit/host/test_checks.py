@@ -18,21 +18,23 @@ def tested_host(monkeypatch):
     monkeypatch.setattr(checks, "openrlhf_version", lambda: "0.11.2")
 
 
-def prepare(stage, *argv):
+NAMED = ("--model.model_name_or_path", "org/model", "--data.dataset", "org/set")  # on the hub, which nobody asks
+NAMED_FOR_GRPO = ("--actor.model_name_or_path", "org/model", "--data.prompt_dataset", "org/set")
+
+
+def prepare(stage, *argv, named=True):
     parser = argparse.ArgumentParser(allow_abbrev=False)
     host.add_arguments(parser, stage)
+    if named:
+        argv = (*(NAMED_FOR_GRPO if stage == "grpo" else NAMED), *argv)
     args, rest = parser.parse_known_args(["--qs.device", "cpu", *argv])
     return checks.prepare(stage, args, rest)
 
 
 @pytest.fixture
-def garm(tmp_path):
-    """A folder that looks like a Gaussian reward model."""
-    folder = tmp_path / "garm"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"reward_model": {"name": "gaussian", "options": {}}}))
-    save_file({"score.weight": torch.zeros(2, 4)}, folder / "model.safetensors")
-    return folder
+def garm(write_small_garm):
+    """The folder of a Gaussian reward model."""
+    return write_small_garm()
 
 
 RULES = ("--qs.reward", "rules", "--data.label_key", "label")
@@ -171,6 +173,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 )
 def test_a_model_with_code_of_its_own_is_refused_unless_it_is_asked_for(tmp_path, stage, argv, file):
     (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     (tmp_path / file).write_text(json.dumps({"auto_map": {"AutoModelForCausalLM": "code.Model"}}))
     argv = [*argv[:-1], f"{argv[-1]}model_name_or_path", str(tmp_path)]
     with pytest.raises(
@@ -186,11 +189,54 @@ def test_a_hub_name_is_left_to_openrlhf():
 
 def test_of_several_datasets_each_must_be_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "a.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="b.jsonl does not exist"):
         prepare("sft", "--data.dataset", "a.jsonl,b.jsonl")
-    (tmp_path / "b.jsonl").write_text("")
+    (tmp_path / "b.jsonl").write_text("{}\n")
     prepare("sft", "--data.dataset", "a.jsonl,b.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("stage", "argv", "missing"),
+    [
+        ("sft", [], "--model.model_name_or_path"),
+        ("garm", ["--model.model_name_or_path", "org/model"], "--data.dataset"),
+        ("grpo", [*RULES, "--data.prompt_dataset", "org/set"], "--actor.model_name_or_path"),
+        ("grpo", [*RULES, "--actor.model_name_or_path", "org/model"], "--data.prompt_dataset"),
+    ],
+)
+def test_a_training_without_a_model_or_data_is_told_what_is_missing(stage, argv, missing):
+    with pytest.raises(ValueError, match=f"{missing} is missing: give a "):
+        prepare(stage, *argv, named=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "has no row"),
+        ("\n\n", "has no row"),
+        ('{"a": 1}\n{"a": ', ":2: no JSON"),
+        ('{"a": 1}\n', "has 1 rows, and .*log.json says 2: it was cut or changed"),
+    ],
+)
+@pytest.mark.parametrize(("stage", "flag"), [("sft", "dataset"), ("garm", "dataset"), ("grpo", "prompt_dataset")])
+def test_data_that_is_empty_or_cut_is_refused(tmp_path, stage, flag, text, found):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(text)
+    (tmp_path / "log.json").write_text(json.dumps({"written": {"rows.jsonl": 2 if '"a": 1' in text else 0}}))
+    with pytest.raises(ValueError, match=f"rows.jsonl ?{found}"):
+        prepare(stage, *(RULES if stage == "grpo" else ()), f"--data.{flag}", str(file))
+
+
+def test_a_model_without_weights_or_with_cut_ones_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no weights"):
+        prepare("sft", "--model.model_name_or_path", str(tmp_path))
+    save_file({"a": torch.ones(9)}, tmp_path / "model.safetensors")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"model.safetensors has \d+ of \d+ bytes"):
+        prepare("grpo", *RULES, "--actor.model_name_or_path", str(tmp_path))
 
 
 def test_a_checkpoint_that_is_saved_can_be_resumed():

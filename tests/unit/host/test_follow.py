@@ -68,6 +68,20 @@ def test_a_carriage_return_ends_a_line_and_the_log_gets_every_byte():
     assert log.getvalue() == b"".join(pieces)
 
 
+def test_a_full_disk_ends_the_log_and_not_the_run():
+    class Full(io.BytesIO):
+        def write(self, chunk):
+            raise OSError(28, "No space left on device")
+
+    pieces = (b"Global step 1: {}\n", b"Global step 2: {}\n")
+    assert list(_lines(Pieces(*pieces), Full())) == [
+        "log.txt is not written any more: [Errno 28] No space left on device",
+        "Global step 1: {}",
+        "Global step 2: {}",
+        "",
+    ]
+
+
 def test_bytes_that_are_no_text_are_no_error():
     assert list(_lines(Pieces(b"\xff\xfe\n"), io.BytesIO())) == ["\ufffd\ufffd", ""]
 

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from openrlhf_qs.form.request import Request
-from openrlhf_qs.host import cpu, flash_attn_stand_in, operators, patches, remote_code, seams
+from openrlhf_qs.host import cpu, flash_attn_stand_in, leavings, operators, patches, remote_code, seams
 from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.host.patches import TESTED, Patch, apply_when_imported
 from openrlhf_qs.host.settings import VARIABLE, GarmSettings, GRPOSettings, Settings, SFTSettings
@@ -104,13 +105,57 @@ def test_each_target_is_patched_once():
     assert len(set(targets)) == len(targets)
 
 
-def test_only_openrlhf_torch_and_transformers_are_patched():
-    assert {one.module.partition(".")[0] for one in all_patches()} == {"openrlhf", "torch", "transformers"}
+def test_only_openrlhf_and_what_it_runs_on_are_patched():
+    assert {one.module.partition(".")[0] for one in all_patches()} == {
+        *("datasets", "openrlhf", "torch", "transformers", "vllm")
+    }
+
+
+def test_rows_in_memory_go_where_the_run_keeps_rows(tmp_path, monkeypatch):
+    module = ModuleType("fingerprint")
+    module.get_temporary_cache_files_directory = lambda: "/tmp/hf_datasets-1"
+    leavings.temporary_rows(module, Settings())
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    assert module.get_temporary_cache_files_directory() == "/tmp/hf_datasets-1"
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / ".datasets"))
+    assert module.get_temporary_cache_files_directory() == str(tmp_path / ".datasets")
+    assert (tmp_path / ".datasets").is_dir()
+
+
+def test_the_log_has_no_conversations():
+    for message, kept in (("Sample: ['user: my secret', 0.5]", False), ("Global step 3: {}", True)):
+        assert leavings.is_no_sample(logging.LogRecord("ppo", 20, "", 0, message, None, None)) is kept
+
+
+def test_shared_memory_loses_its_name_when_all_have_opened_it():
+    from multiprocessing.shared_memory import SharedMemory
+
+    class MessageQueue:
+        def __init__(self, memory):
+            self.buffer = SimpleNamespace(shared_memory=memory, is_creator=True)
+
+        def wait_until_ready(self):
+            pass
+
+    module = ModuleType("shm_broadcast")
+    module.MessageQueue = MessageQueue
+    leavings.shared_memory(module, Settings())
+    memory = SharedMemory(create=True, size=8)
+    queue = MessageQueue(memory)
+    reader = SharedMemory(memory.name)
+    queue.wait_until_ready()
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(memory.name)
+    memory.buf[0] = 7
+    assert reader.buf[0] == 7 and not queue.buffer.is_creator  # it works on
+    queue.wait_until_ready()
+    memory.close()
+    reader.close()
 
 
 def test_what_needs_no_gpu_is_kept_apart_from_what_trains():
     for one in all_patches():
-        homes = (cpu,) if one.device == "cpu" else (operators, remote_code, seams)
+        homes = (cpu,) if one.device == "cpu" else (leavings, operators, remote_code, seams)
         assert one.apply.__module__ in {home.__name__ for home in homes}
 
 
@@ -420,9 +465,16 @@ def host_of_reward_models():
     return module
 
 
-def test_under_lora_a_new_head_is_trained_and_saved_whole(host_of_reward_models, tmp_path):
+def test_under_lora_a_new_head_is_trained_and_saved_whole(host_of_reward_models, tmp_path, monkeypatch):
+    from openrlhf_qs.host import reward_model_loading
+
+    tokenizers = SimpleNamespace(from_pretrained=lambda path: SimpleNamespace(get_vocab=lambda: {"a": 0}))
+    monkeypatch.setattr(reward_model_loading, "AutoTokenizer", tokenizers)
     seams.reward_model_class(host_of_reward_models, Settings(stage=GarmSettings()))
     built = host_of_reward_models.get_llm_for_sequence_regression(str(tmp_path), "reward", value_head_prefix="value")
+    assert built.head["mark"].pop("vocabulary") == reward_model_loading.vocabulary_print(
+        tokenizers.from_pretrained("")
+    )
     assert built.head == {"mark": {"name": "click_gaussian", "options": {}}}
     assert built.lora == {"r": 4, "modules_to_save": ["value"], "exclude_modules": ["value"]}
     assert host_of_reward_models.LoraConfig is host_of_reward_models._get_reward_model is dict  # as it was

@@ -9,19 +9,22 @@ import pytest
 
 from openrlhf_qs.host import run as host
 from openrlhf_qs.host.settings import GarmSettings, GRPOSettings, Settings, SFTSettings
+from openrlhf_qs.models import own_ray
 
 
 @pytest.fixture
-def started(monkeypatch):
+def started(monkeypatch, tmp_path):
     """What OpenRLHF and Ray are started with, instead of being started."""
-    calls = SimpleNamespace(ray=None, module=None, argv=None, environ={"PATH": os.environ["PATH"], "NO_COLOR": "1"})
+    environ = {"PATH": os.environ["PATH"], "NO_COLOR": "1", "RAY_TMPDIR": str(tmp_path)}
+    calls = SimpleNamespace(ray=None, module=None, argv=None, environ=environ, cache=None, at_the_end=[])
+    monkeypatch.setattr(own_ray, "atexit", SimpleNamespace(register=lambda *call: calls.at_the_end.append(call)))
     monkeypatch.setattr(os, "environ", calls.environ)
     monkeypatch.setattr(sys, "argv", ["before"])
     monkeypatch.setattr(host, "install", lambda: None)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=lambda **kwargs: setattr(calls, "ray", kwargs)))
 
     def run_module(module, run_name, alter_sys):
-        calls.module, calls.argv = module, sys.argv[1:]
+        calls.module, calls.argv, calls.cache = module, sys.argv[1:], os.environ.get("HF_DATASETS_CACHE")
         assert run_name == "__main__" and alter_sys
 
     monkeypatch.setattr(runpy, "run_module", run_module)
@@ -77,12 +80,34 @@ def test_where_every_gpu_is_hidden_ray_still_has_places_for_them(started, tmp_pa
 def test_a_ray_of_our_own_listens_on_the_loopback_interface_and_asks_for_a_token(started, tmp_path):
     host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), folders(tmp_path))
     assert started.environ["RAY_AUTH_MODE"] == "token" and len(started.environ["RAY_AUTH_TOKEN"]) == 64
-    assert host.LOOPBACK_ENVIRONMENT.items() <= started.environ.items()
-    assert host.LOOPBACK_ENVIRONMENT.items() <= started.ray["runtime_env"]["env_vars"].items()
+    assert own_ray.LOOPBACK_ENVIRONMENT.items() <= started.environ.items()
+    assert own_ray.LOOPBACK_ENVIRONMENT.items() <= started.ray["runtime_env"]["env_vars"].items()
+
+
+def test_a_ray_that_runs_on_the_machine_is_not_joined_and_ours_leaves_nothing(started, tmp_path):
+    left, others = tmp_path / f"{own_ray.PREFIX}999999999-a", tmp_path / f"{own_ray.PREFIX}{os.getpid()}-b"
+    for folder in (left, others):
+        folder.mkdir()
+    host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), folders(tmp_path))
+    assert started.ray["address"] == "local"  # without it Ray joins whatever `ray start` began last
+    folder = started.ray["_temp_dir"]
+    assert os.stat(folder).st_mode & 0o077 == 0 and started.at_the_end == [(own_ray._end, folder)]
+    assert not left.exists() and others.exists()  # of a process that was killed, of one that works
+
+
+def test_the_cache_of_rows_is_in_the_runs_folder_until_the_end(started, tmp_path):
+    (tmp_path / "sft" / ".datasets").mkdir(parents=True)
+    host.run("sft", Settings("cpu", SFTSettings()), ["--ckpt.output_dir", str(tmp_path / "sft")])
+    assert started.cache == str(tmp_path / "sft" / ".datasets")
+    assert not os.path.exists(started.cache) and "HF_DATASETS_CACHE" not in started.environ
+    started.environ["HF_DATASETS_CACHE"] = str(tmp_path)
+    host.run("sft", Settings("cpu", SFTSettings()), ["--ckpt.output_dir", str(tmp_path / "sft")])
+    assert started.cache == str(tmp_path) and tmp_path.exists()  # the user's own place
 
 
 def test_a_ray_cluster_keeps_its_own_books(started, tmp_path):
     started.environ["RAY_ADDRESS"] = "auto"
     host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), folders(tmp_path))
     assert "num_gpus" not in started.ray and "num_cpus" not in started.ray
-    assert not {"RAY_AUTH_MODE", *host.LOOPBACK_ENVIRONMENT} & set(started.environ)
+    assert not {"address", "_temp_dir"} & set(started.ray)
+    assert not {"RAY_AUTH_MODE", *own_ray.LOOPBACK_ENVIRONMENT} & set(started.environ)

@@ -20,7 +20,12 @@ FROM_A_TEACHER = [
 
 
 class Tokenizer:
-    """A token a character."""
+    """A token a character, and none that is special."""
+
+    chat_template, added_tokens_decoder, all_special_tokens, eos_token, is_fast = "", {}, (), "<end>", False
+
+    def __len__(self):
+        return 0
 
     def __call__(self, text, add_special_tokens=True):
         return {"input_ids": list(text)}

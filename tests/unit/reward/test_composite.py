@@ -295,6 +295,94 @@ def test_a_part_that_fails_on_every_prompt_is_never_skipped(raises_at_b, name):
         CompositeReward([name], on_failure="skip_group").score(batch("b", "a", "b", group=[0, 0, 1]))
 
 
+def returning(value):
+    @REWARDS.register("returns")
+    class Returns:
+        def __call__(self, batch):
+            return value(batch) if callable(value) else value
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (None, "None"),
+        ([10**400, 1.0], r"\[1000"),
+        (torch.ones(2).to_sparse(), "a sparse tensor"),
+        ([1 + 2j, 0.0], "a complex tensor"),
+        (torch.ones(2, dtype=torch.complex64), "a complex tensor"),
+        ("ab", "'ab'"),
+        (["a", "b"], r"\['a', 'b'\]"),
+        ({"a": 1.0}, "{'a': 1.0}"),
+        (lambda batch: (1.0 for _ in batch.responses), "<generator"),
+    ],
+)
+@pytest.mark.parametrize("on_failure", ["raise", "skip_group"])
+def test_what_is_no_number_a_response_names_the_reward_and_what_it_returned(value, found, on_failure):
+    returning(value)
+    with pytest.raises(ValueError, match=f"reward 'returns' returned {found}.*; give one number a response") as error:
+        CompositeReward(["returns"], on_failure=on_failure).score(batch("a", "b"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_response_that_gets_none_is_one_that_failed():
+    returning(lambda batch: [None if response == "b" else 1.0 for response in batch.responses])
+    with pytest.raises(ValueError, match=r"reward 'returns' is nan for response 'b' to 'question 1' \(1 of 2 resp"):
+        CompositeReward(["returns"]).score(batch("a", "b"))
+    scored = CompositeReward(["length", "returns"], on_failure="skip_group").score(batch("a", "aa", "b"))
+    assert scored.failed.tolist() == [False, False, True]
+
+
+def test_a_group_for_which_a_part_returns_nothing_is_skipped():
+    returning(lambda batch: None if "b" in batch.responses else [1.0] * len(batch.responses))
+    scored = CompositeReward(["length", "returns"], on_failure="skip_group").score(batch("a", "aa", "b"))
+    assert scored.failed.tolist() == [False, False, True] and scored.total.tolist() == [2.0, 3.0, 2.5]
+
+
+def test_a_model_without_no_grad_is_a_part_too():
+    weight = torch.ones(1, requires_grad=True)
+    returning(lambda batch: weight * torch.tensor([1.0, 2.0]))
+    raw = CompositeReward(["returns"]).raw(batch("a", "b"))["returns"]
+    assert raw.numpy().tolist() == [1.0, 2.0] and not raw.requires_grad
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda batch: batch.responses.clear(),
+        lambda batch: batch.parsed.reverse(),
+        lambda batch: batch.conversations[0].append({"role": "user", "content": "more"}),
+        lambda batch: batch.group.zero_(),
+    ],
+)
+def test_a_part_that_changes_what_the_others_read_is_named(change):
+    def value(batch):
+        n = len(batch.responses)
+        change(batch)
+        return [1.0] * n
+
+    returning(value)
+    batch_of_two = batch("a", "b")
+    batch_of_two = type(batch_of_two)(
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(batch_of_two).items()}
+    )
+    with pytest.raises(ValueError, match="reward 'returns' changed the batch that it was given, .*: let it copy"):
+        CompositeReward(["returns"]).score(batch_of_two)
+
+
+@pytest.mark.parametrize("credit", [None, torch.ones(2), [[1.0], [1.0]]])
+def test_credit_of_another_shape_names_the_reward(credit):
+    @REWARDS.register("credits")
+    class Credits:
+        def __call__(self, batch):
+            return [1.0] * len(batch.responses)
+
+        def credit(self, batch):
+            return credit
+
+    with pytest.raises(ValueError, match="credit of reward 'credits' returned .* give one number for each of 3 sugg"):
+        CompositeReward(["credits"]).score(batch("a", "b"), with_credit=True)
+
+
 # Statistics
 
 

@@ -1,3 +1,4 @@
+import argparse
 import json
 import re
 import warnings
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import format_response, parse_response
 from openrlhf_qs.plugins.fusions.learned import (
@@ -306,9 +308,9 @@ def test_a_suggestion_counts_what_a_response_of_its_like_would_have_however_many
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_one_kind_of_impression_alone_is_refused(value):
-    with pytest.raises(ValueError, match="needs impressions with and without a click"):
-        impression_pairs([0, 0, 0], [value] * 3, [0, 0, 0])
+def test_one_kind_of_impression_alone_makes_no_pair(value):
+    chosen, rejected, weight, _ = impression_pairs([0, 0, 0], [value] * 3, [0, 0, 0])
+    assert len(chosen) == len(rejected) == len(weight) == 0
 
 
 def test_conversations_about_the_same_thing_have_one_topic():
@@ -532,6 +534,39 @@ def test_what_is_written_is_what_the_composite_reward_reads(tmp_path):
     assert read_weights(file) == Weights(parts, "group", 0.6)
     assert json.loads(file.read_text())["n_impressions"] == 10
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("fusion", ["logistic_regression", "pareto"])
+def test_a_log_whose_impressions_are_all_clicked_gives_every_part_its_share(tmp_path, monkeypatch, fusion):
+    monkeypatch.setattr(stage, "reference_log_ppl", lambda reference, c, r, temperature: [float(len(t)) for t in r])
+    asked = [[{"role": "user", "content": f"How do I bake bread number {n}?"}] for n in range(6)]
+    texts = ["How long must it rise?", "Which flour is best?", "Can I freeze it?"]
+    impressions = [
+        {"impression_id": f"i{n}", "timestamp": "2025-03-01T12:00:00Z", "conversation": one, "suggestions": texts}
+        for n, one in enumerate(asked)
+    ]
+    write_json_lines(tmp_path / "log.jsonl", [row | {"clicks": [1, 1, 1]} for row in impressions])
+    said = ["1. How long?\n2. Why?\n3. Where?", "1. How long must the bread rise?\n2. Why?\n3. Why?", "no"]
+    responses = [
+        {"conversation": c, "response": r, "finish_reason": "stop", "log_ppl": 1.0} for c in asked for r in said
+    ]
+    write_json_lines(tmp_path / "responses.jsonl", responses)
+    parser = argparse.ArgumentParser()
+    stage.add_arguments(parser)
+    files = [
+        "--impressions",
+        tmp_path / "log.jsonl",
+        "--responses",
+        tmp_path / "responses.jsonl",
+        "--reference",
+        "none",
+    ]
+    flags = ["--reward", "rules,diversity", "--fusion", fusion, "--out", tmp_path / "weights.json"]
+    with pytest.warns(
+        UserWarning, match=r"log.jsonl has a click, so nothing tells the weights: all parts get the same"
+    ):
+        stage.run(parser.parse_args(list(map(str, files + flags))))
+    assert sum(part.weight for part in read_weights(tmp_path / "weights.json").parts.values()) == pytest.approx(1)
 
 
 def test_a_front_is_drawn_beside_the_weights_and_the_table_says_what_resists_which_hack(tmp_path, capsys):

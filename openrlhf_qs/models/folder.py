@@ -1,0 +1,75 @@
+"""Whether a folder holds a whole model: looked at before anything loads it, so that an error names the file.
+
+What loads models says ``SafetensorError`` or ``Expecting value: line 1 column 1``, or takes random numbers for what is
+not there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from openrlhf_qs.files.record import broken
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+AGAIN = "copy the model again, or make it again"
+
+
+def check_model(path: str | Path, flag: str = "") -> None:
+    """ValueError where a path, or a folder that is here, holds no whole model; a hub's name is left to who loads it.
+
+    Args:
+        flag: what named it, for the error.
+    """
+    path = str(path)
+    where = f"{flag} {path}".strip()
+    if not Path(path).is_dir():
+        if path.startswith((".", "/")):
+            raise ValueError(f"{where} does not exist; give a Hugging Face folder or name")
+        return
+    if not (Path(path) / "config.json").is_file():
+        raise ValueError(f"{where}: no config.json in it, so this is no model; give a Hugging Face folder or name")
+    read_config(path)
+    check_weights(path)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """``config.json`` of a model's folder. ValueError where it is missing, cut, or no object."""
+    file = Path(path) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; {AGAIN}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is a {type(config).__name__}, no object with names and values; {AGAIN}")
+    return config
+
+
+def check_weights(path: str | Path) -> None:
+    """ValueError where a folder has no file of weights, or one of them is missing or cut."""
+    files = weight_files(path)
+    if not files:
+        raise ValueError(f"{path} has no weights ({', '.join(WEIGHTS)}); {AGAIN}")
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} is missing, which its index names; {AGAIN}")
+        problem = broken(file)
+        if problem:
+            raise ValueError(f"{file} {problem}; {AGAIN}")
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The files of weights in a folder, and those that an index there names."""
+    folder = Path(path)
+    files = {file for pattern in WEIGHTS for file in folder.glob(pattern) if file.name != "training_args.bin"}
+    return sorted(files | set(_indexed(folder)))
+
+
+def _indexed(folder: Path) -> Iterator[Path]:
+    for index in folder.glob("*.index.json"):
+        try:
+            yield from {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{index} cannot be read as an index of weights; {AGAIN}") from None

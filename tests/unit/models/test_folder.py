@@ -1,0 +1,66 @@
+"""A model's folder is looked at before it is loaded: what is not whole names the file."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from openrlhf_qs.models.folder import check_model, read_config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.ones(100)}, tmp_path / "model-1.safetensors")
+    return tmp_path
+
+
+def test_a_whole_model_and_a_hubs_name_pass(folder):
+    check_model(folder)
+    check_model("Qwen/Qwen3-4B")
+
+
+def test_a_path_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="--model ./nowhere does not exist; give a Hugging Face folder or name"):
+        check_model("./nowhere", "--model")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b"", "cannot be read: Expecting value"),
+        (b'{"a": ', "cannot be read: "),
+        (b'{"a": "\xff"}', "cannot be read: 'utf-8'"),
+        (b"[1]", "is a list, no object"),
+        (b"[" * 100_000, "cannot be read: "),
+    ],
+)
+def test_a_config_that_is_none_names_the_file(folder, text, found):
+    (folder / "config.json").write_bytes(text)
+    for use in (check_model, read_config):
+        with pytest.raises(ValueError, match=f"config.json {found}") as error:
+            use(folder)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 5, 30, -1])
+def test_weights_that_are_cut_name_the_file(folder, size):
+    file = folder / "model-1.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model-1.safetensors (is no file|has \d+ of \d+ bytes).*; copy the model"):
+        check_model(folder)
+
+
+def test_a_model_without_weights_or_with_a_part_of_them_is_refused(folder):
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
+    with pytest.raises(ValueError, match="model-2.safetensors is missing, which its index names"):
+        check_model(folder)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="index.json cannot be read as an index of weights"):
+        check_model(folder)
+    index.unlink()
+    (folder / "model-1.safetensors").unlink()
+    with pytest.raises(ValueError, match="has no weights"):
+        check_model(folder)
