@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -205,6 +207,37 @@ def test_killed_in_grpo_it_goes_on_from_the_last_checkpoint(finished_run, tmp_pa
     steps = sorted(grpo_steps(run))
     assert saved <= steps[0] <= saved + 1 and steps[-1] == 16, "it goes on where the checkpoint is"
     assert (run / "grpo" / "config.json").is_file()
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def test_grpo_goes_on_beside_a_ray_that_somebody_started(finished_run, tmp_path):
+    folder = tempfile.mkdtemp(prefix="qs-", dir="/tmp")  # a path to a socket has room for 107 letters
+    ports = ["--port", free_port(), "--ray-client-server-port", free_port(), "--node-ip-address", "127.0.0.1"]
+    other = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "1", *ports],
+        env=os.environ | {"RAY_TMPDIR": folder},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(Path(folder).rglob("ray_current_cluster")):  # which ray.init joins, where it is not told
+            assert other.poll() is None and time.monotonic() < deadline, "ray start did not start"
+            time.sleep(0.2)
+        run = before_grpo(finished_run, tmp_path / "beside")
+        result = recipe("grpo.sh", run, RAY_TMPDIR=folder, CUDA_VISIBLE_DEVICES="")
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+        assert sorted(grpo_steps(run)) == [1, 2, 3, 4] and other.poll() is None
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_monitor_stops_the_run_and_it_goes_on_from_the_last_good_checkpoint(finished_run, tmp_path):
