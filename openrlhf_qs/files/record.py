@@ -398,8 +398,8 @@ def begin(
         **asked,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".*.writing"):  # of a killed run
-        left.unlink()
+    for left in list(folder.rglob(".*.writing")):  # of a killed run
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     write_record(run, entries | {stage: entry})
     return True
 

@@ -102,7 +102,7 @@ def build_small_policy(
     model = random_policy(tokenizer, hidden_size, n_layers, seed)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing", dir=out_dir) as temporary:
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".writing", dir=out_dir) as temporary:
         tokenizer.save_pretrained(temporary)
         model.bfloat16().save_pretrained(temporary)
         for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json"):

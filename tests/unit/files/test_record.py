@@ -183,6 +183,16 @@ def test_a_killed_stage_goes_on_with_the_same_and_stops_with_something_else(run)
     assert record.begin(run, "grpo", VALUES | {"REWARD": "garm"}, flags)
 
 
+def test_what_a_killed_call_was_writing_is_gone_with_the_next_one(run):
+    make(run, "fusion")
+    assert record.begin(run, "grpo", VALUES)
+    (run.grpo.path / "policy" / ".5ab.writing").mkdir(parents=True)
+    for name in (".weights.json.77.writing", "policy/.5ab.writing/config.json"):
+        (run.grpo.path / name).write_text("half")
+    assert record.begin(run, "grpo", VALUES)
+    assert not list(run.grpo.path.rglob("*.writing"))
+
+
 def test_a_stage_whose_folder_was_removed_is_made_again(run):
     for path in run.garm.iterdir():
         path.unlink()

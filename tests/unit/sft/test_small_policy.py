@@ -90,7 +90,7 @@ def test_a_model_that_is_there_is_replaced_and_other_files_stay(log, tmp_path):
     build_small_policy(log, tmp_path, vocab_size=300, hidden_size=128, n_layers=1)
     assert json.loads((tmp_path / "config.json").read_text())["num_hidden_layers"] == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert not list(tmp_path.glob(".writing*"))
+    assert not list(tmp_path.glob(".*writing*"))
 
 
 @settings(max_examples=50, deadline=None)
