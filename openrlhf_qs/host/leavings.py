@@ -49,11 +49,18 @@ def temporary_rows(module: ModuleType, settings: Settings) -> None:
     module.get_temporary_cache_files_directory = get_temporary_cache_files_directory
 
 
-@patch("openrlhf.trainer.ppo_trainer", "BasePPOTrainer.train_step", "self rollout_samples global_step")
+@patch("openrlhf.utils.logging_utils", "init_logger", "name")
 def samples_in_the_log(module: ModuleType, settings: Settings) -> None:
     """OpenRLHF logs a conversation with its response at every step. Without this users' texts stand in log.txt, which
     people send each other; TensorBoard's file in the run's folder has them still."""
-    module.logger.addFilter(is_no_sample)
+    make = module.init_logger
+
+    def init_logger(name: str) -> logging.Logger:
+        logger = make(name)
+        logger.addFilter(is_no_sample)
+        return logger
+
+    module.init_logger = init_logger
 
 
 def is_no_sample(record: logging.LogRecord) -> bool:

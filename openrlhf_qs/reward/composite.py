@@ -263,10 +263,10 @@ class CompositeReward:
         return value.masked_fill(skipped, math.nan)
 
     def _value(self, name: str, batch: RolloutBatch) -> Tensor:
+        shape = (len(batch.responses),)
         with torch.no_grad():
-            return _tensor(
-                f"reward {name!r}", self.rewards[name](batch), (len(batch.responses),), "one number a response"
-            )
+            value = self.rewards[name](batch)
+        return _tensor(f"reward {name!r}", value, shape, "one number a response")
 
     def _prompt_by_prompt(self, name: str, batch: RolloutBatch, error: Exception) -> tuple[Tensor, str]:
         """A reward that raised on the batch, for each prompt alone: nan where it raises again, and what went wrong."""

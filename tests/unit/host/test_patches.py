@@ -123,6 +123,10 @@ def test_rows_in_memory_go_where_the_run_keeps_rows(tmp_path, monkeypatch):
 
 
 def test_the_log_has_no_conversations():
+    module = ModuleType("logging_utils")
+    module.init_logger = logging.getLogger
+    leavings.samples_in_the_log(module, Settings())
+    assert leavings.is_no_sample in module.init_logger("of this test").filters
     for message, kept in (("Sample: ['user: my secret', 0.5]", False), ("Global step 3: {}", True)):
         assert leavings.is_no_sample(logging.LogRecord("ppo", 20, "", 0, message, None, None)) is kept
 
@@ -231,6 +235,7 @@ def registered(monkeypatch, settings):
 
 def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
     always = {"lock_of_the_kernel", "remote_code", "reward_model_class", "whole_responses"}
+    always |= {"samples_in_the_log", "shared_memory", "temporary_rows"}
     on_cpu = {
         "cuda_calls",
         "device_mesh",
