@@ -64,7 +64,7 @@ class Listening(threading.Thread):
             ours = {process.pid: name_of(process) for process in psutil.Process().children(recursive=True)}
             for one in psutil.net_connections("inet") if begun else ():
                 if one.status == psutil.CONN_LISTEN and one.pid in ours:
-                    self.found.setdefault(begun[0], set()).add((ours[one.pid], one.laddr.ip))
+                    self.found.setdefault(begun[0], set()).add((ours[one.pid], one.laddr.ip.removeprefix("::ffff:")))
 
     def memory_left(self) -> set[Path]:
         """Files in shared memory that are new, and that no process has open: those that others use are not ours."""
