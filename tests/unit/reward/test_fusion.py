@@ -539,6 +539,7 @@ def test_what_is_written_is_what_the_composite_reward_reads(tmp_path):
 @pytest.mark.parametrize("fusion", ["logistic_regression", "pareto"])
 def test_a_log_whose_impressions_are_all_clicked_gives_every_part_its_share(tmp_path, monkeypatch, fusion):
     monkeypatch.setattr(stage, "reference_log_ppl", lambda reference, c, r, temperature: [float(len(t)) for t in r])
+    monkeypatch.setattr(stage, "reference_tokens", lambda reference, c, r, temperature: [[(t, 1.0)] for t in r])
     asked = [[{"role": "user", "content": f"How do I bake bread number {n}?"}] for n in range(6)]
     texts = ["How long must it rise?", "Which flour is best?", "Can I freeze it?"]
     impressions = [
