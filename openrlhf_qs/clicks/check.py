@@ -37,7 +37,7 @@ from openrlhf_qs.clicks.propensity import (
     estimate,
     shows,
 )
-from openrlhf_qs.clicks.repeats import HeavyUser, frequent_texts, heavy_users, row_hashes
+from openrlhf_qs.clicks.repeats import MIN_ROWS, HeavyUser, frequent_texts, heavy_users, row_hashes
 from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.clicks.verdicts import Verdict, verdicts, worst
 from openrlhf_qs.files.whole import write_whole
@@ -49,7 +49,7 @@ from openrlhf_qs.statistics.intervals import wilson_interval
 MAX_COUNTS = 2_000_000  # rows of the sample that propensities are estimated from
 MAX_HASHES = 4_000_000  # compared at once
 SHOWN_USERS = 5  # with the most rows
-N_READ = 500  # rows whose languages are looked at
+N_READ = 200  # rows whose languages are looked at
 RARE = 0.01  # share of the users' messages below which a language is not named
 
 
@@ -448,11 +448,12 @@ def _policy(counts: PolicyCounts) -> dict[str, Any]:
 
 def _languages(sample: Sequence[tuple[Sequence[Message], Sequence[str]]]) -> dict[str, Any]:
     """What languages users write, what scripts suggestions are in, and how many are in another than their user's."""
-    asked = [language(last_question(conversation)) for conversation, _ in sample]
-    known = Counter(filter(None, asked))
     suggestions = [(conversation, text) for conversation, texts in sample for text in texts]
     written = Counter(script(text).lower() or "none" for _, text in suggestions)
-    other = sum(not in_users_language(conversation, text) for conversation, text in suggestions)
+    told = sample if len(sample) >= MIN_ROWS else []  # what tells languages takes half a second to load
+    asked = [language(last_question(conversation)) for conversation, _ in told]
+    known = Counter(filter(None, asked))
+    other = sum(not in_users_language(conversation, text) for conversation, texts in told for text in texts)
     return {
         "users": {code: n / known.total() for code, n in known.most_common() if n >= RARE * known.total()},
         "n_users_unknown": len(asked) - known.total(),

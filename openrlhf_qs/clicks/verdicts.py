@@ -10,6 +10,7 @@ from openrlhf_qs.clicks.repeats import DOUBLE_SHARE, MIN_ROWS, TEXT_SHARE
 LEVELS = ("pass", "warn", "fail")
 FEW_PAIRS = 1000  # from fewer GaRM learns little: the default log gives some 20,000
 FEW_AGAIN = 50  # conversations that come again, below which the fusion compares impressions of different ones
+FEW_CONVERSATIONS = 1000  # from which a policy without any training learns little
 OTHER_LANGUAGE_SHARE = 0.02  # of the suggestions looked at, above which it is said
 REPEATING_SHARE = 0.01  # of the rows, above which those that show one text twice are pointed out
 USUAL_NUMBER = 3  # suggestions of a response, where a run does not say otherwise
@@ -93,10 +94,12 @@ def _of_suggestions(found: Mapping[str, Any]) -> list[Verdict]:
 
 def _of_languages(languages: Mapping[str, Any]) -> list[Verdict]:
     some = ", ".join(f"{name} ({share:.0%})" for name, share in languages["users"].items())
-    in_words = f"users write {some}" if some else "what users write is too short to tell"
+    in_words = f"users write {some}" if some else "too little to tell what users write"
     other = languages["other_than_users"]
     if other <= OTHER_LANGUAGE_SHARE:
-        return [Verdict("pass", "languages", (), f"{in_words}; suggestions are in their language")]
+        return [
+            Verdict("pass", "languages", (), f"{in_words}; suggestions are in their language" if some else in_words)
+        ]
     sentence = f"{in_words}; {other:.0%} of the suggestions are surely in another language or script"
     return [Verdict("warn", "languages", ("sft", "garm"), f"{sentence}: sft leaves them out, garm learns from them")]
 
@@ -105,10 +108,14 @@ def _of_conversations(found: Mapping[str, Any]) -> list[Verdict]:
     again, turns = found["n_conversations_again"], found["n_turns"]
     seen = f"{found['n_conversations']:,} different ones, {again:,} of them more than once"
     length = f"{min(turns)} to {max(turns)} messages long" if len(turns) > 1 else f"messages in each: {min(turns)}"
+    verdicts = [Verdict("pass", "conversations", (), f"{seen}, {length}")]
     if again < FEW_AGAIN:
         sentence = f"{seen}, {length}: the weights come from impressions of different conversations"
-        return [Verdict("warn", "conversations", ("fusion",), sentence)]
-    return [Verdict("pass", "conversations", (), f"{seen}, {length}")]
+        verdicts = [Verdict("warn", "conversations", ("fusion",), sentence)]
+    if found["n_conversations"] < FEW_CONVERSATIONS:
+        sentence = f"fewer than {FEW_CONVERSATIONS:,} teach a policy of random weights little: name one that can write"
+        verdicts.append(Verdict("warn", "conversations", ("sft",), sentence))
+    return verdicts
 
 
 def _of_repeats(found: Mapping[str, Any]) -> list[Verdict]:

@@ -18,6 +18,7 @@ import polars as pl
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from openrlhf_qs.clicks.click_log import read_click_log
+from openrlhf_qs.clicks.verdicts import FEW_CONVERSATIONS
 from openrlhf_qs.form.keys import conversation_keys
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import SUGGEST, Task, add_task_arguments, task_of
@@ -68,7 +69,23 @@ def run(args: argparse.Namespace) -> None:
     log = read_click_log(args.log, on_error="skip")  # the stage data has said what is wrong
     task = task_of(args)
     n_parameters = build_small_policy(log, args.out, args.vocab_size, args.hidden_size, args.n_layers, args.seed, task)
+    told = too_small(log)
+    if told:
+        print(told)
     print(f"small policy of {n_parameters / 1e6:.1f} million random parameters in {args.out}")
+
+
+def too_small(log: pl.DataFrame) -> str:
+    """What is to be said of a log that hardly teaches random weights to write; empty where it is large enough."""
+    clicked = log.filter(pl.col("clicks").list.max() == 1)
+    n = conversation_keys(clicked["conversation"]).n_unique()
+    if n >= FEW_CONVERSATIONS:
+        return ""
+    return (
+        f"{n:,} conversations with a click are few for a policy of random weights, which learns to write from them "
+        f"alone: with fewer than {FEW_CONVERSATIONS:,} expect malformed and copied suggestions; POLICY=... names a "
+        "model that can write"
+    )
 
 
 def build_small_policy(

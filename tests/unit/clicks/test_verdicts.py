@@ -37,8 +37,9 @@ def world(tmp_path_factory):
 
 def test_a_log_of_random_order_passes_all_that_can_be_told(world):
     found = check_log([world])
-    for about in ("rows", "clicks", "pairs", "languages", "conversations", "repeats", "order"):
+    for about in ("rows", "clicks", "pairs", "languages", "repeats", "order"):
         assert set(levels(found, about)) == {"pass"}, about
+    assert levels(found, "conversations") == ["pass", "warn"]  # 600 are few for a policy of random weights
     assert found["order"] == "random" and found["languages"]["users"]["en"] > 0.9
     assert found["n_suggestions"] == {3: 4000} and found["n_conversations_again"] > 50
 
@@ -59,7 +60,7 @@ def test_a_number_of_suggestions_that_no_policy_writes_unasked_is_said(tmp_path)
 
 def test_suggestions_in_another_language_are_said_with_what_that_hurts(tmp_path):
     english = ("How long must the dough rise?", "Which flour is the best one?", "Can I bake without an oven?")
-    rows = [row(n, english, question="Wie backe ich zu Hause ein gutes Brot mit Sauerteig?") for n in range(20)]
+    rows = [row(n, english, question="Wie backe ich zu Hause ein gutes Brot mit Sauerteig?") for n in range(100)]
     found = checked(tmp_path / "log.jsonl", rows)
     [one] = [one for one in found["checks"] if one["about"] == "languages"]
     assert one["level"] == "warn" and one["stages"] == ("sft", "garm") and "users write de (100%)" in one["sentence"]

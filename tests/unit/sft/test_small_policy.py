@@ -12,7 +12,7 @@ from openrlhf_qs.clicks.click_log import SCHEMA
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import SUGGEST
 from openrlhf_qs.sft import small_policy
-from openrlhf_qs.sft.small_policy import build_small_policy
+from openrlhf_qs.sft.small_policy import build_small_policy, too_small
 
 QUESTIONS = ["How long should the dough rise?", "Which flour is best for bread?", "Can I bake without an oven?"]
 
@@ -173,3 +173,12 @@ def test_sizes_that_cannot_be_built_are_refused(log, tmp_path, sizes):
     with pytest.raises(ValueError, match="|".join(sizes)):
         build_small_policy(log, tmp_path / "model", **sizes)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_log_too_small_for_random_weights_is_told_so():
+    def log_of(n):
+        asked = [[{"role": "user", "content": f"question {k}"}] for k in range(n)]
+        return pl.DataFrame({"conversation": asked, "clicks": [[0, 1]] * (n - 1) + [[0, 0]]})
+
+    assert too_small(log_of(1000)).startswith("999 conversations with a click are few for a policy of random weights")
+    assert too_small(log_of(1001)) == ""
