@@ -49,8 +49,7 @@ def on_heldout_pairs(run: RunFolder, scorer, seed: int = 0, chance: Callable | N
     if (run.sft / "config.json").is_file():
         some = np.random.default_rng(seed).permutation(len(pairs.row))[:N_LOG_PPL]
         part = Pairs(*(column[some] for column in pairs))
-        of_part = type(scored)(*(np.asarray(column)[some] for column in scored))
-        metrics["log_ppl"] = by_log_ppl(of_part, pair_log_ppl(rows, part, str(run.sft)), seed)
+        metrics["log_ppl"] = by_log_ppl(scored.take(some), pair_log_ppl(rows, part, str(run.sft)), seed)
     train = read_preferences(run.data.preferences) if run.data.preferences.is_file() else []
     metrics["baselines"] = against_baselines(scored, baselines.fitted(train, rows, pairs, chance), seed)
     return metrics | {"verdict": calibration_verdict(metrics)}

@@ -65,6 +65,11 @@ class Scored(NamedTuple):
     impression: list[str]
     clusters: Clusters  # by the conversation's root, or the impression where there is none, and by user where known
 
+    def take(self, rows: np.ndarray) -> Scored:
+        """The pairs at ``rows``."""
+        impression = [self.impression[row] for row in rows]
+        return Scored(*(column[rows] for column in self[:-2]), impression, self.clusters[rows])
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preferences", metavar="FILE.jsonl", help="preferences that the model was not trained on")

@@ -90,6 +90,14 @@ def test_an_ece_above_the_limit_is_said_in_words():
     assert "not to be trusted" in verdict(timid)
 
 
+def test_some_of_the_pairs_keep_all_that_is_known_of_each():
+    clusters = Clusters.of(["x", "x", "y"], ["u", "v", "w"])
+    scored = garm_eval.Scored(*np.arange(21.0).reshape(7, 3), ["a", "b", "c"], clusters)
+    some = scored.take(np.array([2, 0]))
+    assert some.impression == ["c", "a"] and len(some.clusters) == 2
+    assert [column.tolist() for column in some[:7]] == [[3 * n + 2, 3 * n] for n in range(7)]
+
+
 def test_pairs_that_are_all_alike_are_an_error():
     with pytest.raises(ValueError, match="every pair has the label 0.5"):
         evaluate_pairs(scored([0.5, 0.6], label=0.5))
