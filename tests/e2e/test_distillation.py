@@ -21,7 +21,7 @@ from openrlhf_qs.sft.small_policy import build_small_policy
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory, request) -> tuple[Path, Path]:
+def teacher(tmp_path_factory) -> tuple[Path, Path]:
     """A small model that was taught three suggestions, and 60 conversations, one of them too long for it."""
     folder = tmp_path_factory.mktemp("teacher")
     conversations = [[{"role": "user", "content": f"What is {n} + {n}?"}] for n in range(59)]
@@ -58,42 +58,14 @@ def command(teacher: tuple[Path, Path], out: Path, *flags: str) -> list[str]:
     model, log = teacher
     return [
         *(sys.executable, "-m", "openrlhf_qs.cli", "distil", "--teacher", str(model), "--prompts", str(log)),
-        *("--out", str(out), "--n_samples", "3", "--max_new_tokens", "64", *flags),
+        *("--out", str(out), "--n_samples", "3", "--max_new_tokens", "64", "--temperature", "0.5", *flags),
     ]
 
 
-def check(rows: list[dict], out: Path) -> None:
-    assert [row["conversation"][0]["content"] for row in rows[:59]] == [f"What is {n} + {n}?" for n in range(59)]
-    assert rows[59]["left_out"]["prompt_too_long"] == 3
-    for row in rows:
-        assert sum(c["n_sampled"] for c in row["candidates"]) + sum(row["left_out"].values()) == 3
-    assert not out.with_name(f".{out.name}.part").exists()
-
-
-def test_log_probs_are_those_of_the_model(teacher, tmp_path):
-    out = tmp_path / "candidates.jsonl"
-    subprocess.run(command(teacher, out, "--temperature", "0.5"), check=True)
-    rows = read_json_lines(out)
-    check(rows, out)
-    tokenizer = AutoTokenizer.from_pretrained(teacher[0])
-    model = AutoModelForCausalLM.from_pretrained(teacher[0], dtype=torch.float32)
-    compared = 0
-    for row in rows:
-        messages = TEACHER.messages(row["conversation"])
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        for candidate in row["candidates"]:
-            answer = [*tokenizer.encode(candidate["text"], add_special_tokens=False), tokenizer.eos_token_id]
-            with torch.no_grad():
-                logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-            log_prob = logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None]).mean().item()
-            compared += abs(log_prob - candidate["log_prob"]) < 0.03  # vLLM computes in bfloat16
-    n_candidates = sum(len(row["candidates"]) for row in rows)
-    # The others were sampled in tokens that no tokenizer would choose for their text.
-    assert n_candidates >= 59 and compared >= 0.9 * n_candidates
-
-
-def test_a_killed_run_goes_on_and_two_engines_under_ray_finish_it(teacher, tmp_path):
-    out = tmp_path / "candidates.jsonl"
+@pytest.fixture(scope="module")
+def candidates(teacher) -> list[dict]:
+    """Of a run that one engine begins, that is killed, and that two engines under Ray finish."""
+    out = teacher[0].with_name("candidates.jsonl")
     part = out.with_name(".candidates.jsonl.part")
     process = subprocess.Popen(command(teacher, out, "--chunk", "2"))
     while process.poll() is None and not (part.exists() and part.stat().st_size):
@@ -106,5 +78,31 @@ def test_a_killed_run_goes_on_and_two_engines_under_ray_finish_it(teacher, tmp_p
     )
     assert "going on: " in done.stdout
     rows = read_json_lines(out)
-    check(rows, out)
     assert [json.loads(line)[1] for line in before] == rows[:2]
+    assert not part.exists()
+    return rows
+
+
+def test_a_killed_run_goes_on_and_two_engines_under_ray_finish_it(candidates):
+    assert [row["conversation"][0]["content"] for row in candidates[:59]] == [f"What is {n} + {n}?" for n in range(59)]
+    assert candidates[59]["left_out"]["prompt_too_long"] == 3
+    for row in candidates:
+        assert sum(c["n_sampled"] for c in row["candidates"]) + sum(row["left_out"].values()) == 3
+
+
+def test_log_probs_are_those_of_the_model(teacher, candidates):
+    tokenizer = AutoTokenizer.from_pretrained(teacher[0])
+    model = AutoModelForCausalLM.from_pretrained(teacher[0], dtype=torch.float32)
+    compared = 0
+    for row in candidates:
+        messages = TEACHER.messages(row["conversation"])
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        for candidate in row["candidates"]:
+            answer = [*tokenizer.encode(candidate["text"], add_special_tokens=False), tokenizer.eos_token_id]
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            log_prob = logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None]).mean().item()
+            compared += abs(log_prob - candidate["log_prob"]) < 0.03  # vLLM computes in bfloat16
+    n_candidates = sum(len(row["candidates"]) for row in candidates)
+    # The others were sampled in tokens that no tokenizer would choose for their text.
+    assert n_candidates >= 59 and compared >= 0.9 * n_candidates

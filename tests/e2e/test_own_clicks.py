@@ -28,7 +28,7 @@ SMALL = {
     "GARM_EPOCHS": "3",
     "SFT_BATCH": "16",
     "GARM_BATCH": "16",
-    "STEPS": "2",
+    "STEPS": "8",
     "PROMPTS": "4",
     "N_SAMPLES": "4",
     "GRPO_MICRO_BATCH": "16",
@@ -38,6 +38,9 @@ SMALL = {
     "RFT_BATCH": "4",
     "RFT_EPOCHS": "1",
     "N_HELDOUT": "40",
+    "N_SELECTION": "20",
+    "TEMPERATURES": "1",
+    "BEST_OF": "1",
 }
 PACKAGE = {
     "pyproject.toml": """
@@ -157,13 +160,22 @@ def test_the_policy_is_taught_the_best_of_its_own_samples(environment):
     assert (folder / "model.safetensors").is_file()
 
 
-def test_two_steps_are_trained_with_the_reward_of_the_installed_package(environment):
-    recipe("grpo", environment)
-    log = (Path(environment["RUN"]) / "grpo" / "log.txt").read_text(errors="replace")
-    steps = [line for line in log.splitlines() if "Global step" in line]
-    assert len(steps) == 2 and all("'reward/brevity': -" in line for line in steps)
-    kl = float(re.search(r"'kl': ([-\d.e]+)", steps[0])[1])
+def test_killed_in_grpo_it_goes_on_from_the_last_checkpoint_with_the_reward_of_the_installed_package(environment):
+    folder = Path(environment["RUN"]) / "grpo"
+    latest = folder / "ckpt" / "_actor" / "latest"
+    kill_when(latest.is_file, "grpo", environment)
+    saved = int(latest.read_text().removeprefix("global_step"))
+    before = (folder / "log.txt").read_text(errors="replace")
+    kl = float(re.search(r"Global step 1: .*'kl': ([-\d.e]+)", before)[1])
     assert kl > 0.01, "the reference is the SFT policy, and what is trained begins with the one after RFT"
+    (folder / "log.txt").unlink()
+    recipe("grpo", environment)
+    log = (folder / "log.txt").read_text(errors="replace")
+    lines = [line for line in log.splitlines() if "Global step" in line]
+    steps = [int(re.search(r"Global step (\d+)", line)[1]) for line in lines]
+    assert saved <= steps[0] <= saved + 1 and steps[-1] == 8, "it goes on where the checkpoint is"
+    assert all("'reward/brevity': -" in line for line in lines)
+    assert (folder / "config.json").is_file()
 
 
 def test_without_a_judge_the_held_out_clicks_speak(environment):

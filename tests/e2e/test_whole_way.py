@@ -37,6 +37,9 @@ SMALL = {
     **{f"{stage}_SAVE_STEPS": "2" for stage in ("SFT", "GARM", "GRPO")},
     "MAX_NEW_TOKENS": "32",
     "N_HELDOUT": "50",
+    "N_SELECTION": "20",
+    "TEMPERATURES": "1 .5",
+    "BEST_OF": "2",
 }
 
 
@@ -118,9 +121,9 @@ def before_grpo(finished_run: Path, run: Path) -> Path:
     return run
 
 
-def grpo_steps(run: Path) -> dict[int, dict[str, float]]:
+def grpo_steps(run: Path, name: str = "log.txt") -> dict[int, dict[str, float]]:
     """What OpenRLHF logged for each GRPO step."""
-    log = (run / "grpo" / "log.txt").read_text(errors="replace")
+    log = (run / "grpo" / name).read_text(errors="replace")
     return {
         int(step): {key: float(value) for key, value in re.findall(r"'([\w/]+)': ([-\d.e]+)", values)}
         for step, values in re.findall(r"Global step (\d+): \{(.*)\}", log)
@@ -179,43 +182,15 @@ def test_a_second_call_skips_every_stage(finished_run):
     assert time.monotonic() - started < 20
 
 
-def test_killed_in_grpo_it_goes_on_from_the_last_checkpoint(finished_run, tmp_path):
-    run = before_grpo(finished_run, tmp_path / "killed")
-    environment = os.environ | SMALL | {"RUN": str(run), "VIRTUAL_ENV": sys.prefix, "STEPS": "16"}
-    # A session of its own, so that everything the recipe started can be killed at once.
-    process = subprocess.Popen(
-        ["bash", str(ROOT / "recipes" / "grpo.sh")],
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-    )
-    latest = run / "grpo" / "ckpt" / "_actor" / "latest"
-    deadline = time.monotonic() + 300
-    while not latest.is_file():
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert "grpo" not in finished(run)
-    saved = int(latest.read_text().removeprefix("global_step"))
-    (run / "grpo" / "log.txt").rename(run / "grpo" / "log.before.txt")
-
-    result = recipe("grpo.sh", run, STEPS="16")
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    steps = sorted(grpo_steps(run))
-    assert saved <= steps[0] <= saved + 1 and steps[-1] == 16, "it goes on where the checkpoint is"
-    assert (run / "grpo" / "config.json").is_file()
-
-
 def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
 
 
-def test_grpo_goes_on_beside_a_ray_that_somebody_started(finished_run, tmp_path):
+@pytest.fixture(scope="module")
+def run_beside_another_ray(finished_run, tmp_path_factory) -> tuple[Path, bool]:
+    """Asynchronous GRPO with two engines beside a Ray that somebody started; and whether that one is still there."""
     folder = tempfile.mkdtemp(prefix="qs-", dir="/tmp")  # a path to a socket has room for 107 letters
     ports = ["--port", free_port(), "--ray-client-server-port", free_port(), "--node-ip-address", "127.0.0.1"]
     other = subprocess.Popen(
@@ -230,40 +205,24 @@ def test_grpo_goes_on_beside_a_ray_that_somebody_started(finished_run, tmp_path)
         while not list(Path(folder).rglob("ray_current_cluster")):  # which ray.init joins, where it is not told
             assert other.poll() is None and time.monotonic() < deadline, "ray start did not start"
             time.sleep(0.2)
-        run = before_grpo(finished_run, tmp_path / "beside")
-        result = recipe("grpo.sh", run, RAY_TMPDIR=folder, CUDA_VISIBLE_DEVICES="")
+        run = before_grpo(finished_run, tmp_path_factory.mktemp("beside") / "run")
+        flags = ["--train.async_enable", "--train.partial_rollout_enable", "--vllm.num_engines", "2"]
+        result = recipe("grpo.sh", run, *flags, RAY_TMPDIR=folder, CUDA_VISIBLE_DEVICES="")
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-        assert sorted(grpo_steps(run)) == [1, 2, 3, 4] and other.poll() is None
+        return run, other.poll() is None
     finally:
         os.killpg(other.pid, signal.SIGKILL)
         other.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_monitor_stops_the_run_and_it_goes_on_from_the_last_good_checkpoint(finished_run, tmp_path):
-    run = before_grpo(finished_run, tmp_path / "stopped")
-    # Every change of the mean length is an alarm and nothing else is, so the second step stops the run.
-    thresholds = ["length=1e-9", "malformed=1", "hacking=1", "diversity=9", "log_ppl=99", "sigma=99"]
-    flags = ["--qs.monitor_window", "1", *(word for one in thresholds for word in ("--qs.monitor_threshold", one))]
-    result = recipe("grpo.sh", run, *flags, MONITOR="stop", GRPO_SAVE_STEPS="1")
-    assert result.returncode != 0 and "grpo" not in finished(run)
-    (alarm,) = [json.loads(line) for line in (run / "grpo" / "alarms.jsonl").read_text().splitlines()]
-    good = run / "grpo" / "ckpt" / "last_good"
-    assert alarm["monitor"] == "length" and alarm["step"] >= 2
-    assert f"the last good checkpoint is {good}" in re.sub(r"\s+", " ", result.stdout + result.stderr)
-    assert (good / "_actor" / "latest").read_text() == f"global_step{alarm['step'] - 1}"
-    (run / "grpo" / "log.txt").unlink()
-
-    result = recipe("grpo.sh", run, "--ckpt.path", str(good))
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert sorted(grpo_steps(run)) == list(range(alarm["step"], 5))
+def test_grpo_goes_on_beside_a_ray_that_somebody_started(run_beside_another_ray):
+    run, other_is_there = run_beside_another_ray
+    assert sorted(grpo_steps(run)) == [1, 2, 3, 4] and other_is_there
 
 
-def test_the_asynchronous_trainer_with_two_engines_has_the_rewards_in_every_step(finished_run, tmp_path):
-    run = before_grpo(finished_run, tmp_path / "asynchronous")
-    flags = ["--train.async_enable", "--train.partial_rollout_enable", "--vllm.num_engines", "2"]
-    result = recipe("grpo.sh", run, *flags)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+def test_the_asynchronous_trainer_with_two_engines_has_the_rewards_in_every_step(run_beside_another_ray):
+    run, _ = run_beside_another_ray
     assert "PPOTrainerAsync" in (run / "grpo" / "log.txt").read_text(errors="replace"), "it was not asynchronous"
     steps = grpo_steps(run)
     assert sorted(steps) == [1, 2, 3, 4]
@@ -273,11 +232,13 @@ def test_the_asynchronous_trainer_with_two_engines_has_the_rewards_in_every_step
     assert (run / "grpo" / "config.json").is_file()
 
 
-def test_the_rollout_policy_is_the_trained_policy_after_every_weight_sync(finished_run, tmp_path):
-    run = before_grpo(finished_run, tmp_path / "sync")
-    # A rate at which every step moves the policy far, and OpenRLHF's own measure of vLLM against the trainer. One of
-    # the rewards comes from a file of the user's.
-    plugin = tmp_path / "brevity.py"
+@pytest.fixture(scope="module")
+def stopped_run(finished_run, tmp_path_factory) -> Path:
+    """GRPO that a monitor stops and that goes on: at a rate at which every step moves the policy far, with OpenRLHF's
+    own measure of vLLM against the trainer, and with a reward from a file of the user's."""
+    folder = tmp_path_factory.mktemp("stopped")
+    run = before_grpo(finished_run, folder / "run")
+    plugin = folder / "brevity.py"
     plugin.write_text(
         "import torch\n"
         "from openrlhf_qs.registry import REWARDS\n"
@@ -289,9 +250,40 @@ def test_the_rollout_policy_is_the_trained_policy_after_every_weight_sync(finish
     )
     flags = ["--actor.adam.lr", "1e-2", "--algo.advantage.is_correction_level", "token", "--algo.kl.use_loss"]
     flags += ["--algo.kl.estimator", "k2", "--qs.reward", "ood,brevity", "--qs.weights", ""]
-    result = recipe("grpo.sh", run, *flags, PLUGIN=str(plugin))
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    steps = grpo_steps(run)
+    flags += ["--rollout.max_new_tokens", "64"]  # so that few responses are cut, and their mean length changes
+    variables = {"PLUGIN": str(plugin), "STEPS": "5", "GRPO_SAVE_STEPS": "1"}
+    # Every change of the mean length is an alarm and nothing else is, so the second step stops the run.
+    thresholds = ["length=1e-9", "malformed=1", "hacking=1", "diversity=9", "log_ppl=99"]
+    monitor = ["--qs.monitor_window", "1", *(word for one in thresholds for word in ("--qs.monitor_threshold", one))]
+    stopped = recipe("grpo.sh", run, *flags, *monitor, MONITOR="stop", **variables)
+    assert stopped.returncode != 0 and "grpo" not in finished(run)
+    good = run / "grpo" / "ckpt" / "last_good"
+    assert f"the last good checkpoint is {good}" in re.sub(r"\s+", " ", stopped.stdout + stopped.stderr)
+    for name in ("log.txt", "alarms.jsonl"):  # a resumed run forgets what came after its checkpoint
+        shutil.copy(run / "grpo" / name, run / "grpo" / f"stopped.{name}")
+    (run / "grpo" / "log.txt").unlink()
+    assert (good / "_actor" / "latest").read_text() == f"global_step{stopped_by(run)['step'] - 1}"
+
+    resumed = recipe("grpo.sh", run, *flags, "--ckpt.path", str(good), **variables)
+    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
+    return run
+
+
+def stopped_by(run: Path) -> dict:
+    """The one alarm of the run before it went on."""
+    (alarm,) = [json.loads(line) for line in (run / "grpo" / "stopped.alarms.jsonl").read_text().splitlines()]
+    return alarm
+
+
+def test_a_monitor_stops_the_run_and_it_goes_on_from_the_last_good_checkpoint(stopped_run):
+    alarm = stopped_by(stopped_run)
+    assert alarm["monitor"] == "length" and alarm["step"] >= 2
+    assert sorted(grpo_steps(stopped_run, "stopped.log.txt")) == list(range(1, alarm["step"]))
+    assert sorted(grpo_steps(stopped_run)) == list(range(alarm["step"], 6))
+
+
+def test_the_rollout_policy_is_the_trained_policy_after_every_weight_sync(stopped_run):
+    steps = grpo_steps(stopped_run, "stopped.log.txt") | grpo_steps(stopped_run)
     # Before its head was packed again, vLLM's log-probs drifted by 0.4 nats in eight such steps.
-    assert all(abs(values["vllm_kl"]) < 5e-3 for values in steps.values()), steps
+    assert len(steps) == 5 and all(abs(values["vllm_kl"]) < 5e-3 for values in steps.values()), steps
     assert steps[4]["reward/ood"] < 0 and steps[4]["reward/brevity"] < 0, "under use_loss too, ood reads the reference"
