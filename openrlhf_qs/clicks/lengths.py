@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     shown = [row["suggestions"] for row in files[out.preferences]]
     max_new_tokens = response_tokens(tokenizer, shown, task, args.max_len)
     cut = Cut(tokenizer, task, args.max_len - max_new_tokens - N_END)
+    written = {}
     for file, rows in files.items():
         kept = [new for row in rows if (new := cut.of_row(row)) is not None]
         if not kept and rows:
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
             )
         if kept != rows:
             write_json_lines(file, kept)
+        written[file.name] = len(kept)
+    _count(out, written)
     refused = refusals(tokenizer, task, files)
     found = {
         "policy": str(args.policy),
@@ -90,6 +93,12 @@ def run(args: argparse.Namespace) -> None:
     write_whole(out.lengths, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     for sentence in sentences(found):
         print(sentence)
+
+
+def _count(out: DataFolder, written: Mapping[str, int]) -> None:
+    """Say in ``log.json`` how many rows the files have now: who reads them holds them against it."""
+    (summary,) = read_json_lines(out.log)
+    write_json_lines(out.log, [summary | {"written": summary["written"] | written}])
 
 
 def response_tokens(tokenizer, shown: Sequence[Sequence[str]], task: Task, max_len: int) -> int:

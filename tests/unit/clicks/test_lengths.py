@@ -87,7 +87,8 @@ def test_a_question_that_is_too_long_alone_leaves_out_its_impressions(written, p
     rows[0]["conversation"] = [{"role": "user", "content": "dough " * 900}]
     out.heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
     called(lengths, "--data", out.path, "--policy", policy, "--max_len", 300)
-    assert len(read_json_lines(out.heldout)) == len(rows) - 1
+    assert len(read_json_lines(out.heldout)) == len(rows) - 1  # which the count in log.json says too
+    assert json.loads(out.log.read_text())["written"]["heldout.jsonl"] == len(rows) - 1
     assert json.loads(out.lengths.read_text())["n_left_out"] == 1
     assert "are left out: their last question alone is too long" in capsys.readouterr().out
 
