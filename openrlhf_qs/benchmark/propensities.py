@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from openrlhf_qs.clicks.preferences import click_rate_preferences, preferences
-from openrlhf_qs.clicks.propensity import COUNTS, METHODS, Propensities, added_up, estimate
+from openrlhf_qs.clicks.propensity import COUNTS, METHODS, PLACES, Propensities, added_up, estimate
 from openrlhf_qs.clicks.rows import MESSAGES
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.world.click_models import EXAMINATION, TRUST_ATTRACTIVE, TRUST_OTHER, click_chances, truth
@@ -250,7 +250,7 @@ def measure_pairs(kind: Kind, seeds: range) -> dict[str, dict[str, float]]:
         log, counts = one.log(), simulated_counts(kind, seed)[0]
         for method in OF_PAIRS:
             places = estimate(counts, method)
-            more = {name: getattr(places, name) for name in ("trust", "average", "unless_clicked")}
+            more = {name: getattr(places, name) for name in PLACES}
             made = preferences(log, "ipw", places.values, **more)
             chosen, rejected, weight, row = _columns(made)
             gap = rejected - chosen  # places that the chosen one stood above the other

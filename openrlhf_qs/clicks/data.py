@@ -34,7 +34,7 @@ from openrlhf_qs.clicks.preferences import (
     preferences,
     write_preferences,
 )
-from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, Propensities, estimate, shown_counts
+from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, PLACES, Propensities, estimate, shown_counts
 from openrlhf_qs.clicks.repeats import findings, heavy_users, row_hashes, without_repeats
 from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
@@ -164,8 +164,7 @@ def run(args: argparse.Namespace) -> None:
             "splits": {name: describe(split) for name, split in splits._asdict().items()},
             "propensities": examination.values,
             "propensities_ci95": list(zip(examination.low, examination.high, strict=True)),
-            "trust": list(examination.trust),
-            "average": list(examination.average),
+            **{name: list(getattr(examination, name)) for name in PLACES},
             "propensity": examination.method,
             "findings": [*_repeats(log), *examination.findings],
             "skipped": dict(skipped),
@@ -190,8 +189,7 @@ def run(args: argparse.Namespace) -> None:
 def _preferences(log: pl.DataFrame, args: argparse.Namespace, examination: Propensities) -> pl.DataFrame:
     if args.pairs_from == "click_rates":
         return click_rate_preferences(log, examination.values, trust=examination.trust)
-    names = ("trust", "average", "unless_clicked")
-    more = {name: getattr(examination, name) for name in names}
+    more = {name: getattr(examination, name) for name in PLACES}
     return preferences(log, args.position_policy, examination.values, **more)
 
 

@@ -45,6 +45,7 @@ METHODS = {
     "none": "every place as the top: no correction",
 }
 DEFAULT_METHOD = "auto"
+PLACES = ("trust", "average", "unless_clicked")  # what an estimate may say of each place beside its examination
 MAX_WEIGHT = 5.0
 TOLERANCE = 0.05  # above chance, how often a suggestion that comes again may stand where it stood, in a random order
 TAKES_CLICKS = 0.5  # odds ratio of a click with and without one above, below which a click ends the reading
@@ -184,11 +185,7 @@ def _with_silent_places(found: Propensities, places: list[int], n_positions: int
         f"place {', '.join(map(str, silent))} is empty or only ever repeats what stands above, so nothing tells how "
         "much it is looked at: it counts as the place above it, and other findings count the places without it"
     )
-    others = {
-        name: tuple(getattr(found, name)[index] for index in above)
-        for name in ("trust", "unless_clicked", "average")
-        if getattr(found, name)
-    }
+    others = {name: tuple(getattr(found, name)[index] for index in above) for name in PLACES if getattr(found, name)}
     return found._replace(values=values, low=low, high=high, findings=(sentence, *found.findings), **others)
 
 

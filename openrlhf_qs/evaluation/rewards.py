@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from openrlhf_qs.clicks.preferences import Pairs, all_pairs, preference_rows, preferences, read_preferences
+from openrlhf_qs.clicks.propensity import PLACES
 from openrlhf_qs.clicks.rows import MESSAGES
 from openrlhf_qs.evaluation.arms import Shown
 from openrlhf_qs.files.run_folder import RunFolder
@@ -62,8 +63,7 @@ def on_clicks(
     clicks: np.ndarray,
     seed: int = 0,
     propensities: Sequence[float] | None = None,
-    trust: Sequence[float] = (),
-    average: Sequence[float] = (),
+    **places: Sequence[float],
 ) -> dict[str, Any] | None:
     """The reward model of a run on what one arm of the A/B test showed.
 
@@ -72,7 +72,7 @@ def on_clicks(
         clicks: ``[n_contexts, users, slots]``, 0 or 1.
         propensities: how much each place is looked at, as the log says. An arm chose its own order, so its own clicks
             cannot tell; None, or fewer than places, counts every place alike.
-        trust, average: what else the log says of each place (:func:`openrlhf_qs.clicks.preferences.preferences`).
+        places: what else the log says of each place (:data:`openrlhf_qs.clicks.propensity.PLACES`), by name.
 
     Returns:
         As :func:`on_heldout_pairs`, without ``log_ppl``; the users of one context are one cluster of the bootstrap.
@@ -90,11 +90,7 @@ def on_clicks(
     log = pl.DataFrame(shown, schema=columns | {"clicks": pl.List(pl.Int8)}, orient="row")
     n_places = log["suggestions"].list.len().max()
     known = propensities is not None and len(propensities) >= n_places
-    made = (
-        preferences(log, "ipw", propensities, trust=trust, average=average)
-        if known
-        else preferences(log, "all", [1.0] * n_places)
-    )
+    made = preferences(log, "ipw", propensities, **places) if known else preferences(log, "all", [1.0] * n_places)
     rows = list(preference_rows(made))
     metrics, _ = _measured(rows, all_pairs(rows), scorer, seed)
     return metrics | {"verdict": calibration_verdict(metrics)}
@@ -106,7 +102,7 @@ def places_of(run: RunFolder) -> dict[str, list[float]]:
     if not run.data.log.is_file():
         return {}
     summary = json.loads(run.data.log.read_text())
-    return {name: summary.get(name, []) for name in ("propensities", "trust", "average")}
+    return {name: summary.get(name, []) for name in ("propensities", *PLACES)}
 
 
 class RunReward:

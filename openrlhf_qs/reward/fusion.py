@@ -415,15 +415,15 @@ def _passed(raw: Mapping[str, Tensor], gates: Sequence[str]) -> np.ndarray:
 
 
 def _places(args: argparse.Namespace, log: pl.DataFrame) -> dict[str, list[float]]:
-    """What each place does to clicks: ``propensities`` and ``trust``, as in log.json."""
-    from openrlhf_qs.clicks.propensity import estimate, shown_counts
+    """What each place does to clicks, by the names in log.json: ``propensities`` and those of ``PLACES``."""
+    from openrlhf_qs.clicks.propensity import PLACES, estimate, shown_counts
 
     if not args.propensities:
         found = estimate(shown_counts(log))
-        return {"propensities": list(found.values), "trust": list(found.trust)}
+        return {"propensities": list(found.values)} | {name: list(getattr(found, name)) for name in PLACES}
     try:
         found = json.loads(Path(args.propensities).read_text())
-        return {name: [float(p) for p in found.get(name, [])] for name in ("propensities", "trust")}
+        return {name: [float(p) for p in found.get(name, [])] for name in ("propensities", *PLACES)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{args.propensities} has no propensities of the data stage: {error!r}") from None
 

@@ -77,7 +77,7 @@ def suggestion_pairs(log: pl.DataFrame, places: Mapping[str, Sequence[float]], r
 
     Args:
         log: a click log of n rows.
-        places: ``propensities`` and ``trust`` of each place.
+        places: what :func:`openrlhf_qs.clicks.preferences.preferences` takes of each place, by name.
         readable: ``[n]``, bool: what was shown can be read as that many suggestions; other rows are left out.
     """
     import polars as pl
@@ -88,7 +88,7 @@ def suggestion_pairs(log: pl.DataFrame, places: Mapping[str, Sequence[float]], r
     kept = log.with_row_index("number").filter(few, pl.Series(readable))
     if pair_places(kept, "all").is_empty():
         return Pairs(*np.zeros((3, 0), dtype=int), *np.zeros((2, 0)))
-    table = preferences(kept, propensities=places["propensities"], trust=places["trust"])
+    table = preferences(kept, **places)
     pairs = all_pairs(list(preference_rows(table)))
     return pairs._replace(row=kept["number"].to_numpy()[pairs.row])
 
