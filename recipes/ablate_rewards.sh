@@ -21,7 +21,8 @@ export N_HELDOUT KL_COEF STEPS GRPO_LR RFT
 
 PARTS=${REWARD//,/ }
 MINUS=$(printf 'no_%s ' $PARTS)
-#   mean, sigma, ppl, rules: one part after the other; the next ones are no_relevance and all · no_X: all without X ·
+#   mean, ppl, rules: one part after the other; the next ones are no_relevance and all · sigma: mean and GaRM's negative
+#   deviation · no_X: all without X ·
 #   only_X: X alone, `mean` is only_garm · bradley_terry: a scalar reward model ·
 #   equal, pareto: other weights
 : "${ARMS:=mean sigma ppl rules $MINUS only_ood bradley_terry equal pareto}"
@@ -32,8 +33,8 @@ arm() {
    case $1 in
       mean) ARM=(REWARD=garm) ;;
       sigma) ARM=(REWARD=garm,garm_sigma) ;;
-      ppl) ARM=(REWARD=garm,garm_sigma,ood) ;;
-      rules) ARM=(REWARD=garm,garm_sigma,ood,rules) ;;
+      ppl) ARM=(REWARD=garm,ood) ;;
+      rules) ARM=(REWARD=garm,ood,rules) ;;
       no_*)
          local part kept=()
          for part in $PARTS; do [ "$part" = "${1#no_}" ] || kept+=("$part"); done

@@ -313,9 +313,10 @@ def logged_batch(
     share = torch.zeros(len(impressions), max(n_shown))
     for row, n, some in zip(share, n_shown, tokens, strict=True):
         for place, (_, nll) in zip(suggestion_of_tokens([piece for piece, _ in some], n), some, strict=True):
-            row[place if place != NO_SUGGESTION else slice(n)] += (
-                nll / len(some) / (1 if place != NO_SUGGESTION else n)
-            )
+            if place == NO_SUGGESTION:
+                row[:n] += nll / len(some) / n
+            else:
+                row[place] += nll / len(some)
     batch = offline_batch(
         [Request(row["conversation"], row["user_id"]) for row in impressions],
         shown,
@@ -340,9 +341,7 @@ def suggestion_values(
         taken = replace(batch.take(some.tolist()), task=replace(batch.task, n=int(n)))
         taken = replace(taken, ref_log_ppl_share=taken.ref_log_ppl_share[:, :n])
         credit = composite.credit(taken)
-        values |= dict(
-            zip(some.tolist(), n * np.stack([credit[name].double().numpy() for name in names], -1), strict=True)
-        )
+        values |= dict(zip(some.tolist(), n * stack(credit, names), strict=True))
     return values
 
 

@@ -30,7 +30,8 @@ def write_products(run: RunFolder, stage: str) -> None:
     if stage == "data":
         for name in DATA:
             (folder / f"{name}.jsonl").write_text('{"row": 1}\n' * 3)
-        run.data.log.write_text("{}\n")
+        for path in (run.data.log, run.data.lengths, run.data.max_new_tokens):
+            path.write_text("{}\n")
     elif stage == "fusion":
         run.weights.write_text("{}")
         run.fusion_responses.write_text("{}\n")

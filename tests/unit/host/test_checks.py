@@ -68,7 +68,7 @@ def test_each_stage_has_its_own_plugin(garm):
     assert prepare("sft") == Settings("cpu", SFTSettings(sft_dataset="diverse"))
     assert prepare("garm") == Settings("cpu", GarmSettings())
     settings = prepare("grpo", "--data.label_key", "label", "--reward.model_name_or_path", str(garm), *GRPO)
-    rewards = ("garm", "garm_sigma", "ood", "rules", "relevance", "diversity")
+    rewards = ("garm", "ood", "rules", "relevance", "diversity")
     assert settings == Settings("cpu", GRPOSettings(rewards, monitor="warn"))
 
 
