@@ -27,7 +27,9 @@ SILENT_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-PREFIX = "openrlhf-qs-ray-"  # of a folder: with the number of the process that it belongs to
+PREFIX = "qs-ray-"  # of a folder: with the number of the process that it belongs to
+SOCKET = "/session_2026-11-26_07-40-17_093925_1234567/sockets/plasma_store"  # in it: the longest of Ray's
+MAX_FOLDER = 107 - len(SOCKET)  # letters of the folder: a path to a socket has room for 107
 
 
 def is_own() -> bool:
@@ -58,8 +60,14 @@ def start(**options: Any) -> None:
 
     if is_own():
         remove_left()
-        # Under /tmp by a short name: a path to a socket has room for 107 letters.
-        folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=os.environ.get("RAY_TMPDIR") or "/tmp")
+        where = os.environ.get("RAY_TMPDIR") or "/tmp"
+        folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=where)
+        if len(folder) > MAX_FOLDER:
+            os.rmdir(folder)
+            raise ValueError(
+                f"RAY_TMPDIR={where}: the paths of Ray's sockets in it would be too long; give a folder "
+                f"whose path has {len(folder) - MAX_FOLDER} letters fewer"
+            )
         atexit.register(_end, folder)
         options |= {"address": "local", "_temp_dir": folder}
     ray.init(include_dashboard=False, **options)

@@ -154,9 +154,7 @@ def test_what_a_run_leaves_is_in_its_folder(run_and_sockets):
     run, listening = run_and_sockets
     assert not listening.memory_left()
     assert not [path for path in run.rglob(".datasets")] and not [path for path in run.rglob("*.writing")]
-    own = [
-        path for path in Path("/tmp").glob("openrlhf-qs-ray-*") if not psutil.pid_exists(int(path.name.split("-")[3]))
-    ]
+    own = [path for path in Path("/tmp").glob("qs-ray-*") if not psutil.pid_exists(int(path.name.split("-")[2]))]
     assert not own
     log = (run / "grpo" / "log.txt").read_text(errors="replace")
     assert "Global step 1" in log and "Sample: " not in log

@@ -17,6 +17,7 @@ def started(monkeypatch, tmp_path):
     """What OpenRLHF and Ray are started with, instead of being started."""
     environ = {"PATH": os.environ["PATH"], "NO_COLOR": "1", "RAY_TMPDIR": str(tmp_path)}
     calls = SimpleNamespace(ray=None, module=None, argv=None, environ=environ, cache=None, at_the_end=[])
+    monkeypatch.setattr(own_ray, "MAX_FOLDER", 999)
     monkeypatch.setattr(own_ray, "atexit", SimpleNamespace(register=lambda *call: calls.at_the_end.append(call)))
     monkeypatch.setattr(os, "environ", calls.environ)
     monkeypatch.setattr(sys, "argv", ["before"])
@@ -93,6 +94,15 @@ def test_a_ray_that_runs_on_the_machine_is_not_joined_and_ours_leaves_nothing(st
     folder = started.ray["_temp_dir"]
     assert os.stat(folder).st_mode & 0o077 == 0 and started.at_the_end == [(own_ray._end, folder)]
     assert not left.exists() and others.exists()  # of a process that was killed, of one that works
+
+
+def test_a_folder_whose_sockets_would_have_too_long_paths_is_refused_and_left_as_it_was(
+    started, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(own_ray, "MAX_FOLDER", len(str(tmp_path)))
+    with pytest.raises(ValueError, match="RAY_TMPDIR=.*whose path has [0-9]+ letters fewer"):
+        own_ray.start()
+    assert started.ray is None and not list(tmp_path.iterdir())
 
 
 def test_the_cache_of_rows_is_in_the_runs_folder_until_the_end(started, tmp_path):
