@@ -262,7 +262,8 @@ def stopped_run(finished_run, tmp_path_factory) -> Path:
     (run / "grpo" / "log.txt").unlink()
     assert (good / "_actor" / "latest").read_text() == f"global_step{stopped_by(run)['step'] - 1}"
 
-    resumed = recipe("grpo.sh", run, *flags, "--ckpt.path", str(good), **variables)
+    # At this rate every response is malformed soon: without its thresholds the monitor would stop it again.
+    resumed = recipe("grpo.sh", run, *flags, "--ckpt.path", str(good), MONITOR="warn", **variables)
     assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
     return run
 
