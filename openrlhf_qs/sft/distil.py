@@ -216,11 +216,11 @@ def sample_on_ray(
     sampler: type[Sampler], options: Options, chunks: Sequence[Mapping[str, list[Message]]], seed: int, n_shards: int
 ) -> Iterator[dict[str, dict[str, Any]]]:
     """The rows of each chunk, as they are finished, from ``n_shards`` engines that take the next chunk when free."""
+    own_ray.prepare_environment(loopback=False)  # before the import, which reads whether a token is asked for
     import ray
     from ray.util import ActorPool
 
     if not ray.is_initialized():
-        own_ray.prepare_environment(loopback=False)
         own_ray.start()
     on_gpus = ray.cluster_resources().get("GPU", 0) > 0
     actor = ray.remote(num_cpus=1, num_gpus=options.tensor_parallel_size if on_gpus else 0)(sampler)

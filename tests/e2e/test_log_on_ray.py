@@ -32,7 +32,10 @@ def test_ray_and_polars_give_the_same(local_ray, tiny_log_rows, tmp_path):
 
     expected = check_log(files, "skip")
     assert expected["n_impressions"] == 31 and expected["skipped"] == {"bad JSON": 1, "impression_id seen before": 1}
-    assert check_log(files, "skip", engine="ray") == expected
+    found = check_log(files, "skip", engine="ray")
+    # Rare texts are forgotten batch by batch, and Ray's batches are others: what every batch has is the same.
+    frequent, texts = expected.pop("frequent_texts"), found.pop("frequent_texts")
+    assert found == expected and texts["Tell me more."] == frequent["Tell me more."] == 20
     assert read_click_log(files, "skip", engine="ray").equals(read_click_log(files, "skip"))
     with pytest.raises(ValueError) as here:
         check_log(files)
