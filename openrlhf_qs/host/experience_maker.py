@@ -18,6 +18,7 @@ from openrlhf_qs.form.response import ParsedResponse
 from openrlhf_qs.form.task import read_task
 from openrlhf_qs.host.composite import composite_of
 from openrlhf_qs.host.settings import Settings
+from openrlhf_qs.models.template import token_texts
 from openrlhf_qs.registry import JUDGES
 from openrlhf_qs.reward.credit import NO_SUGGESTION, centred_credit, suggestion_of_tokens
 from openrlhf_qs.reward.monitors import batch_statistics, parse_thresholds, watch
@@ -41,7 +42,7 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         self.watch = None
         grpo = settings.stage
         self.with_credit = grpo.credit == "suggestion"
-        self.pieces: dict[int, str] = {}
+        self.piece = token_texts(self.tokenizer)
         if grpo.monitor != "off":
             thresholds = parse_thresholds(grpo.monitor_threshold)
             self.watch = watch(self.args.ckpt, thresholds, grpo.monitor_window, stop=grpo.monitor == "stop")
@@ -153,12 +154,6 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
                 row[mask] = torch.tensor(suggestion_of_tokens(pieces, self.task.n), dtype=torch.long)
             places.append(place)
         return places
-
-    def piece(self, token: int) -> str:
-        """The text of one token; none of a special one."""
-        if token not in self.pieces:
-            self.pieces[token] = self.tokenizer.decode([token], skip_special_tokens=True)
-        return self.pieces[token]
 
     def ref_log_ppl_share(self, samples_list, place: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """``[batch, n]``, nats: what the tokens of each suggestion add to ``ref_log_ppl``. None where OpenRLHF keeps

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import read_task
 from openrlhf_qs.models.device import pick_device
 from openrlhf_qs.models.folder import check_model
-from openrlhf_qs.models.template import as_plain_text, end_token, fitted, rendered
+from openrlhf_qs.models.template import as_plain_text, end_token, fitted, rendered, token_texts
 
+BATCH_SIZE = 64  # responses
 MAX_RESPONSE = 256  # tokens that a prompt leaves room for
 
 
@@ -19,13 +19,12 @@ def reference_log_ppl(
     conversations: Sequence[Sequence[Message]],
     responses: Sequence[str],
     temperature: float = 1.0,
-    batch_size: int = 64,
 ) -> list[float]:
     """Mean negative log-probability of each response and its end under ``reference``, ``[n]``, nats per token.
 
     ``temperature`` is that of the reference: OpenRLHF divides its logits, too, by the temperature of the rollouts.
     """
-    tokens = reference_tokens(reference, conversations, responses, temperature, batch_size)
+    tokens = reference_tokens(reference, conversations, responses, temperature)
     return [sum(nll for _, nll in one) / len(one) for one in tokens]
 
 
@@ -34,7 +33,6 @@ def reference_tokens(
     conversations: Sequence[Sequence[Message]],
     responses: Sequence[str],
     temperature: float = 1.0,
-    batch_size: int = 64,
 ) -> list[list[tuple[str, float]]]:
     """For each response the text and the negative log-probability, nats, of each of its tokens; its end comes last.
 
@@ -68,10 +66,10 @@ def reference_tokens(
         for prompt, response in zip(prompts, responses, strict=True)
     ]
     values: list[list[tuple[str, float]]] = [[] for _ in texts]
-    piece = cache(partial(tokenizer.decode, skip_special_tokens=True))
+    piece = token_texts(tokenizer)
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    for start in range(0, len(texts), batch_size):
-        rows = by_length[start : start + batch_size]
+    for start in range(0, len(texts), BATCH_SIZE):
+        rows = by_length[start : start + BATCH_SIZE]
         encoded = tokenizer(
             [texts[row] for row in rows], padding=True, add_special_tokens=False, return_tensors="pt"
         ).to(device)

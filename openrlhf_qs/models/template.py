@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from openrlhf_qs.files.whole import short
@@ -55,6 +56,11 @@ def end_token(tokenizer) -> str:
             'eos_token in its tokenizer_config.json, as in "<|im_end|>"'
         )
     return tokenizer.eos_token
+
+
+def token_texts(tokenizer) -> Callable[[int], str]:
+    """The text of one token, none of a special one, as a function that decodes each token once."""
+    return cache(lambda token: tokenizer.decode([token], skip_special_tokens=True))
 
 
 def prepared(tokenizer, messages: Sequence[Message]) -> list[Message]:

@@ -190,7 +190,7 @@ class CompositeReward:
 
         credit = None
         if with_credit and self.parts:
-            credit = torch.stack([self._credit(name, raw[name], batch) for name in self.parts], dim=-1)
+            credit = torch.stack([*self.credit(batch, raw).values()], dim=-1)
             credit = (credit / deviation[..., None, :] * self.weight).sum(-1).masked_fill(failed[:, None], 0.0)
 
         columns = dict(zip(self.parts, weighted.unbind(-1), strict=True))
@@ -214,9 +214,10 @@ class CompositeReward:
             share=variance_shares(columns, total, group),
         )
 
-    def credit(self, batch: RolloutBatch) -> dict[str, Tensor]:
-        """What each suggestion brought to each part, as the part is, ``[batch, n]`` float32."""
-        return {name: self._credit(name, self._one(name, batch), batch) for name in self.parts}
+    def credit(self, batch: RolloutBatch, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What each suggestion brought to each part, as the part is, ``[batch, n]`` float32; ``raw`` is what
+        :meth:`raw` says of the batch, which a part that does not tell suggestions apart brought by each."""
+        return {name: self._credit(name, raw[name], batch) for name in self.parts}
 
     def adapt(self, batch: RolloutBatch) -> dict[str, float]:
         """Let the parts that change while training see a step's rollouts, after they were scored: by part, what it

@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
     hacks = fusion.wants_hacked
     data = FusionData(
         weighed,
-        **_click_pairs(composite, logged, stack(raw_logged, weighed) / seen, weighed, seen, log, _places(args, log)),
+        **_click_pairs(composite, logged, raw_logged, weighed, seen, log, _places(args, log)),
         **(_against_hacked(composite, *hacked_batches(sampled, reference, scorer), weighed, seen) if hacks else {}),
         **_samples(raw, sampled, (stack(raw, weighed) - scale.mean[varies]) / seen, composite.gates),
     )
@@ -329,7 +329,11 @@ def logged_batch(
 
 
 def suggestion_values(
-    composite: CompositeReward, batch: RolloutBatch, rows: np.ndarray, names: Sequence[str]
+    composite: CompositeReward,
+    batch: RolloutBatch,
+    raw: Mapping[str, Tensor],
+    rows: np.ndarray,
+    names: Sequence[str],
 ) -> dict[int, np.ndarray]:
     """For each of ``rows``, impressions, the parts ``[n_shown, k]`` that a response would have were all of it like one
     suggestion: what it brought, times their number. A part that tells no suggestion from another is the same for all
@@ -340,7 +344,7 @@ def suggestion_values(
         some = rows[n_shown[rows] == n]
         taken = replace(batch.take(some.tolist()), task=replace(batch.task, n=int(n)))
         taken = replace(taken, ref_log_ppl_share=taken.ref_log_ppl_share[:, :n])
-        credit = composite.credit(taken)
+        credit = composite.credit(taken, {name: value[some] for name, value in raw.items()})
         values |= dict(zip(some.tolist(), n * stack(credit, names), strict=True))
     return values
 
@@ -348,7 +352,7 @@ def suggestion_values(
 def _click_pairs(
     composite: CompositeReward,
     logged: RolloutBatch,
-    parts: np.ndarray,
+    raw: Mapping[str, Tensor],
     names: Sequence[str],
     seen: np.ndarray,
     log: pl.DataFrame,
@@ -363,7 +367,7 @@ def _click_pairs(
 
     readable = np.array([parsed.well_formed for parsed in logged.parsed])
     within = suggestion_pairs(log, places, readable)
-    values = suggestion_values(composite, logged, np.unique(within.row), names)
+    parts, values = stack(raw, names), suggestion_values(composite, logged, raw, np.unique(within.row), names)
     differences = [values[row][c] - values[row][r] for row, c, r in zip(*within[:3], strict=True)]
     clicks = [
         sum(click * inverse_propensity(p) for click, p in zip(some, places["propensities"], strict=False))
@@ -372,9 +376,8 @@ def _click_pairs(
     chosen, rejected, weight, across = impression_pairs(asked, clicks, topic, n_others=len(within.row))
     of_chosen, of_rejected = np.concatenate((within.row, chosen)), np.concatenate((within.row, rejected))
     return {
-        "difference": np.concatenate(
-            (np.reshape(differences, (-1, len(names))) / seen, parts[chosen] - parts[rejected])
-        ),
+        "difference": np.concatenate((np.reshape(differences, (-1, len(names))), parts[chosen] - parts[rejected]))
+        / seen,
         "weight": np.concatenate((within.weight, weight)),
         "conversation": root[of_chosen],
         "other": root[of_rejected] if across else None,

@@ -20,7 +20,8 @@ from pathlib import Path
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.engine import Answer
-from openrlhf_qs.sft.distil import Sampler, add_sampling_arguments, sample_candidates
+from openrlhf_qs.models.template import token_texts
+from openrlhf_qs.sft.distil import Options, Sampler, add_sampling_arguments, sample_candidates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,10 @@ class ResponseSampler(Sampler):
     def task_of(teacher: str) -> Task:
         return read_task(teacher)
 
+    def __init__(self, options: Options, seed: int) -> None:
+        super().__init__(options, seed)
+        self.piece = token_texts(self.llm.get_tokenizer())
+
     def suggestions(self, answers: Sequence[Answer]) -> Iterator[tuple[str, float, bool]]:
         """Of every suggestion its text, its tokens' mean log-probability, and True; of a malformed response as many
         empty texts as it was to have."""
@@ -75,7 +80,3 @@ class ResponseSampler(Sampler):
             for place, text in enumerate(parsed.suggestions):
                 own = [one for one, of in zip(answer.log_probs, places, strict=True) if of == place]
                 yield text, (sum(own) / len(own) if own else answer.mean_log_prob), ended
-
-    def piece(self, token: int) -> str:
-        """The text of one token; none of a special one."""
-        return self.llm.get_tokenizer().decode([token], skip_special_tokens=True)

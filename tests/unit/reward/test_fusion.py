@@ -303,7 +303,7 @@ def test_a_suggestion_counts_what_a_response_of_its_like_would_have_however_many
     batch = replace(batch, ref_log_ppl_share=torch.zeros(2, 3))
     composite = CompositeReward(["rules"])
     composite.rewards["rules"] = ByLength()
-    values = stage.suggestion_values(composite, batch, np.array([0, 1]), ["rules"])
+    values = stage.suggestion_values(composite, batch, {"rules": torch.zeros(2)}, np.array([0, 1]), ["rules"])
     assert {row: value[:, 0].round(4).tolist() for row, value in values.items()} == {0: [6, 7, 8], 1: [6, 7]}
 
 
