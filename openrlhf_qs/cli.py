@@ -54,6 +54,7 @@ SOURCES = {
     "world": ("world.click_log", "write a click log of simulated users, for when there is none"),
     "cold-start": ("sft.cold_start", "let a language model write the first suggestions, when there are no clicks yet"),
     "small-policy": ("sft.small_policy", "build a tokenizer and a small policy from a click log"),
+    "model": ("models.resolve", "smollm2, or any GGUF file, as a Hugging Face folder, converted once"),
     "upworthy": ("archives.upworthy", "headline A/B tests of the Upworthy archive to preferences"),
     "mimics": ("archives.mimics", "clarification panes of MIMICS-Duo to preferences"),
 }

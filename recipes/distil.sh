@@ -4,7 +4,7 @@
 #   TEACHER=Qwen/Qwen3-8B GPUS=8 bash recipes/distil.sh --temperature 0.8    # any flag of `openrlhf-qs distil` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${TEACHER:=}"                # what the teacher is trained from; empty: what the policy is
+: "${TEACHER:=}"                # what the teacher is trained from, named as POLICY is; empty: what the policy is
 : "${N_CANDIDATES:=16}"         # samples a conversation
 : "${TEACHER_SAVE_STEPS:=100}"
 if [ "$FORM" = gpu ]; then

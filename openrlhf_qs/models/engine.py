@@ -11,11 +11,17 @@ from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.models.device import pick_device
 from openrlhf_qs.models.folder import check_model
 from openrlhf_qs.models.own_ray import SILENT_ENVIRONMENT
+from openrlhf_qs.models.resolve import resolve_model
 from openrlhf_qs.models.template import fitted, prepared, prompt_ids
 
 
 def load_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
-    """vLLM's offline engine (``vllm.LLM``) in this process. ValueError where ``policy`` is no model."""
+    """vLLM's offline engine (``vllm.LLM``) in this process. ValueError where ``policy`` is no model.
+
+    Args:
+        policy: folder or hub name, or what :func:`openrlhf_qs.models.resolve.resolve_model` makes a folder of.
+    """
+    policy = resolve_model(policy)
     check_model(policy)
     for name, value in SILENT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
