@@ -9,9 +9,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SPREAD:=1}"             # 1: how far users differ is read from each user's clicks, where the log has user_id; 0: a constant
 : "${GARM_SAVE_STEPS:=100}"   # steps between checkpoints
 if [ "$FORM" = gpu ]; then
-   : "${GARM_BATCH:=256}" "${GARM_MICRO_BATCH:=8}" "${GARM_EPOCHS:=1}" "${GARM_LR:=5e-6}"
+   : "${GARM_BATCH:=256}" "${GARM_MICRO_BATCH:=8}" "${GARM_EPOCHS:=1}" "${GARM_LR:=5e-6}" "${GARM_DROPOUT:=0}"
 else
-   : "${GARM_BATCH:=16}" "${GARM_EPOCHS:=2}" "${GARM_LR:=7e-4}"
+   : "${GARM_BATCH:=16}" "${GARM_EPOCHS:=2}" "${GARM_LR:=7e-4}" "${GARM_DROPOUT:=0.1}"
 fi
 
 begin garm "$@"
@@ -20,7 +20,7 @@ DATA=(
    --data.dataset "$RUN/data/preferences.jsonl"
    --data.apply_chat_template
    --data.max_len "$MAX_LEN"     # of longer ones the beginning is cut
-   --qs.reward_model "$REWARD_MODEL" --qs.objective "$OBJECTIVE"
+   --qs.reward_model "$REWARD_MODEL" --qs.objective "$OBJECTIVE" --qs.dropout "$GARM_DROPOUT"
 )
 SIZE=(
    --model.model_name_or_path "${GARM_BASE:-$RUN/sft}"
@@ -31,6 +31,7 @@ if [ "$FORM" = gpu ]; then
    SIZE+=(--ds.zero_stage 3 --ds.packing_samples --model.gradient_checkpointing_enable)
 else
    SIZE+=(--ds.zero_stage 0 --ds.attn_implementation sdpa)
+   SIZE+=(--adam.weight_decay 0.05)  # with the dropout, against learning the log by heart (docs/GARM.md)
    SIZE+=(--qs.exact_match_enable)   # what a small backbone cannot learn to look up
 fi
 launch garm "${DATA[@]}" "${TRAINING_FLAGS[@]}" "${SIZE[@]}" "$@"

@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 if [ "$FORM" = gpu ]; then
    : "${N_RFT:=20000}" "${RFT_BATCH:=256}" "${RFT_MICRO_BATCH:=4}" "${RFT_EPOCHS:=2}" "${RFT_LR:=5e-6}"
 else
-   : "${N_RFT:=5000}" "${RFT_BATCH:=32}" "${RFT_EPOCHS:=3}" "${RFT_LR:=1e-3}"   # N_RFT: conversations
+   : "${N_RFT:=3000}" "${RFT_BATCH:=32}" "${RFT_EPOCHS:=3}" "${RFT_LR:=1e-3}"   # N_RFT: conversations
 fi
 
 begin rft "$@"

@@ -77,7 +77,8 @@ def reward_model_class(
         value_head_prefix: name of the head among the weights.
         packing_samples: whether sequences come padded but run packed (needs flash-attn). Decoders only.
         mark: ``{"name": a registered head, "options": {...}}`` for a new head, with ``vocabulary``, the print of its
-            tokenizer's, and ``turn_end_id``, the token that ends a turn, where the model shall be told of exact
+            tokenizer's, ``dropout``, the share of each token's embedding and of what the head reads that is left
+            out in training, and ``turn_end_id``, the token that ends a turn, where the model shall be told of exact
             matches; None keeps the config's own.
     """
 
@@ -100,6 +101,7 @@ def reward_model_class(
             options = {"add_pooling_layer": False} if has_pooler else {}
             setattr(self, self.base_model_prefix, base_llm_model(config, **options))
             setattr(self, value_head_prefix, Float32Linear(config.hidden_size, self.head.n_outputs))
+            self.dropout = nn.Dropout(config.reward_model.get("dropout", 0.0))
             self.turn_end_id = config.reward_model.get("turn_end_id")
             if self.turn_end_id is not None:
                 if packing_samples:
@@ -144,12 +146,13 @@ def reward_model_class(
 
         def backbone(self, input_ids: Tensor, segments: Tensor, **options):
             """The backbone's outputs; ``segments`` is the mask, or segment ids."""
-            backbone = getattr(self, self.base_model_prefix)
-            if self.turn_end_id is None:
-                return backbone(input_ids, **options)
             embedded = self.get_input_embeddings()(input_ids)
-            flags = exact_match(input_ids, segments, self.turn_end_id)
-            return backbone(inputs_embeds=embedded + getattr(self, MATCH)(flags.to(embedded.dtype)), **options)
+            if self.turn_end_id is not None:
+                flags = exact_match(input_ids, segments, self.turn_end_id)
+                embedded = embedded + getattr(self, MATCH)(flags.to(embedded.dtype))
+            outputs = getattr(self, self.base_model_prefix)(inputs_embeds=self.dropout(embedded), **options)
+            outputs["last_hidden_state"] = self.dropout(outputs["last_hidden_state"])
+            return outputs
 
         def read_mean(self, input_ids: Tensor, attention_mask: Tensor):
             """Raw outputs from the mean over the text's tokens, and the backbone's outputs."""

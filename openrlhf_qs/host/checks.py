@@ -87,6 +87,8 @@ def check_garm(settings: Settings, args: SimpleNamespace) -> None:
     _check_data("--data.dataset", args.data.dataset)
     _check_model("--model.model_name_or_path", args.model.model_name_or_path, settings.trust_remote_code)
     head_and_objective(settings)
+    if not 0 <= settings.stage.dropout < 1:
+        raise ValueError(f"--qs.dropout {settings.stage.dropout}: give a share of 0 or more, below 1; 0.1 is usual")
 
 
 def check_grpo(settings: Settings, args: SimpleNamespace) -> None:

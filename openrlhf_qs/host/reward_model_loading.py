@@ -53,6 +53,8 @@ class RewardModelLoader:
                 "options": self.settings.options_of(name),
                 "vocabulary": vocabulary_print(tokenizer),
             }
+            if self.settings.stage.dropout:
+                mark["dropout"] = self.settings.stage.dropout
             if self.settings.stage.exact_match_enable:
                 mark["turn_end_id"] = turn_end_id(tokenizer)
         elif model_type == "reward" and read_mark(model_name_or_path) is not None:

@@ -93,6 +93,17 @@ def edit_config(folder, **entries):
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
 
+def test_dropout_is_for_training_alone(tokenizer, model):
+    batch = encode_suggestions(tokenizer, CONVERSATIONS, SUGGESTIONS, max_len=1024)
+    dropping = small_reward_model(tokenizer, GAUSSIAN | {"dropout": 0.3})
+    with torch.no_grad():
+        assert torch.equal(dropping(*batch), model(*batch))
+        torch.manual_seed(1)
+        draws = torch.stack([dropping.train()(*batch) for _ in range(400)])
+    assert (draws.std(0)[:, 0] > 1e-3).all()
+    assert not torch.equal(draws[0], draws[1])
+
+
 def test_a_saved_model_scores_as_the_one_in_memory(checkpoint, model, tokenizer):
     assert read_mark(checkpoint) == check_checkpoint(checkpoint) == GAUSSIAN
     input_ids, mask = encode_suggestions(tokenizer, CONVERSATIONS, SUGGESTIONS, max_len=1024)
