@@ -52,7 +52,7 @@ class GarmSettings:
     reward_model: str = flag("click_gaussian", "reward model head")
     objective: str = flag("", "what it learns from an impression; empty: the reward model's own")
     dropout: float = flag(
-        0.0, "share of each token's embedding, and of what the head reads, that is left out at a training step, below 1"
+        0.0, "share of each embedding, and of what the head reads, that is left out at a training step, below 1"
     )
     exact_match_enable: bool = flag(
         False,
