@@ -54,6 +54,10 @@ class GrpoFolder:
     def alarms(self) -> Path:
         return self.path / "alarms.jsonl"
 
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
 
 class RunFolder:
     """Everything that a run of the recipes writes, by what it is."""

@@ -7,7 +7,9 @@ OpenRLHF's class.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from openrlhf.models.utils import masked_mean
@@ -24,6 +26,7 @@ from openrlhf_qs.reward.credit import NO_SUGGESTION, centred_credit, suggestion_
 from openrlhf_qs.reward.monitors import batch_statistics, parse_thresholds, watch
 from openrlhf_qs.reward.normalisation import group_means
 from openrlhf_qs.reward.rollout import RolloutBatch, reward_fields
+from openrlhf_qs.reward.samples import SampleLog, taken_off
 
 
 class CompositeExperienceMaker(RemoteExperienceMaker):
@@ -43,6 +46,7 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         grpo = settings.stage
         self.with_credit = grpo.credit == "suggestion"
         self.piece = token_texts(self.tokenizer)
+        self.samples = SampleLog(self.args.ckpt, self.composite) if grpo.samples_every > 0 else None
         if grpo.monitor != "off":
             thresholds = parse_thresholds(grpo.monitor_threshold)
             self.watch = watch(self.args.ckpt, thresholds, grpo.monitor_window, stop=grpo.monitor == "stop")
@@ -60,39 +64,29 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
             )
 
     @torch.no_grad()
+    def make_experience_batch(self, rollout_samples):
+        """OpenRLHF's experiences; what rides on the rollout to be looked at goes into ``samples.jsonl``."""
+        same = taken_off(rollout_samples)
+        experiences = super().make_experience_batch(rollout_samples)
+        if self.samples:
+            self.samples.step += 1
+            if same:
+                _, batch = self.scored_batch(self.one_by_one(same), n_samples=1)
+                batch = batch.take(range(len(same)))
+                self.samples.write("same", batch, self.composite.raw(batch))
+                self.samples.write_extremes(*self.rollout)
+        return experiences
+
+    @torch.no_grad()
     def make_experience(self, samples_list):
         """OpenRLHF's samples with log-probs, composite rewards and their parts. ValueError as ``composite.score``."""
-        responses = [
-            self.tokenizer.decode(sequence[1:][action_mask.bool()], skip_special_tokens=True)
-            for samples in samples_list
-            for sequence, action_mask in zip(samples.sequences, samples.action_mask, strict=True)
-        ]
-        requests = [Request.of_label(label) for samples in samples_list for label in samples.labels]
-        cut = torch.cat([samples.truncated for samples in samples_list]).tolist()
-        finish_reasons = ["length" if one_cut else "stop" for one_cut in cut]
-        parsed = [self.task.read(*one) for one in zip(responses, finish_reasons, strict=True)]
-        n_samples = self.args.rollout.n_samples_per_prompt
-
-        # Dispatched before the policy and the reference, so that on GPUs of its own it runs beside them.
-        rewards_ref = self.dispatch_reward_model(requests, parsed) if self.with_reward_model else None
-        for samples in samples_list:
-            samples.rewards = torch.zeros(len(samples.sequences))  # given: the host asks no model of its own
-        samples_list = super().make_experience(samples_list)
-
-        rewards = self.gather_rewards(rewards_ref, parsed) if self.with_reward_model else {}
+        samples_list, batch = self.scored_batch(samples_list, self.args.rollout.n_samples_per_prompt)
         place = self.suggestion_of_actions(samples_list) if self.with_credit else None
-        batch = RolloutBatch(
-            requests=requests,
-            responses=responses,
-            parsed=parsed,
-            group=torch.tensor([index // n_samples for samples in samples_list for index in samples.index]),
-            task=self.task,
-            ref_log_ppl=self.ref_log_ppl(samples_list) if self.initial_model_group is not None else None,
-            ref_log_ppl_share=self.ref_log_ppl_share(samples_list, place) if self.with_credit else None,
-            **rewards,
-        )
+        if self.with_credit:
+            batch = replace(batch, ref_log_ppl_share=self.ref_log_ppl_share(samples_list, place))
         scored = self.composite.score(batch, self.with_credit)
         total = scored.total
+        self.rollout = batch, scored.raw, total
         logged = scored.logged() | {"reward": total, "malformed": batch.malformed.float()}
         adapted = self.composite.adapt(batch)
         logged |= {f"multiplier/{name}": torch.full_like(total, value) for name, value in adapted.items()}
@@ -113,6 +107,48 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
             log_prob = torch.cat([(s.action_log_probs.float() * s.action_mask).sum(-1) for s in samples_list])
             self.watch(batch_statistics(batch, total, n_tokens, log_prob, self.judge))
         return samples_list
+
+    def scored_batch(self, samples_list, n_samples: int):
+        """OpenRLHF's samples with log-probs, and all responses of them as one batch with what the models say of it.
+
+        Args:
+            n_samples: responses to each prompt.
+        """
+        responses = [
+            self.tokenizer.decode(sequence[1:][action_mask.bool()], skip_special_tokens=True)
+            for samples in samples_list
+            for sequence, action_mask in zip(samples.sequences, samples.action_mask, strict=True)
+        ]
+        requests = [Request.of_label(label) for samples in samples_list for label in samples.labels]
+        cut = torch.cat([samples.truncated for samples in samples_list]).tolist()
+        finish_reasons = ["length" if one_cut else "stop" for one_cut in cut]
+        parsed = [self.task.read(*one) for one in zip(responses, finish_reasons, strict=True)]
+
+        # Dispatched before the policy and the reference, so that on GPUs of its own it runs beside them.
+        rewards_ref = self.dispatch_reward_model(requests, parsed) if self.with_reward_model else None
+        for samples in samples_list:
+            samples.rewards = torch.zeros(len(samples.sequences))  # given: the host asks no model of its own
+        samples_list = super().make_experience(samples_list)
+
+        rewards = self.gather_rewards(rewards_ref, parsed) if self.with_reward_model else {}
+        return samples_list, RolloutBatch(
+            requests=requests,
+            responses=responses,
+            parsed=parsed,
+            group=torch.tensor([index // n_samples for samples in samples_list for index in samples.index]),
+            task=self.task,
+            ref_log_ppl=self.ref_log_ppl(samples_list) if self.initial_model_group is not None else None,
+            **rewards,
+        )
+
+    def one_by_one(self, samples: Sequence):
+        """A batch each sample, and no fewer than there are model processes: where there are more, the last sample is
+        there several times, for each process wants work."""
+        groups = (self.actor_model_group, self.initial_model_group, self.critic_model_group)
+        n = max(len(group._actor_handlers) // group.duplicate_actors for group in groups if group is not None)
+        for index, sample in enumerate(samples):
+            sample.index = [index]
+        return [*samples, *(copy.deepcopy(samples[-1]) for _ in range(n - len(samples)))]
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences):

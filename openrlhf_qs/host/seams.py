@@ -41,6 +41,10 @@ def _rewards(settings: Settings) -> bool:
     return isinstance(settings.stage, GRPOSettings) and bool(settings.stage.reward)
 
 
+def _looks_at_samples(settings: Settings) -> bool:
+    return _rewards(settings) and settings.stage.samples_every > 0
+
+
 def _has_a_reference(settings: Settings) -> bool:
     return isinstance(settings.stage, GRPOSettings) and bool(settings.stage.reference)
 
@@ -160,6 +164,21 @@ def experience_maker(module: ModuleType, settings: Settings) -> None:
 
     load_plugins(settings.plugin_files)
     module.RemoteExperienceMaker = partial(CompositeExperienceMaker, settings)
+
+
+@patch(
+    "openrlhf.trainer.ppo_utils.samples_generator",
+    "SamplesGenerator._generate_vllm",
+    "self dataloader_iter num_prompts dynamic_filtering generate_kwargs",
+    wanted=_looks_at_samples,
+)
+def same_prompts(module: ModuleType, settings: Settings) -> None:
+    """The same prompts are asked again every so many steps. Without this `samples.jsonl` has other prompts at every
+    step, and nobody sees what changed."""
+    from openrlhf_qs.host.same_prompts import SamePromptsGenerator
+
+    SamePromptsGenerator.every = settings.stage.samples_every
+    module.SamplesGenerator = SamePromptsGenerator
 
 
 @patch(

@@ -105,6 +105,9 @@ class GRPOSettings:
         metavar="NAME=NUMBER",
     )
     monitor_window: int = flag(5, "steps at the beginning and at the end that the monitors compare")
+    samples_every: int = flag(
+        10, "steps from one look at what the policy writes to the next, into samples.jsonl beside it; 0: none"
+    )
     monitor_judge: str = flag(
         "", "judge whose clicks on every rollout are written to statistics.jsonl as `gold`", metavar="NAME"
     )

@@ -219,6 +219,14 @@ class CompositeReward:
         :meth:`raw` says of the batch, which a part that does not tell suggestions apart brought by each."""
         return {name: self._credit(name, raw[name], batch) for name in self.parts}
 
+    def in_sft_units(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each part, gates excluded, in deviations of the SFT policy times its weight: the same number at every step,
+        whatever training normalises by."""
+        return {
+            name: (raw[name] - mean) / std * weight
+            for name, mean, std, weight in zip(self.parts, self.mean, self.std, self.weight, strict=True)
+        }
+
     def adapt(self, batch: RolloutBatch) -> dict[str, float]:
         """Let the parts that change while training see a step's rollouts, after they were scored: by part, what it
         will multiply its reward by."""

@@ -172,6 +172,15 @@ def test_every_part_of_the_reward_is_logged_under_its_name(finished_run):
     assert {"train/reward/garm", "train/reward/ood", "train/malformed", "train/rollout/reward_mean"} <= set(tags)
 
 
+def test_what_the_policy_wrote_while_it_was_trained_is_kept_with_its_reward(finished_run):
+    rows = [json.loads(line) for line in (finished_run / "grpo" / "samples.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["same"] * 8 + ["highest"] * 2 + ["lowest"] * 2
+    for row in rows:
+        assert row["step"] == 1 and set(row["parts"]) == {"garm", "ood", "rules", "relevance", "diversity"}
+        assert len(row["garm"]) == len(row["suggestions"])
+    assert sum(rows[8]["weighted"].values()) > sum(rows[10]["weighted"].values())
+
+
 def test_a_second_call_skips_every_stage(finished_run):
     started = time.monotonic()
     result = recipe("grpo_garm.sh", finished_run)

@@ -84,6 +84,47 @@ class Rounding:  # a number that is the same for all responses but for its last 
     def __call__(self, batch):
         return 0.3 + 3e-8 * torch.arange(len(batch.responses))
 
+def looked_at():  # two steps of which the first carries answers to two of the same prompts; then the generator's own
+    from types import SimpleNamespace
+    from openrlhf.trainer.ppo_utils import samples_generator
+    arguments = host_arguments(folder, n_samples)
+    settings = Settings("cpu", GRPOSettings(("ood", "rules", "diversity"), samples_every=1))
+    groups = {name: log_probs(name, shift) for name, shift in (("policy", 1.0), ("reference", 1.5))}
+    groups["reference"]._actor_handlers = [None] * 3  # more processes than answers
+    maker = local_experience_maker(settings, arguments, tokenizer, actor=groups["policy"],
+                                   reference=groups["reference"])
+    for carried in (2, 0):
+        rollouts = [local_rollout(tokenizer, c, r) for n in range(6) for c, r in prompts[n]]
+        if carried:
+            rollouts[0].same_prompts = [local_rollout(tokenizer, *prompts[n][0]) for n in range(carried)]
+        maker.make_experience_batch(rollouts)
+    asked = []
+
+    def generate(self, iterator, n, dynamic_filtering, **kwargs):
+        drawn = [row for row, _ in zip(iterator, range(n))]
+        asked.append([kwargs.get("temperature"), kwargs.get("n_samples_per_prompt"), [p[0] for _, p, *_ in drawn]])
+        return [SimpleNamespace(prompts=p) for _, p, *_ in reversed(drawn)], n, False
+
+    from openrlhf_qs.host.same_prompts import SamePromptsGenerator
+    from openrlhf_qs.reward.samples import taken_off
+    samples_generator.SamplesGenerator._generate_vllm = generate
+    class Rows(list):
+        def collate_fn(self, rows):
+            return ["d"], [rows[0]], [""], [None]
+    arguments.vllm = SimpleNamespace(enable_sleep=False)
+    generator = SamePromptsGenerator(SimpleNamespace(args=arguments), None, None, tokenizer, [])
+    generator.prompts_dataloader = SimpleNamespace(dataset=Rows(f"prompt {n}" for n in range(24)))
+    generator.every = 2
+    generator._dataloader_iter = iter([Rows().collate_fn([f"drawn {n}"]) for n in range(9)])
+    carried = []
+    for _ in range(3):
+        rollout, *_ = generator._generate_vllm(generator._dataloader_iter, 2, False, temperature=0.6)
+        carried.append([one.prompts[0] for one in taken_off(rollout)])
+        assert not taken_off(rollout)
+    rollout, *_ = generator._generate_vllm(iter([Rows().collate_fn(["eval"])]), 1, False, temperature=0.6)
+    return {"rows": read_json_lines(folder / "samples.jsonl"), "carried": carried, "asked": asked,
+            "of_an_evaluation": len(taken_off(rollout)), "conversations": [prompts[n][0][0] for n in range(2)]}
+
 forms = sys.argv[3].split(",")
 equal = made("group_norm", "plain", rewards=("rounding",))
 found = {f"{e}, {form}": made(e, form) for e in estimators for form in forms}
@@ -93,7 +134,7 @@ for e in ("group_norm", "rloo", "dr_grpo"):
     found[f"without ood, repetition, {e}"] = made(e, "plain", ("repetition",))
 found |= {f"without ood, {form}": made("group_norm", form, rewards=("rules",)) for form in forms}
 found["equal up to rounding"] = equal
-print(json.dumps(found))
+print(json.dumps({"made": found, "looked_at": looked_at()}))
 """
 
 CLASSES = """
@@ -118,9 +159,15 @@ def in_a_new_process(code, *argv, settings):
 
 
 @pytest.fixture(scope="module")
-def made():
-    """Experiences of every estimator in every form; one process, for OpenRLHF takes seconds to import."""
+def found():
+    """One process, for OpenRLHF takes seconds to import."""
     return in_a_new_process(MADE, json.dumps(ESTIMATORS), str(N_SAMPLES), ",".join(FORMS), settings=Settings("cpu"))
+
+
+@pytest.fixture(scope="module")
+def made(found):
+    """Experiences of every estimator in every form."""
+    return found["made"]
 
 
 def expected(estimator, rewards, n_tokens):
@@ -216,6 +263,26 @@ def test_the_monitors_see_the_step(made, form):
     assert one["statistics"]["step"] == 1 and one["statistics"]["response_length"] == pytest.approx(n_tokens)
     assert one["statistics"]["kl"] == pytest.approx(0.5 * n_tokens, rel=1e-4)  # half a nat a token, as it was made
     assert one["statistics"]["malformed"] == pytest.approx(np.mean([row["malformed"] for row in one["rows"]]))
+
+
+def test_the_same_prompts_are_asked_again_and_nothing_is_trained_on_the_answers(found):
+    looked_at = found["looked_at"]
+    eight = [f"prompt {n}" for n in range(0, 24, 3)]  # 8 of 24, as far from each other as they can be
+    assert looked_at["carried"] == [eight, [], eight]  # with every second rollout, and in their order
+    likeliest = [one for one in looked_at["asked"] if one[0] == 0.0]
+    assert likeliest == [[0.0, 1, eight]] * 2 and looked_at["of_an_evaluation"] == 0
+
+
+def test_samples_hold_the_same_prompts_and_the_extremes_of_their_step_with_all_parts(found):
+    rows, conversations = found["looked_at"]["rows"], found["looked_at"]["conversations"]
+    assert [row["kind"] for row in rows] == ["same", "same", "highest", "highest", "lowest", "lowest"]
+    assert {row["step"] for row in rows} == {1}  # the second step carried none
+    assert [row["conversation"] for row in rows[:2]] == conversations
+    for row in rows:
+        assert set(row["parts"]) == set(row["weighted"]) == {"ood", "rules", "diversity"}
+        assert row["malformed"] == (len(row["suggestions"]) != 3)
+    totals = [sum(row["weighted"].values()) for row in rows]
+    assert totals[2] >= totals[3] > totals[5] >= totals[4]
 
 
 def test_the_benchmark_prints_one_json_object_with_its_ratio():

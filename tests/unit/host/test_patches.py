@@ -254,7 +254,10 @@ def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
     assert registered(monkeypatch, Settings(stage=GRPOSettings(("ood",)))) == always | {
         "experience_maker",
         "prompt_dataset",
+        "same_prompts",
     }
+    unwatched = Settings(stage=GRPOSettings(("ood",), samples_every=0))
+    assert registered(monkeypatch, unwatched) == always | {"experience_maker", "prompt_dataset"}
 
 
 # The speed of GRPO on a CPU
@@ -403,7 +406,7 @@ def two_micro_batches(base_action_log_probs=None):
 
 
 def made(module, *rewards, **settings):
-    seams.experience_maker(module, Settings("cpu", GRPOSettings(rewards, monitor="off", **settings)))
+    seams.experience_maker(module, Settings("cpu", GRPOSettings(rewards, monitor="off", samples_every=0, **settings)))
     return module.RemoteExperienceMaker()
 
 
