@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich import print as rich_print
 from rich.box import SIMPLE
 from rich.console import Console
@@ -33,6 +34,7 @@ from openrlhf_qs.evaluation.ab_test import ArmResult, Judge, ab_metrics, load_ju
 from openrlhf_qs.evaluation.arms import (
     AT,
     COLD_START,
+    LAST_POLICY,
     Shown,
     as_shown,
     by_temperature,
@@ -46,12 +48,13 @@ from openrlhf_qs.evaluation.arms import (
 )
 from openrlhf_qs.evaluation.baselines import best_of, most_clicked
 from openrlhf_qs.evaluation.examples import examples
+from openrlhf_qs.evaluation.proxy import proxy_against_gold
 from openrlhf_qs.evaluation.quality import response_quality
 from openrlhf_qs.evaluation.segments import segments
 from openrlhf_qs.evaluation.temperature import choose, write_generation_config
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
-from openrlhf_qs.form.keys import conversation_key
+from openrlhf_qs.form.keys import conversation_key, text_key
 from openrlhf_qs.form.task import read_task
 from openrlhf_qs.garm.eval import load_on_device
 from openrlhf_qs.models.embedder import load_embedder
@@ -135,6 +138,7 @@ def run(args: argparse.Namespace) -> None:
         metrics |= ab_metrics(results, metrics["quality"])
     as_served = {name: rows for name, rows in arms.items() if AT not in name}
     policies = [name for name in as_served if name in responses]
+    before, after = policies[0], LAST_POLICY if LAST_POLICY in policies else policies[-1]
     if results:
         keys = {conversation_key(row["conversation"]): row.get("meta") or {} for row in reversed(impressions)}
         conversations = [row.conversation for row in arms[COLD_START]]
@@ -143,6 +147,8 @@ def run(args: argparse.Namespace) -> None:
             conversations,
             [keys[conversation_key(conversation)] for conversation in conversations],
             results[COLD_START].clusters,
+            before,
+            after,
         )
     some = {name: rows[: rewards.N_CONTEXTS] for name, rows in as_served.items()}
     conversations = [row.conversation for row in some[COLD_START]]
@@ -158,12 +164,18 @@ def run(args: argparse.Namespace) -> None:
             found = rewards.on_clicks(scorer, conversations, suggestions, clicks, args.seed, **places)
             if found is not None:
                 metrics["garm_on_policy"][name] = found
-    if reward is not None:
-        for name, rows in some.items():
-            metrics["quality"][name]["reward"] = reward(rows)
-    before, after = (policies[0], policies[-1]) if policies else (COLD_START, COLD_START)
+    totals = {}
+    for name, rows in some.items() if reward is not None else ():
+        metrics["quality"][name]["reward"], totals[name] = reward(rows)
+    if totals and results and before != after:
+        gold = {name: results[name].context_ctr[: rewards.N_CONTEXTS] for name in totals}
+        clusters = results[COLD_START].clusters[np.arange(len(conversations))]
+        metrics["proxy"] = proxy_against_gold(totals, gold, before, after, clusters)
+    in_log: dict[str, set[str]] = {}
+    for row in impressions:
+        in_log.setdefault(conversation_key(row["conversation"]), set()).update(map(text_key, row["suggestions"]))
     shown = {name: arms[name] for name in (COLD_START, *policies)}
-    metrics["examples"] = examples(shown, results, clicked, before, after, args.seed, scorer, reward)
+    metrics["examples"] = examples(shown, results, clicked, in_log, before, after, args.seed, scorer, reward)
 
     write_whole(folder.metrics, json.dumps(metrics, indent=1, allow_nan=False))
     report = write_report(folder.path, metrics)

@@ -3,7 +3,7 @@ at random."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ def examples(
     arms: Mapping[str, Sequence[Shown]],
     results: Mapping[str, ArmResult],
     clicked: Mapping[str, Sequence[str]],
+    in_log: Mapping[str, Collection[str]],
     before: str,
     after: str,
     seed: int,
@@ -32,6 +33,7 @@ def examples(
         arms: what the report shows, of the same conversations.
         results: of the A/B test; none: all are drawn at random.
         clicked: what was clicked in the log, by :func:`conversation_key`.
+        in_log: :func:`text_key` of all that the log shows, by the same; new: neither there nor of ``before``.
         before, after: the arms whose change sorts the conversations.
         scorer: the reward model, for ``garm``: mean and std of each suggestion.
         reward: for ``parts``: each part of the reward, weighted, as it enters the sum.
@@ -42,9 +44,7 @@ def examples(
     for group, context in groups:
         conversation = arms[COLD_START][context].conversation
         key = conversation_key(conversation)
-        known = {
-            text_key(text) for name in (COLD_START, before) if name in arms for text in arms[name][context].suggestions
-        }
+        known = {*in_log.get(key, ()), *map(text_key, arms[before][context].suggestions)}
         rows.append(
             {
                 "group": group,

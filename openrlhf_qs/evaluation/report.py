@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from openrlhf_qs.evaluation import summary
-from openrlhf_qs.evaluation.arms import LAST_POLICY
+from openrlhf_qs.evaluation import report_texts, summary
+from openrlhf_qs.evaluation.arms import AT, LAST_POLICY
 from openrlhf_qs.evaluation.tensorboard import read_scalars
-from openrlhf_qs.files.record import durations
+from openrlhf_qs.files.record import read_record
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.plots.calibration import accuracy_curve, reliability_diagram
-from openrlhf_qs.plots.curves import small_multiples
+from openrlhf_qs.plots.curves import curve
+from openrlhf_qs.plots.proxy import proxy_and_gold
 from openrlhf_qs.plots.style import arm_colors, svg
 
 STAGES = {
@@ -40,20 +43,26 @@ STAGES = {
     "evaluate": "All policies on the same held-out conversations.",
 }
 OPTIONAL = ("distil", "rft")  # stages that a run need not have: no section where there is nothing of them
-FIRST_CURVES = (
-    "train/rollout/reward_mean",
-    "train/kl",
-    "train/rollout/response_length_mean",
-    "train/loss",
-    "train/acc",
-    "train/reward/",
-)
-N_FIRST_CURVES = 6
-GROUPS = {
-    "best": "where most was gained",
-    "worst": "where most was lost",
-    "random": "drawn at random",
+# Stage to the curves that are drawn first: tag to what it is. `statistics/` are of grpo/statistics.jsonl.
+FIRST_CURVES = {
+    "distil": {"train/gpt_loss": "loss, nats a token"},
+    "sft": {"train/gpt_loss": "loss, nats a token"},
+    "rft": {"train/gpt_loss": "loss, nats a token"},
+    "garm": {
+        "train/loss": "loss",
+        "train/acc": "accuracy on training pairs",
+        "eval/acc_mean": "accuracy on pairs kept apart",
+    },
+    "grpo": {
+        "train/rollout/reward_mean": "composite reward",
+        "statistics/proxy": "proxy: the reward model's mean",
+        "train/kl": "KL to the reference, nats a token",
+        "train/rollout/response_length_mean": "length of a response, tokens",
+        "train/malformed": "malformed, share of responses",
+        "statistics/distinct_2": "distinct-2 of a step",
+    },
 }
+NO_CURVES = ("_mean",)  # ends of what OpenRLHF logs twice in sft and garm: its own running means
 
 
 def write_report(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
@@ -86,7 +95,7 @@ def page(run: RunFolder, metrics: Mapping[str, Any], environment: Environment) -
         "garm": _curves(run, "garm") + _calibration(metrics),
         "fusion": _fusion(weights),
         "rft": _curves(run, "rft"),
-        "grpo": _alarms(alarms) + _curves(run, "grpo"),
+        "grpo": _alarms(alarms) + _curves(run, "grpo") + _samples(run),
         "evaluate": _evaluation(metrics),
     }
     before, after = "sft", LAST_POLICY
@@ -99,13 +108,13 @@ def page(run: RunFolder, metrics: Mapping[str, Any], environment: Environment) -
         "ctr_bars": _ctr_bars(metrics.get("ab", {})),
         "changes": {"before": before, "after": after, "rows": summary.changes(metrics, before, after)},
         "examples_lead": _examples_lead(metrics),
-        "examples": _examples(metrics),
+        "examples": report_texts.before_and_after(metrics, before, after),
         "stages": [
             {"name": stage, "lead": lead, "blocks": blocks[stage]}
             for stage, lead in STAGES.items()
             if blocks[stage] or stage not in OPTIONAL
         ],
-        "durations": _durations(durations(run)),
+        "made": _made(read_record(run)),
         "record": _json(run.record),
     }
 
@@ -126,6 +135,7 @@ def plain(value: Any) -> str:
 
 def _ctr_bars(ab: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     colors = arm_colors(ab)
+    ab = {name: arm for name, arm in ab.items() if AT not in name}  # at other temperatures: the table of evaluate
     top = max((arm["ci95"][1] for arm in ab.values()), default=0) or 1.0
     return [
         {
@@ -148,53 +158,6 @@ def _examples_lead(metrics: Mapping[str, Any]) -> str:
     return "Held-out conversations. New: neither under sft nor in the log."
 
 
-def _examples(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    colors = arm_colors(metrics.get("quality", {}))
-    largest = max(
-        (
-            abs(value)
-            for one in metrics.get("examples", ())
-            for arm in one["arms"].values()
-            for value in arm.get("parts", {}).values()
-        ),
-        default=1.0,
-    )
-    groups: dict[str, list] = {}
-    for one in metrics.get("examples", ()):
-        shown = {"conversation": one["conversation"], "arms": []}
-        for name, arm in one["arms"].items():
-            garm = arm.get("garm") or [None] * len(arm["suggestions"])
-            new = arm.get("new") or [False] * len(arm["suggestions"])
-            shown["arms"].append(
-                {
-                    "name": name,
-                    "color": colors.get(name, "#8b929c"),
-                    "chance": "" if arm["ctr"] is None else f"{arm['ctr']:.0%} click",
-                    "malformed": arm["malformed"],
-                    "suggestions": [
-                        {
-                            "text": text,
-                            "clicked": text in one["clicked"],
-                            "new": is_new,
-                            "garm": "" if score is None else f"GaRM {score[0]:+.2f} ± {score[1]:.2f}",
-                        }
-                        for text, score, is_new in zip(arm["suggestions"], garm, new, strict=True)
-                    ],
-                    "parts": [
-                        {
-                            "name": part,
-                            "shown": f"{value:+.2f}",
-                            "minus": value < 0,
-                            "width": round(100 * abs(value) / largest, 1),
-                        }
-                        for part, value in arm.get("parts", {}).items()
-                    ],
-                }
-            )
-        groups.setdefault(one.get("group", "random"), []).append(shown)
-    return [{"title": title, "rows": groups[group]} for group, title in GROUPS.items() if group in groups]
-
-
 # The stages
 
 
@@ -203,7 +166,7 @@ def _data(run: RunFolder) -> list[dict]:
     if facts is None:
         return []
     log = {name: value for name, value in facts.get("log", facts).items() if not isinstance(value, Mapping | list)}
-    rows = [[name.replace("_", " "), plain(value)] for name, value in log.items()]
+    rows = [[name.removeprefix("n_").replace("_", " "), plain(value)] for name, value in log.items()]
     rows += [["rows in " + name, plain(n)] for name, n in facts.get("written", {}).items()]
     return [
         _table(["", ""], rows),
@@ -214,19 +177,40 @@ def _data(run: RunFolder) -> list[dict]:
 def _fusion(weights: Mapping[str, Any] | None) -> list[dict]:
     if weights is None:
         return []
-    first, floor = weights.get("first_stage", {}), weights.get("floor")
+    first, share = weights.get("first_stage", {}), weights.get("shares", {})
+    floor = first.get("floor")
+    largest = max((reward["weight"] for reward in weights["rewards"].values()), default=0.0)
     rows = []
     for name, reward in weights["rewards"].items():
-        row = [name, _number(reward["weight"]), _number(reward["mean"]), _number(reward["std"])]
+        row = [name, _number(reward["weight"])]
         if first:
             coefficient, error = first["coefficient"][name], first["standard_error"][name]
-            said = "clicks fall as it rises" if coefficient < -2 * error else "" if coefficient > 0 else "noise"
-            row += [f"{coefficient:+.3f} ± {error:.3f}", said]
-        rows.append(row)
-    heads = ["reward", "weight", "mean", "std", *(("log-odds ± standard error", "") if first else ())]
-    note = "The log-odds of a click for a deviation of each part, as the clicks say it; a weight is never below the "
-    note += "floor" + (f" of {floor:.0%} of the largest." if floor is not None else ".")
-    return [_table(heads, rows, note=note if first else "")]
+            falls = "clicks fall as it rises" if coefficient < -2 * error else ""
+            told = falls or ("" if coefficient > 2 * error else "not told from 0")
+            floored = floor is not None and first.get("told", True) and reward["weight"] <= floor * largest * 1.0001
+            row += [
+                (f"{coefficient:+.3f}", f"± {error:.3f}"),
+                ", ".join(filter(None, [told, "at the floor" if floored else ""])),
+            ]
+        if share:
+            row.append(f"{share[name]:.0%}")
+        rows.append([*row, _number(reward["mean"]), _number(reward["std"])])
+    heads = [
+        "part",
+        "weight",
+        *(("log-odds of a click", "") if first else ()),
+        *(("share of the reward",) if share else ()),
+    ]
+    note = ""
+    if first:
+        note = "Log-odds of a click for a deviation of the part, ± its standard error."
+        if floor is not None:
+            note += f" No weight is below the floor, {floor:.0%} of the largest."
+        if not first.get("told", True):
+            note += " This log cannot tell the weights: all parts have the same share."
+    if share:
+        note += " Share: of the variance of the reward among responses to one prompt."
+    return [_table([*heads, "mean", "std"], rows, note=note.strip())]
 
 
 def _calibration(metrics: Mapping[str, Any]) -> list[dict]:
@@ -249,7 +233,7 @@ def _calibration(metrics: Mapping[str, Any]) -> list[dict]:
         [
             name,
             f"{one['n_pairs']:,}",
-            *("{:.3f} ({:.3f} to {:.3f})".format(one[key], *one[f"{key}_ci95"]) for key in columns),
+            *((f"{one[key]:.3f}", "{:.3f} to {:.3f}".format(*one[f"{key}_ci95"])) for key in columns),
             f"{one['ece_if_calibrated']:.3f}",
         ]
         for name, one in measured.items()
@@ -271,8 +255,9 @@ def _calibration(metrics: Mapping[str, Any]) -> list[dict]:
 def _baselines(garm: Mapping[str, Any]) -> dict:
     rows = [["the reward model", f"{garm['accuracy']:.1%}", f"{garm['nll']:.3f}", f"{garm['ece']:.3f}", ""]]
     for name, one in garm["baselines"].items():
-        rows.append([name, f"{one['accuracy']:.1%}", f"{one['nll']:.3f}", f"{one['ece']:.3f}", one["sentence"]])
-    heads = ["on the same held-out pairs", "accuracy", "NLL", "ECE", ""]
+        of_it = f"{name}, the bound" if name in summary.BOUNDS else name
+        rows.append([of_it, f"{one['accuracy']:.1%}", f"{one['nll']:.3f}", f"{one['ece']:.3f}", one["sentence"]])
+    heads = ["on the same held-out pairs", "accuracy", "NLL", "ECE", "how much better the reward model is"]
     return _table(heads, rows)
 
 
@@ -284,28 +269,29 @@ def _evaluation(metrics: Mapping[str, Any]) -> list[dict]:
         rows = []
         for name, arm in ab.items():
             slots = [f"{share:.1%}" for share in arm["slot_ctr"]] + ["–"] * (n_slots - len(arm["slot_ctr"]))
-            rows.append(
-                [name, f"{arm['ctr']:.2%}", "{:.2%} to {:.2%}".format(*arm["ci95"]), f"{arm['n_users']:,}", *slots]
-            )
-        heads = ["arm", "CTR", "95 % interval", "users", *(f"slot {n + 1}" for n in range(n_slots))]
+            rows.append([name, _interval(arm["ctr"], arm["ci95"]), f"{arm['n_users']:,}", *slots])
+        heads = ["arm", "CTR", "users", *(f"slot {n + 1}" for n in range(n_slots))]
         blocks.append(_table(heads, rows))
         rows = []
         for name, value in metrics["lift"].items():
-            shown = ["–", "–"]
+            shown = "–"
             if value is not None:
-                shown = [f"{value:+.2%}", "{:+.2%} to {:+.2%}".format(*metrics["lift_ci95"][name])]
-            rows.append([name.replace("_over_", " over "), *shown])
+                shown = f"{value:+.1%}", "{:+.1%} to {:+.1%}".format(*metrics["lift_ci95"][name])
+            rows.append([name.replace("_over_", " over "), shown])
         note = (
             f"Users of judge {metrics['judge']}. CTR is the share of users with at least one click; intervals are "
             "clustered by conversation and by user, lifts compare the arms on the same conversations."
         )
-        blocks.append(_table(["relative lift", "CTR", "95 % interval"], rows, note=note))
+        first = [row for row in rows if row[0].startswith(f"{LAST_POLICY} over ")] or rows
+        blocks.append(_table(["relative lift", "CTR"], first, note=note))
+        if rest := [row for row in rows if row not in first]:
+            blocks.append({"kind": "folded", "summary": "all other lifts", "table": _table(["", "CTR"], rest)})
     else:
         blocks.append({"kind": "note", "text": "No judge, so no A/B test: the held-out clicks alone speak here."})
     if metrics.get("verdict"):
         blocks.append({"kind": "note", "text": metrics["verdict"]})
     blocks += [_temperatures(name, one) for name, one in metrics.get("served", {}).items()]
-    blocks += _segments(metrics)
+    blocks += _proxy(metrics.get("proxy")) + _segments(metrics)
     if metrics.get("quality"):
         blocks += _quality(metrics["quality"])
     return blocks
@@ -317,16 +303,46 @@ def _temperatures(name: str, one: Mapping[str, Any]) -> dict:
     return _table(["temperature", one["by"]], rows, title=f"at which temperature {name} is served", note=note)
 
 
+def _proxy(proxy: Mapping[str, Any] | None) -> list[dict]:
+    if proxy is None:
+        return []
+    found = proxy["correlation"]
+    before, after = proxy["before"], proxy["after"]
+    note = (
+        f"Left: each arm on {proxy['n_contexts']:,} conversations. Right: these by how the reward changed from "
+        f"{before} to {after}, in groups of equal size. "
+    )
+    note += (
+        "One of the two did not change."
+        if found is None
+        else f"Over the conversations the changes have a rank correlation of {found:+.2f}."
+    )
+    figure = proxy_and_gold(proxy["arms"], proxy["bins"])
+    return [_plot(figure, "Proxy against gold", title="proxy against gold"), {"kind": "note", "text": note}]
+
+
 def _segments(metrics: Mapping[str, Any]) -> list[dict]:
     blocks = []
     for key, values in metrics.get("segments", {}).items():
         arms = list(next(iter(values.values()))["ctr"])
+        changed = [one for one in values.values() if "change" in one]
         rows = [
-            [value, f"{one['n_contexts']:,}", *(_interval(one["ctr"][arm], one["ci95"][arm]) for arm in arms)]
+            [
+                value,
+                f"{one['n_contexts']:,}",
+                *(_interval(one["ctr"][arm], one["ci95"][arm]) for arm in arms),
+                *([_points(one["change"], one["change_ci95"])] if changed else []),
+            ]
             for value, one in values.items()
         ]
-        blocks.append(_table([key, "conversations", *arms], rows, title=f"CTR by {key}"))
+        heads = [key, "conversations", *arms, *([f"{arms[0]} to {LAST_POLICY}"] if changed else [])]
+        note = "Each interval is for its row alone: of twenty rows one is expected to miss." if len(rows) > 9 else ""
+        blocks.append(_table(heads, rows, title=f"CTR by {key}", note=note))
     return blocks
+
+
+def _points(change: float, interval: Sequence[float]) -> tuple[str, str]:
+    return f"{100 * change:+.1f} points", "{:+.1f} to {:+.1f}".format(*(100 * end for end in interval))
 
 
 def _quality(quality: Mapping[str, Mapping[str, Any]]) -> list[dict]:
@@ -375,51 +391,108 @@ def _alarms(alarms: Sequence[Mapping[str, Any]] | None) -> list[dict]:
 
 
 def _curves(run: RunFolder, stage: str) -> list[dict]:
-    """Small multiples of what a stage logged: the first ones open, the rest folded."""
+    """A small picture of each thing that a stage logged: the main ones open, the rest folded."""
     scalars = read_scalars(run.tensorboard(stage))
-    if not scalars:
-        return []
-    tags = sorted(scalars, key=_curve_order)
-    first, rest = tags[:N_FIRST_CURVES], tags[N_FIRST_CURVES:]
-    blocks: list[dict] = [_plot(small_multiples({tag: scalars[tag] for tag in first}), f"Training curves of {stage}")]
+    if stage == "grpo" and run.grpo.statistics.is_file():
+        rows = read_json_lines(run.grpo.statistics)
+        steps = np.array([row["step"] for row in rows])
+        for name in ("proxy", "distinct_2"):
+            if rows:
+                scalars[f"statistics/{name}"] = steps, np.array([row[name] for row in rows])
+    named = FIRST_CURVES[stage]
+    first = {what: scalars[tag] for tag, what in named.items() if tag in scalars}
+    rest = {
+        tag.removeprefix("train/"): scalars[tag]
+        for tag in sorted(scalars)
+        if tag not in named and not (stage != "grpo" and tag.endswith(NO_CURVES))
+    }
+    blocks: list[dict] = []
+    if first:
+        blocks.append({"kind": "plots", "plots": [_curve(what, *curve) for what, curve in first.items()]})
     if rest:
-        picture = _plot(small_multiples({tag: scalars[tag] for tag in rest}), f"More training curves of {stage}")
-        blocks.append({"kind": "folded", "summary": f"{len(rest)} more curves", "plot": picture})
+        plots = [_curve(what, *curve) for what, curve in rest.items()]
+        more = " more" if first else ""
+        blocks.append({"kind": "folded", "summary": f"{len(rest)}{more} curves", "plots": plots})
     return blocks
 
 
-def _curve_order(tag: str) -> tuple[int, str]:
-    for place, beginning in enumerate(FIRST_CURVES):
-        if tag.startswith(beginning):
-            return place, tag
-    return len(FIRST_CURVES), tag
+def _curve(what: str, steps: np.ndarray, values: np.ndarray) -> dict:
+    return _plot(curve(what, steps, values), f"{what}, over the steps of training")
 
 
-def _durations(of_stages: Mapping[str, float]) -> dict:
-    rows = [[stage, _duration(seconds)] for stage, seconds in of_stages.items()]
-    return _table(["stage", "time"], rows and [*rows, ["together", _duration(sum(of_stages.values()))]])
+def _samples(run: RunFolder) -> list[dict]:
+    rows = read_json_lines(run.grpo.samples) if run.grpo.samples.is_file() else []
+    return report_texts.over_training(rows) if rows else []
+
+
+# How it was made
+
+
+def _made(entries: Mapping[str, Mapping[str, Any]]) -> list[dict]:
+    """Of each stage that is done its command with all that it was given, its time and commit; then the versions."""
+    done = {name: one for name, one in entries.items() if one["state"] == "done"}
+    if not done:
+        return []
+    rows = [
+        [
+            name,
+            _duration(one["seconds"]),
+            one.get("commit", "")[:10] + ("+" if one.get("commit", "").endswith("+") else ""),
+            command(name, one),
+        ]
+        for name, one in done.items()
+    ]
+    rows.append(["together", _duration(sum(one["seconds"] for one in done.values())), "", ""])
+    note = "A commit with + had changes that were not committed." if any(row[2].endswith("+") for row in rows) else ""
+    blocks = [_table(["stage", "time", "commit", "command"], rows, note=note, text=True)]
+    versions = {
+        f"{package} {version}": None for one in done.values() for package, version in one.get("versions", {}).items()
+    }
+    if versions:
+        blocks.append({"kind": "note", "text": f"Versions: {', '.join(versions)}."})
+    read = {
+        path: printed
+        for one in done.values()
+        for files in one.get("files", {}).values()
+        for path, printed in files.items()
+    }
+    rows = [[path, printed["hash"] if printed else "a name of the hub"] for path, printed in read.items()]
+    if rows:
+        blocks.append(_table(["read from outside the run", "BLAKE2b"], rows, text=True))
+    return blocks
+
+
+def command(stage: str, entry: Mapping[str, Any]) -> str:
+    """The call that makes this stage again, with every variable that it was given."""
+    given = [f"{name}={shlex.quote(value)}" for name, value in entry.get("given", {}).items()]
+    return " ".join([*given, "bash", f"recipes/{stage}.sh", *map(shlex.quote, entry.get("flags", ()))])
 
 
 # Blocks
 
 
 def _table(
-    heads: Iterable[str], rows: Iterable[Sequence[str]], title: str = "", note: str = "", text: bool = False
+    heads: Iterable[str],
+    rows: Iterable[Sequence[str | tuple[str, str]]],
+    title: str = "",
+    note: str = "",
+    text: bool = False,
 ) -> dict[str, Any]:
+    """A cell is a text, or two: the second in small letters beneath the first."""
     return {"kind": "table", "heads": list(heads), "rows": list(rows), "title": title, "note": note, "text": text}
 
 
-def _plot(figure: Figure, alt: str) -> dict[str, Any]:
+def _plot(figure: Figure, alt: str, title: str = "") -> dict[str, Any]:
     """The figure as an SVG inside an ``img``: nothing in it can run or reach outside."""
-    return {"kind": "plot", "alt": alt, "data": base64.b64encode(svg(figure).encode()).decode("ascii"), "title": ""}
+    return {"kind": "plot", "alt": alt, "data": base64.b64encode(svg(figure).encode()).decode("ascii"), "title": title}
 
 
 def _json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _interval(value: float, interval: Sequence[float]) -> str:
-    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+def _interval(value: float, interval: Sequence[float]) -> tuple[str, str]:
+    return f"{value:.1%}", f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 
 def _number(value: float | str) -> str:

@@ -124,16 +124,17 @@ class RunReward:
         self.reference = str(run.sft)
         self.task = read_task(self.reference)
 
-    def __call__(self, rows: Sequence[Shown]) -> dict[str, float]:
-        """Part to its mean, in its own unit; ``total`` to that of the weighted sum."""
+    def __call__(self, rows: Sequence[Shown]) -> tuple[dict[str, float], np.ndarray]:
+        """Part to its mean, in its own unit, and ``total`` to that of the weighted sum; and the composite reward of
+        each response, ``[n]``, nan where a part of it failed."""
         scored = self._score(rows)
         means = {name: float(values.nanmean()) for name, values in scored.raw.items()}
-        return means | {"total": float(scored.total.mean())}
+        totals = np.where(scored.failed.numpy(), np.nan, scored.total.double().numpy())
+        return means | {"total": float(scored.total.mean())}, totals
 
     def totals(self, rows: Sequence[Shown]) -> np.ndarray:
         """The composite reward of each response, ``[n]``; nan where a part of it failed."""
-        scored = self._score(rows)
-        return np.where(scored.failed.numpy(), np.nan, scored.total.double().numpy())
+        return self(rows)[1]
 
     def weighted(self, rows: Sequence[Shown]) -> list[dict[str, float]]:
         """Of each response, what each part adds to the sum."""

@@ -14,6 +14,7 @@ from openrlhf_qs.garm.calibration import ECE_LIMIT
 
 BASELINES = ("cold_start", "most_clicked", "sft", "sft_best_of")  # what it has to beat, by the beginning of the name
 CEILING = "ceiling"
+BOUNDS = ("bayes_rule",)  # of what a reward model is measured against: nobody has to beat them
 SIMULATED = ("built_in_world",)  # judges whose users are made up
 MALFORMED_LIMIT, NEAR_DUPLICATES_LIMIT = 0.01, 0.10
 CHANGES = {  # of quality: words, format, whether more is better
@@ -116,7 +117,7 @@ def warnings(
     if garm.get("ece", 0) > ECE_LIMIT:
         found.append(("bad", f"The reward model's probabilities are off: ECE {garm['ece']:.3f}."))
     for name, one in garm.get("baselines", {}).items():
-        if one["loses"]:
+        if one["loses"] and name not in BOUNDS:
             found.append(("bad", f"The reward model loses to {name}: {one['sentence']}"))
     for name, coefficient in ((weights or {}).get("first_stage", {}).get("coefficient", {})).items():
         error = weights["first_stage"]["standard_error"][name]

@@ -184,8 +184,8 @@ def _sentence(one: Mapping[str, Any]) -> str:
     low, high = one["accuracy_gain_ci95"]
     least, most = one["nll_gain_ci95"]
     return (
-        f"accuracy {one['accuracy_gain']:+.1%} ({low:+.1%} to {high:+.1%}), NLL lower by {one['nll_gain']:.3f} "
-        f"({least:.3f} to {most:.3f})."
+        f"accuracy {one['accuracy_gain']:+.1%} ({low:+.1%} to {high:+.1%}), NLL {-one['nll_gain']:+.3f} "
+        f"({-most:+.3f} to {-least:+.3f})."
     )
 
 

@@ -10,29 +10,25 @@ from matplotlib.figure import Figure
 
 from openrlhf_qs.plots.style import ARM_COLORS, LINE, OTHER_COLORS, PLOT_STYLE
 
-N_CURVE_POINTS = 400  # a longer curve is averaged down to as many points: the file stays light
+N_CURVE_POINTS = 200  # a longer curve is averaged down to as many points: the file stays light
 
 
-def small_multiples(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """A small picture for each of ``scalars``: tag to steps and values, ``[n]`` each."""
-    n_columns = min(len(scalars), 4)
-    n_rows = -(-len(scalars) // n_columns)
+def curve(title: str, steps: np.ndarray, values: np.ndarray) -> Figure:
+    """One scalar of a training, ``[n]``, over its steps, with its running mean where it has many points."""
+    steps, values = _averaged_down(steps), _averaged_down(values)
+    smooth = len(values) >= 20
     with mpl.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(2.75 * n_columns, 1.75 * n_rows), layout="constrained")
-        axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-        for axis, (tag, (steps, values)) in zip(axes, scalars.items(), strict=False):
-            steps, values = _averaged_down(steps), _averaged_down(values)
-            smooth = len(values) >= 20
-            axis.plot(steps, values, color=LINE, linewidth=0.8 if smooth else 1.4, alpha=0.35 if smooth else 1.0)
-            if len(values) == 1:
-                axis.plot(steps, values, "o", color=LINE, markersize=4)
-            if smooth:
-                axis.plot(steps, _running_mean(values, len(values) // 10), color=LINE, linewidth=1.6)
-            axis.set_title(tag.removeprefix("train/"), fontsize=9, loc="left")
-            axis.tick_params(labelsize=7)
-            axis.locator_params(nbins=4)
-        for axis in axes[len(scalars) :]:
-            axis.set_axis_off()
+        figure = Figure(figsize=(3.4, 2.1), layout="constrained")
+        axis = figure.subplots()
+        axis.plot(steps, values, color=LINE, linewidth=0.8 if smooth else 1.4, alpha=0.35 if smooth else 1.0)
+        if len(values) < 4:
+            axis.plot(steps, values, "o", color=LINE, markersize=4)
+        if smooth:
+            axis.plot(steps, _running_mean(values, len(values) // 10), color=LINE, linewidth=1.6)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.locator_params(nbins=4)
         return figure
 
 

@@ -68,6 +68,7 @@ class LogisticRegressionFusion:
                 "standard_error": dict(zip(data.names, errors.tolist(), strict=True)),
                 "variance_inflation": dict(zip(data.names, inflation.tolist(), strict=True)),
                 "c": float(c),
+                "floor": self.floor,
                 "n_pairs": len(data.difference),
                 "n_conversations": len(np.unique(data.conversation)),
             }

@@ -264,10 +264,11 @@ def test_the_parts_of_the_reward_are_measured_on_what_every_arm_says(run_dir, sc
         Shown(conversations[0], (), True, 1.0, responses[0]),
         Shown(conversations[1], (), False, 9.0, responses[1]),
     ]
-    found = reward(rows)
+    found, totals = reward(rows)
     assert found["ood"] == pytest.approx(-3.0) and found["rules"] < 0  # by a hinge: 0 and 3 - 9, averaged
     # a response alone has no group to be better than: its total is rounded to EXACT, as any without a signal
     assert found["total"] == pytest.approx(2 * found["rules"] + found["ood"], abs=EXACT / 2)
+    assert found["total"] == pytest.approx(totals.mean()) and len(totals) == 2
 
 
 def test_without_a_judge_the_heldout_clicks_speak(run_dir, scorer):

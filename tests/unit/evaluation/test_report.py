@@ -10,7 +10,7 @@ import pytest
 
 from openrlhf_qs.evaluation.report import STAGES, write_report
 from openrlhf_qs.evaluation.tensorboard import read_scalars
-from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.files.whole import write_json_lines, write_whole
 
 EVIL = "<script>alert('x')</script> & $x_1 \\frac \"quoted\" 😀 \u202eright to left"
 VOID = {"meta", "img", "br"}
@@ -150,8 +150,8 @@ def test_the_report_is_one_file_that_reaches_nowhere_and_runs_nothing(full_run, 
     assert path == full_run / "report" / "report.html"
     reader = read(path)
     assert "script" not in reader.tags and "link" not in reader.tags
-    # grpo's curves, and the reliability diagram
-    assert len(reader.sources) == 2 == reader.tags.count("img")
+    # three curves of grpo, and the reliability diagram
+    assert len(reader.sources) == 4 == reader.tags.count("img")
     assert all(source.startswith("data:image/svg+xml;base64,") for source in reader.sources)
     assert path.stat().st_size < 1_000_000
 
@@ -178,7 +178,7 @@ def test_the_sections_follow_the_way_of_the_data(full_run, metrics):
         "0.14, 0.1",
         "58.0%",
         "+28.9%",
-        "0.031 (0.027 to 0.050)",
+        "0.0310.027 to 0.050",
         "2 min 05 s",
         "malformed",
         "20,000",
@@ -216,7 +216,7 @@ def test_no_heldout_pair_is_said_and_not_drawn(tmp_path):
 
 def test_every_finished_stage_has_its_duration(full_run, metrics):
     table = re.search(
-        r"<table>(?:(?!</table>).)*<td>together", write_report(full_run, metrics).read_text(), re.DOTALL
+        r'<table class="text">(?:(?!</table>).)*<td>together', write_report(full_run, metrics).read_text(), re.DOTALL
     )[0]
     assert re.findall(r"<tr><td>(\w+)", table) == ["data", "distil", "sft", "evaluate", "together"]
 
@@ -322,6 +322,75 @@ def test_examples_stand_in_their_groups_with_scores_parts_and_what_is_new(full_r
     assert 'style="width:50.0%"' in html and "41% click" in html
 
 
+def sample(step, kind, prompt, texts=("One?", "Two?"), **weighted):
+    conversation = [{"role": "user", "content": f"Prompt {prompt} {EVIL}"}]
+    row = {"step": step, "kind": kind, "conversation": conversation, "suggestions": list(texts), "malformed": False}
+    garm = [[step / 10, 0.5] for _ in texts]
+    return row | {"parts": weighted, "weighted": weighted or {"rules": 0.25, "ood": None}, "garm": garm}
+
+
+def write_samples(run, steps=(1, 11, 21, 31, 41, 51)):
+    rows = [sample(step, "same", prompt) for step in steps for prompt in range(8)]
+    rows += [
+        sample(step, kind, f"of step {step}") for step in steps for kind in ("highest", "lowest") for _ in range(2)
+    ]
+    write_json_lines(run / "grpo" / "samples.jsonl", rows)
+
+
+def test_the_same_prompts_stand_side_by_side_at_four_steps_and_the_extremes_are_folded(full_run, metrics):
+    write_samples(full_run)
+    html = write_report(full_run, metrics).read_text()
+    grpo = re.search(r'<section id="grpo">.*?</section>', html, re.DOTALL)[0]
+    same, *folded = grpo.split("<summary>6 more of them")
+    # of six steps the first, the last and two between: two prompts at once, the other six folded
+    assert re.findall(r"<h4>step (\d+)", same) == ["1", "21", "31", "51"] * 2
+    assert folded[0].split("<summary>")[0].count("<article>") == 6
+    assert "GaRM +5.10 ± 0.50" in same and "reward +0.25" in same and "ood failed" in same
+    for kind in ("highest", "lowest"):
+        shown = grpo.split(f"the {kind} reward of the first and the last step")[1].split("</details>")[0]
+        assert re.findall(r"<h4>step (\d+)", shown) == ["1", "1", "51", "51"]
+
+
+def test_fusion_says_of_each_part_what_the_clicks_say_and_whether_the_floor_holds_it(full_run, metrics):
+    names = {"garm": 0.6, "rules": 0.12, "diversity": 0.28}
+    first = {"coefficient": {"garm": 0.3, "rules": -0.1, "diversity": 0.01}, "told": True, "floor": 0.2}
+    first["standard_error"] = dict.fromkeys(names, 0.02)
+    weights = {"rewards": {name: {"weight": value, "mean": 0.0, "std": 1.0} for name, value in names.items()}}
+    weights |= {"first_stage": first, "shares": {"garm": 0.8, "rules": 0.05, "diversity": 0.15}}
+    (full_run / "fusion" / "weights.json").write_text(json.dumps(weights))
+    text = read(write_report(full_run, metrics)).text
+    assert "+0.300± 0.020" in text and "-0.100± 0.020clicks fall as it rises, at the floor5%" in text
+    assert "+0.010± 0.020not told from 015%" in text and "below the floor, 20% of the largest" in text
+
+
+def test_the_proxy_stands_against_the_gold_in_words_and_as_a_picture(full_run, metrics):
+    bins = [{"proxy": n - 1.0, "gold": 0.1 * n, "ci95": [0.1 * n - 0.05, 0.1 * n + 0.05]} for n in range(3)]
+    arms = {"sft": {"proxy": 0.0, "gold": 0.4}, EVIL: {"proxy": 0.5, "gold": 0.5}}
+    metrics["proxy"] = {"arms": arms, "before": "sft", "after": "grpo", "n_contexts": 500, "bins": bins}
+    metrics["proxy"]["correlation"] = 0.4459
+    html = write_report(full_run, metrics).read_text()
+    assert "the changes have a rank correlation of +0.45." in html and 'alt="Proxy against gold"' in html
+    metrics["proxy"]["correlation"] = None
+    assert "One of the two did not change." in write_report(full_run, metrics).read_text()
+
+
+def test_parts_of_the_log_have_their_change_with_its_interval(full_run, metrics):
+    part = {"n_contexts": 50, "ctr": {"sft": 0.5, "grpo": 0.55}, "ci95": {"sft": [0.47, 0.53], "grpo": [0.52, 0.58]}}
+    metrics["segments"] = {"language": {"de": part | {"change": 0.05, "change_ci95": [0.01, 0.09]}}}
+    text = read(write_report(full_run, metrics)).text
+    assert "CTR by language" in text and "de5050.0%47.0% to 53.0%55.0%52.0% to 58.0%+5.0 points+1.0 to +9.0" in text
+
+
+def test_the_end_says_by_which_commands_versions_and_files_the_run_was_made(full_run, metrics):
+    entry = {"state": "done", "seconds": 61.0, "commit": "0123456789abcdef+", "versions": {"torch": "2.13.0"}}
+    entry |= {"given": {"SEED": "3", "OPTION": "ood.threshold=3 rules.max_width=80"}, "flags": ["--adam.lr", "1e-3"]}
+    entry["files"] = {"CLICK_LOG": {"/data/clicks.jsonl": {"size": 5, "hash": "abc123"}}}
+    (full_run / "run.json").write_text(json.dumps({"stages": {"sft": entry}}))
+    text = read(write_report(full_run, metrics)).text
+    assert "SEED=3 OPTION='ood.threshold=3 rules.max_width=80' bash recipes/sft.sh --adam.lr 1e-3" in text
+    assert "0123456789+" in text and "Versions: torch 2.13.0." in text and "/data/clicks.jsonlabc123" in text
+
+
 # In a browser
 
 PROBE = """<script>
@@ -361,6 +430,9 @@ window.onload = () => {
 def test_in_a_browser_nothing_leaves_its_card_and_all_can_be_read(full_run, metrics, width, theme):
     metrics["served"] = {"grpo": {"temperature": 0.5, "tried": {"1": 0.5}, "by": "CTR", "n_conversations": 9}}
     metrics["quality"]["grpo"] = quality(near_duplicates=0.26)
+    part = {"n_contexts": 50, "ctr": {"sft": 0.5, "grpo": 0.5}, "ci95": {"sft": [0.4, 0.6], "grpo": [0.4, 0.6]}}
+    metrics["segments"] = {"topic": {"a very long name " * 3: part | {"change": 0.0, "change_ci95": [-0.1, 0.1]}}}
+    write_samples(full_run)
     html = write_report(full_run, metrics).read_text()
     # chromium has no narrower window than 500 pixels, so the page stands in a frame of that width
     page, frame = full_run / "report" / "probe.html", full_run / "report" / "frame.html"
