@@ -29,9 +29,10 @@ from openrlhf_qs.world.click_models import EXAMINATION, TRUST_ATTRACTIVE, TRUST_
 N_SHOWN = 3
 FINDINGS = {  # how a finding begins, or what stands in it
     "order chosen": "the order was chosen",
-    "order unknown": "too little comes again",
+    "order unknown": "to tell whether the order was random",
     "a click ends reading": "a click above takes",
     "top trusted": "depends on how attractive",
+    "trust cannot be told": "to tell whether the top is trusted",
     "does not know": "does not know",
     "cannot correct": "nothing is corrected",
     "two disagree": "two estimators disagree",

@@ -50,6 +50,7 @@ MAX_WEIGHT = 5.0
 TOLERANCE = 0.05  # above chance, how often a suggestion that comes again may stand where it stood, in a random order
 TAKES_CLICKS = 0.5  # odds ratio of a click with and without one above, below which a click ends the reading
 TRUSTED = 0.1  # share of a place's click rate that does not grow with attraction, from which it is said
+UNTOLD = 0.3  # the same share, negative, from which a log that cannot exclude it is said not to tell
 MIN_CONTEXTS = 30  # with suggestions at the top and at a place, below which there is no line
 WEAK = 10.0  # F statistic below which an instrument is weak (Staiger and Stock 1997)
 PRIOR_LOOKS = 5.0  # at the average click rate, with which the instrument of a line begins
@@ -305,7 +306,20 @@ def _of_diagnosis(known: Diagnosis, found: Propensities) -> list[str]:
             f"the gap between the top and place {places} depends on how attractive a suggestion is, as where the top "
             f"is trusted: {what}"
         )
+    elif untold := _untold_places(known, len(found.values)):
+        places = ", ".join(map(str, untold))
+        findings.append(
+            f"too little comes again to tell whether the top is trusted more than place {places}: if it is, one "
+            "number a place is right for the average suggestion only"
+        )
     return findings
+
+
+def _untold_places(known: Diagnosis, n_positions: int) -> list[int]:
+    """The places whose gap to the top may depend on attraction a good deal, for all that the log tells."""
+    if known.fixed_share is None:
+        return list(range(2, n_positions + 1))
+    return [place for place, (_, low, _) in enumerate(known.fixed_share, start=2) if low < -UNTOLD]
 
 
 def _of_estimate(found: Propensities, second: Propensities | None) -> list[str]:

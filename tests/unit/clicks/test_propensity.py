@@ -178,6 +178,7 @@ def test_where_the_top_is_trusted_auto_finds_a_line_a_place_that_covers_the_trut
 def test_where_too_little_comes_again_trust_is_refused():
     for counts, _ in simulations("trust", True, 3, n_contexts=6000):
         assert estimate(counts).method == "pbm"
+        assert "too little comes again to tell whether the top is trusted" in " ".join(estimate(counts).findings)
         with pytest.raises(ValueError, match="to tell trust from attention: give a larger log"):
             estimate(counts, "trust")
 
@@ -193,6 +194,7 @@ def test_click_rates_of_a_ranked_log_never_cover_the_truth_and_are_contradicted(
 def test_only_a_cascade_looks_like_one_and_trust_is_seen_where_it_is(clicks, ranked):
     raised = [estimate(counts).findings for counts, _ in simulations(clicks, ranked, 8)]
     assert not any("takes clicks from below" in sentence for findings in raised for sentence in findings)
+    assert sum("tell whether the top is trusted" in " ".join(findings) for findings in raised) <= 2
     n_trusted = sum("depends on how attractive" in " ".join(findings) for findings in raised)
     assert n_trusted <= 1 if clicks == "pbm" else n_trusted >= 7
 
