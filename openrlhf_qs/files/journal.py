@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,13 @@ class Journal:
                 self.file.seek(self.place[key])
                 yield json.loads(self.file.readline())[1]
 
-    def finish(self) -> int:
-        """Write ``out`` whole, remove the part; rows never added are left out. Returns how many were written."""
-        write_json_lines(self.out, self.rows())
+    def finish(self, rows: Iterable[Mapping[str, Any]] | None = None) -> int:
+        """Write ``out`` whole, remove the part. Returns how many rows were finished.
+
+        Args:
+            rows: what is made of the finished rows; None: they themselves. Rows never added are left out.
+        """
+        write_json_lines(self.out, self.rows() if rows is None else rows)
         self.file.close()
         self.part.unlink()
         return len(self.place)

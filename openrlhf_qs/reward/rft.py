@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.engine import Answer
 from openrlhf_qs.models.template import token_texts
@@ -34,10 +32,8 @@ def run(args: argparse.Namespace) -> None:
     """Sample what is not sampled yet, score every suggestion, write the file."""
     from openrlhf_qs.garm.eval import load_on_device
 
-    out = args.out
-    args.out = str(Path(out).with_name("sampled.jsonl"))
-    sample_candidates(args, ResponseSampler)
-    rows = read_json_lines(args.out)
+    journal = sample_candidates(args, ResponseSampler)
+    rows = list(journal.rows())
     scorer = load_on_device(args.reward_model)
     pairs = [(row["conversation"], one["text"]) for row in rows for one in row["candidates"]]
     means = iter(scorer([conversation for conversation, _ in pairs], [text for _, text in pairs]).mean.tolist())
@@ -50,8 +46,8 @@ def run(args: argparse.Namespace) -> None:
             f"{args.teacher} has {n} different suggestions for {n_enough} of {len(rows)} conversations only: there is "
             "nothing to choose from; train it longer, give it more tokens (MAX_NEW_TOKENS), or leave this out (RFT=0)"
         )
-    write_json_lines(out, rows)
-    print(f"{len(pairs):,} suggestions scored by {args.reward_model}, in {out}")
+    journal.finish(rows)
+    print(f"{len(pairs):,} suggestions scored by {args.reward_model}, in {args.out}")
 
 
 class ResponseSampler(Sampler):

@@ -78,11 +78,12 @@ def add_sampling_arguments(
 
 def run(args: argparse.Namespace) -> None:
     """Sample what is not sampled yet, write the file, show what came out and what was left out."""
-    sample_candidates(args, Sampler)
+    sample_candidates(args, Sampler).finish()
 
 
-def sample_candidates(args: argparse.Namespace, sampler: type[Sampler]) -> None:
-    """:func:`run`, with that class of engines; ``--teacher`` is what it samples from."""
+def sample_candidates(args: argparse.Namespace, sampler: type[Sampler]) -> Journal:
+    """Sample what is not sampled yet with that class of engines from ``--teacher``, and show what came out: the
+    journal of ``--out``, with all of its rows, to be finished."""
     for name in ("n_samples", "max_new_tokens", "chunk", "tensor_parallel_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}: give at least 1")
@@ -103,10 +104,9 @@ def sample_candidates(args: argparse.Namespace, sampler: type[Sampler]) -> None:
         journal.add(rows)
     elapsed_s = time.monotonic() - started
     n_texts = args.n_samples * sampler.task_of(args.teacher).n
-    table = report_table(journal.rows(), n_texts, f"{args.teacher} to {args.out}")
-    journal.finish()
-    Console().print(table)
+    Console().print(report_table(journal.rows(), n_texts, f"{args.teacher} to {args.out}"))
     print(f"{len(missing) * args.n_samples:,} answers in {elapsed_s:.0f} s, start of the engine included")
+    return journal
 
 
 def read_conversations(path: str) -> list[list[Message]]:

@@ -44,24 +44,51 @@ def test_a_malformed_or_cut_response_gives_no_candidate_and_is_counted_by_its_su
     assert (left_out["malformed"], left_out["cut_off"]) == (SUGGEST.n, SUGGEST.n)
 
 
-def test_every_candidate_gets_the_reward_models_mean_under_its_own_conversation(tmp_path, sampler, monkeypatch):
-    conversations = [[{"role": "user", "content": text}] for text in ("Bread?", "Tea?")]
-    write_json_lines(tmp_path / "prompts.jsonl", [{"label": json.dumps({"conversation": c})} for c in conversations])
-    monkeypatch.setattr(
-        distil, "sample", lambda llm, messages, *rest: [[answer([-1.0] * 7), answer([-2.0] * 7)] for _ in messages]
-    )
+CONVERSATIONS = [[{"role": "user", "content": text}] for text in ("Bread?", "Tea?")]
 
-    def scorer(of, texts):
-        mean = [10 * conversations.index(c) + len(text) for c, text in zip(of, texts, strict=True)]
-        return Scores(*[types.SimpleNamespace(tolist=lambda: mean)] * 3)
 
-    monkeypatch.setattr("openrlhf_qs.garm.eval.load_on_device", lambda path: scorer)
-    flags = ["--policy", "policy", "--reward_model", "garm", "--prompts", str(tmp_path / "prompts.jsonl")]
-    cli.main(["rft", *flags, "--out", str(tmp_path / "candidates.jsonl"), "--n_samples", "2"])
-    rows = read_json_lines(tmp_path / "candidates.jsonl")
-    assert [row["conversation"] for row in rows] == conversations
+@pytest.fixture
+def rft_of_two(tmp_path, sampler, monkeypatch):
+    """Calls ``openrlhf-qs rft`` on two conversations with a reward model, and returns its rows."""
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "candidates.jsonl"
+    write_json_lines(prompts, [{"label": json.dumps({"conversation": one})} for one in CONVERSATIONS])
+    flags = ["--policy", "policy", "--reward_model", "garm", "--prompts", str(prompts)]
+
+    def call(scorer):
+        monkeypatch.setattr("openrlhf_qs.garm.eval.load_on_device", lambda path: scorer)
+        cli.main(["rft", *flags, "--out", str(out), "--n_samples", "2"])
+        return read_json_lines(out)
+
+    return call
+
+
+def sampled(llm, messages, *rest):
+    return [[answer([-1.0] * 7), answer([-2.0] * 7)] for _ in messages]
+
+
+def by_length(of, texts):
+    mean = [10 * CONVERSATIONS.index(c) + len(text) for c, text in zip(of, texts, strict=True)]
+    return Scores(*[types.SimpleNamespace(tolist=lambda: mean)] * 3)
+
+
+def test_every_candidate_gets_the_reward_models_mean_under_its_own_conversation(rft_of_two, monkeypatch):
+    monkeypatch.setattr(distil, "sample", sampled)
+    rows = rft_of_two(by_length)
+    assert [row["conversation"] for row in rows] == CONVERSATIONS
     for number, row in enumerate(rows):
         assert {one["text"]: one["garm_mean"] for one in row["candidates"]} == {
             text: 10 * number + len(text) for text in ("Why salt?", "How long?", "Which oven?")
         }
         assert [(one["log_prob"], one["n_sampled"]) for one in row["candidates"]] == [(-1.0, 2)] * 3
+
+
+def test_what_is_sampled_is_not_sampled_again_where_the_scoring_was_killed(rft_of_two, monkeypatch):
+    monkeypatch.setattr(distil, "sample", sampled)
+    with pytest.raises(KeyboardInterrupt):
+        rft_of_two(killed)
+    monkeypatch.setattr(distil, "sample", lambda *args: pytest.fail("sampled again"))
+    assert len(rft_of_two(by_length)) == 2
+
+
+def killed(of, texts):
+    raise KeyboardInterrupt
