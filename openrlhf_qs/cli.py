@@ -50,6 +50,12 @@ LOOKS = {
     "ablation": ("evaluation.ablation", "arms of recipes/ablate_rewards.sh and ablate_sft.sh over their seeds"),
     "follow": ("host.follow", "show the progress of a training run that is piped into it"),
 }
+LIVE = {
+    "serve": ("serve.serve", "answer chats with suggestions over HTTP, and keep what was shown and clicked"),
+    "suggest": ("serve.suggest", "a conversation in, suggestions out; the best of n by a reward model"),
+    "log export": ("serve.export", "the log of a server as a click log, for log check, ab and CLICK_LOG="),
+    "log forget": ("serve.forget", "remove a user from the log of a server"),
+}
 SOURCES = {
     "world": ("world.click_log", "write a click log of simulated users, for when there is none"),
     "cold-start": ("sft.cold_start", "let a language model write the first suggestions, when there are no clicks yet"),
@@ -85,10 +91,11 @@ BENCHMARKS = {
 GROUPS = {
     "stages, in the order of the way": STAGES,
     "to look, measure and try": LOOKS,
+    "in real chats": LIVE,
     "what there is without a log or a model": SOURCES,
     "benchmarks": BENCHMARKS,
 }
-TOOLS = LOOKS | SOURCES | BENCHMARKS
+TOOLS = LOOKS | LIVE | SOURCES | BENCHMARKS
 COMMANDS = STAGES | TOOLS
 OPENRLHF = [name for name, (module, _) in COMMANDS.items() if not module]
 EPILOG = """\

@@ -328,7 +328,16 @@ JUDGES = Registry(
     reserved=("none",),
 )
 
-KINDS: dict[str, Registry] = {r.kind: r for r in (SFT_DATASETS, REWARD_MODELS, OBJECTIVES, REWARDS, FUSIONS, JUDGES)}
+FILTERS = Registry(
+    "filter",
+    "called with an openrlhf_qs.form.request.Request and suggestions [n], returns for each why it must not be shown, "
+    "an empty text where it may: list of text [n]",
+    methods=("__call__",),
+)
+
+KINDS: dict[str, Registry] = {
+    r.kind: r for r in (SFT_DATASETS, REWARD_MODELS, OBJECTIVES, REWARDS, FUSIONS, JUDGES, FILTERS)
+}
 
 
 def load_plugins(files: Sequence[str | Path] = ()) -> None:

@@ -1,10 +1,13 @@
-"""vLLM in this process: load a policy, sample from it."""
+"""vLLM: load a policy, sample from it; for a whole job in this process, or for a server that is asked at any time."""
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
+import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from openrlhf_qs.form.prompt import Message
@@ -14,6 +17,8 @@ from openrlhf_qs.models.own_ray import SILENT_ENVIRONMENT
 from openrlhf_qs.models.resolve import resolve_model
 from openrlhf_qs.models.template import fitted, prepared, prompt_ids
 
+_TOKENIZING = ThreadPoolExecutor(1, "tokenizing")  # a tokenizer takes one thread at a time
+
 
 def load_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
     """vLLM's offline engine (``vllm.LLM``) in this process. ValueError where ``policy`` is no model.
@@ -21,26 +26,48 @@ def load_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
     Args:
         policy: folder or hub name, or what :func:`openrlhf_qs.models.resolve.resolve_model` makes a folder of.
     """
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one engine, in this process: it starts sooner
+    options = _options(policy, seed, tensor_parallel_size)
+    atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)  # triton's bindings list their leaks at the end
+    from vllm import LLM
+
+    return LLM(**options)
+
+
+def load_async_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
+    """vLLM's asynchronous engine (``AsyncLLM``), which takes requests at any time and batches what is there.
+
+    Unlike those of :func:`load_engine` its log-probabilities are at the temperature of sampling: those with which an
+    answer was drawn. It lives in processes of its own; ``shutdown()`` ends them. ValueError where ``policy`` is no
+    model.
+    """
+    options = _options(policy, seed, tensor_parallel_size)
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_engine_args(
+        AsyncEngineArgs(**options, logprobs_mode="processed_logprobs", disable_log_stats=True)
+    )
+
+
+def _options(policy: str, seed: int, tensor_parallel_size: int) -> dict[str, Any]:
+    """What both engines are made with; the environment that they read is set."""
     policy = resolve_model(policy)
     check_model(policy)
     for name, value in SILENT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one engine, in this process: it starts sooner
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, on a host without a GPU
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)  # triton's bindings list their leaks at the end
-    from vllm import LLM
-
-    return LLM(
-        policy,
-        dtype="bfloat16",
-        seed=seed,
-        tensor_parallel_size=tensor_parallel_size,
-        enforce_eager=pick_device() == "cpu",
-        enable_prefix_caching=True,
-        use_tqdm_on_load=False,
-    )
+    return {
+        "model": policy,
+        "dtype": "bfloat16",
+        "seed": seed,
+        "tensor_parallel_size": tensor_parallel_size,
+        "enforce_eager": pick_device() == "cpu",
+        "enable_prefix_caching": True,
+        "use_tqdm_on_load": False,
+    }
 
 
 class Answer(NamedTuple):
@@ -50,7 +77,7 @@ class Answer(NamedTuple):
         text: without special tokens.
         finish_reason: ``stop`` where the model ended it, ``length`` where it was cut at the token limit.
         tokens: of the text and its end.
-        log_probs: nats, of each token under the model, before the temperature.
+        log_probs: nats, of each token under the model, before the temperature; of the asynchronous engine, at it.
     """
 
     text: str
@@ -97,6 +124,38 @@ def sample(
         else f"the prompt has {len(ids)} tokens, the model takes {n_most} beside the answer"
         for ids in prompts
     ]
+
+
+async def sample_async(
+    engine, messages: Sequence[Message], max_tokens: int, temperature: float, n: int = 1
+) -> list[Answer] | str:
+    """:func:`sample` of one list of messages by an engine from :func:`load_async_engine`. Where the caller is
+    cancelled, the engine stops to write."""
+    from vllm import SamplingParams, TokensPrompt
+    from vllm.sampling_params import RequestOutputKind
+
+    n_most = engine.model_config.max_model_len - max_tokens
+    loop = asyncio.get_running_loop()
+    ids = await loop.run_in_executor(_TOKENIZING, _fitted_ids, engine.get_tokenizer(), messages, n_most)
+    if len(ids) > n_most:
+        return f"the prompt has {len(ids)} tokens, the model takes {n_most} beside the answer"
+    sampling = SamplingParams(
+        n=n,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        logprobs=0,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    answers: dict[int, Answer] = {}
+    async for output in engine.generate(TokensPrompt(prompt_token_ids=ids), sampling, request_id=uuid.uuid4().hex):
+        answers.update((one.index, _answer(one)) for one in output.outputs)
+    return [answers[index] for index in sorted(answers)]
+
+
+def _fitted_ids(tokenizer, messages: Sequence[Message], n_most: int) -> list[int]:
+    """The tokens of a prompt, cut where that is enough."""
+    fit = fitted(tokenizer, messages, n_most)
+    return prompt_ids(tokenizer, messages if fit is None else fit)
 
 
 def _answer(output: Any) -> Answer:

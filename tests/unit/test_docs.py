@@ -20,7 +20,7 @@ from openrlhf_qs.form.request import Request
 from openrlhf_qs.host import run as host
 from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.host.doctor import PACKAGES
-from openrlhf_qs.registry import FUSIONS, JUDGES, KINDS, REWARD_MODELS, REWARDS, SFT_DATASETS
+from openrlhf_qs.registry import FILTERS, FUSIONS, JUDGES, KINDS, REWARD_MODELS, REWARDS, SFT_DATASETS
 from openrlhf_qs.reward.fusion_data import FusionData
 from openrlhf_qs.reward.offline import offline_batch
 
@@ -127,7 +127,7 @@ def test_every_option_of_a_plugin_exists(page):
 def test_every_recipe_and_stage_is_in_the_table_of_stages():
     named = {Path(recipe).stem for recipe in table(README, "recipe")}
     recipes = {path.stem for path in (ROOT / "recipes").glob("*.sh")}
-    others = {"ablate_rewards", "ablate_sft", "common", "garm_upworthy", "grpo_garm", "test"}
+    others = {"ablate_rewards", "ablate_sft", "common", "garm_upworthy", "grpo_garm", "serve", "test"}
     assert named == recipes - others == {*cli.STAGES} - {"generate"}
 
 
@@ -138,7 +138,7 @@ def test_every_field_of_the_click_log_is_in_its_table():
     assert optional == SCHEMA.keys() - set(REQUIRED)
 
 
-TABLE_OF_PARTS = ("SFT_DATASET", "REWARD_MODEL", "OBJECTIVE", "REWARD", "FUSION", "JUDGE")
+TABLE_OF_PARTS = ("SFT_DATASET", "REWARD_MODEL", "OBJECTIVE", "REWARD", "FUSION", "JUDGE", "FILTER")
 
 
 def test_every_built_in_plugin_is_in_the_table_of_parts():
@@ -250,6 +250,14 @@ def test_the_example_of_a_judge_can_be_named_by_its_file(example):
     assert type(judge) is JUDGES["curious"]
     # 0.3 at the top, half of it in the second place, and no click for what is no question
     assert judge([CONVERSATION], [["Which flour?", "How long?", "Bread."]]) == [[0.3, 0.15, 0.0]]
+
+
+def test_the_example_of_a_filter_says_what_cannot_be_done(example):
+    example("filter")
+    suggestions = ["Which hotel is near?", "Can you book it?", "Which book is best?"]
+    said = ["", "nobody here can book", ""]
+    assert FILTERS.create("answerable")(Request(CONVERSATION), suggestions) == said
+    assert FILTERS.create("answerable", cannot="fly")(Request(CONVERSATION), suggestions) == [""] * 3
 
 
 def test_the_page_of_plugins_lists_the_abilities_of_every_kind():

@@ -263,6 +263,21 @@ def test_our_command_line_takes_what_the_recipes_give_it(form):
             assert not unknown, f"openrlhf-qs {name} does not know {unknown}"
 
 
+@pytest.mark.parametrize("form", ["cpu", "8 GPUs"])
+def test_a_server_takes_what_its_recipe_gives_it(form):
+    (command,) = dry_run(form, "serve.sh")
+    name, *words = ours(command)
+    args = cli._parser(name).parse_args([name, *words])
+    assert args.policy.endswith("/grpo") and args.log.endswith("/live") and args.host == "127.0.0.1"
+    done = bash(
+        "serve.sh", DRY_RUN="1", ARM="old=a/grpo:.9 new=b/grpo:.1", PLUGIN="mine.py", OPTION="too_wide.max_width=60"
+    )
+    name, *words = ours(shlex.split(done.stdout))
+    args = cli._parser(name).parse_args([name, *words])
+    assert args.arm == ["old=a/grpo:.9", "new=b/grpo:.1"] and args.policy is None
+    assert args.plugin == ["mine.py"] and args.option == ["too_wide.max_width=60"]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_openrlhf_takes_what_the_recipes_give_it(form, openrlhf):
     n_gpus = int(FORMS[form].get("GPUS", 1)) * int(FORMS[form].get("NODES", 1))

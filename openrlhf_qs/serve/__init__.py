@@ -1,0 +1,1 @@
+"""Suggestions in real chats, and their clicks back into a log."""

@@ -1,0 +1,18 @@
+"""Remove a user from the log of a server: ``openrlhf-qs log forget``. The server may run on; what was exported already
+is a file of yours."""
+
+from __future__ import annotations
+
+import argparse
+
+from openrlhf_qs.serve.live_log import forget
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("user", metavar="USER", help="as the chat names the user, or as the log does (user_id)")
+    parser.add_argument("--log", required=True, metavar="DIR", help="as openrlhf-qs serve --log names it")
+
+
+def run(args: argparse.Namespace) -> None:
+    n = forget(args.log, args.user)
+    print(f"{n:,} impressions removed from {args.log}, with their events")

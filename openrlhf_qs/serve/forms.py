@@ -1,0 +1,180 @@
+"""How chats ask for follow-up questions through an OpenAI-compatible endpoint, and the form in which each wants them.
+
+Chats send a prompt of their own in which the conversation is a text. Open WebUI wants ``{"follow_ups": [...]}``, Dify
+a bare array; both send every other task of theirs (titles, tags, search queries) to the same model, and those are not
+ours. In: the body and the headers of a request. Out: the conversation, the form of the answer, and whose it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import unicodedata
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from openrlhf_qs.form.prompt import ROLES, Message
+
+Form = Literal["follow_ups", "array"]  # {"follow_ups": [...]}, as Open WebUI; [...], as Dify
+MODEL = "suggestions"  # the form is told by the prompt, and what is no follow-up task is handed on
+MODELS: dict[str, Form | None] = {MODEL: None, f"{MODEL}-follow-ups": "follow_ups", f"{MODEL}-array": "array"}
+DEMO = "demo"  # the partner of the page where there is no upstream
+# In this order; the first are those of Open WebUI's header templates in docs/SERVING.md, the others what it sends by
+# itself with ENABLE_FORWARD_USER_INFO_HEADERS.
+HEADERS = {
+    "task": ("x-task",),
+    "chat": ("x-chat-id", "x-openwebui-chat-id"),
+    "message": ("x-message-id", "x-openwebui-message-id"),
+    "user": ("x-user-id", "x-openwebui-user-id"),
+}
+FOLLOW_UP_TASKS = ("follow_up_generation", "follow_ups", "follow_up")
+_HISTORY = re.compile(r"<chat_history>\s*(.*?)\s*</chat_history>", re.DOTALL)
+# Where the instruction of Dify's prompts begins, in all its versions: what stands before is the conversation.
+_DIFY = re.compile(r"^Please help me predict the three most likely questions", re.MULTILINE)
+_ASKS_FOR_ARRAY = re.compile(r"array in JSON format|JSON array", re.IGNORECASE)
+_SPEAKER = re.compile(r"^(USER|ASSISTANT|SYSTEM|Human|Assistant|User|System|AI): ?", re.MULTILINE)
+_ROLE_OF = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request to the chat endpoint.
+
+    Attributes:
+        form: of the answer; None where it is not ours to answer.
+        conversation: what the suggestions are to stand under; of a request that is not ours, its messages.
+        task: as the headers name it; empty where they do not.
+        chat, message, user: as the headers or the body name them; empty where they do not.
+        model: as the request names it.
+        stream: whether it wants its answer as server-sent events.
+    """
+
+    form: Form | None
+    conversation: list[Message]
+    task: str
+    chat: str
+    message: str
+    user: str
+    model: str
+    stream: bool
+
+
+def read_asked(body: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+    """What a request asks for; never raises, whatever it holds.
+
+    Args:
+        headers: their names in lower case.
+    """
+    messages = as_messages(body.get("messages"))
+    told = {name: next((headers[one] for one in known if headers.get(one)), "") for name, known in HEADERS.items()}
+    model = text_of(body.get("model"))
+    prompt = messages[-1]["content"] if messages else ""
+    form = _form(model, told["task"], prompt)
+    return Asked(
+        form=form,
+        conversation=_conversation(messages, prompt) if form else messages,
+        task=told["task"],
+        chat=told["chat"] or text_of(body.get("chat_id")),
+        message=told["message"],
+        user=told["user"] or text_of(body.get("user")),
+        model=model,
+        stream=body.get("stream") is True,
+    )
+
+
+def _form(model: str, task: str, prompt: str) -> Form | None:
+    """That which the model's name says, or the prompt."""
+    if task and task.lower() not in FOLLOW_UP_TASKS:
+        return None
+    if MODELS.get(model):
+        return MODELS[model]
+    if _DIFY.search(prompt):
+        return "array"
+    if _HISTORY.search(prompt) and '"follow_ups"' in prompt:
+        return "follow_ups"
+    if task:  # a template of the user's own
+        return "array" if _ASKS_FOR_ARRAY.search(prompt) and "follow_ups" not in prompt else "follow_ups"
+    return None
+
+
+def _conversation(messages: Sequence[Message], prompt: str) -> list[Message]:
+    """The conversation that a prompt holds as text; where it holds none, the messages themselves."""
+    histories = _HISTORY.findall(prompt)
+    if histories:
+        return read_transcript(histories[-1])
+    instruction = list(_DIFY.finditer(prompt))
+    if instruction:
+        return read_transcript(prompt[: instruction[-1].start()])
+    return list(messages)
+
+
+def read_transcript(text: str) -> list[Message]:
+    """``USER: …`` and ``ASSISTANT: …``, or ``Human:`` and ``Assistant:``, as messages; text without a speaker is the
+    user's."""
+    marks = list(_SPEAKER.finditer(text))
+    before = text[: marks[0].start()] if marks else text
+    found = [{"role": "user", "content": before.strip()}]
+    ends = [*(mark.start() for mark in marks), len(text)][1:]
+    for mark, end in zip(marks, ends, strict=True):
+        found.append({"role": _ROLE_OF[mark[1].lower()], "content": text[mark.end() : end].strip()})
+    return [message for message in found if message["content"]]
+
+
+def as_messages(messages: Any) -> list[Message]:
+    """Messages in the roles of a click log, their texts alone; never raises.
+
+    A developer's message is the system's; what tools said, and what has no text, goes.
+    """
+    found = []
+    for message in messages if isinstance(messages, list) else []:
+        if not isinstance(message, dict):
+            continue
+        role = {"developer": "system"}.get(text_of(message.get("role")), text_of(message.get("role")))
+        content = text_of(message.get("content"))
+        if role in ROLES and content.strip():
+            found.append({"role": role, "content": content})
+    return found
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, whole or in parts, that can be written as UTF-8; empty for anything else."""
+    if isinstance(content, list):
+        parts = (part.get("text") for part in content if isinstance(part, dict))
+        content = "\n".join(part for part in parts if isinstance(part, str))
+    return content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
+
+
+def in_form(suggestions: Sequence[str], form: Form) -> str:
+    """The text of the answer."""
+    texts = list(suggestions)
+    return json.dumps({"follow_ups": texts} if form == "follow_ups" else texts, ensure_ascii=False)
+
+
+def completion(text: str, model: str) -> dict[str, Any]:
+    """A whole chat completion. Tokens are not counted: the answer is no model's own text."""
+    return _object(model, "chat.completion") | {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    }
+
+
+def completion_events(text: str, model: str) -> Iterator[bytes]:
+    """The same as server-sent events: the role, the text, the end."""
+    head = _object(model, "chat.completion.chunk")
+    deltas = [({"role": "assistant", "content": ""}, None), ({"content": text}, None), ({}, "stop")]
+    for delta, reason in deltas:
+        chunk = head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+        yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode()
+    yield b"data: [DONE]\n\n"
+
+
+def _object(model: str, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def same_text(text: str) -> str:
+    """Equal for what a chat sends and what it was suggested: width, composition and white space aside."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())

@@ -1,0 +1,106 @@
+"""The flags of what is shown, for ``serve`` and ``suggest``, and what they make."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from openrlhf_qs.registry import FILTERS, check_options, load_plugins, parse_options
+from openrlhf_qs.serve.arms import Arm, check_shares
+from openrlhf_qs.serve.suggester import BatchedScorer, Suggester
+
+TEMPERATURE = 0.7  # samples that differ to choose from: docs/EVIDENCE.md
+FILTER = "asked_before,users_language"
+
+
+def add_suggester_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reward_model", default="", metavar="DIR", help="as recipes/garm.sh writes it; default: none"
+    )
+    parser.add_argument("--n_samples", type=int, default=4, help="responses to choose from; default 4")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=None,
+        help=f"of sampling; default: {TEMPERATURE} where the best of several is chosen; of a single sample that which "
+        "evaluate found best, in the policy's generation_config.json, or 1",
+    )
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens of a response; default 64")
+    parser.add_argument(
+        "--take",
+        choices=("suggestions", "responses"),
+        default="suggestions",
+        help="the best suggestions of all responses (default), or the best response as it was written",
+    )
+    parser.add_argument(
+        "--min_click_chance",
+        type=float,
+        default=0.0,
+        help="show nothing below this chance that one or more are clicked, by the reward model; default 0",
+    )
+    parser.add_argument(
+        "--filter", default=FILTER, help=f"plugins, separated by commas, or none; default {FILTER}", metavar="NAMES"
+    )
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="registers filters; repeatable"
+    )
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME.OPTION=VALUE", help="of a filter; repeatable"
+    )
+    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of one policy; default 1")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def make_arms(args: argparse.Namespace, arms: Sequence[tuple[str, str, float]]) -> list[Arm]:
+    """Arms of name, folder and share, their policies loaded. ValueError before anything is loaded where a flag is
+    wrong; to be called where an event loop runs.
+
+    Args:
+        args: of :func:`add_suggester_arguments`, and perhaps ``explore`` and ``explore_by``.
+    """
+    check_shares([(name, share) for name, _, share in arms])
+    load_plugins(args.plugin)
+    options = parse_options(args.option)
+    check_options(options)
+    names = [] if args.filter == "none" else args.filter.split(",")
+    filters = {name: FILTERS.create(name, **options.get(name, {})) for name in names}
+    from openrlhf_qs.serve.policy import Policy
+
+    scorer = None
+    if args.reward_model:
+        from openrlhf_qs.garm.eval import load_on_device
+
+        scorer = BatchedScorer(load_on_device(args.reward_model))
+
+    def suggester(policy) -> Suggester:
+        return Suggester(
+            policy,
+            filters,
+            scorer,
+            args.n_samples,
+            args.take,
+            args.min_click_chance,
+            getattr(args, "explore", 0.0),
+            getattr(args, "explore_by", "place"),
+        )
+
+    suggester(None)  # what is wrong with the flags is said before the engines are loaded, which takes long
+    made = []
+    for name, folder, share in arms:
+        policy = Policy(folder, _temperature(args, folder), args.max_new_tokens, args.seed, args.tensor_parallel_size)
+        made.append(Arm(name, share, suggester(policy)))
+    return made
+
+
+def _temperature(args: argparse.Namespace, folder: str) -> float:
+    if args.temperature is not None or args.n_samples > 1:
+        return TEMPERATURE if args.temperature is None else args.temperature
+    file = Path(folder) / "generation_config.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("temperature", 1.0) if file.is_file() else 1.0
+
+
+def name_of(folder: str) -> str:
+    """What a policy is called in the log where nobody says: run and stage, as in ``default/grpo``."""
+    return "/".join(Path(folder).resolve().parts[-2:]) if Path(folder).is_dir() else folder

@@ -1,0 +1,145 @@
+"""A server of suggestions that keeps what was shown and what was clicked: ``openrlhf-qs serve``.
+
+In: the folder of a policy, or of several as the arms of an experiment, and a reward model that chooses. Out: answers
+over HTTP (docs/SERVING.md), and a log for ``openrlhf-qs log export``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import os
+from pathlib import Path
+
+from openrlhf_qs.serve.arms import parse_arm
+from openrlhf_qs.serve.live_log import CLICK_WINDOW_S, LiveLog
+from openrlhf_qs.serve.options import add_suggester_arguments, make_arms, name_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "openrlhf-qs serve --policy runs/default/grpo --reward_model runs/default/garm --log runs/live, then "
+        "http://127.0.0.1:8765 in a browser. Every chat that can be pointed at it: docs/SERVING.md."
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--policy", metavar="DIR", help="folder or hub name of the policy")
+    which.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        metavar="NAME=DIR:SHARE",
+        help="a policy for a share of the users, the same ones always; repeatable, the shares add up to 1",
+    )
+    parser.add_argument("--name", default="", help="of --policy in the log; default: its run and stage")
+    parser.add_argument("--log", required=True, metavar="DIR", help="of impressions and clicks, on a local disk")
+    add_suggester_arguments(parser)
+    parser.add_argument(
+        "--explore",
+        type=float,
+        default=0.0,
+        help="share of the answers in which something is left to chance; default 0",
+    )
+    parser.add_argument(
+        "--explore_by",
+        choices=("order", "place"),
+        default="place",
+        help="the order of those shown, or one place, which a random other candidate gets (default)",
+    )
+    parser.add_argument("--upstream", default="", metavar="URL", help="OpenAI-compatible server of all other tasks")
+    parser.add_argument("--upstream_model", default="", help="its model where the chat asks for one of ours")
+    parser.add_argument(
+        "--upstream_key_env", default="UPSTREAM_API_KEY", help="variable with its key; default UPSTREAM_API_KEY"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="another than a loopback address needs --key_file")
+    parser.add_argument("--port", type=int, default=8765, help="default 8765")
+    parser.add_argument("--key_file", default="", metavar="FILE", help="a key a line, any of which opens the server")
+    parser.add_argument("--rate", type=float, default=0.0, help="requests a second for each client; default: any")
+    parser.add_argument("--body_bytes", type=int, default=262_144, help="of a request at most; default 262144")
+    parser.add_argument("--max_in_flight", type=int, default=64, help="more are shown nothing; default 64")
+    parser.add_argument("--answer_s", type=float, default=20.0, help="seconds for an answer, then nothing is shown")
+    parser.add_argument(
+        "--next_message_s",
+        type=float,
+        default=1800.0,
+        help="in which a chat's next message can be a click; default 1800",
+    )
+    parser.add_argument(
+        "--click_window_s", type=float, default=CLICK_WINDOW_S, help="after which a click is late; default 86400"
+    )
+    parser.add_argument("--retention_days", type=float, default=None, help="remove what is older; default: nothing")
+
+
+def run(args: argparse.Namespace) -> None:
+    try:
+        asyncio.run(serve(args))
+    except KeyboardInterrupt:
+        pass  # how a server is ended
+
+
+async def serve(args: argparse.Namespace) -> None:
+    """Load, listen, and end when told to."""
+    import uvicorn
+
+    app = make_app(args)
+    shown = f"[{args.host}]" if ":" in args.host else args.host
+    print(f"http://{shown}:{args.port}   the log is in {args.log}", flush=True)
+    config = uvicorn.Config(
+        app,
+        host=args.host,
+        port=args.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=30,
+    )
+    await uvicorn.Server(config).serve()
+
+
+def make_app(args: argparse.Namespace):
+    """The ASGI application of these flags, its engines loaded; where an event loop runs."""
+    from openrlhf_qs.serve.app import build_app
+    from openrlhf_qs.serve.gate import Limits
+    from openrlhf_qs.serve.metrics import Metrics
+    from openrlhf_qs.serve.service import Rules, Service
+    from openrlhf_qs.serve.upstream import Upstream
+
+    keys = read_keys(args.key_file)
+    if not keys and not is_loopback(args.host):
+        raise ValueError(f"--host {args.host} lets others ask: give --key_file, or listen on 127.0.0.1")
+    upstream = None
+    if args.upstream:
+        upstream = Upstream(args.upstream, args.upstream_model, os.environ.get(args.upstream_key_env, ""))
+    arms = [parse_arm(one) for one in args.arm] or [(args.name or name_of(args.policy), args.policy, 1.0)]
+    made = make_arms(args, arms)
+    retention_s = None if args.retention_days is None else args.retention_days * 86400
+    service = Service(
+        made,
+        LiveLog(args.log, retention_s, args.click_window_s),
+        Metrics(),
+        Rules(args.answer_s, args.max_in_flight, args.next_message_s),
+    )
+    return build_app(service, upstream, keys, Limits(body_bytes=args.body_bytes, rate=args.rate))
+
+
+def read_keys(file: str) -> list[str]:
+    """The keys in a file. ValueError where one is short enough to be guessed; no key is ever shown."""
+    if not file:
+        return []
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--key_file {file} cannot be read: {error}; give a text file, a key a line") from None
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not keys or min(map(len, keys)) < 16:
+        raise ValueError(
+            f"--key_file {file}: give a key a line, each of 16 characters or more, as openssl rand -hex 16"
+        )
+    return keys
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

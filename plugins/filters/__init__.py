@@ -1,0 +1,1 @@
+"""Filters: what a server does not show, and why."""

@@ -1,0 +1,100 @@
+"""Filters that look at the text alone: what was asked already, what is in another language, what a list forbids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rapidfuzz import fuzz
+
+from openrlhf_qs.form.keys import text_key
+from openrlhf_qs.form.language import close, in_users_language
+from openrlhf_qs.form.request import Request
+from openrlhf_qs.form.text import language, width, words
+from openrlhf_qs.registry import FILTERS
+
+
+@FILTERS.register("asked_before")
+class AskedBefore:
+    """Not what the user has asked already in this conversation, in the same or nearly the same words.
+
+    Args:
+        similarity: in (0, 100]; rapidfuzz's ratio of two texts from which they are one.
+    """
+
+    def __init__(self, similarity: float = 90.0) -> None:
+        if not 0 < similarity <= 100:
+            raise ValueError(f"asked_before.similarity must be in (0, 100], got {similarity}")
+        self.similarity = similarity
+
+    def __call__(self, request: Request, suggestions: Sequence[str]) -> list[str]:
+        asked = [text_key(message["content"]) for message in request.conversation if message["role"] == "user"]
+        keys = map(text_key, suggestions)
+        return ["asked before" if any(self._same(key, one) for one in asked) else "" for key in keys]
+
+    def _same(self, key: str, asked: str) -> bool:
+        return fuzz.ratio(key, asked, score_cutoff=self.similarity) > 0
+
+
+@FILTERS.register("users_language")
+class UsersLanguage:
+    """Not what surely is in another language or script than the user's last message.
+
+    Where the request's features name a ``language`` (ISO 639-1), not what surely is in another one than that.
+    """
+
+    def __call__(self, request: Request, suggestions: Sequence[str]) -> list[str]:
+        wanted = request.features.get("language")
+        return ["" if self._fits(request, wanted, text) else "another language" for text in suggestions]
+
+    def _fits(self, request: Request, wanted: object, text: str) -> bool:
+        if not isinstance(wanted, str) or not wanted:
+            return in_users_language(request.conversation, text)
+        own = language(text)
+        return not own or close(own, wanted.partition("-")[0].lower())
+
+
+@FILTERS.register("block_list")
+class BlockList:
+    """Not what has a word or phrase of a list in it; case, width and punctuation do not matter.
+
+    Args:
+        file: text file in UTF-8, a word or phrase a line; a line that begins with # is a comment.
+    """
+
+    def __init__(self, file: str) -> None:
+        try:
+            lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"block_list.file {file} cannot be read: {error}; give a text file in UTF-8") from None
+        self.phrases = [words(line) for line in lines if line.strip() and not line.startswith("#")]
+        self.phrases = [phrase for phrase in self.phrases if phrase]
+        if not self.phrases:
+            raise ValueError(f"block_list.file {file} has no word in it; give a word or phrase a line")
+
+    def __call__(self, request: Request, suggestions: Sequence[str]) -> list[str]:
+        return ["on the block list" if self._blocked(words(text)) else "" for text in suggestions]
+
+    def _blocked(self, found: tuple[str, ...]) -> bool:
+        return any(
+            found[start : start + len(phrase)] == phrase
+            for phrase in self.phrases
+            for start in range(len(found) - len(phrase) + 1)
+        )
+
+
+@FILTERS.register("too_wide")
+class TooWide:
+    """Not what is wider than a button has room for.
+
+    Args:
+        max_width: columns, where a Chinese character takes two.
+    """
+
+    def __init__(self, max_width: int = 120) -> None:
+        if max_width < 1:
+            raise ValueError(f"too_wide.max_width must be at least 1, got {max_width}")
+        self.max_width = max_width
+
+    def __call__(self, request: Request, suggestions: Sequence[str]) -> list[str]:
+        return ["too wide" if width(text) > self.max_width else "" for text in suggestions]

@@ -1,0 +1,160 @@
+"""Every chat's way to ask, and the answer that it can read."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openrlhf_qs.serve.forms import (
+    as_messages,
+    completion_events,
+    in_form,
+    read_asked,
+    read_transcript,
+    same_text,
+)
+
+# The prompts as the two send them, their conversations filled in.
+OPEN_WEBUI = """### Task:
+Suggest 3-5 relevant follow-up questions or prompts that the user might naturally ask next in this conversation as a **user**, based on the chat history, to help continue or deepen the discussion.
+### Guidelines:
+- Write all follow-up questions from the user’s point of view, directed to the assistant.
+- Use the conversation's primary language; default to English if multilingual.
+- Response must be a JSON object with a "follow_ups" key containing an array of strings, no extra text or formatting.
+### Output:
+JSON format: { "follow_ups": ["Question 1?", "Question 2?", "Question 3?"] }
+### Chat History:
+<chat_history>
+USER: How do I bake bread?
+ASSISTANT: Mix flour and water.
+
+Then: let it rise.
+USER: For how long?
+ASSISTANT: Two hours.
+</chat_history>"""  # noqa: E501
+TITLE = """### Task:
+Generate a concise, 3-5 word title with an emoji summarizing the chat history.
+### Chat History:
+<chat_history>
+USER: How do I bake bread?
+ASSISTANT: Mix flour and water.
+</chat_history>"""
+DIFY = """Human: How do I bake bread?
+Assistant: Mix flour and water.
+
+Then: let it rise.
+Human: For how long?
+Assistant: Two hours.
+Please help me predict the three most likely questions that human would ask, and keep each question under 20 characters.
+MAKE SURE your output is the SAME language as the Assistant's latest response. The output must be an array in JSON format following the specified schema:
+["question1","question2","question3"]
+
+questions:
+"""  # noqa: E501
+CONVERSATION = [
+    {"role": "user", "content": "How do I bake bread?"},
+    {"role": "assistant", "content": "Mix flour and water.\n\nThen: let it rise."},
+    {"role": "user", "content": "For how long?"},
+    {"role": "assistant", "content": "Two hours."},
+]
+
+
+def asked(prompt, headers=None, **body):
+    return read_asked({"messages": [{"role": "user", "content": prompt}], **body}, headers or {})
+
+
+@pytest.mark.parametrize(("prompt", "form"), [(OPEN_WEBUI, "follow_ups"), (DIFY, "array")])
+def test_the_prompt_says_the_form_and_holds_the_conversation(prompt, form):
+    found = asked(prompt, model="suggestions", stream=False)
+    assert found.form == form and found.conversation == CONVERSATION and not found.stream
+
+
+def test_every_other_task_and_every_chat_is_not_ours():
+    assert asked(TITLE).form is None
+    assert asked(TITLE, {"x-task": "title_generation"}, model="suggestions-array").form is None
+    assert asked("How do I bake bread?").form is None
+    # a task that is named is believed, whatever its prompt says
+    assert asked(OPEN_WEBUI, {"x-task": "query_generation"}).form is None
+
+
+def test_a_follow_up_task_with_a_prompt_of_the_users_own_is_known_by_its_header_or_its_model():
+    own = "Drei Fragen als JSON array, bitte.\n<chat_history>\nUSER: Hallo\nASSISTANT: Hallo!\n</chat_history>"
+    turns = [{"role": "user", "content": "Hallo"}, {"role": "assistant", "content": "Hallo!"}]
+    found = asked(own, {"x-task": "follow_up_generation"})
+    assert found.form == "array" and found.conversation == turns
+    found = asked(own, model="suggestions-follow-ups")
+    assert found.form == "follow_ups" and found.conversation == turns
+
+
+def test_the_name_of_a_model_takes_plain_messages_too():
+    found = read_asked({"model": "suggestions-array", "messages": CONVERSATION, "stream": True, "user": "ann"}, {})
+    assert (found.form, found.conversation, found.stream, found.user) == ("array", CONVERSATION, True, "ann")
+
+
+def test_whose_it_is_stands_in_the_headers_of_the_connection_or_in_those_that_open_webui_sends_itself():
+    found = asked(OPEN_WEBUI, {"x-chat-id": "c", "x-user-id": "u", "x-message-id": "m", "x-openwebui-chat-id": "no"})
+    assert (found.chat, found.user, found.message) == ("c", "u", "m")
+    found = asked(OPEN_WEBUI, {"x-openwebui-chat-id": "c2", "x-openwebui-user-id": "u2"})
+    assert (found.chat, found.user) == ("c2", "u2")
+
+
+def test_a_transcript_without_speakers_is_the_users():
+    assert read_transcript(" Hello. ") == [{"role": "user", "content": "Hello."}]
+    assert read_transcript("") == []
+
+
+def test_messages_of_every_shape_become_those_of_a_click_log():
+    sent = [
+        {"role": "developer", "content": "Be kind."},
+        {"role": "user", "content": [{"type": "text", "text": "See"}, {"type": "image_url"}, {"text": "this"}]},
+        {"role": "tool", "content": "42"},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "content": "half \ud800 of a pair"},
+        "no message",
+        {"role": ["user"], "content": 7},
+    ]
+    assert as_messages(sent) == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "See\nthis"},
+        {"role": "assistant", "content": "half ? of a pair"},
+    ]
+
+
+def test_open_webui_finds_its_object_between_the_first_and_the_last_brace():
+    texts = ['What is "{x}"?', "Warum\u2028so?", "为什么？"]
+    answer = in_form(texts, "follow_ups")
+    cut = answer[answer.index("{") : answer.rindex("}") + 1]
+    assert json.loads(cut) == {"follow_ups": texts}
+    assert json.loads(in_form([], "follow_ups")) == {"follow_ups": []}
+    assert json.loads(in_form(texts, "array")) == texts
+
+
+def test_a_stream_says_the_same_in_events():
+    events = b"".join(completion_events('["a"]', "m")).decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == '["a"]'
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "stop"]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_a_message_is_the_suggestion_whatever_its_width_and_its_blanks():
+    assert same_text("Ｗhat  is\u00a0this\n?") == same_text("What is this ?")
+    assert same_text("What is this?") != same_text("What is that?")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200)
+@given(JSON, JSON, JSON, st.text(st.characters()))
+def test_no_body_is_too_odd_to_be_read(role, content, stream, model):
+    body = {"messages": [{"role": role, "content": content}, content], "stream": stream, "model": model}
+    found = read_asked(body, {"x-task": "follow_up_generation"})
+    json.dumps(found.conversation, ensure_ascii=False).encode()
+    assert found.form in ("follow_ups", "array")
