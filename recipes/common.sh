@@ -56,12 +56,15 @@ case $RUN in
       die "RUN=$RUN: a path with a comma, @, bracket, brace, *, ? or line break cannot be used; take another folder" ;;
 esac
 
-# record ACTION ARGUMENTS...: what the run was made from (openrlhf_qs/files/record.py), with whatever Python there is.
-record() {
+# record ACTION ARGUMENTS...: what the run was made from (openrlhf_qs/files/record.py).
+record() { module openrlhf_qs.files.record "$@"; }
+
+# module NAME ARGUMENTS...: a module of ours that needs the standard library alone, with whatever Python there is.
+module() {
    local python="${VIRTUAL_ENV:-$ROOT/.venv}/bin/python" path=${PYTHONPATH:-}
    [ -x "$python" ] || python=${PYTHON:-python3}
    [ ! -f "$ROOT/pyproject.toml" ] || path=$ROOT${path:+:$path}
-   PYTHONPATH=$path "$python" -m openrlhf_qs.files.record "$@"
+   PYTHONPATH=$path "$python" -m "$@"
 }
 
 # recall: what this call does not name is as the run was made.
@@ -270,6 +273,7 @@ lock_run() {
 finish() {
    [ "$DRY_RUN" = 1 ] && return
    record finish --run "$RUN" --stage "$STAGE" --seconds $((SECONDS - STARTED))
+   module openrlhf_qs.models.model_card --run "$RUN" --stage "$STAGE"
    echo "$STAGE: done in $((SECONDS - STARTED)) s"
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_qs.files.whole import replacing, write_whole
+from openrlhf_qs.models.folder import make_usable
 
 
 def edit_head(path: str | Path, edit: Callable[[dict[str, Any], Any, Any], tuple[Any, Any]]) -> None:
@@ -37,3 +38,4 @@ def edit_head(path: str | Path, edit: Callable[[dict[str, Any], Any, Any], tuple
         with replacing(file) as temporary:
             save_file(tensors, temporary, metadata=metadata)
     write_whole(config_file, json.dumps(config, indent=2) + "\n")
+    make_usable(path)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from openrlhf_qs.models.folder import make_usable
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder of a reward model with LoRA weights")
@@ -31,3 +33,4 @@ def merge(path: str, out: str) -> None:
         raise ValueError(f"{path} has no adapter_config.json: it is a whole model already, use it as it is")
     load_reward_model(path).to(torch.bfloat16).save_pretrained(out)
     AutoTokenizer.from_pretrained(path).save_pretrained(out)
+    make_usable(out)

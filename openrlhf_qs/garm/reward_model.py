@@ -91,6 +91,9 @@ def reward_model_class(
                 config.reward_model = mark
             config.value_head_prefix = value_head_prefix
             self.head = REWARD_MODELS.create(config.reward_model["name"], **config.reward_model["options"])
+            # One label more than the head has outputs: AutoModelForSequenceClassification, which would read the head
+            # without all that is ours, stops at the mismatch instead.
+            config.num_labels = self.head.n_outputs + 1
             self.is_encoder = is_encoder(config)
             if self.is_encoder and packing_samples:
                 raise ValueError(

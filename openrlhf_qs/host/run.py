@@ -23,6 +23,7 @@ from openrlhf_qs.host.patches import TESTED
 from openrlhf_qs.host.settings import Settings, add_stage_arguments
 from openrlhf_qs.models import own_ray
 from openrlhf_qs.models.device import Device
+from openrlhf_qs.models.folder import make_usable
 
 CPU_ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
@@ -83,6 +84,8 @@ def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
             _single_process_environment()
         sys.argv = [ENTRY_POINTS[stage], *host_argv]
         runpy.run_module(ENTRY_POINTS[stage], run_name="__main__", alter_sys=True)
+    if os.environ.get("RANK", "0") == "0":
+        make_usable(host.ckpt.output_dir)
 
 
 def _cpu_environment() -> None:

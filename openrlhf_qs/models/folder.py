@@ -7,11 +7,13 @@ not there.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from openrlhf_qs.files.record import broken
+from openrlhf_qs.files.whole import write_whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 AGAIN = "copy the model again, or make it again"
@@ -58,6 +60,26 @@ def check_weights(path: str | Path) -> None:
         problem = broken(file)
         if problem:
             raise ValueError(f"{file} {problem}; {AGAIN}")
+
+
+def make_usable(path: str | Path) -> None:
+    """What a training leaves in a model's folder, as others use it.
+
+    A policy's ``config.json`` says ``use_cache``, which training turned off: without it every token that transformers
+    generates reads the whole text again. And the weights, which safetensors writes for their owner alone, may be read
+    by whoever may read any other new file.
+    """
+    folder = Path(path)
+    config = read_config(folder) if (folder / "config.json").is_file() else {}
+    if any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()) and not config.get("use_cache"):
+        write_whole(
+            folder / "config.json", json.dumps(config | {"use_cache": True}, indent=2, ensure_ascii=False) + "\n"
+        )
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.is_file() and not file.is_symlink():
+            file.chmod(file.stat().st_mode | 0o666 & ~mask)
 
 
 def weight_files(path: str | Path) -> list[Path]:

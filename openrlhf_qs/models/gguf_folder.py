@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from openrlhf_qs.models.folder import make_usable
 from openrlhf_qs.models.template import rendered
 
 Dtype = Literal["bfloat16", "float32"]
@@ -66,6 +67,7 @@ def convert(file: str | Path, out: str | Path, dtype: Dtype = "bfloat16", licenc
     out.mkdir(parents=True)
     tokenizer.save_pretrained(out)
     model.save_pretrained(out)
+    make_usable(out)
     for licence in licences:
         shutil.copyfile(licence, out / licence.name)
     told = {name: fields.get(f"general.{name}") for name in ("name", "organization", "license", "basename")}

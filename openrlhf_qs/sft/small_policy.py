@@ -22,6 +22,7 @@ from openrlhf_qs.clicks.verdicts import FEW_CONVERSATIONS
 from openrlhf_qs.form.keys import conversation_keys
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import SUGGEST, Task, add_task_arguments, task_of
+from openrlhf_qs.models.folder import make_usable
 
 if TYPE_CHECKING:  # --help need not wait for torch
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
@@ -124,6 +125,7 @@ def build_small_policy(
         model.bfloat16().save_pretrained(temporary)
         for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json"):
             os.replace(file, out_dir / file.name)
+    make_usable(out_dir)
     return model.num_parameters()
 
 

@@ -137,6 +137,11 @@ def whole(tmp_path_factory) -> Recipes:
     return recipes
 
 
+def test_every_folder_of_a_model_has_its_card(whole):
+    for folder in ("data/policy", "sft", "garm", "rft", "grpo"):
+        assert "## How to ask it" in (whole.run.path / folder / "README.md").read_text(), folder
+
+
 def test_a_second_call_does_nothing(whole):
     done = whole("grpo_garm")
     assert done.returncode == 0 and done.stdout.count("done before") == 7 and whole.calls() == []

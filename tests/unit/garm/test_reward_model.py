@@ -10,7 +10,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoConfig, AutoTokenizer, BertModel, BertPreTrainedModel, Qwen3Config, Qwen3Model
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertModel,
+    BertPreTrainedModel,
+    Qwen3Config,
+    Qwen3Model,
+)
 from transformers.models.qwen3.modeling_qwen3 import Qwen3PreTrainedModel
 
 from openrlhf_qs.clicks.click_log import read_click_log
@@ -117,6 +125,13 @@ def test_a_saved_model_scores_as_the_one_in_memory(checkpoint, model, tokenizer)
         assert found.dtype == np.float64
     assert scores.mean.std() > 1e-3 and (scores.std > 0.2).all() and (scores.epistemic_std == 0).all()
     assert scorer.link == "probit"
+
+
+@pytest.mark.parametrize("head", ["gaussian", "bradley_terry", "click_gaussian"])
+def test_transformers_own_class_with_another_head_refuses_the_folder(tmp_path, tokenizer, head):
+    small_reward_model(tokenizer, {"name": head, "options": {}}).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="mismatch"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 
 def test_an_ensemble_is_saved_and_loaded_with_its_members(tmp_path, tokenizer):

@@ -1,12 +1,13 @@
 """A model's folder is looked at before it is loaded: what is not whole names the file."""
 
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from openrlhf_qs.models.folder import check_model, read_config
+from openrlhf_qs.models.folder import check_model, make_usable, read_config
 
 
 @pytest.fixture
@@ -64,3 +65,25 @@ def test_a_model_without_weights_or_with_a_part_of_them_is_refused(folder):
     (folder / "model-1.safetensors").unlink()
     with pytest.raises(ValueError, match="has no weights"):
         check_model(folder)
+
+
+def test_a_policy_that_was_trained_is_left_as_others_use_it(folder):
+    config = {"architectures": ["Qwen3ForCausalLM"], "use_cache": False, "name": "é"}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = folder / "model-1.safetensors"
+    weights.chmod(0o600)  # as safetensors writes it
+    before = os.umask(0o027)
+    try:
+        make_usable(folder)
+    finally:
+        os.umask(before)
+    assert read_config(folder) == config | {"use_cache": True}
+    assert weights.stat().st_mode & 0o777 == 0o640  # whoever may read any other new file
+
+
+def test_the_config_of_a_reward_model_and_a_folder_that_is_not_there_are_let_be(folder):
+    text = json.dumps({"architectures": ["SuggestionRewardModel"], "use_cache": False})
+    (folder / "config.json").write_text(text)
+    make_usable(folder)
+    assert (folder / "config.json").read_text() == text
+    make_usable(folder / "nowhere")
