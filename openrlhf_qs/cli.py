@@ -40,6 +40,12 @@ LOOKS = {
     "garm score": ("garm.score", "add a reward model's mean and std to every row of a file"),
     "garm merge": ("garm.merge", "write a reward model that was trained with LoRA as a whole model, for grpo"),
     "reward score": ("reward.score", "try a reward on a file: each part, the weights and the total"),
+    "rank": ("rank.train", "train a ranker of intents for who has said nothing yet, on a zero-query log"),
+    "rank data": ("rank.data", "a zero-query log to what ranker and reasoner learn from, and what is held out"),
+    "rank proposals": ("rank.proposals", "learn from people which proposal of an assistant is accepted"),
+    "rank score": ("rank.score", "add a ranker's scores to every row of a file"),
+    "rank best": ("rank.best", "of a reasoner's queries those that help the ranker most, to be taught"),
+    "rank eval": ("rank.eval", "rankers side by side on held-out visits: GAUC, Recall@3, NDCG@3, CTR@3, ECE"),
     "plugins": ("list_plugins", "list the plugins, or show the options of one"),
     "doctor": ("host.doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
     "ab": (
@@ -58,6 +64,7 @@ LIVE = {
 }
 SOURCES = {
     "world": ("world.click_log", "write a click log of simulated users, for when there is none"),
+    "world zero-query": ("world.zero_query", "write a zero-query log of simulated visitors, and their knowledge base"),
     "cold-start": ("sft.cold_start", "let a language model write the first suggestions, when there are no clicks yet"),
     "small-policy": ("sft.small_policy", "build a tokenizer and a small policy from a click log"),
     "model": ("models.resolve", "smollm2, or any GGUF file, as a Hugging Face folder, converted once"),

@@ -303,6 +303,7 @@ SFT_DATASETS = Registry(
     methods=("__call__",),
     abilities={
         "report": REPORT,
+        "single": Ability(bool, "True where each text is an answer of its own, as for a teacher", False),
     },
 )
 JUDGES = Registry(

@@ -19,17 +19,20 @@ class Request:
         conversation: what they are to stand under, oldest message first.
         user_id: whose conversation it is; None where nobody says.
         features: what is known of the user before the first word.
+        clicked: the suggestions that the user clicked, where a log says so: a reward may know, who serves does not.
     """
 
     conversation: Sequence[Message]
     user_id: str | None = None
     features: Mapping[str, Any] = field(default_factory=dict)
+    clicked: Sequence[str] = ()
 
     def label(self) -> str:
         """As JSON, for the ``label`` of a prompt, which the rewards get; what is not known is left out."""
         user = {} if self.user_id is None else {"user_id": self.user_id}
         features = {"features": dict(self.features)} if self.features else {}
-        return json.dumps({"conversation": list(self.conversation), **user, **features}, ensure_ascii=False)
+        clicked = {"clicked": list(self.clicked)} if self.clicked else {}
+        return json.dumps({"conversation": list(self.conversation), **user, **features, **clicked}, ensure_ascii=False)
 
     @classmethod
     def of_label(cls, label: Any) -> Request:
@@ -46,4 +49,4 @@ class Request:
                 f"label {short(label)} is no request as JSON: give --data.label_key label and the prompts.jsonl of "
                 "`openrlhf-qs data`"
             )
-        return cls(conversation, known.get("user_id"), known.get("features") or {})
+        return cls(conversation, known.get("user_id"), known.get("features") or {}, tuple(known.get("clicked") or ()))

@@ -33,6 +33,8 @@ class Single:
         seed: of the resampling.
     """
 
+    single = True
+
     def __init__(self, max_instances: int = 64, seed: int = 0) -> None:
         if max_instances < 1:
             raise ValueError(f"single.max_instances must be at least 1, got {max_instances}")

@@ -82,3 +82,20 @@ def test_a_set_that_gives_no_instance_is_refused(make):
 def test_the_policys_folder_says_what_it_was_taught(make, tmp_path):
     make([{"conversation": CONVERSATION, "candidates": FROM_CLICKS}])
     assert read_task(tmp_path / "sft") == SUGGEST
+
+
+def test_single_texts_are_taught_each_as_an_answer_of_its_own(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    module = ModuleType("openrlhf.datasets")
+    module.SFTDataset = type("SFTDataset", (), {"__init__": lambda self, rows, *a, **k: setattr(self, "rows", rows)})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, "openrlhf_qs.host.sft_dataset", raising=False)
+    sft_dataset(module, Settings(stage=SFTSettings(sft_dataset="single")))
+    data = SimpleNamespace(input_key="prompt", output_key="response")
+    args = SimpleNamespace(data=data, ckpt=SimpleNamespace(output_dir=str(tmp_path / "sft")))
+    strategy = SimpleNamespace(args=args, is_rank_0=lambda: True, print=print)
+    rows = datasets.Dataset.from_list([{"conversation": CONVERSATION, "candidates": FROM_CLICKS}])
+    made = module.SFTDataset(rows, Tokenizer(), 512, strategy).rows.to_list()
+    del sys.modules["openrlhf_qs.host.sft_dataset"]
+    assert {row["response"][0]["content"] for row in made} <= {"Why?", "Salt?", "Oven?"} and len(made) == 3
+    assert read_task(tmp_path / "sft").form == "text"

@@ -1,0 +1,153 @@
+"""``openrlhf-qs rank eval``: rankings of held-out visits side by side.
+
+In: a held-out log, the knowledge base, arms ``NAME=DIR`` or ``NAME=DIR:QUERIES``. Out: a table, and ``--out``, JSON.
+
+Without a judge relevance is what was clicked: it says how well an arm finds that among all other intents, and favours
+whoever ranks as the policy did that chose what was shown. A judge (``--judge zero_query_world``) tells the chance of a
+click for every intent, and ``oracle`` is its own ranking. New intents are those that no row of ``--train`` shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.rank.impressions import (
+    Impressions,
+    Intents,
+    conversation_of,
+    in_words,
+    read_impressions,
+    read_intents,
+)
+from openrlhf_qs.rank.metrics import at_top, calibration_error, group_auc, summary
+from openrlhf_qs.rank.train import queries_for, read_queries, shuffled
+from openrlhf_qs.registry import JUDGES, load_plugins
+
+FEATURES = "@features"  # in the place of a file of queries
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log", required=True, nargs="+", metavar="FILE", help="held-out log")
+    parser.add_argument("--train", nargs="+", default=[], metavar="FILE", help="log of the training, for new intents")
+    parser.add_argument("--intents", required=True, metavar="FILE", help="knowledge base")
+    parser.add_argument(
+        "--arm",
+        action="append",
+        required=True,
+        metavar="NAME=DIR[:QUERIES]",
+        help=f"a ranker and its queries; may be repeated. {FEATURES} as queries: the features in words",
+    )
+    parser.add_argument("--shuffle_queries", action="append", default=[], metavar="NAME", help="a control: that arm's")
+    parser.add_argument("--judge", default="", help="plugin that tells the chance of a click for every intent")
+    parser.add_argument("--n_max", type=int, default=2000, help="visits, drawn at random; default 2000")
+    parser.add_argument("--out", default="", metavar="FILE", help="JSON to write")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> None:
+    intents = read_intents(args.intents)
+    log = read_impressions(args.log, intents)
+    log = log[np.sort(np.random.default_rng(args.seed).permutation(len(log))[: args.n_max])]
+    is_new = np.zeros(len(intents), dtype=bool)
+    if args.train:
+        before = read_impressions(args.train, intents)
+        is_new = ~np.isin(np.arange(len(intents)), before.shown)
+    relevance = judged(args.judge, log, intents) if args.judge else clicked(log, len(intents))
+    arms = {}
+    if args.judge:
+        arms["oracle"] = relevance
+    if args.train:
+        n_clicked = np.zeros(len(intents))
+        np.add.at(n_clicked, before.shown[before.shown >= 0], before.clicks[before.shown >= 0])
+        arms["popularity"] = np.tile(n_clicked, (len(log), 1))
+    chances = {}
+    for arm in args.arm:
+        name, scores = arm_scores(arm, log, intents, args.shuffle_queries, args.seed)
+        arms[name] = scores
+        chances[name] = scores
+    results = {name: measured(scores, relevance, is_new, log) for name, scores in arms.items()}
+    for name, scores in chances.items():
+        results[name]["calibration"] = on_clicks(scores, log)
+    if args.out:
+        write_whole(args.out, json.dumps({"n": len(log), "judge": args.judge, "arms": results}, indent=1) + "\n")
+    Console(width=140).print(table(results))
+
+
+def arm_scores(
+    arm: str, log: Impressions, intents: Intents, shuffled_arms: Sequence[str], seed: int
+) -> tuple[str, np.ndarray]:
+    """Name and log-odds ``[n, intents]`` of ``NAME=DIR[:QUERIES]``."""
+    from openrlhf_qs.rank.ranker import Ranker
+
+    name, equals, rest = arm.partition("=")
+    folder, _, queries = rest.partition(":")
+    if not equals or not folder:
+        raise ValueError(f"--arm {arm!r}: give NAME=DIR or NAME=DIR:QUERIES")
+    of_rows = None
+    if queries == FEATURES:
+        of_rows = [in_words(features) for features in log.features]
+    elif queries:
+        of_rows = queries_for(log.features, read_queries(queries))
+        if name in shuffled_arms:
+            of_rows = shuffled(of_rows, seed)
+    return name, Ranker.load(folder).scores(log.features, intents, of_rows)
+
+
+def judged(judge: str, log: Impressions, intents: Intents) -> np.ndarray:
+    """The judge's chance of a click for every intent at the top, ``[n, intents]``."""
+    load_plugins()
+    ask = JUDGES.create(judge)
+    conversations = [conversation_of(features) for features in log.features]
+    alone = [[text] for text in intents.texts]
+    return np.array(
+        [[chance for (chance,) in ask([conversation] * len(alone), alone)] for conversation in conversations]
+    )
+
+
+def clicked(log: Impressions, n_intents: int) -> np.ndarray:
+    """1 for what was clicked, ``[n, intents]``."""
+    relevance = np.zeros((len(log), n_intents))
+    row, place = np.nonzero(log.clicks)
+    relevance[row, log.shown[row, place]] = 1
+    return relevance
+
+
+def measured(scores: np.ndarray, relevance: np.ndarray, is_new: np.ndarray, log: Impressions) -> dict[str, Any]:
+    """The metrics of one arm with their intervals by user, and by row for differences of arms."""
+    values = {"gauc": group_auc(scores, relevance), **at_top(scores, relevance, log.examination)}
+    values["ctr"] = np.where(relevance.any(1), values["ctr"], np.nan)  # a visit without a click says nothing here
+    if is_new.any():
+        values["gauc_new"] = group_auc(scores[:, is_new], relevance[:, is_new])
+        wants_new = relevance[:, is_new].max(1) >= relevance.max(1)
+        top = at_top(scores, relevance * is_new, log.examination)["recall"]
+        values["recall_new"] = np.where(wants_new, top, np.nan)
+    return summary(values, log.users)
+
+
+def on_clicks(scores: np.ndarray, log: Impressions) -> dict[str, float]:
+    """ECE of the chance of a click, examination included, on what was shown."""
+    there = log.shown >= 0
+    of_shown = np.take_along_axis(scores, np.maximum(log.shown, 0), axis=1)
+    chance = log.examination / (1 + np.exp(-of_shown))
+    return calibration_error(chance[there], log.clicks[there])
+
+
+def table(results: dict[str, Any]) -> Table:
+    """One line an arm."""
+    shown = Table("arm", "GAUC", "Recall@3", "NDCG@3", "CTR@3", "GAUC, new", "Recall@3, new", "ECE (floor)")
+    for name, result in results.items():
+        cells = []
+        for metric in ("gauc", "recall", "ndcg", "ctr", "gauc_new", "recall_new"):
+            one = result.get(metric)
+            cells.append("" if not one or one["mean"] is None else f"{one['mean']:.4f} ± {one['half'] or 0:.4f}")
+        ece = result.get("calibration")
+        shown.add_row(name, *cells, f"{ece['ece']:.4f} ({ece['floor']:.4f})" if ece else "")
+    return shown

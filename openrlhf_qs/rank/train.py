@@ -1,0 +1,104 @@
+"""``openrlhf-qs rank``: train a ranker on a zero-query log.
+
+In: the log, the knowledge base and, for the third tower, queries of a reasoner, JSON Lines ``{"conversation",
+"candidates"}`` as ``openrlhf-qs distil`` writes them. Out: the ranker's folder, and with queries ``reward/`` in it.
+
+**Who has seen which clicks.** The reasoner is taught clicks of one half of the users (:meth:`Impressions.half`). Its
+queries for them remember what they clicked, and a ranker that learned from these would trust queries too far; so the
+ranker gets queries for the other half alone, and learns from the reasoner's half without. The ranker in ``reward/``,
+which tells the reasoner how good its queries are, learned from the other half only: it has not seen a click of the
+prompts that it judges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from openrlhf_qs.files.whole import json_lines, write_whole
+from openrlhf_qs.form.keys import conversation_key
+from openrlhf_qs.rank.impressions import conversation_of, in_words, read_impressions, read_intents
+
+REWARD = "reward"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log", required=True, nargs="+", metavar="FILE", help="zero-query log to learn from")
+    parser.add_argument("--intents", required=True, metavar="FILE", help="knowledge base: JSON Lines of id and text")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the ranker")
+    parser.add_argument("--queries", default="", metavar="FILE", help="of a reasoner; default: none, two towers")
+    parser.add_argument(
+        "--features_as_query",
+        action="store_true",
+        help="the features in words stand for the query: the baseline that a reasoner must beat",
+    )
+    parser.add_argument("--shuffle_queries", action="store_true", help="give each user another one's query: a control")
+    parser.add_argument(
+        "--encoder", default="words", help="of texts: words (hashed), minilm, or a sentence-transformers model"
+    )
+    parser.add_argument("--propensity", default="auto", help="estimator of the examination; default auto")
+    parser.add_argument("--max_epochs", type=int, default=20, help="passes over the log at most; default 20")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> None:
+    from openrlhf_qs.rank.ranker import train_ranker
+
+    intents = read_intents(args.intents)
+    log = read_impressions(args.log, intents, args.propensity)
+    for finding in log.findings:
+        print(f"examination: {finding}")
+    how = {"encoder": args.encoder, "max_epochs": args.max_epochs, "seed": args.seed}
+    queries, is_reasoners = None, log.half(args.seed)
+    if args.features_as_query:
+        queries = [in_words(features) for features in log.features]
+    elif args.queries:
+        queries = queries_for(log.features, read_queries(args.queries))
+        if args.shuffle_queries:
+            queries = shuffled(queries, args.seed)
+        queries = ["" if own else query for own, query in zip(is_reasoners, queries, strict=True)]
+        others = np.flatnonzero(~is_reasoners)
+        judge = train_ranker(log[others], intents, [queries[n] for n in others], **how)
+        judge.save(Path(args.out) / REWARD)
+        print(f"{args.out}/{REWARD}: learned from {len(others):,} impressions, none of them the reasoner's")
+    ranker = train_ranker(log, intents, queries, **how)
+    ranker.save(args.out)
+    n_queries = sum(map(bool, queries or ()))
+    examination = ", ".join(f"{value:.2f}" for value in log.examination)
+    print(
+        f"{args.out}: {len(log):,} impressions, {int(log.clicks.sum()):,} clicks, {len(intents)} intents, "
+        f"{n_queries:,} queries; examination {examination}"
+    )
+    write_whole(Path(args.out) / "log.json", json.dumps({"examination": log.examination.tolist()}) + "\n")
+
+
+def read_queries(path: str | Path) -> dict[str, str]:
+    """Key of a conversation to its query: the likeliest of its candidates; empty where the reasoner wrote none."""
+    found = {}
+    for number, row in enumerate(json_lines(path), start=1):
+        if not isinstance(row.get("candidates"), list) or "conversation" not in row:
+            raise ValueError(f"{path}:{number}: no conversation with candidates; give what `openrlhf-qs distil` wrote")
+        texts = [one["text"] for one in row["candidates"]]
+        found[conversation_key(row["conversation"])] = texts[0] if texts else ""
+    return found
+
+
+def queries_for(features: Sequence[Mapping], queries: Mapping[str, str]) -> list[str]:
+    """The query of each, empty where there is none. ValueError where there is none at all."""
+    found = [queries.get(conversation_key(conversation_of(one)), "") for one in features]
+    if not any(found):
+        raise ValueError("no query is about features of this log: let the reasoner read the same log")
+    return found
+
+
+def shuffled(queries: Sequence[str], seed: int) -> list[str]:
+    """The queries that are there, each with another row that has one."""
+    there = [n for n, query in enumerate(queries) if query]
+    found = list(queries)
+    for n, other in zip(there, np.random.default_rng(seed).permutation(there), strict=True):
+        found[n] = queries[other]
+    return found

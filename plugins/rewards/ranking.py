@@ -1,0 +1,42 @@
+"""Reward ``ranking``: how much a latent query helps the ranker of intents to find what the user clicked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from openrlhf_qs.registry import REWARDS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openrlhf_qs.reward.rollout import RolloutBatch
+
+
+@REWARDS.register("ranking")
+class Ranking:
+    """The log-probability of the clicked intent with the query, less the same ranker's without one, nats.
+
+    The ranker must not have seen the clicks of these prompts (``openrlhf-qs rank`` writes such a one to ``reward/``).
+    A query that cannot be read counts as none, so it gains 0 before what a malformed response costs.
+
+    Args:
+        ranker: folder of a ranker.
+        malformed: nats, of a response that is no query.
+    """
+
+    def __init__(self, ranker: str, malformed: float = -3.0) -> None:
+        from openrlhf_qs.rank.ranker import Ranker
+
+        if not malformed <= 0:
+            raise ValueError(f"ranking.malformed must be at most 0, got {malformed}: it is what such a response costs")
+        self.ranker = Ranker.load(ranker)
+        self.malformed = malformed
+
+    def __call__(self, batch: RolloutBatch) -> Tensor:
+        import torch
+
+        from openrlhf_qs.rank.best import gain
+
+        queries = [parsed.suggestions[0] if parsed.well_formed else "" for parsed in batch.parsed]
+        gains = torch.tensor(gain(self.ranker, batch.requests, queries), dtype=torch.float32)
+        return gains.where(~batch.malformed, torch.tensor(float(self.malformed)))  # [batch]

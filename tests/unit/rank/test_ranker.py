@@ -1,0 +1,97 @@
+"""The ranker: what it learns, what it cannot know, and that it is the same after a disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from visits import INTENTS, visits, wanted_intents
+
+from openrlhf_qs.rank.impressions import Intents
+from openrlhf_qs.rank.ranker import Ranker, click_loss, train_ranker
+
+
+@pytest.fixture(scope="module")
+def log():
+    return visits(5000)
+
+
+@pytest.fixture(scope="module")
+def ranker(log):
+    return train_ranker(log, INTENTS, max_epochs=40)
+
+
+def first(scores: np.ndarray, log) -> float:
+    return float((scores.argmax(1) == wanted_intents(log)).mean())
+
+
+def test_two_towers_learn_what_two_features_mean_together(ranker):
+    new = visits(400, seed=1)
+    assert first(ranker.scores(new.features), new) > 0.9
+
+
+def test_what_stands_lower_and_is_looked_at_less_is_not_taken_for_worse(ranker):
+    new = visits(400, seed=1)
+    chance = 1 / (1 + np.exp(-ranker.scores(new.features)))
+    # 0.8 of those who look click; over the places only 0.8 * (1 + 0.6 + 0.3) / 3 = 0.51 of those shown it do
+    assert abs(chance[np.arange(400), wanted_intents(new)].mean() - 0.8) < 0.12
+
+
+def test_it_is_saved_and_loaded_and_scores_the_same(ranker, tmp_path):
+    new = visits(20, seed=2)
+    ranker.save(tmp_path)
+    np.testing.assert_array_equal(Ranker.load(tmp_path).scores(new.features), ranker.scores(new.features))
+
+
+def test_a_folder_without_a_ranker_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no ranker"):
+        Ranker.load(tmp_path)
+
+
+def test_candidates_in_another_order_have_the_same_scores(ranker):
+    new, order = visits(20, seed=2), [3, 0, 5, 1, 4, 2]
+    turned = Intents(tuple(INTENTS.ids[n] for n in order), tuple(INTENTS.texts[n] for n in order))
+    np.testing.assert_allclose(
+        ranker.scores(new.features, turned), ranker.scores(new.features)[:, order], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_an_intent_with_a_new_text_counts_as_new_and_one_left_out_changes_no_other(ranker):
+    new = visits(20, seed=2)
+    changed = Intents(INTENTS.ids[:5], ("How do I polish my kettle?", *INTENTS.texts[1:5]))
+    assert ranker.intent_ids(changed).tolist() == [0, 2, 3, 4, 5]
+    scores = ranker.scores(new.features, changed)
+    np.testing.assert_allclose(scores[:, 1:], ranker.scores(new.features)[:, 1:5], rtol=1e-4, atol=1e-5)
+    assert np.isfinite(scores).all()
+
+
+def test_a_query_that_says_what_is_wanted_is_used_and_one_may_be_missing(log):
+    # The query is all that tells a kettle from a lamp: of the features only the user's number of visits is there.
+    queries = [INTENTS.texts[intent] for intent in wanted_intents(log)]
+    bare = [{"visits": one["visits"]} for one in log.features]
+    knows_little = type(log)(bare, log.shown, log.clicks, log.users, log.times, log.examination)
+    ranker = train_ranker(knows_little, INTENTS, queries, max_epochs=12)
+    new = visits(300, seed=3)
+    bare = [{"visits": one["visits"]} for one in new.features]
+    with_query = first(ranker.scores(bare, queries=[INTENTS.texts[n] for n in wanted_intents(new)]), new)
+    assert with_query > 0.9
+    assert first(ranker.scores(bare), new) < 0.35
+    np.testing.assert_allclose(ranker.scores(bare, queries=[""] * 300), ranker.scores(bare), atol=1e-5)
+
+
+def test_the_loss_of_one_row_is_that_of_the_formula():
+    scores = torch.tensor([[0.0, 1.0, -1.0]])
+    shown, clicks = torch.tensor([[1, 0, -1]]), torch.tensor([[0.0, 1.0, 0.0]])
+    loss = click_loss(scores, shown, clicks, torch.tensor([1.0, 0.5, 0.25]), torch.zeros(3), 1.0, 1.0)
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    clicked = -np.log(1 - sigmoid(1)) - np.log(0.5 * sigmoid(0))  # the top passed over, the second looked at by half
+    among_shown = -2 * np.log(1 / (1 + np.exp(1)))  # a click at the second place counts as two
+    among_all = -2 * np.log(1 / (1 + np.exp(1) + np.exp(-1)))
+    assert loss.item() == pytest.approx(clicked + among_shown + among_all, rel=1e-5)
+
+
+def test_a_log_without_a_click_is_refused():
+    log = visits(50)
+    log.clicks[:] = 0
+    with pytest.raises(ValueError, match="no click in 50 impressions"):
+        train_ranker(log, INTENTS)
