@@ -78,6 +78,10 @@ BENCHMARKS = {
         "benchmark.garm_training",
         "impressions a second of reward-model training, OpenRLHF's own way and ours",
     ),
+    "benchmark live-log": (
+        "benchmark.live_log",
+        "impressions a second that a server's log acknowledges, against a journal",
+    ),
     "benchmark propensities": (
         "benchmark.propensities",
         "what the estimators of examination find where the truth is known: bias, coverage, false alarms",
@@ -89,6 +93,14 @@ BENCHMARKS = {
     "benchmark grpo-overhead": (
         "benchmark.grpo_overhead",
         "what the composite reward costs of a GRPO step, and what scoring in batches saves",
+    ),
+    "benchmark serving": (
+        "benchmark.serving",
+        "what a server costs beside its engine: throughput and time of an answer",
+    ),
+    "benchmark silence": (
+        "benchmark.silence",
+        "what it brings to stay silent: CTR and clicks lost by the share shown",
     ),
     "benchmark reward-models": (
         "benchmark.reward_models",

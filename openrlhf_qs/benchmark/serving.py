@@ -1,0 +1,129 @@
+"""What a server costs beside its engine: the same conversations, sampled by vLLM alone and asked over HTTP.
+
+Both have as many requests in flight, the same policy and as many samples of each. Over HTTP, by ``openrlhf-qs serve``
+in a process of its own, filters, reward model, choice and log come on top. In: a policy and conversations. Out:
+conversations a second, and the time of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+from rich import print as rich_print
+from rich.table import Table
+
+from openrlhf_qs.files.whole import read_json_lines
+from openrlhf_qs.form.prompt import Message
+
+WARM_UP = 20  # requests before the first that counts
+START_S = 600.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", required=True, metavar="DIR", help="folder of the policy")
+    parser.add_argument("--reward_model", default="", metavar="DIR", help="for the server; default: none")
+    parser.add_argument("--conversations", required=True, metavar="FILE", help="JSON Lines with a conversation a row")
+    parser.add_argument("--n", type=int, default=200, help="conversations that count; default 200")
+    parser.add_argument("--in_flight", type=int, default=4, help="requests at a time; default 4")
+    parser.add_argument("--n_samples", type=int, nargs="+", default=[1, 4], help="responses to each; default 1 4")
+
+
+def run(args: argparse.Namespace) -> None:
+    conversations = [row["conversation"] for row in read_json_lines(args.conversations)][: args.n + WARM_UP]
+    if len(conversations) <= WARM_UP:
+        raise ValueError(f"{args.conversations}: {len(conversations)} rows; give more than {WARM_UP}")
+    table = Table("", "samples", "conversations/s", "p50, ms", "p95, ms")
+    bare = asyncio.run(_bare(args, conversations))
+    for n_samples in args.n_samples:
+        _add(table, "vLLM alone", n_samples, bare[n_samples])
+        _add(table, "over HTTP", n_samples, asyncio.run(_over_http(args, conversations, n_samples, "")))
+        if args.reward_model:
+            chosen = asyncio.run(_over_http(args, conversations, n_samples, args.reward_model))
+            _add(table, "over HTTP, reward model", n_samples, chosen)
+    rich_print(table)
+
+
+async def _bare(args: argparse.Namespace, conversations: Sequence[Sequence[Message]]) -> dict[int, tuple]:
+    from openrlhf_qs.serve.policy import Policy
+
+    policy = Policy(args.policy, 0.7)
+    try:
+        return {
+            n: await _timed(lambda conversation, n=n: policy.sample(conversation, n), conversations, args.in_flight)
+            for n in args.n_samples
+        }
+    finally:
+        policy.close()
+
+
+async def _over_http(
+    args: argparse.Namespace, conversations: Sequence[Sequence[Message]], n_samples: int, reward_model: str
+) -> tuple[list[float], float]:
+    import httpx2
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(dir=".") as log:
+        command = [sys.executable, "-m", "openrlhf_qs.cli", "serve", "--policy", args.policy, "--log", log]
+        command += ["--port", str(port), "--n_samples", str(n_samples), "--reward_model", reward_model]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as asking:
+                await _started(asking, server)
+
+                async def ask(conversation: Sequence[Message]) -> None:
+                    answer = await asking.post("/v1/suggestions", json={"conversation": list(conversation)})
+                    answer.raise_for_status()
+
+                return await _timed(ask, conversations, args.in_flight)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+async def _started(asking, server: subprocess.Popen) -> None:
+    import httpx2
+
+    began = time.monotonic()
+    while True:
+        if server.poll() is not None or time.monotonic() - began > START_S:
+            raise ValueError("the server did not start: call openrlhf-qs serve with these flags to see why")
+        try:
+            if (await asking.get("/healthz")).status_code == 200:
+                return
+        except httpx2.HTTPError:
+            pass
+        await asyncio.sleep(0.5)
+
+
+async def _timed(
+    ask: Callable[[Sequence[Message]], Awaitable], conversations: Sequence[Sequence[Message]], in_flight: int
+) -> tuple[list[float], float]:
+    """The seconds of each of ``conversations`` after the first ``WARM_UP``, and of all of those."""
+    at_once, seconds = asyncio.Semaphore(in_flight), []
+
+    async def one(conversation: Sequence[Message]) -> None:
+        async with at_once:
+            start = time.perf_counter()
+            await ask(conversation)
+            seconds.append(time.perf_counter() - start)
+
+    await asyncio.gather(*map(one, conversations[:WARM_UP]))
+    seconds.clear()
+    began = time.perf_counter()
+    await asyncio.gather(*map(one, conversations[WARM_UP:]))
+    return seconds, time.perf_counter() - began
+
+
+def _add(table: Table, name: str, n_samples: int, measured: tuple[list[float], float]) -> None:
+    seconds, wall = measured
+    p50, p95 = 1000 * np.percentile(seconds, [50, 95])
+    table.add_row(name, str(n_samples), f"{len(seconds) / wall:.1f}", f"{p50:.0f}", f"{p95:.0f}")
