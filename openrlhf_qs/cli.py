@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 
 from openrlhf_qs import __version__
+from openrlhf_qs.command_help import HELP
 from openrlhf_qs.files.printable import printable
 
 # Modules are imported when their subcommand is called: `--help` must not wait for torch. The stages without one are
@@ -138,6 +139,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser(command)
     if command not in COMMANDS and not command.startswith("-") or command in OPENRLHF and _is_word(argv[1:]):
         _say_what_there_is(parser, argv)
+    if command in OPENRLHF and "--help-all" in argv:
+        print(_everything(command))
+        return
     args, rest = parser.parse_known_args(argv)
     if rest and command not in OPENRLHF:
         parser.error(f"unknown arguments: {' '.join(rest)}")
@@ -154,7 +158,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         print(printable(f"openrlhf-qs {command}: {_of_the_machine(error)}"), file=sys.stderr)
         sys.exit(2)
-    if command in OPENRLHF and not vars(args)["qs.check_enable"]:
+    if command in OPENRLHF and vars(args)["qs.check_enable"]:
+        print(f"{command}: ok, flags (OpenRLHF's too), plugins, data and models are as they must be; nothing was run")
+    elif command in OPENRLHF:
         from openrlhf_qs.host import run as host
 
         host.run(command, settings, rest)
@@ -209,19 +215,63 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, what) in COMMANDS.items():
-        one = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+        one = commands.add_parser(
+            name,
+            help=what,
+            description=_description(name),
+            epilog=_example(name),
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if name != command:
             continue
         if name in OPENRLHF:
             from openrlhf_qs.host import run as host
 
             host.add_arguments(one, name)
-            one.epilog = (
-                f"Every other flag goes to {host.ENTRY_POINTS[name]}: see python -m {host.ENTRY_POINTS[name]} --help"
-            )
+            one.add_argument("--help-all", action="store_true", help="OpenRLHF's own flags too, and stop")
         else:
             _module(name).add_arguments(one)
     return parser
+
+
+def _description(command: str) -> str:
+    """What a command is for, reads and writes."""
+    _, what = COMMANDS[command]
+    about = HELP[command]
+    lines = textwrap.wrap(what[0].upper() + what[1:] + ".", 78)
+    for name, text in (("reads", about.reads), ("writes", about.writes)):
+        lines += textwrap.wrap(text, 78, initial_indent=f"  {name:<8}", subsequent_indent=" " * 10)
+    return "\n".join(lines)
+
+
+def _example(command: str) -> str:
+    """An example that can be copied, and where more is told."""
+    about = HELP[command]
+    lines = ["example:"]
+    for piece in about.example.replace(" --", "\n--").split("\n"):  # a flag with its value
+        if len(lines) > 1 and len(lines[-1]) + len(piece) < 76:
+            lines[-1] += f" {piece}"
+        elif len(lines) > 1:
+            lines[-1] += " \\"
+            lines.append(f"     {piece}")
+        else:
+            lines.append(f"  {piece}")
+    if command in OPENRLHF:
+        lines += ["", f"Every other flag is OpenRLHF's: openrlhf-qs {command} --help-all lists them,"]
+        lines += [f"bash recipes/{command}.sh fills them in."]
+    return "\n".join([*lines, "", f"more: docs/{about.page}"])
+
+
+def _everything(command: str) -> str:
+    """The help of a stage that OpenRLHF runs, with that of OpenRLHF's own flags, and without its imports."""
+    from openrlhf_qs.host.arguments import ENTRY_POINTS, host_parser
+
+    ours = _parser(command)._subparsers._group_actions[0].choices[command]
+    theirs = host_parser(command)
+    theirs.prog = f"openrlhf-qs {command}"
+    flags = theirs.format_help().partition("\n\n")[2]
+    return f"{ours.format_help()}\nflags of {ENTRY_POINTS[command]}, which go to it as they are:\n\n{flags}"
 
 
 if __name__ == "__main__":

@@ -49,13 +49,6 @@ wrong_name() {
 WRONG_NAME=$(wrong_name)
 [ -z "$WRONG_NAME" ] || die "$WRONG_NAME"
 
-: "${RUN:=runs/default}"        # folder of everything that is written; a second call goes on in it
-case $RUN in /*) ;; *) RUN=$PWD/$RUN ;; esac   # Ray's workers run in another folder
-case $RUN in
-   *[],@*?[{}$'\n']*)   # which OpenRLHF and datasets take for something else
-      die "RUN=$RUN: a path with a comma, @, bracket, brace, *, ? or line break cannot be used; take another folder" ;;
-esac
-
 # record ACTION ARGUMENTS...: what the run was made from (openrlhf_qs/files/record.py).
 record() { module openrlhf_qs.files.record "$@"; }
 
@@ -66,6 +59,25 @@ module() {
    [ ! -f "$ROOT/pyproject.toml" ] || path=$ROOT${path:+:$path}
    PYTHONPATH=$path "$python" -m "$@"
 }
+
+# configure: what CONFIG=FILE says and this call does not name. The file is checked, and nothing in it is run.
+configure() {
+   local line name values
+   [ -n "${CONFIG:-}" ] || return 0
+   values=$(module openrlhf_qs.files.variables "$CONFIG" $VARIABLES) || exit 1
+   while read -r line; do   # NAME=value, quoted for a shell
+      name=${line%%=*}
+      [ -z "$name" ] || [ -n "${!name+set}" ] || eval "$line"
+   done <<< "$values"
+}
+configure
+
+: "${RUN:=runs/default}"        # folder of everything that is written; a second call goes on in it
+case $RUN in /*) ;; *) RUN=$PWD/$RUN ;; esac   # Ray's workers run in another folder
+case $RUN in
+   *[],@*?[{}$'\n']*)   # which OpenRLHF and datasets take for something else
+      die "RUN=$RUN: a path with a comma, @, bracket, brace, *, ? or line break cannot be used; take another folder" ;;
+esac
 
 # recall: what this call does not name is as the run was made.
 recall() {

@@ -4,6 +4,7 @@
 #   CLICK_LOG=clicks.jsonl RUN=runs/mine bash recipes/grpo_garm.sh        # your clicks
 #   REWARD=garm,ood,rules RUN=runs/three bash recipes/grpo_garm.sh        # other rewards
 #   POLICY=Qwen/Qwen3-4B CLICK_LOG=clicks.jsonl GPUS=8 RUN=runs/qwen bash recipes/grpo_garm.sh
+#   CONFIG=mine.env bash recipes/grpo_garm.sh                             # variables from a file, a NAME=value a line
 #   DRY_RUN=1 bash recipes/grpo_garm.sh                                   # what would be run
 # A second call goes on where the first one ended, with what it was given. One that asks for something else is told what
 # differs; AGAIN=1 then makes anew what does, and all after it. Every variable: recipes/common.sh and each stage's recipe.

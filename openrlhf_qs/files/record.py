@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_qs.files.run_folder import STAGE_FOLDERS, RunFolder
+from openrlhf_qs.files.variables import as_file
 from openrlhf_qs.files.whole import write_whole
 
 Variables = Mapping[str, str]
@@ -334,7 +335,9 @@ def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
 
 
 def write_record(run: RunFolder, stages: Mapping[str, Any]) -> None:
+    """Write the entries, and what they say of variables as a file that a run can be made from."""
     ordered = {name: stages[name] for name in STAGE_FOLDERS if name in stages}
+    write_whole(run.variables, as_file(ordered))
     write_whole(run.record, json.dumps({"stages": ordered}, indent=1, ensure_ascii=False) + "\n")
 
 

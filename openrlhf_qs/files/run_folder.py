@@ -65,6 +65,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.record = self.path / "run.json"  # what each stage was made from, see openrlhf_qs.files.record
+        self.variables = self.path / "variables.env"  # what the stages used, for CONFIG=
         self.data = DataFolder(self.stage("data"))
         self.teacher = self.stage("distil") / "teacher"
         self.candidates = self.stage("distil") / "candidates.jsonl"

@@ -28,7 +28,7 @@ def host_arguments(stage: str, argv: Sequence[str]) -> SimpleNamespace:
     parser = host_parser(stage)
 
     def refuse(message: str) -> NoReturn:
-        raise ValueError(f"{message}; every flag: python -m {ENTRY_POINTS[stage]} --help")
+        raise ValueError(f"{message}; every flag: openrlhf-qs {stage} --help-all")
 
     parser.error = refuse
     hierarchize = runpy.run_path(str(host_folder() / "utils" / "config.py"))["hierarchize"]

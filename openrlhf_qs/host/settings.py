@@ -68,6 +68,7 @@ class GRPOSettings:
         ("garm", "ood", "rules", "relevance", "diversity"),
         "parts of the reward, separated by commas; empty: OpenRLHF's own scalar reward",
         type=words,
+        metavar="NAMES",
     )
     reference: str = flag(
         "",
@@ -122,13 +123,25 @@ def add_stage_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
     for one in fields(STAGES[stage]):
         how = dict(one.metadata)
         default = ",".join(one.default) if isinstance(one.default, tuple) else one.default
+        if one.name == "reward":
+            how["help"] += f"; there are {', '.join(_rewards())}"
         how["help"] += f"; default: {default if default != '' else 'none'}"
+        if "choices" not in how:
+            how.setdefault("metavar", {int: "N", float: "X"}.get(how["type"], one.name.upper()))
         if isinstance(one.default, bool):
             parser.add_argument(f"--qs.{one.name}", action="store_true", help=one.metadata["help"])
         elif how.get("action") == "append":
             parser.add_argument(f"--qs.{one.name}", default=[], **how)
         else:
             parser.add_argument(f"--qs.{one.name}", default=one.default, **how)
+
+
+def _rewards() -> list[str]:
+    """The parts that are installed."""
+    from openrlhf_qs.registry import REWARDS, load_plugins
+
+    load_plugins()
+    return list(REWARDS)
 
 
 def stage_settings(stage: str, flags: Mapping[str, Any]) -> StageSettings:

@@ -1,7 +1,9 @@
 import errno
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,9 @@ import pytest
 from openrlhf_qs import __version__, cli
 from openrlhf_qs.host import checks
 from openrlhf_qs.host import run as host
+from openrlhf_qs.host.arguments import host_arguments
+
+ROOT = Path(__file__).parents[2]
 
 NAMED = ["--model.model_name_or_path", "org/model", "--data.dataset", "org/set"]  # on the hub, which nobody asks
 
@@ -173,9 +178,53 @@ def test_a_flag_of_ours_is_never_guessed_from_its_beginning(handed_over, capsys)
     assert "unknown flags --qs.sft_data" in capsys.readouterr().err
 
 
-def test_a_check_stops_before_anything_starts(handed_over):
+def test_a_check_stops_before_anything_starts_and_says_that_all_is_well(handed_over, capsys):
     cli.main(["sft", *NAMED, "--qs.device", "cpu", "--qs.check_enable"])
-    assert handed_over == []
+    assert handed_over == [] and "sft: ok, flags (OpenRLHF's too)" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:  # a flag of OpenRLHF's, misspelt
+        cli.main(["sft", *NAMED, "--train.max_epoch_s", "2", "--qs.device", "cpu", "--qs.check_enable"])
+    assert stop.value.code == 2 and "--train.max_epoch_s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_example_of_every_command_is_a_command_line_that_it_takes(command, handed_over):
+    about = cli.HELP[command]
+    argv = shlex.split(about.example)[1:]
+    if " " in command:
+        argv = [" ".join(argv[:2]), *argv[2:]]
+    assert argv[0] == command
+    _, rest = cli._parser(command).parse_known_args(argv)
+    if command in cli.OPENRLHF:
+        host_arguments(command, rest)  # ValueError for a flag that OpenRLHF does not know
+    else:
+        assert not rest
+    assert (ROOT / "docs" / about.page).is_file()
+
+
+def test_the_help_of_a_command_says_what_it_reads_and_writes_with_an_example_of_80_columns(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["garm", "--help"])
+    shown = capsys.readouterr().out
+    assert "  reads   preferences (data/preferences.jsonl), and a backbone" in shown
+    example = shown.partition("example:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(example) > 1 and max(map(len, example)) <= 80 and all(line.endswith("\\") for line in example[:-1])
+    assert "openrlhf-qs garm --help-all" in shown and "more: docs/GARM.md" in shown
+
+
+def test_the_parts_of_the_reward_stand_in_the_help_of_grpo(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["grpo", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "there are diversity, garm, garm_sigma, gate_malformed" in shown
+
+
+def test_help_all_has_the_flags_of_openrlhf_without_its_imports(capsys):
+    before = set(sys.modules)
+    for stage, flag in (("sft", "--data.input_key"), ("garm", "--train.max_epochs"), ("grpo", "--algo.kl.init_coef")):
+        cli.main([stage, "--help-all"])
+        shown = capsys.readouterr().out
+        assert flag in shown and "--qs.device" in shown
+    assert not {"flash_attn", "deepspeed", "vllm"} & (set(sys.modules) - before)
 
 
 def test_an_error_of_the_run_itself_keeps_its_traceback(monkeypatch, handed_over):

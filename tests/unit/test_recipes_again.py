@@ -421,6 +421,30 @@ def test_the_cpu_form_hides_the_gpus_and_says_so(recipes):
     assert 'export CUDA_VISIBLE_DEVICES=""' in (ROOT / "recipes" / "common.sh").read_text()
 
 
+def test_variables_come_from_a_file_and_a_call_goes_before_it(recipes):
+    config = recipes.folder / "mine.env"
+    config.write_text(f"SEED=7\nSTEPS=9\nOPTION=ood.threshold=3\nRUN={recipes.folder / 'elsewhere'}\n")
+    assert recipes("data", CONFIG=str(config), STEPS="5").returncode == 0
+    given = read_record(recipes.run)["data"]["given"]
+    assert given["SEED"] == "7" and given["STEPS"] == "5" and given["OPTION"] == "ood.threshold=3"
+    assert not (recipes.folder / "elsewhere").exists()  # the call names RUN
+    config.write_text("STPES=9\n")
+    wrong = recipes("data", CONFIG=str(config))
+    assert wrong.returncode == 1 and "mine.env:1: STPES is no variable of the recipes: STEPS?" in wrong.stderr
+
+
+def test_a_run_is_made_again_from_the_file_that_it_leaves(recipes):
+    assert recipes("data", SEED="7", N_CONTEXTS="50").returncode == 0
+    assert recipes("sft", SFT_LR="3e-3").returncode == 0
+    other = RunFolder(recipes.folder / "other")
+    for stage in ("data", "sft"):
+        called = recipes(stage, CONFIG=str(recipes.run.variables), RUN=str(other.path))
+        assert called.returncode == 0, called.stderr
+    for stage in ("data", "sft"):
+        assert read_record(other)[stage]["variables"] == read_record(recipes.run)[stage]["variables"]
+    assert read_record(other)["sft"]["variables"]["SFT_LR"] == "3e-3"
+
+
 def test_a_path_with_a_blank_is_one_log(recipes):
     log = recipes.folder / "my clicks.jsonl"
     log.write_text("{}\n")

@@ -137,7 +137,7 @@ def test_an_empty_reward_leaves_openrlhf_its_own():
         (
             "sft",
             ["--ds.made_up"],
-            "unrecognized arguments: --ds.made_up; every flag: python -m openrlhf",
+            "unrecognized arguments: --ds.made_up; every flag: openrlhf-qs",
         ),
         ("garm", ["--adam.lr"], "argument --adam.lr: expected one argument"),
         ("grpo", [*RULES, "--qs.monitor_threshold", "sigmas=1"], "unknown monitor 'sigmas'; known: malformed"),
