@@ -218,8 +218,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         one = commands.add_parser(
             name,
             help=what,
-            description=_description(name),
-            epilog=_example(name),
+            description=_description(name) if name == command else "",
+            epilog=_example(name) if name == command else "",
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -238,4 +238,54 @@ HELP = {
         "nothing", _TERMINAL, "openrlhf-qs benchmark grpo-overhead --n_steps 10", "MONITORS.md"
     ),
     "benchmark reward-models": Help("nothing", _TERMINAL, "openrlhf-qs benchmark reward-models --seeds 3", "GARM.md"),
+    "rank": Help(
+        "a zero-query log, and its intents",
+        "a ranker of intents",
+        "openrlhf-qs rank --log zq/train.jsonl --intents zq/intents.jsonl --out zq/ranker",
+        "RGALIGN.md",
+    ),
+    "rank data": Help(
+        "a zero-query log, and its intents",
+        "what ranker and reasoner learn from, and what is held out",
+        "openrlhf-qs rank data --log zq/clicks.jsonl --intents zq/intents.jsonl --out zq/data",
+        "RGALIGN.md",
+    ),
+    "rank proposals": Help(
+        "proposals, and how many people would take them",
+        "a ranker of proposals",
+        "openrlhf-qs rank proposals proposals.jsonl --out ranker",
+        "RGALIGN.md",
+    ),
+    "rank score": Help(
+        "rows with features, or with events and a proposal",
+        "the same rows with scores",
+        "openrlhf-qs rank score rows.jsonl --model zq/ranker --out scored.jsonl",
+        "RGALIGN.md",
+    ),
+    "rank best": Help(
+        "queries that a reasoner sampled, and a ranker",
+        "those that help the ranker most, for sft",
+        "openrlhf-qs rank best --samples samples.jsonl --prompts zq/data/prompts.jsonl --ranker zq/ranker/reward "
+        "--out best.jsonl",
+        "RGALIGN.md",
+    ),
+    "rank eval": Help(
+        "held-out visits, and rankers",
+        "a table, and JSON",
+        "openrlhf-qs rank eval --log zq/data/heldout.jsonl --intents zq/intents.jsonl --arm two_towers=zq/ranker",
+        "RGALIGN.md",
+    ),
+    "world zero-query": Help(
+        "nothing", "a zero-query log and its intents", "openrlhf-qs world zero-query --out zq", "RGALIGN.md"
+    ),
+    "benchmark live-log": Help("nothing", _TERMINAL, "openrlhf-qs benchmark live-log --seconds 5", "SERVING.md"),
+    "benchmark serving": Help(
+        "a policy, and conversations",
+        _TERMINAL,
+        f"openrlhf-qs benchmark serving --policy {RUN}/grpo --conversations {RUN}/data/heldout.jsonl",
+        "SERVING.md",
+    ),
+    "benchmark silence": Help(
+        "suggestions with their scores", _TERMINAL, "openrlhf-qs benchmark silence scored.jsonl", "SERVING.md"
+    ),
 }
