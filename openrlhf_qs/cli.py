@@ -151,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             settings = prepare(command, args, rest)
         else:
+            from openrlhf_qs.models.quiet import quiet_libraries
+
+            quiet_libraries()
             _module(command).run(args)
     except ValueError as error:
         print(printable(f"openrlhf-qs {command}: {error}"), file=sys.stderr)

@@ -51,7 +51,6 @@ FIRST_CURVES = {
     "garm": {
         "train/loss": "loss",
         "train/acc": "accuracy on training pairs",
-        "eval/acc_mean": "accuracy on pairs kept apart",
     },
     "grpo": {
         "train/rollout/reward_mean": "composite reward",

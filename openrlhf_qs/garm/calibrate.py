@@ -15,11 +15,16 @@ from rich import print as rich_print
 from rich.table import Table
 from scipy.optimize import minimize_scalar
 
-from openrlhf_qs.garm.calibration import expected_calibration_error, negative_log_likelihood, preference_probability
+from openrlhf_qs.garm.calibration import (
+    accuracy,
+    expected_calibration_error,
+    negative_log_likelihood,
+    preference_probability,
+)
 from openrlhf_qs.garm.edit_head import edit_head
 from openrlhf_qs.garm.eval import Scored, load_on_device, read_pairs, score_pairs
 from openrlhf_qs.registry import load_plugins
-from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, Z_95
+from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, Z_95, cluster_bootstrap
 
 MIN_CLUSTERS = 20  # conversations, or users where they come back, below which no temperature is fitted
 MAX_UNCERTAINTY = 2.0  # factor of its interval, above which a temperature is not told
@@ -42,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     load_plugins(args.plugin)
     (rows, pairs), scorer = read_pairs(args.preferences), load_on_device(args.model)
     scored, link = score_pairs(rows, pairs, scorer), scorer.link
+    rich_print(_accuracy(scored, link))
     if args.on == "significant":
         scored = significant_outcomes(scored)
     n_clusters = scored.clusters.n_clusters
@@ -72,6 +78,22 @@ def run(args: argparse.Namespace) -> None:
             *(f"{figure(p, scored.weight, label=scored.label):.4f}" for p in sides),
         )
     rich_print(table)
+
+
+def _accuracy(scored: Scored, link: str) -> str:
+    """How often the model prefers the better suggestion of pairs that it was not trained on; no temperature changes
+    that."""
+    probability = _probability(scored, link, 1.0)
+
+    def statistic(weight: np.ndarray) -> list[float]:
+        return [accuracy(probability, weight, scored.label)]
+
+    [value] = statistic(scored.weight)
+    text = f"accuracy on {len(scored.label):,} pairs that it was not trained on: {value:.1%}"
+    if scored.clusters.n_clusters < MIN_CLUSTERS:
+        return text
+    [(low, high)] = cluster_bootstrap(statistic, scored.weight, scored.clusters, 300)
+    return f"{text} ({low:.1%} to {high:.1%})"
 
 
 def significant_outcomes(scored: Scored) -> Scored:

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -19,16 +19,31 @@ from rich.text import Text
 from openrlhf_qs.files.printable import printable
 
 # tqdm: "Train step of epoch 0:  83%|████▎ | 38/46 [00:02<00:00, 14.71it/s, loss=0.548, acc=0.781]"
-PROGRESS = re.compile(
-    r"(Train step|Eval stage|Processed prompts|Adding requests|Map)"
-    r"[^|\r]*\|[^|]*\|\s*(\d+)/(\d+) \[([^\]]*)"
-)
+BAR = r"[^|\r]*\|[^|]*\|\s*(\d+)/(\d+) \[([^\]]*)"
+TRAINING = re.compile(r"Train step of epoch (\d+):" + BAR)
+EPOCHS = re.compile(r"Train epoch:" + BAR)
+OTHERS = {
+    re.compile(r"Eval stage" + BAR): "evaluation",
+    re.compile(r"Processed prompts" + BAR): "responses",
+    re.compile(r"Adding requests" + BAR): "prompts",
+    re.compile(r"Map" + BAR): "reading rows",
+}
 STEP = re.compile(r"Global step (\d+): (\{.*\})")
 ALARM = re.compile(r"(monitor \w+, step \d+: [^\x1b\r\n]*)")  # openrlhf_qs.reward.monitors.Alarm
 NUMBER = r"(-?(?:[\d.]+(?:e[-+]?\d+)?|nan|inf))"
-STEP_KEYS = ("reward", "kl", "malformed", "response_length")
-SHOWN_KEYS = ("loss", "gpt_loss", "acc", "grad_norm")
+STEP_KEYS = {"reward": "reward", "kl": "kl", "malformed": "malformed", "response_length": "tokens"}
+SHOWN_KEYS = {"loss": "loss", "gpt_loss": "loss", "acc": "acc"}
 SECONDS_BETWEEN_LINES = 5.0  # where the output is no terminal
+WIDTH = 79  # of a line, at most
+
+
+class Place(NamedTuple):
+    """Where a run stands: in words, its numbers, and how many of all its steps are done, where that is known."""
+
+    words: str
+    numbers: tuple[str, ...] = ()
+    done: int = 0
+    n_steps: int = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
-    started = time.monotonic()
+    progress = Progress(args.stage, args.n_steps)
     shown_at, shown = 0.0, ""
     alarms: set[str] = set()
     with open(args.log, "ab") as log, console.status(Text(f"{args.stage}: starting")) as status:
@@ -50,32 +65,79 @@ def run(args: argparse.Namespace) -> None:
             if alarm and not any(alarm[1].startswith(one) for one in alarms):  # the error that stops a run repeats it
                 alarms.add(alarm[1])
                 console.print(f"{args.stage}: {alarm[1]}", style="yellow", soft_wrap=True)
-            text = describe(line, args.n_steps)
+            text = progress.take(line, time.monotonic())
             if text is None:
                 continue
-            now = time.monotonic()
-            shown = f"{args.stage}: {text}  ({now - started:.0f} s)"
+            shown = text
             if console.is_terminal:
                 status.update(Text(shown))
-            elif now - shown_at >= SECONDS_BETWEEN_LINES:
-                console.print(shown)
-                shown_at = now
-    console.print(shown or f"{args.stage}: ended without a step  ({time.monotonic() - started:.0f} s)")
+            elif time.monotonic() - shown_at >= SECONDS_BETWEEN_LINES:
+                console.print(shown, soft_wrap=True)
+                shown_at = time.monotonic()
+    console.print(shown or progress.line(Place("ended without a step"), time.monotonic()), soft_wrap=True)
 
 
-def describe(line: str, n_steps: int = 0) -> str | None:
+class Progress:
+    """One line of at most ``WIDTH`` letters: where a run stands, its numbers, how long it has run and what is left."""
+
+    def __init__(self, stage: str, n_steps: int = 0) -> None:
+        """
+        Args:
+            n_steps: of GRPO, 0 where they are not known.
+        """
+        self.stage, self.n_steps, self.n_epochs = stage, n_steps, 0
+        self.started = time.monotonic()
+        self.first: tuple[int, float] | None = None  # the first step that was seen, and when
+
+    def take(self, line: str, now: float) -> str | None:
+        """The line to show after ``line`` of output, None where it says nothing of progress."""
+        if epochs := EPOCHS.search(line):
+            self.n_epochs = int(epochs[2])
+        place = describe(line, self.n_steps, self.n_epochs)
+        return None if place is None else self.line(place, now)
+
+    def line(self, place: Place, now: float) -> str:
+        times = duration(now - self.started)
+        if place.n_steps:
+            if self.first is None or place.done < self.first[0]:
+                self.first = place.done, now
+            done, since = place.done - self.first[0], now - self.first[1]
+            if done > 0:
+                times += f", {duration(since / done * (place.n_steps - place.done))} left"
+        numbers = list(place.numbers)
+        while True:
+            text = "  ".join([f"{self.stage}: {place.words}", *numbers, f"({times})"])
+            if len(text) <= WIDTH or not numbers:
+                return text[:WIDTH]
+            numbers.pop()
+
+
+def describe(line: str, n_steps: int = 0, n_epochs: int = 0) -> Place | None:
     """What a line of output says of the progress, None where it says nothing."""
-    step = STEP.search(line)
-    if step:
+    if step := STEP.search(line):
         values = dict(re.findall(rf"'([\w/]+)': {NUMBER}", step[2]))
-        numbers = "  ".join(f"{key} {float(values[key]):.3g}" for key in STEP_KEYS if key in values)
-        return f"step {step[1]}{f' of {n_steps}' if n_steps else ''}  {numbers}"
-    progress = PROGRESS.search(line)
-    if progress:
-        pairs = re.findall(rf"(\w+)={NUMBER}", progress[4])
-        numbers = "  ".join(f"{key} {value}" for key, value in pairs if key in SHOWN_KEYS)
-        return f"{progress[1].lower()} {progress[2]} of {progress[3]}  {numbers}".rstrip()
+        numbers = tuple(f"{name} {float(values[key]):.3g}" for key, name in STEP_KEYS.items() if key in values)
+        return Place(f"step {step[1]}{f' of {n_steps}' if n_steps else ''}", numbers, int(step[1]), n_steps)
+    if step := TRAINING.search(line):
+        epoch, done, total = int(step[1]), int(step[2]), int(step[3])
+        pairs = re.findall(rf"(\w+)={NUMBER}", step[4])
+        numbers = tuple(f"{SHOWN_KEYS[key]} {float(value):.3g}" for key, value in pairs if key in SHOWN_KEYS)
+        of = f" of {n_epochs}" if n_epochs else ""
+        words = f"epoch {epoch + 1}{of}, step {done} of {total}"
+        return Place(words, numbers, epoch * total + done, n_epochs * total)
+    for pattern, words in OTHERS.items():
+        if found := pattern.search(line):
+            return Place(f"{words} {found[1]} of {found[2]}")
     return None
+
+
+def duration(seconds: float) -> str:
+    """As a clock has it: ``4 s``, ``3:05``, ``1:02:03``."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
 def _lines(stream: BinaryIO, log: BinaryIO) -> Iterator[str]:

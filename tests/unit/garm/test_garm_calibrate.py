@@ -67,6 +67,8 @@ def test_few_pairs_leave_the_temperature_at_1(tmp_path, write_small_garm, capsys
     garm_calibrate.run(parser.parse_args([str(tmp_path / "f.jsonl"), "--model", str(folder)]))
     out = " ".join(capsys.readouterr().out.split())
     assert said in out and "it is left at 1" in out
+    assert f"accuracy on {n} pairs that it was not trained on: 60.0%" in out  # 3 of 5, 18 of 30
+    assert ("60.0% (" in out) == (n == 30)  # an interval of five is none
     assert (folder / "model.safetensors").read_bytes() == before
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from openrlhf_qs.host import follow
-from openrlhf_qs.host.follow import _lines, describe
+from openrlhf_qs.host.follow import Place, Progress, _lines, describe
 
 IN_RAY = "\x1b[36m(PPOTrainer pid=5563)\x1b[0m INFO 11-21 02:04:07 ppo_trainer.py:551] ✨ "
 
@@ -16,26 +16,32 @@ IN_RAY = "\x1b[36m(PPOTrainer pid=5563)\x1b[0m INFO 11-21 02:04:07 ppo_trainer.p
         (
             "Train step of epoch 0:  83%|████▎ | 38/46 [00:02<00:00, 14.71it/s, loss=0.548, acc=0.781, "
             "chosen_reward=0.0958, reject_reward=0.00401, lr=0.000973, grad_norm=1.9]\x1b[A",
-            "train step 38 of 46  loss 0.548  acc 0.781  grad_norm 1.9",
+            Place("epoch 1, step 38 of 46", ("loss 0.548", "acc 0.781"), 38),
         ),
         (
             "Train step of epoch 1:   6%|▌         | 8/138 [00:02<00:42,  3.07it/s, gpt_loss=0.966, lr=0.00176, "
             "grad_norm=6.2e-05]\x1b[A\x1b[A",
-            "train step 8 of 138  gpt_loss 0.966  grad_norm 6.2e-05",
+            Place("epoch 2, step 8 of 138", ("loss 0.966",), 146),
         ),
-        ("Train step of epoch 0:   1%| | 1/46 [00:01<00:45, 1.2s/it, loss=nan]", "train step 1 of 46  loss nan"),
+        (
+            "Train step of epoch 0:   1%| | 1/46 [00:01<00:45, 1.2s/it, loss=nan]",
+            Place("epoch 1, step 1 of 46", ("loss nan",), 1),
+        ),
         (
             "Eval stage of steps 40:  50%|██ | 2/4 [00:00<00:00,  9.1it/s, eval loss=0.5]",
-            "eval stage 2 of 4  loss 0.5",
+            Place("evaluation 2 of 4"),
         ),
-        ("Processed prompts:  25%|██ | 8/32 [00:01<00:03,  7.1it/s]", "processed prompts 8 of 32"),
-        ("Map (num_proc=2):   0%|          | 0/4430 [00:00<?, ? examples/s]", "map 0 of 4430"),
+        ("Processed prompts:  25%|██ | 8/32 [00:01<00:03,  7.1it/s]", Place("responses 8 of 32")),
+        ("Map (num_proc=2):   0%|          | 0/4430 [00:00<?, ? examples/s]", Place("reading rows 0 of 4430")),
         (
             f"{IN_RAY}Global step 8: {{'response_length': 31.1875, 'reward': -13.900223731994629, 'actor_lr': 0.0096, "
             "'reward/rules': -1.0, 'kl': 7.452897891730727e-05, 'malformed': 1.0, 'timing/generation': 3.1}",
-            "step 8  reward -13.9  kl 7.45e-05  malformed 1  response_length 31.2",
+            Place("step 8", ("reward -13.9", "kl 7.45e-05", "malformed 1", "tokens 31.2"), 8),
         ),
-        ("Global step 3: {'reward': nan, 'kl': inf, 'sample': ['a', 'b']}", "step 3  reward nan  kl inf"),
+        (
+            "Global step 3: {'reward': nan, 'kl': inf, 'sample': ['a', 'b']}",
+            Place("step 3", ("reward nan", "kl inf"), 3),
+        ),
         ("Loading weights: 100%|██████████| 24/24 [00:00<00:00, 27228.37it/s]", None),
         ("Global step 3: no numbers", None),
         ("Train step of epoch 0 begins", None),
@@ -47,7 +53,28 @@ def test_a_line_of_openrlhf_says_where_the_run_stands(line, text):
 
 
 def test_the_steps_in_all_are_shown_where_they_are_known():
-    assert describe("Global step 8: {'reward': 0.5}", n_steps=40) == "step 8 of 40  reward 0.5"
+    assert describe("Global step 8: {'reward': 0.5}", n_steps=40) == Place("step 8 of 40", ("reward 0.5",), 8, 40)
+
+
+def test_the_line_says_which_epoch_how_long_and_how_much_is_left():
+    progress = Progress("sft")
+    start = progress.started
+    assert progress.take("Train epoch:   0%|          | 0/4 [00:00<?, ?it/s]", start + 30) is None
+    bar = "Train step of epoch {}:  83%|████▎ | {}/100 [00:02<00:00, 14.71it/s, gpt_loss=0.5]"
+    assert progress.take(bar.format(0, 1), start + 40) == "sft: epoch 1 of 4, step 1 of 100  loss 0.5  (40 s)"
+    # 99 steps in 60 s, 300 to go: 181 s
+    assert progress.take(bar.format(0, 100), start + 100).endswith("step 100 of 100  loss 0.5  (1:40, 3:01 left)")
+    assert progress.take(bar.format(3, 100), start + 3700).endswith("step 100 of 100  loss 0.5  (1:01:40, 0 s left)")
+
+
+def test_a_line_is_never_wider_than_a_terminal_and_keeps_its_times():
+    progress = Progress("grpo", 500)
+    values = {"reward": -13.900223, "kl": 7.4528e-05, "malformed": 0.0078125, "response_length": 1234.5}
+    line = f"Global step 499: {values}"
+    progress.take("Global step 1: {'reward': 0.5}", progress.started + 60)
+    shown = progress.take(line, progress.started + 40000)
+    assert len(shown) <= 79 and shown.startswith("grpo: step 499 of 500  reward -13.9  kl 7.45e-05")
+    assert shown.endswith("(11:06:40, 1:20 left)")
 
 
 class Pieces(io.RawIOBase):
@@ -91,7 +118,7 @@ def test_bytes_that_are_no_text_are_no_error():
     [
         (
             b"starting\nGlobal step 1: {'reward': 1.0}\nGlobal step 2: {'reward': 1.5}\nbye\n",
-            "grpo: step 2 of 2  reward 1.5",
+            "grpo: step 2 of 2  reward 1.5  (",
         ),
         (b"Traceback (most recent call last):\n", "grpo: ended without a step"),
     ],
