@@ -113,7 +113,7 @@ def build_app(
     upstream: Upstream | None = None,
     keys: Sequence[str] = (),
     limits: Limits = Limits(),  # noqa: B008
-) -> Gate:
+) -> FastAPI:
     """The ASGI application.
 
     Args:
@@ -209,7 +209,10 @@ def build_app(
             404, "no_upstream", "this is no follow-up task, and no server was named by --upstream for others"
         )
 
-    return Gate(app, keys, limits, lambda reason: service.metrics.refused.labels(reason).inc())
+    app.add_middleware(
+        Gate, keys=keys, limits=limits, refused=lambda reason: service.metrics.refused.labels(reason).inc()
+    )
+    return app
 
 
 async def _joined(service: Service, asked: Asked, whose: Whose) -> None:

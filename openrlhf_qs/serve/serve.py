@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="another than a loopback address needs --key_file")
     parser.add_argument("--port", type=int, default=8765, help="default 8765")
+    parser.add_argument(
+        "--replicas",
+        default="",
+        metavar="N",
+        help="or LEAST:MOST, under Ray Serve; default: in this process",
+    )
     parser.add_argument("--key_file", default="", metavar="FILE", help="a key a line, any of which opens the server")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second for each client; default: any")
     parser.add_argument("--body_bytes", type=int, default=262_144, help="of a request at most; default 262144")
@@ -71,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.replicas:
+        from openrlhf_qs.serve import on_ray
+
+        on_ray.run(args)
+        return
     try:
         asyncio.run(serve(args))
     except KeyboardInterrupt:
@@ -104,9 +115,7 @@ def make_app(args: argparse.Namespace):
     from openrlhf_qs.serve.service import Rules, Service
     from openrlhf_qs.serve.upstream import Upstream
 
-    keys = read_keys(args.key_file)
-    if not keys and not is_loopback(args.host):
-        raise ValueError(f"--host {args.host} lets others ask: give --key_file, or listen on 127.0.0.1")
+    keys = checked_keys(args)
     upstream = None
     if args.upstream:
         upstream = Upstream(args.upstream, args.upstream_model, os.environ.get(args.upstream_key_env, ""))
@@ -120,6 +129,14 @@ def make_app(args: argparse.Namespace):
         Rules(args.answer_s, args.max_in_flight, args.next_message_s),
     )
     return build_app(service, upstream, keys, Limits(body_bytes=args.body_bytes, rate=args.rate))
+
+
+def checked_keys(args: argparse.Namespace) -> list[str]:
+    """The keys that open the server. ValueError where there are none and others could ask."""
+    keys = read_keys(args.key_file)
+    if not keys and not is_loopback(args.host):
+        raise ValueError(f"--host {args.host} lets others ask: give --key_file, or listen on 127.0.0.1")
+    return keys
 
 
 def read_keys(file: str) -> list[str]:
