@@ -21,6 +21,7 @@ from openrlhf_qs.serve.upstream import Upstream
 
 LEARN = [{"role": "user", "content": "How do I learn Turkish?"}, {"role": "assistant", "content": "Read a lot."}]
 KEY = "0123456789abcdef"
+N_GENERATED = 400  # conversations; 10,000 once, in docs/SERVING.md
 
 
 def client(application, **how) -> httpx2.AsyncClient:
@@ -360,7 +361,7 @@ def test_every_conversation_gets_an_answer_in_the_form_asked_for(tmp_path):
 
     async def work(asking, one):
         one.arms[0].suggester.filters = filters("asked_before", "users_language", "too_wide")
-        for number in range(400):
+        for number in range(N_GENERATED):
             conversation = generated(rng)
             if number % 3 == 0:
                 answer = await asking.post("/v1/suggestions", json={"conversation": conversation})
