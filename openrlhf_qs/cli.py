@@ -83,6 +83,10 @@ BENCHMARKS = {
         "benchmark.live_log",
         "impressions a second that a server's log acknowledges, against a journal",
     ),
+    "benchmark cold-start": (
+        "benchmark.cold_start",
+        "how many of a model's first suggestions can be shown, by template and temperature",
+    ),
     "benchmark propensities": (
         "benchmark.propensities",
         "what the estimators of examination find where the truth is known: bias, coverage, false alarms",

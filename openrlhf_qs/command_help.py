@@ -202,7 +202,7 @@ HELP = {
     "cold-start": Help(
         "conversations",
         "a click log to be served, without clicks",
-        "openrlhf-qs cold-start chats.jsonl --policy Qwen/Qwen3-4B --out to_show.jsonl",
+        "openrlhf-qs cold-start chats.jsonl --model Qwen/Qwen3-4B --out to_show.jsonl",
         "DISTILLATION.md",
     ),
     "small-policy": Help(
@@ -232,6 +232,12 @@ HELP = {
     ),
     "benchmark propensities": Help(
         "nothing", _TERMINAL, "openrlhf-qs benchmark propensities --n_logs 10", "POSITION_BIAS.md"
+    ),
+    "benchmark cold-start": Help(
+        "nothing",
+        "the terminal, and --out",
+        "openrlhf-qs benchmark cold-start --model smollm2 --n_conversations 30",
+        "SMALL_MODELS.md",
     ),
     "benchmark scoring": Help("nothing", _TERMINAL, "openrlhf-qs benchmark scoring --n_tokens 128", "MONITORS.md"),
     "benchmark grpo-overhead": Help(

@@ -88,6 +88,11 @@ def format_response(suggestions: Sequence[str]) -> str:
     return "\n".join(f"{n}. {suggestion.strip()}" for n, suggestion in enumerate(suggestions, start=1))
 
 
+def response_regex(n: int) -> str:
+    """A regular expression of well-formed responses of ``n`` questions, for constrained decoding."""
+    return r"\n".join(rf"{number}\. [^\n?？؟]{{8,120}}[?？؟]" for number in range(1, n + 1))
+
+
 def parse_response(text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop") -> ParsedResponse:
     """Read the suggestions out of ``text``; never raises.
 

@@ -92,7 +92,13 @@ class Answer(NamedTuple):
 
 
 def sample(
-    llm, messages: Sequence[Sequence[Message]], max_tokens: int, temperature: float, n: int = 1, progress: bool = False
+    llm,
+    messages: Sequence[Sequence[Message]],
+    max_tokens: int,
+    temperature: float,
+    n: int = 1,
+    progress: bool = False,
+    regex: str = "",
 ) -> list[list[Answer] | str]:
     """``n`` answers of ``llm`` to each list of messages.
 
@@ -104,8 +110,10 @@ def sample(
         messages: a model that can think before it answers is told not to.
         max_tokens: of an answer.
         progress: whether to show it in the terminal.
+        regex: of the only answers that can be given, by vLLM's structured outputs; empty: any.
     """
     from vllm import SamplingParams, TokensPrompt
+    from vllm.sampling_params import StructuredOutputsParams
 
     tokenizer = llm.get_tokenizer()
     n_most = llm.llm_engine.model_config.max_model_len - max_tokens
@@ -116,7 +124,8 @@ def sample(
         print(f"{n_cut} of {len(prompts)} prompts were cut to {n_most} tokens, by whole turns from the beginning")
     fitting = [TokensPrompt(prompt_token_ids=ids) for ids in prompts if len(ids) <= n_most]
     # No seed here: vLLM's CPU backend knows the engine's alone. Log-probs of the sampled token only.
-    sampling = SamplingParams(n=n, max_tokens=max_tokens, temperature=temperature, logprobs=0)
+    form = StructuredOutputsParams(regex=regex) if regex else None
+    sampling = SamplingParams(n=n, max_tokens=max_tokens, temperature=temperature, logprobs=0, structured_outputs=form)
     outputs = iter(llm.generate(fitting, sampling, use_tqdm=progress) if fitting else [])
     return [
         [_answer(output) for output in next(outputs).outputs]

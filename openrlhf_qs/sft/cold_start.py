@@ -5,8 +5,9 @@ its ``timestamp`` are the server's to fill in: until then ``clicks`` is null, so
 what nobody saw for what nobody wanted. ``policy`` says which model and which template made the suggestions.
 
 The model runs here, in vLLM, or behind an OpenAI-compatible endpoint. What it answers is read
-as a policy's responses are (:mod:`openrlhf_qs.form.task`) and asked again where it is malformed. A killed run goes on
-where it was, and a second run asks only for what the log does not have yet.
+as a policy's responses are (:mod:`openrlhf_qs.form.task`) and asked again where it is malformed. A weak model may give
+several answers to each conversation, of which the suggestions that differ and keep to the topic are taken. A killed
+run goes on where it was, and a second run asks only for what the log does not have yet.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.keys import text_key
 from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message, check_conversation
-from openrlhf_qs.form.task import Task, in_words
-from openrlhf_qs.form.text import width
+from openrlhf_qs.form.response import format_response, parse_response, response_regex
+from openrlhf_qs.form.task import MAX_SUGGESTIONS, Task, in_words
+from openrlhf_qs.form.text import width, words
+from openrlhf_qs.form.topic import on_topic
 from openrlhf_qs.models import engine
 from openrlhf_qs.models.endpoint import ChatEndpoint
 from openrlhf_qs.models.engine import load_engine, sample
+from openrlhf_qs.models.resolve import resolve_model
 
 TEMPLATES = Path(__file__).parent / "templates"
 CHUNK = 256  # prompts that vLLM gets in one go, which a kill costs
@@ -64,10 +68,15 @@ _REFUSAL = re.compile(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="CONVERSATIONS", help="JSON Lines with a conversation a row, maybe a user_id")
     parser.add_argument("--out", required=True, metavar="FILE", help="click log to write, its clicks still null")
-    model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--policy", default="", metavar="DIR|NAME", help="model that vLLM runs here")
-    model.add_argument("--endpoint", default="", metavar="URL", help="as http://localhost:8000/v1")
-    parser.add_argument("--model", default="", help="the name the endpoint knows its model by")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="model that vLLM runs here: folder, hub name, smollm2, GGUF file; with --endpoint the name it has there",
+    )
+    parser.add_argument(
+        "--endpoint", default="", metavar="URL", help="as http://localhost:8000/v1; default: vLLM here"
+    )
     parser.add_argument(
         "--template",
         default="follow_up",
@@ -77,6 +86,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n_suggestions", type=int, default=3, help="of an impression, 1 to 8; default 3")
     parser.add_argument("--n_samples", type=int, default=1, help="impressions a conversation; default 1")
+    parser.add_argument(
+        "--n_answers",
+        type=int,
+        default=1,
+        help="answers to choose an impression's suggestions from: those that differ and share a word with the "
+        "conversation come first; above 1 for vLLM alone; default 1",
+    )
+    parser.add_argument(
+        "--constrained_enable",
+        action="store_true",
+        help="let vLLM decode nothing but a numbered list of questions; not with --endpoint",
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; default 1")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens of an answer; default 256")
     parser.add_argument(
@@ -102,11 +123,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Ask for what the log does not have yet, write it, say what failed and why."""
-    for name, least in (("n_samples", 1), ("max_new_tokens", 1), ("concurrency", 1), ("retries", 0)):
+    counts = (("n_samples", 1), ("n_answers", 1), ("max_new_tokens", 1), ("concurrency", 1), ("retries", 0))
+    for name, least in counts:
         if getattr(args, name) < least:
             raise ValueError(f"--{name} {getattr(args, name)}: give at least {least}")
-    if bool(args.endpoint) != bool(args.model):
-        raise ValueError("--endpoint and --model go together: the URL, and the name that the model has there")
+    if args.endpoint and (args.n_answers > 1 or args.constrained_enable):
+        raise ValueError("--n_answers above 1 and --constrained_enable are for vLLM here: leave them, or --endpoint")
     template = read_template(args.template)
     rows = [(line, row) for line, row in enumerate(read_json_lines(args.file), start=1) for _ in range(args.n_samples)]
     for line, row in rows:
@@ -115,11 +137,13 @@ def run(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise ValueError(f"{args.file}:{line}: {error}") from None
     job = {
-        "model": args.model or model_print(args.policy),
+        "model": args.model if args.endpoint else model_print(resolve_model(args.model)),
         "template": [template.name, template.version, template.system, template.user],
         "temperature": args.temperature,
         "max_new_tokens": args.max_new_tokens,
         "n_suggestions": Task(args.n_suggestions).n,
+        "n_answers": args.n_answers,
+        "constrained": args.constrained_enable,
     }
     keys = job_keys(job, [[row["conversation"], row.get("user_id")] for _, row in rows])
     journal = Journal(args.out, keys)
@@ -131,7 +155,7 @@ def run(args: argparse.Namespace) -> None:
 
     prompts = {key: template.messages(by_key[key][1]["conversation"], args.n_suggestions) for key in missing}
     conversations = {key: by_key[key][1]["conversation"] for key in missing}
-    policy = f"{args.model or args.policy}+{template.name}@{template.version}"
+    policy = f"{args.model}+{template.name}@{template.version}"
     failed: list[tuple[int, str]] = []
 
     def stop() -> bool:
@@ -192,39 +216,59 @@ class PromptTemplate:
         user: the last user message. ``$conversation`` in it stands for the transcript, without it the messages of
             the conversation go before this one; ``$n`` and ``$number`` for how many suggestions, in digits and in
             English; ``$list`` for an empty list of as many.
+        examples: transcripts with the suggestions that a good answer has, as many as can be asked for. They go before
+            the conversation as turns of the same form.
     """
 
     name: str
     version: str
     system: str
     user: str
+    examples: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def messages(self, conversation: Sequence[Message], n: int = 3) -> list[Message]:
         """What the model is asked, for ``n`` suggestions."""
         turns = [] if "$conversation" in self.user else list(conversation)
+        for transcript, suggestions in self.examples:
+            turns.append({"role": "user", "content": self._asked(transcript, n)})
+            turns.append({"role": "assistant", "content": format_response(suggestions[:n])})
         transcript = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in conversation)
-        user = Template(self.user).safe_substitute(conversation=transcript, **in_words(n))
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *turns, {"role": "user", "content": user}]
+        return [*system, *turns, {"role": "user", "content": self._asked(transcript, n)}]
+
+    def _asked(self, transcript: str, n: int) -> str:
+        return Template(self.user).safe_substitute(conversation=transcript, **in_words(n))
 
 
 def read_template(name: str) -> PromptTemplate:
     """One of ours by its name, or a file: a line ``version: …``, then ``---``, system message, ``---``, user message.
 
-    ValueError where there is no such template, or the file has another form.
+    Between the last two may stand examples, each a transcript, ``---``, a numbered list, ``---``. ValueError where
+    there is no such template, or the file has another form.
     """
     path = TEMPLATES / f"{name}.txt" if re.fullmatch(r"\w+", name) else Path(name)
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.txt")))
         raise ValueError(f"no template {name!r}; give one of {known}, or a file with a path or an ending")
-    head, *parts = re.split(r"^---[ \t]*$\n?", path.read_text(encoding="utf-8-sig"), flags=re.MULTILINE)
-    version = re.fullmatch(r"version:[ \t]*([\w.-]+)\s*", head)
-    if version is None or len(parts) != 2 or not parts[1].strip():
+    text = path.read_text(encoding="utf-8-sig")
+    head, *parts = (part.strip() for part in re.split(r"^---[ \t]*$\n?", text, flags=re.MULTILINE))
+    version = re.fullmatch(r"version:[ \t]*([\w.-]+)", head)
+    if version is None or len(parts) < 2 or len(parts) % 2 or not parts[-1]:
         raise ValueError(
             f"{path} is no template: give a line 'version: 1', a line '---', the system message (may be empty), "
-            "a line '---' and the user message"
+            "a line '---' and the user message; between these two examples, each a conversation and a numbered list"
         )
-    return PromptTemplate(path.stem, version[1], parts[0].strip(), parts[1].strip())
+    system, *examples, user = parts
+    if examples and "$conversation" not in user:
+        raise ValueError(f"{path} has examples and no $conversation in the user message: say where it stands")
+    lists = [parse_response(text, MAX_SUGGESTIONS) for text in examples[1::2]]
+    problem = next((one.problem for one in lists if one.problem), "")
+    if problem:
+        raise ValueError(
+            f"{path}: an example needs {MAX_SUGGESTIONS} suggestions, for so many can be asked: {problem}"
+        )
+    shown = tuple(zip(examples[::2], (one.suggestions for one in lists), strict=True))
+    return PromptTemplate(path.stem, version[1], system, user, shown)
 
 
 def read_suggestions(
@@ -243,7 +287,10 @@ def _no_suggestions(texts: Sequence[str], conversation: Sequence[Message]) -> st
     """Why nobody should be shown these, in a few words; empty where they are fine."""
     if len(set(map(text_key, texts))) < len(texts):
         return "two equal texts"
+    asked = {text_key(message["content"]) for message in conversation if message["role"] == "user"}
     for text in texts:
+        if text_key(text) in asked:
+            return f"what the user asked: {text[:40]!r}"
         if width(text) > MAX_WIDTH:
             return f"a text of {width(text)} columns: {text[:40]!r}"
         if _PLACEHOLDER.search(text):
@@ -295,7 +342,7 @@ def _from_vllm(
     conversations: Mapping[str, list[Message]],
     stop: Callable[[], bool],
 ) -> Iterator[tuple[str, Answer]]:
-    llm = load_engine(args.policy, args.seed) if prompts else None
+    llm = load_engine(args.model, args.seed) if prompts else None
     keys = list(prompts)
     for start in range(0, len(keys), CHUNK):
         if stop():
@@ -305,21 +352,46 @@ def _from_vllm(
             open_keys = [key for key, answer in answers.items() if isinstance(answer, str)]
             if not open_keys:
                 break
-            found = sample(llm, [prompts[key] for key in open_keys], args.max_new_tokens, args.temperature)
+            found = sample(
+                llm,
+                [prompts[key] for key in open_keys],
+                args.max_new_tokens,
+                args.temperature,
+                args.n_answers,
+                regex=response_regex(args.n_suggestions) if args.constrained_enable else "",
+            )
             answers.update(
-                (key, _read(one, args.n_suggestions, conversations[key]))
+                (key, chosen(one, args.n_suggestions, conversations[key]))
                 for key, one in zip(open_keys, found, strict=True)
             )
         yield from answers.items()
 
 
-def _read(answers: list[engine.Answer] | str, n: int, conversation: Sequence[Message]) -> Answer:
+def chosen(answers: list[engine.Answer] | str, n: int, conversation: Sequence[Message]) -> Answer:
+    """``n`` suggestions out of a model's answers, or what was wrong with the last of them.
+
+    Of one answer its own. Of several any that could be shown and differ, those on the topic first, else as they came.
+    """
     if isinstance(answers, str):
         return answers
-    try:
-        return read_suggestions(answers[0].text, n, answers[0].finish_reason, conversation)
-    except ValueError as error:
-        return str(error)
+    if len(answers) == 1:
+        try:
+            return read_suggestions(answers[0].text, n, answers[0].finish_reason, conversation)
+        except ValueError as error:
+            return str(error)
+    problem = ""
+    different: dict[Any, str] = {}  # by the words but for the shortest: "What is a plant?", "What's a plant?"
+    for answer in answers:
+        parsed = Task(n).read(answer.text, answer.finish_reason)
+        problem = parsed.problem or problem
+        for text in () if parsed.problem else parsed.suggestions:
+            found = _no_suggestions([text], conversation)
+            problem = found or problem
+            if not found:
+                different.setdefault(frozenset(word for word in words(text) if len(word) > 2) or text_key(text), text)
+    if len(different) < n:
+        return f"{len(different)} different suggestions in {len(answers)} answers: {problem or 'the same again'}"
+    return tuple(sorted(different.values(), key=lambda text: not on_topic(conversation, text))[:n])
 
 
 def report(args: argparse.Namespace, failed: Sequence[tuple[int, str]], n_written: int) -> None:

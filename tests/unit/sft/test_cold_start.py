@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import pytest
 from openrlhf_qs import cli
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
-from openrlhf_qs.form.response import format_response
+from openrlhf_qs.form.response import format_response, response_regex
 from openrlhf_qs.form.task import SUGGEST
 from openrlhf_qs.models import endpoint as chat
-from openrlhf_qs.sft.cold_start import TEMPLATES, read_suggestions, read_template
+from openrlhf_qs.models.engine import Answer
+from openrlhf_qs.sft.cold_start import TEMPLATES, chosen, read_suggestions, read_template
 
 RIGHT = "1. How long?\n2. Which flour?\n3. Why salt?"
 
@@ -223,13 +225,87 @@ def test_a_conversation_that_is_none_is_named_before_anything_is_asked(server, t
 
 
 def test_a_template_that_changes_gets_a_new_version():
-    pinned = {"follow_up": ("2", "2e7bfc1e"), "instruction": ("2", "afe7a224")}
+    pinned = {"examples": ("1", "ee60bed9"), "follow_up": ("2", "2e7bfc1e"), "instruction": ("2", "afe7a224")}
     found = {}
     for path in TEMPLATES.glob("*.txt"):
         template = read_template(path.stem)
-        digest = hashlib.blake2b(f"{template.system}\n---\n{template.user}".encode(), digest_size=4).hexdigest()
-        found[path.stem] = (template.version, digest)
+        shown = "".join(f"{transcript}\n{suggestions}\n---\n" for transcript, suggestions in template.examples)
+        text = f"{template.system}\n---\n{shown}{template.user}"
+        found[path.stem] = (template.version, hashlib.blake2b(text.encode(), digest_size=4).hexdigest())
     assert found == pinned, "raise the version in the file, then write it and the digest here"
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_examples_go_before_the_conversation_in_its_form_with_as_many_suggestions(n):
+    template = read_template("examples")
+    *examples, asked = template.messages(conversation(7), n)
+    assert [message["role"] for message in examples] == ["user", "assistant"] * len(template.examples)
+    assert all(len(read_suggestions(one["content"], n)) == n for one in examples[1::2])
+    assert asked["content"].startswith("User: About topic7 please\n\nAssistant: Use flour.\n\nWrite ")
+    line = asked["content"].splitlines()[-1]
+    assert {one["content"].splitlines()[-1] for one in examples[::2]} == {line}
+
+
+EIGHT = "\n".join(f"{n}. Why {n} eggs?" for n in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"version: 1\n---\n---\nHi\n---\n{EIGHT}\n---\nThree", r"no \$conversation"),
+        ("version: 1\n---\n---\nHi\n---\n1. Why?\n---\n$conversation", "an example needs 8 suggestions"),
+        (f"version: 1\n---\n---\nHi\n---\n{EIGHT}", "is no template"),
+    ],
+)
+def test_an_example_that_is_none_is_named(tmp_path, text, said):
+    file = tmp_path / "mine.txt"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_template(str(file))
+
+
+# Several answers
+
+
+BREAD = [
+    {"role": "user", "content": "How do I bake bread?"},
+    {"role": "assistant", "content": "With flour and yeast."},
+]
+
+
+def answer(*texts, finish_reason="stop"):
+    return Answer(format_response(texts), finish_reason, [1], [0.0])
+
+
+def test_of_several_answers_what_differs_is_taken_and_what_is_on_the_topic_first():
+    answers = [
+        answer("What is the capital of Peru?", "Which flour is best?", "How much yeast?"),
+        answer("Which flour is best", "How do I bake bread?", "How long does bread keep?"),
+    ]
+    # the third is on the topic and in the second answer; the user's own question and the same again are left out
+    assert chosen(answers, 3, BREAD) == ("Which flour is best?", "How much yeast?", "How long does bread keep?")
+    assert chosen(answers[:1], 3, BREAD) == ("What is the capital of Peru?", "Which flour is best?", "How much yeast?")
+
+
+def test_what_is_left_of_malformed_answers_is_not_mixed_in():
+    cut = answer("Which flour is best?", "How much yeast?", "How long", finish_reason="length")
+    assert chosen([cut, cut], 3, BREAD).startswith("0 different suggestions in 2 answers: cut")
+    assert chosen("the prompt has 9000 tokens", 3, BREAD) == "the prompt has 9000 tokens"
+
+
+@pytest.mark.parametrize("flags", [["--n_answers", "4"], ["--constrained_enable"]])
+def test_what_only_vllm_here_can_do_is_refused_with_an_endpoint(ask, capsys, flags):
+    with pytest.raises(SystemExit):
+        ask(1, *flags)
+    assert "for vLLM here" in capsys.readouterr().err
+
+
+def test_a_constrained_answer_is_well_formed():
+    form = re.compile(response_regex(3))
+    assert form.fullmatch(format_response(["How long does it take?", "Why?", "Which flour is best?"])) is None
+    text = format_response(["How long does it take?", "Which flour is best?", "哪一种面粉最适合做面包呢？"])
+    assert form.fullmatch(text) and read_suggestions(text)
+    assert form.fullmatch(text + "\nI hope that helps!") is None
 
 
 def test_the_instruction_template_is_what_the_policy_is_trained_with():
@@ -265,7 +341,7 @@ def test_a_file_of_another_form_is_no_template(tmp_path, text):
 
 
 def test_an_unknown_template_is_told_with_those_there_are():
-    with pytest.raises(ValueError, match="no template 'made_up'; give one of follow_up, instruction"):
+    with pytest.raises(ValueError, match="no template 'made_up'; give one of examples, follow_up, instruction"):
         read_template("made_up")
 
 
