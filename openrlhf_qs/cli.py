@@ -87,6 +87,7 @@ BENCHMARKS = {
         "benchmark.cold_start",
         "how many of a model's first suggestions can be shown, by template and temperature",
     ),
+    "benchmark ranker": ("benchmark.ranker", "the ranker of intents against LightGBM's LambdaMART, as the log grows"),
     "benchmark propensities": (
         "benchmark.propensities",
         "what the estimators of examination find where the truth is known: bias, coverage, false alarms",

@@ -142,6 +142,35 @@ STAGES = {
         plugins=("JUDGE", "REWARD", "REWARD_MODEL"),
         products=("metrics.json", "report.html", "responses.*.jsonl"),
     ),
+    "intents": Stage(
+        ("SEED", "N_VISITS", "N_ASKED"),
+        files=("CLICK_LOG", "INTENTS", "POLICY"),
+        products=("*.jsonl", "instruction.txt"),
+    ),
+    "rank": Stage(
+        ("SEED", "ENCODER"), reads=lambda variables: ("intents",), files=("INTENTS",), products=("*/ranker.json",)
+    ),
+    "reason": Stage(
+        ("SEED", "MAX_LEN", "QUERY_TOKENS", *(f"REASON_{name}" for name in SFT_SIZE), *FORM),
+        reads=lambda variables: ("intents",),
+        files=("POLICY",),
+        products=(*MODEL, "queries.jsonl"),
+    ),
+    "align": Stage(
+        (
+            *("SEED", "ENCODER", "ROUNDS", "ALIGN", "ALIGN_SAMPLES", "ALIGN_TEMPERATURE", "ALIGN_STEPS"),
+            *("ALIGN_PROMPTS", "MAX_LEN", "QUERY_TOKENS", *(f"ALIGN_{name}" for name in SFT_SIZE), *FORM),
+        ),
+        reads=lambda variables: ("intents", "reason"),
+        files=("INTENTS",),
+        products=("ranker/ranker.json", "*/queries.jsonl"),
+    ),
+    "foresee": Stage(
+        ("SEED", "CONTROLS", "JUDGE"),
+        reads=lambda variables: ("intents", "rank", "reason", "align"),
+        files=("INTENTS",),
+        products=("metrics.json",),
+    ),
 }
 
 
@@ -200,7 +229,7 @@ def _outside(variable: str, value: str) -> dict[str, dict[str, Any] | None]:
     for word in words_of(value):
         found = [word] if Path(word).exists() else sorted(glob.glob(word))
         if not found and (
-            variable in ("CLICK_LOG", "DATA_DIR", "PROMPT_TEMPLATE") or word.startswith((".", "/", "~"))
+            variable in ("CLICK_LOG", "INTENTS", "DATA_DIR", "PROMPT_TEMPLATE") or word.startswith((".", "/", "~"))
         ):
             raise ValueError(f"{variable}={value}: {word} does not exist")
         if not found:

@@ -18,6 +18,12 @@ STAGE_FOLDERS = {
     "rft": "rft",
     "grpo": "grpo",
     "evaluate": "report",
+    # of recipes/rgalign.sh
+    "intents": "intents",
+    "rank": "rank",
+    "reason": "reason",
+    "align": "align",
+    "foresee": "foresee",
 }
 
 

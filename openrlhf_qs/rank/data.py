@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     spoken = rows[: len(before)].with_columns(conversation=pl.Series(as_words)).drop("features")
     write_click_log(spoken.filter(is_reasoners).select(rows.drop("features").columns), out / "reasoner.jsonl")
     n_heldout = heldout_rows(len(after), args.n_heldout, args.seed)
-    visits = [*others.features[: args.n_visits or None], *(after.features[n] for n in n_heldout)]
+    asked = others[np.arange(min(len(others), args.n_visits or len(others)))]
+    visits = [*asked.features, *(after.features[n] for n in n_heldout)]
     write_json_lines(out / "visits.jsonl", ({"conversation": conversation_of(one)} for one in visits))
     write_click_log(rows[: len(before)], out / "train.jsonl")
     write_click_log(rows[len(before) :][n_heldout.tolist()], out / "heldout.jsonl")

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from openrlhf_qs.form.prompt import Message
 
 N_BINS = 16  # of a number's quantiles
 N_NAMED = 20  # errors told at once
+AT_ONCE = 50_000  # rows whose features are objects at one time
 MOST_VALUES = 50_000  # different texts of one feature
 
 
@@ -106,6 +106,11 @@ class FeatureCodes:
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """``[n, features]``, int32. What training did not have is left out; ValueError where a type is another."""
+        starts = range(0, len(features), AT_ONCE)
+        parts = [self._coded([features[n] for n in range(len(features))[start : start + AT_ONCE]]) for start in starts]
+        return np.concatenate([np.zeros((0, len(self.values)), dtype=np.int32), *parts])
+
+    def _coded(self, features: Sequence[Mapping[str, Any]]) -> np.ndarray:
         codes = np.zeros((len(features), len(self.values)), dtype=np.int32)
         for column, (name, known) in enumerate(self.values.items()):
             of_rows = [row.get(name) for row in features]
@@ -145,6 +150,28 @@ def conversation_of(features: Mapping[str, Any]) -> list[Message]:
     return [{"role": "user", "content": in_words(features)}]
 
 
+class JsonObjects(Sequence):
+    """Objects kept as JSON text, each read when it is asked for: of a million features the half of the memory."""
+
+    def __init__(self, texts: pl.Series) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        if row >= len(self.texts):  # what ends an iteration
+            raise IndexError(row)
+        return json.loads(self.texts[int(row)])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(json.loads, self.texts)
+
+    def take(self, rows: np.ndarray) -> JsonObjects:
+        """The objects of these rows."""
+        return JsonObjects(self.texts[rows])
+
+
 @dataclass(frozen=True)
 class Impressions:
     """A zero-query log as arrays, in the order of time.
@@ -154,7 +181,7 @@ class Impressions:
         shown: ``[n, k]``, numbers of intents, from the top; -1 where fewer were shown.
         clicks: ``[n, k]``, 0 or 1.
         users: ``[n]``, hashes; a row without a user is a user of its own.
-        times: ``[n]``.
+        times: ``[n]``, datetime64.
         examination: ``[k]``, how much each place is looked at, the first is 1.
         findings: what is to be said of that estimate.
     """
@@ -163,7 +190,7 @@ class Impressions:
     shown: np.ndarray
     clicks: np.ndarray
     users: np.ndarray
-    times: Sequence[datetime]
+    times: np.ndarray
     examination: np.ndarray
     findings: tuple[str, ...] = ()
 
@@ -173,16 +200,11 @@ class Impressions:
     def __getitem__(self, rows: np.ndarray) -> Impressions:
         """Some of the rows, by numbers or as a mask."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        features, times = ([of[n] for n in rows] for of in (self.features, self.times))
-        return Impressions(
-            features,
-            self.shown[rows],
-            self.clicks[rows],
-            self.users[rows],
-            times,
-            self.examination,
-            self.findings,
+        features = (
+            self.features.take(rows) if isinstance(self.features, JsonObjects) else [self.features[n] for n in rows]
         )
+        shown, clicks, users, times = (of[rows] for of in (self.shown, self.clicks, self.users, self.times))
+        return Impressions(features, shown, clicks, users, times, self.examination, self.findings)
 
     def by_time(self, heldout: float) -> tuple[Impressions, Impressions]:
         """The earlier rows, and the last ``heldout`` share of them. ValueError where one of them has no click."""
@@ -215,16 +237,13 @@ def read_impressions(
     """
     rows = read_click_log(log).sort("timestamp")
     number, problems = intents.numbers(), []
-    features: list[Mapping[str, Any]] = []
     n_places = int(rows["clicks"].list.len().max())
     shown = np.full((rows.height, n_places), -1, dtype=np.int32)
     clicks = np.zeros_like(shown, dtype=np.int8)
     for n, (key, text, suggestions, clicked) in enumerate(
         rows.select("impression_id", "features", "suggestions", "clicks").iter_rows()
     ):
-        known = json.loads(text) if text else {}
-        features.append(known)
-        if not known:
+        if not text or text == "{}":
             problems.append(f"impression {key!r} has no features; give what is known of the user")
         for place, intent in enumerate(suggestions):
             if intent not in number and intent.strip() not in number:
@@ -237,7 +256,9 @@ def read_impressions(
     _raise(problems)
     examination, findings = _examination(rows, propensity)
     users = rows["user_id"].fill_null(rows["impression_id"]).to_numpy()
-    return Impressions(features, shown, clicks, users, rows["timestamp"].to_list(), examination, findings)
+    return Impressions(
+        JsonObjects(rows["features"]), shown, clicks, users, rows["timestamp"].to_numpy(), examination, findings
+    )
 
 
 def _examination(rows: pl.DataFrame, method: str) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -55,8 +55,6 @@ class Encoder:
 
     def __init__(self, name: str = "words") -> None:
         self.name = name
-        self.known: dict[str, int] = {}
-        self.vectors = torch.zeros(0)
         self.model = None if name == "words" else load_embedder(name)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -88,6 +86,7 @@ class Ranker(nn.Module):
     ) -> None:
         super().__init__()
         self.codes, self.intents, self.encoder = codes, intents, Encoder(encoder)
+        self.encoded: tuple = (None, None, None)  # the knowledge base that was asked for last
         self.settings = {"encoder": encoder, "dim": dim, "seed": seed}
         sizes = codes.sizes
         with torch.random.fork_rng(devices=[]):
@@ -95,7 +94,8 @@ class Ranker(nn.Module):
             self.register_buffer("offsets", torch.tensor([0, *np.cumsum(sizes)[:-1]]), persistent=False)
             self.features = nn.Embedding(sum(sizes), 16)
             self.user = nn.Sequential(
-                nn.Linear(16 * len(sizes), 256), nn.ReLU(), nn.Dropout(0.1), nn.Linear(256, 128), nn.ReLU()
+                *(nn.Dropout(0.1), nn.Linear(16 * len(sizes), 256), nn.ReLU()),
+                *(nn.Dropout(0.3), nn.Linear(256, 128), nn.ReLU(), nn.Dropout(0.3)),
             )
             self.user_out = nn.Linear(128, dim)
             self.ids = nn.Embedding(len(intents) + 1, dim, padding_idx=0)
@@ -117,20 +117,20 @@ class Ranker(nn.Module):
         number = {pair: n for n, pair in enumerate(zip(self.intents.ids, self.intents.texts, strict=True), start=1)}
         return torch.tensor([number.get(pair, 0) for pair in zip(intents.ids, intents.texts, strict=True)])
 
-    def forward(self, codes: Tensor, query: Tensor, ids: Tensor, texts: Tensor) -> Tensor:
+    def forward(self, codes: Tensor, query: Tensor | None, ids: Tensor, texts: Tensor) -> Tensor:
         """Scores ``[batch, intents]``, log-odds of a click on what is looked at.
 
         Args:
             codes: ``[batch, features]``.
-            query: ``[batch, encoder.dim]``; zeros where there is none.
+            query: ``[batch, encoder.dim]``; zeros where there is none, None where no row has one.
             ids, texts: ``[intents]`` and ``[intents, encoder.dim]``.
         """
         u = self.user_out(self.user(self.features(codes + self.offsets).flatten(1)))
         z = self.text(texts) + self.ids(ids)
         bias = (self.text_bias(texts) + self.ids_bias(ids)).squeeze(-1)
-        there = query.abs().sum(-1, keepdim=True) > 0
-        if not there.any():
+        if query is None:
             return u @ z.T + bias
+        there = query.abs().sum(-1, keepdim=True) > 0
         q = self.query(query) * there
         return (u + q + self.both(u * q)) @ z.T + bias + self.same_words * 4 * (query @ texts.T)
 
@@ -151,11 +151,13 @@ class Ranker(nn.Module):
         self.eval()
         intents = self.intents if intents is None else intents
         codes = torch.from_numpy(self.codes(features)).long()
-        ids, texts = self.intent_ids(intents), self.encoder(intents.texts)
+        if intents != self.encoded[0]:
+            self.encoded = intents, self.intent_ids(intents), self.encoder(intents.texts)
+        _, ids, texts = self.encoded
         found = []
         for start in range(0, len(codes), batch_size):
             part = slice(start, start + batch_size)
-            query = torch.zeros(len(codes[part]), self.encoder.dim) if queries is None else self.encoder(queries[part])
+            query = None if queries is None else self.encoder(queries[part])
             found.append(self(codes[part], query, ids, texts) * self.scale[0] + self.scale[1])
         return torch.cat(found).numpy() if found else np.zeros((0, len(intents)), dtype=np.float32)
 
@@ -196,7 +198,7 @@ def train_ranker(
     queries: Sequence[str] | None = None,
     encoder: str = "words",
     listwise: float = 0.3,
-    over_all: float = 0.3,
+    over_all: float = 1.0,
     query_dropout: float = 0.15,
     intent_dropout: float = 0.2,
     max_epochs: int = 20,
@@ -238,6 +240,7 @@ def train_ranker(
     batch_size = batch_size or min(1024, max(32, len(log) // 50))
     n_kept_back = max(1, len(log) // 20)
     kept_back, order = torch.from_numpy(order[:n_kept_back]), order[n_kept_back:]
+    query_kept_back = vectors[of_row[kept_back]] if queries else None
     optimiser = torch.optim.AdamW(ranker.parameters(), lr=lr, weight_decay=weight_decay)
     n_steps = max_epochs * -(-len(order) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps, pct_start=0.1)
@@ -247,8 +250,9 @@ def train_ranker(
         shuffled = torch.from_numpy(rng.permutation(order))
         for rows in shuffled.split(batch_size):
             query_of = of_row[rows] * (torch.rand(len(rows)) >= query_dropout)
+            query = vectors[query_of] if queries else None
             seen_ids = ids * (torch.rand(len(ids)) >= intent_dropout)
-            scores = ranker(table[rows].long(), vectors[query_of], seen_ids, texts)
+            scores = ranker(table[rows].long(), query, seen_ids, texts)
             loss = click_loss(scores, shown[rows], clicks[rows], examination, log_share, listwise, over_all)
             optimiser.zero_grad()
             loss.backward()
@@ -256,7 +260,7 @@ def train_ranker(
             schedule.step()
         ranker.eval()
         with torch.no_grad():
-            scores = ranker(table[kept_back].long(), vectors[of_row[kept_back]], ids, texts)
+            scores = ranker(table[kept_back].long(), query_kept_back, ids, texts)
             value = click_loss(scores, shown[kept_back], clicks[kept_back], examination, log_share, 0, over_all).item()
         if progress:
             print(f"epoch {epoch + 1}: loss {value:.4f} on {len(kept_back):,} rows kept back", flush=True)
@@ -269,7 +273,7 @@ def train_ranker(
                 break
     ranker.load_state_dict(best_state)
     with torch.no_grad():
-        scores = ranker(table[kept_back].long(), vectors[of_row[kept_back]], ids, texts)
+        scores = ranker(table[kept_back].long(), query_kept_back, ids, texts)
     ranker.scale.data = calibration(scores, shown[kept_back], clicks[kept_back], examination)
     return ranker.eval()
 

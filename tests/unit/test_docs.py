@@ -127,7 +127,7 @@ def test_every_option_of_a_plugin_exists(page):
 def test_every_recipe_and_stage_is_in_the_table_of_stages():
     named = {Path(recipe).stem for recipe in table(README, "recipe")}
     recipes = {path.stem for path in (ROOT / "recipes").glob("*.sh")}
-    others = {"ablate_rewards", "ablate_sft", "common", "garm_upworthy", "grpo_garm", "serve", "test"}
+    others = {"ablate_rewards", "ablate_sft", "common", "garm_upworthy", "grpo_garm", "rgalign", "serve", "test"}
     assert named == recipes - others == {*cli.STAGES} - {"generate"}
 
 

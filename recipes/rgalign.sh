@@ -1,0 +1,171 @@
+#!/usr/bin/env bash
+# Intents before the first word: zero-query log -> ranker -> reasoner -> alignment by the ranker, in rounds -> evaluation.
+#   bash recipes/rgalign.sh                                                    # 2 CPU cores, simulated visitors
+#   CLICK_LOG=zero.jsonl INTENTS=base.jsonl RUN=runs/mine bash recipes/rgalign.sh      # your log and knowledge base
+#   ALIGN=grpo RUN=runs/rgalign_grpo bash recipes/rgalign.sh                   # the ranker as a reward, in place of best-of-N
+#   POLICY=Qwen/Qwen3-0.6B CLICK_LOG=... INTENTS=... GPUS=8 RUN=runs/qwen bash recipes/rgalign.sh
+#   bash recipes/rgalign.sh align                                              # one stage: intents, rank, reason, align, foresee
+# A second call goes on where the first one ended, as recipes/grpo_garm.sh does. docs/RGALIGN.md says what each stage is.
+set -euo pipefail
+: "${RUN:=runs/rgalign}"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+: "${INTENTS:=}"              # knowledge base: JSON Lines of id and text; empty with CLICK_LOG empty: the simulated one
+: "${N_VISITS:=60000}"        # of the simulated log, where $CLICK_LOG is empty
+: "${N_ASKED:=0}"             # visits of training that get a query; 0: all of the ranker's half
+: "${ENCODER:=words}"         # of texts in the ranker: words (hashed), minilm, a sentence-transformers model
+: "${ROUNDS:=2}"              # of the closed loop: ranker, reasoner, ranker on the new queries
+: "${ALIGN:=sft}"             # what the ranker's gain does in a round: sft (the best of N queries are taught) or grpo
+: "${ALIGN_SAMPLES:=8}"       # queries a visit, of which the best is taught; the group of GRPO
+: "${ALIGN_TEMPERATURE:=1.0}" # that they are sampled at
+: "${ALIGN_STEPS:=40}"        # of GRPO, a round
+: "${ALIGN_PROMPTS:=32}"      # visits a step of GRPO
+: "${CONTROLS:=0}"            # 1: also a round taught by shuffled gains, and queries of an untrained reasoner
+: "${REASON_SAVE_STEPS:=100}" "${ALIGN_SAVE_STEPS:=100}"   # steps between checkpoints
+: "${QUERY_TOKENS:=24}"       # tokens that a query may have
+if [ "$FORM" = gpu ]; then
+   : "${REASON_BATCH:=256}" "${REASON_MICRO_BATCH:=8}" "${REASON_EPOCHS:=2}" "${REASON_LR:=1e-5}"
+   : "${ALIGN_BATCH:=256}" "${ALIGN_MICRO_BATCH:=8}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-6}"
+else
+   : "${REASON_BATCH:=32}" "${REASON_EPOCHS:=2}" "${REASON_LR:=2e-3}"   # a policy without any training wants a high rate
+   : "${ALIGN_BATCH:=32}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-4}"
+fi
+STAGES=(intents rank reason align foresee)
+case ${1:-} in
+   --help | -h) show_help; exit ;;
+   "") ;;
+   intents | rank | reason | align | foresee) [ $# = 1 ] || die "rgalign.sh $1 takes no flags: variables, see --help" ;;
+   *) die "rgalign.sh $1: give nothing, or one of ${STAGES[*]}; what else there is are variables, see --help" ;;
+esac
+case $ALIGN in sft | grpo) ;; *) die "ALIGN=$ALIGN: give sft or grpo" ;; esac
+[ -n "$CLICK_LOG" ] && [ -z "$INTENTS" ] && die "CLICK_LOG=$CLICK_LOG without INTENTS: name the knowledge base, too"
+[ -z "$CLICK_LOG" ] && [ -n "$INTENTS" ] && die "INTENTS=$INTENTS without CLICK_LOG: the simulated log has its own"
+if [ $# = 0 ]; then
+   export RUN
+   [ "$AGAIN" != 1 ] || export AGAIN=differing
+   [ "$DRY_RUN" = 1 ] || lock_run
+   for stage in "${STAGES[@]}"; do attached bash "$RECIPES/rgalign.sh" "$stage"; done
+   exit
+fi
+
+DATA=$RUN/intents
+KB=${INTENTS:-$DATA/world/intents.jsonl}
+LEARN=(--log "$DATA/train.jsonl" --intents "$KB" --seed "$SEED")
+HOW=(--encoder "$ENCODER")
+
+# made FILE COMMAND...: runs it unless the file is there, for a stage of several steps goes on with the step it was at.
+made() { [ -e "$1" ] && [ "$DRY_RUN" != 1 ] || run "${@:2}"; }
+
+# ask POLICY PROMPTS FILE SAMPLES TEMPERATURE: queries of a reasoner.
+ask() {
+   made "$3" openrlhf-qs distil --teacher "$1" --prompts "$2" --out "$3" --n_samples "$4" --temperature "$5" \
+      --max_new_tokens "$QUERY_TOKENS" --chunk 4096 --seed "$SEED"
+}
+
+# teach REASON|ALIGN ROWS FOLDER MODEL: SFT on single queries.
+teach() {
+   [ ! -e "$3/.taught" ] || [ "$DRY_RUN" = 1 ] || return 0
+   sft_flags "$1" "$2" "$3" "$4"
+   launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset single --qs.prompt_template "$DATA/instruction.txt"
+   [ "$DRY_RUN" = 1 ] || touch "$3/.taught"
+}
+
+# reinforce FOLDER MODEL RANKER: GRPO with the reward `ranking`.
+reinforce() {
+   [ ! -e "$1/.taught" ] || [ "$DRY_RUN" = 1 ] || return 0
+   training_flags "$1" "$ALIGN_SAVE_STEPS"
+   local micro=${ALIGN_MICRO_BATCH:-64} places=1 model size=()
+   if [ "$FORM" = gpu ]; then
+      places=$GPUS
+      size=(
+         --ds.zero_stage 3 --train.colocate_all --vllm.enable_sleep --ds.enable_sleep --vllm.sync_backend nccl
+         --vllm.num_engines "$GPUS" --vllm.tensor_parallel_size 1 --vllm.gpu_memory_utilization 0.6
+      )
+   else
+      size=(
+         --ds.zero_stage 0 --ds.attn_implementation sdpa
+         --vllm.num_engines 1 --vllm.sync_backend gloo --vllm.enforce_eager
+      )
+   fi
+   for model in actor ref; do size+=("--$model.num_nodes" 1 "--$model.num_gpus_per_node" "$places"); done
+   OPTION="ranking.ranker=$3"
+   STEPS=$ALIGN_STEPS launch grpo --data.prompt_dataset "$DATA/prompts.jsonl" --data.input_key prompt --data.label_key label \
+      --data.apply_chat_template --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$QUERY_TOKENS" \
+      --data.max_samples $((ALIGN_PROMPTS * ALIGN_STEPS)) \
+      --actor.model_name_or_path "$2" --actor.adam.lr "$ALIGN_LR" --qs.reward ranking --qs.reference "$RUN/reason" \
+      --algo.advantage.estimator group_norm --algo.kl.init_coef 0.01 \
+      --rollout.batch_size "$ALIGN_PROMPTS" --rollout.n_samples_per_prompt "$ALIGN_SAMPLES" \
+      --rollout.micro_batch_size "$micro" --rollout.temperature "$ALIGN_TEMPERATURE" \
+      --train.batch_size $((ALIGN_PROMPTS * ALIGN_SAMPLES / 2)) --train.micro_batch_size "$micro" \
+      "${TRAINING_FLAGS[@]}" "${size[@]}"
+   [ "$DRY_RUN" = 1 ] || touch "$1/.taught"
+}
+
+intents() {   # the log, cut by time; what the reasoner is taught; the visits that need a query
+   local log=("$CLICK_LOG")
+   if [ -z "$CLICK_LOG" ]; then
+      log=("$DATA/world/clicks.jsonl")
+      made "$KB" openrlhf-qs world zero-query --out "$DATA/world" --n_impressions "$N_VISITS" --seed "$SEED"
+   fi
+   run openrlhf-qs rank data --log "${log[@]}" --intents "$KB" --out "$DATA" --n_visits "$N_ASKED" --seed "$SEED"
+   [ -n "$POLICY" ] || run openrlhf-qs small-policy --log "$DATA/reasoner.jsonl" --out "$DATA/policy" --n_suggestions 1 --seed "$SEED"
+}
+
+rank() {      # the rankers that need no reasoner: two towers, and the features in words in the place of a query
+   made "$RUN/rank/two/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --out "$RUN/rank/two"
+   made "$RUN/rank/words/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --features_as_query --out "$RUN/rank/words"
+}
+
+reason() {    # cold start: the reasoner is taught the wording of what was clicked, and asked about all visits
+   teach REASON "$DATA/sft.jsonl" "$RUN/reason" "${POLICY:-$DATA/policy}"
+   ask "$RUN/reason" "$DATA/visits.jsonl" "$RUN/reason/queries.jsonl" 1 0
+}
+
+align() {     # a round: the ranker learns on the queries, judges new ones for visits it has not seen, and these teach
+   local round before=$RUN/reason here
+   for round in $(seq "$ROUNDS"); do
+      here=$RUN/align/$round
+      made "$here/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$before/queries.jsonl" --out "$here/ranker"
+      if [ "$ALIGN" = grpo ]; then
+         reinforce "$here" "$before" "$here/ranker/reward"
+      else
+         ask "$before" "$DATA/prompts.jsonl" "$here/samples.jsonl" "$ALIGN_SAMPLES" "$ALIGN_TEMPERATURE"
+         made "$here/sft.jsonl" openrlhf-qs rank best --samples "$here/samples.jsonl" --prompts "$DATA/prompts.jsonl" \
+            --ranker "$here/ranker/reward" --out "$here/sft.jsonl" --pairs "$here/pairs.jsonl"
+         teach ALIGN "$here/sft.jsonl" "$here" "$before"
+      fi
+      ask "$here" "$DATA/visits.jsonl" "$here/queries.jsonl" 1 0
+      before=$here
+   done
+   made "$RUN/align/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$before/queries.jsonl" --out "$RUN/align/ranker"
+}
+
+foresee() {   # rankings of the held-out visits, side by side, and the controls
+   local out=$RUN/foresee last=$RUN/align/$ROUNDS arms=() judge=()
+   made "$out/shuffled/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$last/queries.jsonl" --shuffle_queries --out "$out/shuffled"
+   arms+=(--arm "two_towers=$RUN/rank/two" --arm "features_in_words=$RUN/rank/words:@features")
+   arms+=(--arm "cold_start=$RUN/align/1/ranker:$RUN/reason/queries.jsonl")
+   for round in $(seq 2 "$ROUNDS"); do
+      arms+=(--arm "round_$((round - 1))=$RUN/align/$round/ranker:$RUN/align/$((round - 1))/queries.jsonl")
+   done
+   arms+=(--arm "round_$ROUNDS=$RUN/align/ranker:$last/queries.jsonl")
+   arms+=(--arm "shuffled_queries=$out/shuffled:$last/queries.jsonl" --shuffle_queries shuffled_queries)
+   if [ "$CONTROLS" = 1 ]; then
+      ask "${POLICY:-$DATA/policy}" "$DATA/visits.jsonl" "$out/untrained.jsonl" 1 0
+      made "$out/untrained/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$out/untrained.jsonl" --out "$out/untrained"
+      ask "$RUN/reason" "$DATA/prompts.jsonl" "$RUN/align/1/samples.jsonl" "$ALIGN_SAMPLES" "$ALIGN_TEMPERATURE"
+      made "$out/by_chance.jsonl" openrlhf-qs rank best --samples "$RUN/align/1/samples.jsonl" --prompts "$DATA/prompts.jsonl" \
+         --ranker "$RUN/align/1/ranker/reward" --shuffle_scores --out "$out/by_chance.jsonl"
+      teach ALIGN "$out/by_chance.jsonl" "$out/by_chance" "$RUN/reason"
+      ask "$out/by_chance" "$DATA/visits.jsonl" "$out/by_chance/queries.jsonl" 1 0
+      made "$out/by_chance/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$out/by_chance/queries.jsonl" --out "$out/by_chance/ranker"
+      arms+=(--arm "untrained_reasoner=$out/untrained:$out/untrained.jsonl")
+      arms+=(--arm "shuffled_gains=$out/by_chance/ranker:$out/by_chance/queries.jsonl")
+   fi
+   [ -n "$CLICK_LOG" ] || judge=(--judge "${JUDGE:-zero_query_world}")
+   run openrlhf-qs rank eval --log "$DATA/heldout.jsonl" --train "$DATA/train.jsonl" --intents "$KB" "${arms[@]}" \
+      "${judge[@]}" --out "$out/metrics.json" --seed "$SEED"
+}
+
+begin "$1"
+"$1"
+finish
