@@ -243,6 +243,7 @@ HELP = {
     "benchmark grpo-overhead": Help(
         "nothing", _TERMINAL, "openrlhf-qs benchmark grpo-overhead --n_steps 10", "MONITORS.md"
     ),
+    "benchmark ranker": Help("nothing", _TERMINAL, "openrlhf-qs benchmark ranker --n 30000,100000", "RGALIGN.md"),
     "benchmark reward-models": Help("nothing", _TERMINAL, "openrlhf-qs benchmark reward-models --seeds 3", "GARM.md"),
     "rank": Help(
         "a zero-query log, and its intents",
