@@ -10,7 +10,7 @@
 set -euo pipefail
 : "${RUN:=runs/ablation}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${SEEDS:=0 1 2}"           # separated by blanks; each has a click log and models of its own
+: "${SEEDS:=0 1 2}"           # separated by spaces; each has a click log and models of its own
 : "${N_HELDOUT:=800}"         # held-out conversations that each policy answers
 : "${KL_COEF:=0.001}"          # a tenth of that of recipes/grpo.sh, and GRPO_LR twice its LR
 if [ "$FORM" = gpu ]; then : "${STEPS:=500}" "${GRPO_LR:=2e-6}"; else : "${STEPS:=80}" "${GRPO_LR:=3e-4}"; fi

@@ -8,7 +8,7 @@
 set -euo pipefail
 : "${RUN:=runs/ablation_sft}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${SEEDS:=0 1 2}"           # separated by blanks; each has a click log and a teacher of its own
+: "${SEEDS:=0 1 2}"           # separated by spaces; each has a click log and a teacher of its own
 : "${N_HELDOUT:=1000}"        # held-out conversations that each policy answers
 : "${TEMPERATURES:=1 .7 .5 .3}"   # that it answers them at: the best of one arm is compared with the best of another
 : "${N_SELECTION:=250}"       # conversations of the fusion split by which the temperature of an arm is chosen

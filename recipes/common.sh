@@ -102,8 +102,8 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 : "${REWARD:=garm,ood,rules,relevance,diversity}"  # plugins, the parts of the reward
 : "${FUSION:=logistic_regression}"                  # plugin that weighs them
 : "${JUDGE:=}"                  # plugin or FILE.py whose users click in evaluate; empty: the simulated users, where they wrote the log
-: "${PLUGIN:=}"                 # Python files that register plugins, separated by blanks
-: "${OPTION:=}"                 # plugin options, separated by blanks: "ood.threshold=3 rules.max_width=80"
+: "${PLUGIN:=}"                 # Python files that register plugins, separated by spaces
+: "${OPTION:=}"                 # plugin options, separated by spaces: "ood.threshold=3 rules.max_width=80"
 : "${EMBEDDER:=}"               # sentence-transformers model by which suggestions mean the same; empty: words alone
 : "${SEED:=0}"
 : "${RFT:=1}"                   # 0: GRPO starts from the SFT policy, not from one that was taught the best of its own samples

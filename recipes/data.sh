@@ -14,7 +14,7 @@ if [ -z "$CLICK_LOG" ]; then
 elif [ -e "$CLICK_LOG" ]; then
    LOG=("$CLICK_LOG")
 else
-   read -a LOG <<< "$CLICK_LOG"   # files or globs, separated by blanks; "\ " is a blank in a name
+   read -a LOG <<< "$CLICK_LOG"   # files or globs, separated by spaces; "\ " is a blank in a name
 fi
 run openrlhf-qs data --log "${LOG[@]}" --out "$RUN/data" --seed "$SEED" "${TASK[@]}" "$@"
 if [ -z "$POLICY" ]; then

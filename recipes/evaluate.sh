@@ -5,7 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${N_HELDOUT:=1000}"        # held-out conversations that each policy answers
-: "${TEMPERATURES:=1 .7 .5 .3}"   # that it answers them at, separated by blanks: the best of one is compared with the best of another
+: "${TEMPERATURES:=1 .7 .5 .3}"   # that it answers them at, separated by spaces: the best of one is compared with the best of another
 : "${N_SELECTION:=250}"       # conversations of the fusion split by which the temperature to serve is chosen
 : "${BEST_OF:=8}"             # samples of the SFT policy at the second temperature: the one with the largest reward is an arm; 1: no such arm
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SERVED:=grpo}"             # stage whose policy is served: grpo, rft or sft
-: "${ARM:=}"                    # an experiment in its place, separated by blanks: "old=runs/1/grpo:.9 new=runs/2/grpo:.1"
+: "${ARM:=}"                    # an experiment in its place, separated by spaces: "old=runs/1/grpo:.9 new=runs/2/grpo:.1"
 : "${SERVE_SAMPLES:=4}"         # responses of which the best suggestions are shown; each costs time
 : "${FILTER:=asked_before,users_language}"   # plugins, separated by commas: what is not shown
 : "${MIN_CLICK_CHANCE:=0}"      # nothing is shown where the reward model finds a click less likely than this

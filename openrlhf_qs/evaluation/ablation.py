@@ -53,7 +53,7 @@ COLUMNS = {
     "valid": ("valid", ".1%"),
     "distinct_1": ("distinct-1", ".3f"),
     "distinct_2": ("distinct-2", ".3f"),
-    "near_duplicates": ("two alike", ".1%"),
+    "near_duplicates": ("near-dup.", ".1%"),
     "same_meaning": ("two of one meaning", ".1%"),
     "self_similarity": ("self-similarity", ".3f"),
     "log_ppl": ("log-ppl", ".2f"),

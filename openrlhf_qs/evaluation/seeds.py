@@ -1,40 +1,63 @@
 """``openrlhf-qs seeds``: one run of each of several seeds, side by side: the README's table.
 
 In: run folders that differ in their seed, each with ``report/metrics.json``. Out: two Markdown tables. Of every arm as
-it is served, the mean over seeds with its 95 % t interval and the worst seed; and of the last policy over each of the
-others the relative lift, computed within each seed. A run of another seed is another training, on another log: its
-noise is in these intervals, as it is not in those of one run.
+it is served, each seed and the mean over them, from three seeds on with its 95 % t interval; and of the last policy
+over each of the others the relative lift, computed within each seed. A run of another seed is another training, on
+another log: its noise is in these intervals, as it is not in those of one run. ``--into README.md`` puts the tables
+between two marks there, with the command and the commits, so that no figure is typed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from openrlhf_qs.evaluation.arms import AT, COLD_START, LAST_POLICY
 from openrlhf_qs.evaluation.summary import CEILING, strongest_baseline
+from openrlhf_qs.files.record import read_record
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.statistics.intervals import t_interval
 
+BEGIN, END = "<!-- seeds -->", "<!-- end of seeds -->"
+MIN_SEEDS = 3  # for an interval: of two, t with one degree of freedom says next to nothing
 STRONGEST = "the strongest of them in each seed"
+LIMITS = (CEILING, "fixed_templates")  # what a judge knows, no policy
 QUALITY = {"malformed": ".1%", "near_duplicates": ".1%", "distinct_2": ".3f"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, one a seed: runs/seed0 runs/seed1 ...")
     parser.add_argument("--out", default="", metavar="FILE.md", help="the tables; they are printed in any case")
+    parser.add_argument(
+        "--into", default="", metavar="README.md", help=f"put them into this file, between {BEGIN} and {END}"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     text = tables([read(path) for path in args.runs])
     if args.out:
         write_whole(Path(args.out), text)
+    if args.into:
+        put_into(Path(args.into), text, args.runs)
     print(text, end="")
+
+
+def put_into(file: Path, text: str, runs: Sequence[str]) -> None:
+    """Put the tables between the marks in ``file``, with what they were made by. ValueError where it has no marks."""
+    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{file} has no {BEGIN} with {END} after it; write both where the tables shall stand")
+    records = [read_record(RunFolder(path)) for path in runs]
+    commits = dict.fromkeys(one["commit"][:10] for record in records for one in record.values() if one.get("commit"))
+    names = " ".join(f"runs/{Path(path).resolve().name}" for path in runs)
+    made = f"Made by `openrlhf-qs seeds {names} --into {file.name}` out of each run's `report/metrics.json`"
+    made += f"; stages at {', '.join(commits)}.\n" if commits else ".\n"
+    write_whole(file, f"{before}{begin}\n{text}\n{made}{end}{after}")
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -56,21 +79,23 @@ def tables(runs: Sequence[Mapping[str, Any]]) -> str:
     names = [name for name in runs[0]["ab"] if AT not in name and all(name in metrics["ab"] for metrics in runs)]
     if not names:
         raise ValueError("no arm is in all of the runs; evaluate them in one way")
-    arms = [["arm", "CTR, mean", "worst seed", *(key.replace("_", " ") for key in QUALITY)]]
+    each = f"CTR, seeds {', '.join(map(str, seeds))}"
+    arms = [["arm", each, "mean", *(key.replace("_", " ") for key in QUALITY)]]
     for name in names:
         ctr = [metrics["ab"][name]["ctr"] for metrics in runs]
         quality = [
             format(sum(metrics["quality"][name][key] or 0.0 for metrics in runs) / len(runs), spec)
             for key, spec in QUALITY.items()
         ]
-        arms.append([f"`{name}`", interval(ctr, ".1%"), f"{min(ctr):.1%}", *quality])
-    text = f"{len(runs)} seeds: {', '.join(map(str, seeds))}. Mean ± half the 95 % t interval over seeds.\n\n"
-    text += markdown(arms)
-    lifts = [[f"`{LAST_POLICY}` over", "lift, mean", "worst seed", "surely above 0 in"]]
+        arms.append([f"`{name}`", _each(ctr, ".1%"), interval(ctr, ".1%"), *quality])
+    text = markdown(arms)
+    if len(runs) >= MIN_SEEDS:
+        text += "\nMean ± half the 95 % t interval over seeds.\n"
+    lifts = [[f"`{LAST_POLICY}` over", "each seed", "mean", "surely above 0 in"]]
     for name, of_seed in _lifts(runs, names).items():
         values = [value for value, _ in of_seed]
         n_sure = sum(low > 0 for _, low in of_seed)
-        lifts.append([name, interval(values, "+.1%"), f"{min(values):+.1%}", f"{n_sure} of {len(of_seed)} seeds"])
+        lifts.append([name, _each(values, "+.1%"), interval(values, "+.1%"), f"{n_sure} of {len(of_seed)} seeds"])
     return text + ("\n" + markdown(lifts) if len(lifts) > 1 else "")
 
 
@@ -80,20 +105,26 @@ def _lifts(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str,
         return {}
 
     def of(metrics: Mapping[str, Any], name: str) -> tuple[float, float]:
-        key = f"{LAST_POLICY}_over_{name}"
-        return metrics["lift"][key], metrics["lift_ci95"][key][0]
+        key, reverse = f"{LAST_POLICY}_over_{name}", f"{name}_over_{LAST_POLICY}"
+        if key in metrics["lift"]:
+            return metrics["lift"][key], metrics["lift_ci95"][key][0]
+        return 1 / (1 + metrics["lift"][reverse]) - 1, 1 / (1 + metrics["lift_ci95"][reverse][1]) - 1
 
-    others = [name for name in names[: names.index(LAST_POLICY)] if name != CEILING]
+    others = [name for name in names if name not in (LAST_POLICY, *LIMITS)]
     found = {f"`{name}`": [of(metrics, name) for metrics in runs] for name in others}
     if len(others) > 1:
         found[STRONGEST] = [of(metrics, strongest_baseline(metrics["ab"]) or COLD_START) for metrics in runs]
     return found
 
 
+def _each(values: Sequence[float], spec: str) -> str:
+    return ", ".join(format(value, spec) for value in values)
+
+
 def interval(values: Sequence[float], spec: str) -> str:
-    """Mean ± half the t interval; the mean alone of one value."""
+    """Mean ± half the t interval; of fewer than ``MIN_SEEDS`` values the mean alone."""
     one = t_interval(values)
-    half = "" if math.isnan(one.half) else f" ± {format(one.half, spec.lstrip('+'))}"
+    half = "" if len(values) < MIN_SEEDS else f" ± {format(one.half, spec.lstrip('+'))}"
     return f"{format(one.mean, spec)}{half}"
 
 

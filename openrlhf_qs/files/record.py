@@ -211,7 +211,7 @@ def asked_of(stage: str, values: Variables, flags: Sequence[str], given: Sequenc
 
 
 def words_of(value: str) -> list[str]:
-    """The paths in a variable: it is one where that exists, else they are separated by blanks (``\\ `` is none)."""
+    """The paths in a variable: it is one where that exists, else they are separated by spaces (``\\ `` is none)."""
     if value and Path(value).exists():
         return [value]
     return [word.replace("\0", " ") for word in value.replace("\\ ", "\0").split()]
@@ -630,7 +630,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("action", choices=["recall", "begin", "finish", "share"])
     parser.add_argument("--run", required=True)
     parser.add_argument("--stage", default="")
-    parser.add_argument("--given", default="", help="names of the variables that were set, separated by blanks")
+    parser.add_argument("--given", default="", help="names of the variables that were set, separated by spaces")
     parser.add_argument("--again", default="", choices=["", "stage", "differing"])
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--from", dest="other", default="")

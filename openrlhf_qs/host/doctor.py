@@ -10,7 +10,7 @@ import shutil
 import sys
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.host.patches import TESTED
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # which says at length what it does not find
     console = Console()
     missing = _show_packages(console)
     if "openrlhf" not in missing and "torch" not in missing:
@@ -72,7 +73,7 @@ def _show_extension_points(console: Console) -> list[str]:
     form = "GPU" if device == "cuda" else "CPU"
     console.print(f"GPUs: {', '.join(gpu_names()) or 'none'}; a run here takes the {form} form")
     problems = extension_point_problems(device)
-    table = Table("extension point", "for", "state")
+    table = Table(Column("extension point", overflow="fold"), "for", "state")
     for one in all_patches():
         table.add_row(f"{one.module}.{one.target}", one.device, problems.get(one.target, "found"))
     console.print(table)

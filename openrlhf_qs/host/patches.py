@@ -71,7 +71,7 @@ def patch(
     device: Literal["any", "cpu"] = "any",
     wanted: Callable[[Settings], bool] = lambda settings: True,
 ) -> Callable[[Callable[[ModuleType, Settings], None]], Callable[[ModuleType, Settings], None]]:
-    """Decorator: add the function to :data:`PATCHES`. ``parameters`` are the target's, separated by blanks."""
+    """Decorator: add the function to :data:`PATCHES`. ``parameters`` are the target's, separated by spaces."""
 
     def add(apply: Callable[[ModuleType, Settings], None]) -> Callable[[ModuleType, Settings], None]:
         PATCHES.append(Patch(module, target, tuple(parameters.split()), device, wanted, apply))

@@ -22,10 +22,8 @@ def quiet_libraries() -> None:
 
 
 def _without_bars(module: ModuleType) -> None:
-    from huggingface_hub.utils import enable_progress_bars
-
     module.disable_progress_bar()  # which turns those of downloads off, too
-    enable_progress_bars()
+    module.hf_hub_utils.enable_progress_bars()
 
 
 def _errors_alone(module: ModuleType) -> None:

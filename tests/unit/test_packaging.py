@@ -54,6 +54,15 @@ def test_every_imported_package_is_declared(folder):
     assert missing == {}
 
 
+def test_the_image_has_the_versions_that_the_recipes_install():
+    image, recipes = (ROOT / "Dockerfile").read_text(), (ROOT / "recipes" / "common.sh").read_text()
+    pinned = re.findall(r"[\w-]+==[\d.]+", image)
+    assert {one.partition("==")[0] for one in pinned} == {"torch", "flash-attn"}
+    for one in pinned:
+        assert one in recipes, one
+    assert "source recipes/common.sh; set_up" in image and "\nset_up() {" in recipes
+
+
 def test_the_cpu_extra_has_what_openrlhf_imports_for_wandb():
     assert "wandb" in declared(PROJECT["project"]["optional-dependencies"]["cpu"])
 

@@ -11,7 +11,9 @@ TOP = {"openrlhf_qs": "*.py", "plugins": "*.py", "recipes": "*.sh", "docs": "*.*
 
 def told() -> dict[str, str]:
     """Path to phrase, of what stands under the four folders whose files the tree names."""
-    block = re.search(r"^## Files\n\n```\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
+    block = re.search(
+        r"^## Files\n\n<details>.*?\n\n```\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )[1]
     folders: list[str] = []
     found = {}
     for line in block.splitlines():

@@ -26,22 +26,53 @@ def test_means_have_the_interval_over_seeds_and_the_worst_seed_beside_them():
     text = seeds.tables([metrics(0, 0.4, 0.5), metrics(1, 0.5, 0.5), metrics(2, 0.45, 0.45)])
     # of .5, .5, .45: mean .4833, deviation .02887, / sqrt(3) times t(.975, 2) = 4.3027: .0717
     half = stats.t.ppf(0.975, 2) * 0.028868 / 3**0.5
-    assert f"| `grpo` | 48.3% ± {half:.1%} | 45.0% | 1.0% | 5.0% | 0.200 |" in text
-    assert "sft@1" not in text and "3 seeds: 0, 1, 2." in text
+    assert f"| `grpo` | 50.0%, 50.0%, 45.0% | 48.3% ± {half:.1%} | 1.0% | 5.0% | 0.200 |" in text
+    assert "sft@1" not in text and "CTR, seeds 0, 1, 2" in text
     # over sft: .25, 0, 0, each with the lower end .02 below
-    assert "| `sft` | +8.3% ± 35.9% | +0.0% | 1 of 3 seeds |" in text
+    assert "| `sft` | +25.0%, +0.0%, +0.0% | +8.3% ± 35.9% | 1 of 3 seeds |" in text
 
 
 def test_the_strongest_baseline_may_be_another_one_in_each_seed():
     runs = [metrics(0, 0.5, 0.5, most_clicked=0.4), metrics(1, 0.3, 0.5, most_clicked=0.4)]
     text = seeds.tables(runs)
     # .5 / .5 - 1 = 0 in seed 0, .5 / .4 - 1 = .25 in seed 1
-    assert f"| {seeds.STRONGEST} | +12.5% ±" in text and "| +0.0% | 1 of 2 seeds |" in text
+    assert f"| {seeds.STRONGEST} | +0.0%, +25.0% | +12.5% | 1 of 2 seeds |" in text
 
 
 def test_one_run_has_no_interval_and_arms_that_a_run_lacks_are_left_out():
     assert "| `grpo` | 50.0% | 50.0% |" in seeds.tables([metrics(0, 0.4, 0.5)])
     assert "most_clicked" not in seeds.tables([metrics(0, 0.4, 0.5, most_clicked=0.3), metrics(1, 0.4, 0.5)])
+
+
+def test_a_lift_that_stands_the_other_way_round_is_turned():
+    run = metrics(0, 0.4, 0.5)
+    del run["lift"]["grpo_over_sft"], run["lift_ci95"]["grpo_over_sft"]
+    run["lift"]["sft_over_grpo"], run["lift_ci95"]["sft_over_grpo"] = -0.2, [-0.25, 0.25]
+    # 1 / .8 - 1 = .25, whose lower end is 1 / 1.25 - 1: below 0
+    assert "| `sft` | +25.0% | +25.0% | 0 of 1 seeds |" in seeds.tables([run])
+
+
+def test_the_tables_go_between_the_marks_of_a_file_with_the_command_and_the_commits(tmp_path):
+    for seed in (0, 1):
+        report = tmp_path / f"s{seed}" / "report"
+        report.mkdir(parents=True)
+        (report / "metrics.json").write_text(json.dumps(metrics(seed, 0.4, 0.5)))
+        entry = {"state": "done", "seconds": 1, "commit": f"{seed}" * 40}
+        (report.parent / "run.json").write_text(json.dumps({"stages": {"sft": entry}}))
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{seeds.BEGIN}\nstale\n{seeds.END}\nafter\n")
+    parser = argparse.ArgumentParser()
+    seeds.add_arguments(parser)
+    args = parser.parse_args([str(tmp_path / "s0"), str(tmp_path / "s1"), "--into", str(page)])
+    for _ in range(2):  # a second call finds the marks again
+        seeds.run(args)
+    text = page.read_text()
+    assert text.startswith(f"before\n{seeds.BEGIN}\n| arm |") and text.endswith(f"{seeds.END}\nafter\n")
+    assert "stale" not in text and "`openrlhf-qs seeds runs/s0 runs/s1 --into README.md`" in text
+    assert "stages at 0000000000, 1111111111." in text
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="README.md has no <!-- seeds -->"):
+        seeds.run(args)
 
 
 def test_two_runs_of_one_seed_and_a_run_without_users_are_refused(tmp_path):
