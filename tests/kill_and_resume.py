@@ -32,7 +32,7 @@ from test_whole_way import ROOT, SMALL
 from openrlhf_qs.files.record import durations, read_record
 from openrlhf_qs.files.run_folder import RunFolder
 
-STAGES = ("data", "sft", "garm", "fusion", "grpo", "evaluate")
+STAGES = ("data", "sft", "garm", "fusion", "rft", "grpo", "evaluate")
 
 
 def main() -> None:
@@ -116,7 +116,7 @@ def compare(whole: Path, killed: Path) -> int:
     same = [(run / "fusion" / "responses.jsonl").read_bytes() for run in (killed, again)]
     found["responses of the same policy"] = "the same bytes" if same[0] == same[1] else "of other bytes"
 
-    for stage in ("sft", "garm", "grpo"):
+    for stage in ("sft", "garm", "rft", "grpo"):
         found[f"weights of {stage}"] = distance(whole / stage, killed / stage)
     metrics = [json.loads((run / "report" / "metrics.json").read_text())["ab"] for run in (whole, killed)]
     found["CTR, never killed and killed"] = {
