@@ -289,17 +289,15 @@ finish() {
    echo "$STAGE: done in $((SECONDS - STARTED)) s"
 }
 
-# response_tokens: MAX_NEW_TOKENS, or what the stage data found in the log; 64 where nothing is run.
+# response_tokens: in RESPONSE_TOKENS, MAX_NEW_TOKENS or what the stage data found in the log; 64 where nothing is run.
 response_tokens() {
-   if [ -n "$MAX_NEW_TOKENS" ]; then
-      echo "$MAX_NEW_TOKENS"
-   elif [ -f "$RUN/data/max_new_tokens" ]; then
-      cat "$RUN/data/max_new_tokens"
-   elif [ "$DRY_RUN" = 1 ]; then
-      echo 64
-   else
-      die "$RUN/data/max_new_tokens is missing: run the stage data again, or give MAX_NEW_TOKENS"
+   RESPONSE_TOKENS=$MAX_NEW_TOKENS
+   if [ -z "$RESPONSE_TOKENS" ] && [ -f "$RUN/data/max_new_tokens" ]; then
+      RESPONSE_TOKENS=$(cat "$RUN/data/max_new_tokens")
+   elif [ -z "$RESPONSE_TOKENS" ] && [ "$DRY_RUN" = 1 ]; then
+      RESPONSE_TOKENS=64
    fi
+   [ -n "$RESPONSE_TOKENS" ] || die "$RUN/data/max_new_tokens is missing: run the stage data again, or give MAX_NEW_TOKENS"
 }
 
 # plugin_flags PREFIX: $PLUGIN and $OPTION as flags, in the array PLUGIN_FLAGS.

@@ -11,6 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [ -n "$JUDGE" ] || { [ -n "$CLICK_LOG" ] && JUDGE=none || JUDGE=built_in_world; }   # the run knows whose users clicked
 begin evaluate "$@"
+response_tokens
 plugin_flags --
 [ "$RFT" = 1 ] && TUNED=rft || TUNED=
 for policy in sft $TUNED grpo; do
@@ -20,7 +21,7 @@ for policy in sft $TUNED grpo; do
    [ -f "$RUN/report/responses.$policy.jsonl" ] || followed openrlhf-qs generate --policy "$RUN/$policy" --reference "$RUN/sft" \
       --prompts "$RUN/data/fusion.jsonl" "$RUN/data/heldout.jsonl" --n_max "$N_SELECTION" "$N_HELDOUT" \
       --out "$RUN/report/selection.$policy.jsonl" "$RUN/report/responses.$policy.jsonl" \
-      --temperature $TEMPERATURES --n_samples "${N_SAMPLES_AT[@]}" --max_new_tokens "$(response_tokens)" --seed "$SEED"
+      --temperature $TEMPERATURES --n_samples "${N_SAMPLES_AT[@]}" --max_new_tokens "$RESPONSE_TOKENS" --seed "$SEED"
 done
 run openrlhf-qs evaluate --run "$RUN" --judge "$JUDGE" --embedder "$EMBEDDER" --seed "$SEED" \
    "${PLUGIN_FLAGS[@]}" "$@"

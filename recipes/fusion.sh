@@ -7,10 +7,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${N_SAMPLED:=4}"           # responses to a conversation; 1 tells nothing of the best of several
 
 begin fusion "$@"
+response_tokens
 plugin_flags --
 if [ ! -f "$RUN/fusion/responses.jsonl" ]; then
    followed openrlhf-qs generate --policy "$RUN/sft" --reference "$RUN/sft" --prompts "$RUN/data/fusion.jsonl" \
-      --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$(response_tokens)" --n_max 250 --n_samples "$N_SAMPLED" --seed "$SEED" \
+      --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$RESPONSE_TOKENS" --n_max 250 --n_samples "$N_SAMPLED" --seed "$SEED" \
       --temperature "$GRPO_TEMPERATURE" --reference_temperature "$GRPO_TEMPERATURE"
 fi
 run openrlhf-qs fusion --reward "$REWARD" --fusion "$FUSION" --normalisation "$NORMALISATION" \

@@ -15,12 +15,13 @@ else
 fi
 
 begin grpo "$@"
+response_tokens
 training_flags "$RUN/grpo" "$GRPO_SAVE_STEPS"
 DATA=(
    --data.prompt_dataset "$RUN/data/prompts.jsonl"
    --data.input_key prompt --data.label_key label   # the label is the conversation, for the rewards
    --data.apply_chat_template
-   --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$(response_tokens)"
+   --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$RESPONSE_TOKENS"
 )
 [ "$RFT" = 1 ] && START=$RUN/rft || START=$RUN/sft
 MODELS=(

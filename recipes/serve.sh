@@ -21,12 +21,13 @@ case " $* " in
    *" --help "* | *" -h "*) show_help; set_up; echo; openrlhf-qs serve --help; exit ;;
 esac
 set_up
+response_tokens
 plugin_flags --
 POLICIES=()
 for one in $ARM; do POLICIES+=(--arm "$one"); done
 [ -n "$ARM" ] || POLICIES=(--policy "$RUN/$SERVED")
 [ "$FORM" = cpu ] || POLICIES+=(--tensor_parallel_size "$GPUS")
 run openrlhf-qs serve "${POLICIES[@]}" --reward_model "$RUN/garm" --log "$LIVE_LOG" --n_samples "$SERVE_SAMPLES" \
-   --max_new_tokens "$(response_tokens)" --filter "$FILTER" --min_click_chance "$MIN_CLICK_CHANCE" --explore "$EXPLORE" \
+   --max_new_tokens "$RESPONSE_TOKENS" --filter "$FILTER" --min_click_chance "$MIN_CLICK_CHANCE" --explore "$EXPLORE" \
    --upstream "$UPSTREAM" --upstream_model "$UPSTREAM_MODEL" --host "$LISTEN" --port "$SERVE_PORT" --key_file "$KEY_FILE" \
    --seed "$SEED" "${PLUGIN_FLAGS[@]}" "$@"

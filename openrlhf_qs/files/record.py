@@ -103,7 +103,7 @@ STAGES = {
             "CALIBRATE",
             "SPREAD",
             "MAX_LEN",
-            *(f"GARM_{name}" for name in SFT_SIZE),
+            *(f"GARM_{name}" for name in (*SFT_SIZE, "DROPOUT")),
             *FORM,
         ),
         reads=_read_by_garm,
