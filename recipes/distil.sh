@@ -9,6 +9,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${TEACHER_SAVE_STEPS:=100}"
 if [ "$FORM" = gpu ]; then
    : "${TEACHER_BATCH:=256}" "${TEACHER_MICRO_BATCH:=4}" "${TEACHER_EPOCHS:=2}" "${TEACHER_LR:=1e-5}"
+elif [ -n "$TEACHER$POLICY" ]; then
+   : "${TEACHER_BATCH:=16}" "${TEACHER_EPOCHS:=1}" "${TEACHER_LR:=1e-4}"   # a model that can speak, as smollm2
 else
    : "${TEACHER_BATCH:=32}" "${TEACHER_EPOCHS:=4}" "${TEACHER_LR:=2e-3}"   # a model without any training wants a high rate
 fi

@@ -10,6 +10,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${GRPO_SAVE_STEPS:=10}"    # steps between checkpoints
 if [ "$FORM" = gpu ]; then
    : "${STEPS:=500}" "${PROMPTS:=128}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=1024}" "${GRPO_MICRO_BATCH:=8}" "${GRPO_LR:=1e-6}"
+elif [ -n "$POLICY" ]; then
+   : "${STEPS:=10}" "${PROMPTS:=8}" "${N_SAMPLES:=4}" "${TRAIN_BATCH:=32}" "${GRPO_MICRO_BATCH:=8}" "${GRPO_LR:=1e-5}"   # as smollm2
 else
    : "${STEPS:=60}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=64}" "${GRPO_MICRO_BATCH:=64}" "${GRPO_LR:=1e-4}"
 fi

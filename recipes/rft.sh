@@ -9,6 +9,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${RFT_SAVE_STEPS:=100}"      # steps between checkpoints
 if [ "$FORM" = gpu ]; then
    : "${N_RFT:=20000}" "${RFT_BATCH:=256}" "${RFT_MICRO_BATCH:=4}" "${RFT_EPOCHS:=2}" "${RFT_LR:=5e-6}"
+elif [ -n "$POLICY" ]; then
+   : "${N_RFT:=500}" "${RFT_BATCH:=16}" "${RFT_EPOCHS:=1}" "${RFT_LR:=5e-5}"   # as smollm2
 else
    : "${N_RFT:=3000}" "${RFT_BATCH:=32}" "${RFT_EPOCHS:=3}" "${RFT_LR:=1e-3}"   # N_RFT: conversations
 fi

@@ -7,6 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SFT_SAVE_STEPS:=100}"      # steps between checkpoints
 if [ "$FORM" = gpu ]; then
    : "${SFT_BATCH:=256}" "${SFT_MICRO_BATCH:=4}" "${SFT_EPOCHS:=2}" "${SFT_LR:=1e-5}"
+elif [ -n "$POLICY" ]; then
+   : "${SFT_BATCH:=16}" "${SFT_EPOCHS:=1}" "${SFT_LR:=1e-4}"   # a model that can speak, as smollm2
 else
    : "${SFT_BATCH:=32}" "${SFT_EPOCHS:=4}" "${SFT_LR:=2e-3}"   # a policy without any training wants a high rate
 fi

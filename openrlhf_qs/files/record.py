@@ -107,7 +107,7 @@ STAGES = {
             *FORM,
         ),
         reads=_read_by_garm,
-        files=("GARM_BASE", "DATA_DIR"),
+        files=("GARM_BASE", "POLICY", "DATA_DIR"),
         plugins=("REWARD_MODEL", "OBJECTIVE"),
     ),
     "fusion": Stage(
@@ -123,7 +123,7 @@ STAGES = {
             *FORM,
         ),
         reads=lambda variables: ("data", "sft", "garm"),
-        files=("EMBEDDER", "PROMPT_TEMPLATE"),
+        files=("POLICY", "EMBEDDER", "PROMPT_TEMPLATE"),
         plugins=("REWARD_MODEL",),
         products=(*MODEL, "candidates.jsonl"),
     ),
@@ -133,6 +133,7 @@ STAGES = {
             *("TRAIN_BATCH", "GRPO_MICRO_BATCH", "GRPO_TEMPERATURE", "CREDIT", "ASYNC", "RFT", *FORM),
         ),
         reads=lambda variables: ("data", "sft", "garm", "fusion", *_rft(variables)),
+        files=("POLICY",),  # a model that can speak has other defaults
         plugins=("REWARD", "REWARD_MODEL"),
     ),
     "evaluate": Stage(
