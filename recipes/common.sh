@@ -113,7 +113,7 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 : "${MAX_NEW_TOKENS:=}"         # tokens of a response; empty: as many as those of the log need (data/max_new_tokens)
 : "${GRPO_TEMPERATURE:=0.6}"    # of GRPO's rollouts, and of the responses that fusion learns from, which stand for them
 # What it is run with
-: "${GPUS:=0}"                  # of each node; 0 is the CPU form
+: "${GPUS:=0}"                  # GPUs on each node; with 0 everything runs on the CPU
 : "${NODES:=1}"                 # nodes; for sft and garm with more than one, HOSTFILE is DeepSpeed's list of them
 : "${HOSTFILE:=}"
 : "${ASYNC:=0}"                 # 1: GRPO's rollouts and training overlap (GPU form, at least 2 GPUs)

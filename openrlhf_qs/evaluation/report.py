@@ -288,18 +288,26 @@ def _evaluation(metrics: Mapping[str, Any]) -> list[dict]:
     else:
         blocks.append({"kind": "note", "text": "No judge, so no A/B test: the held-out clicks alone speak here."})
     if metrics.get("verdict"):
-        blocks.append({"kind": "note", "text": metrics["verdict"]})
-    blocks += [_temperatures(name, one) for name, one in metrics.get("served", {}).items()]
+        blocks.append({"kind": "folded", "summary": "who beats whom, in words", "text": metrics["verdict"]})
+    if metrics.get("served"):
+        blocks.append(_temperatures(metrics["served"]))
     blocks += _proxy(metrics.get("proxy")) + _segments(metrics)
     if metrics.get("quality"):
         blocks += _quality(metrics["quality"])
     return blocks
 
 
-def _temperatures(name: str, one: Mapping[str, Any]) -> dict:
-    rows = [[temperature, _number(value)] for temperature, value in one["tried"].items()]
-    note = f"Served at {one['temperature']:g}, chosen on {one['n_conversations']:,} conversations of the fusion split."
-    return _table(["temperature", one["by"]], rows, title=f"at which temperature {name} is served", note=note)
+def _temperatures(served: Mapping[str, Mapping[str, Any]]) -> dict:
+    tried = list(dict.fromkeys(temperature for one in served.values() for temperature in one["tried"]))
+    rows = []
+    for name, one in served.items():
+        form = "{:+.3f}" if one["by"] == "composite reward" else "{:.1%}"
+        reached = {temperature: form.format(value) for temperature, value in one["tried"].items()}
+        rows.append([name, *(reached.get(temperature, "–") for temperature in tried), f"{one['temperature']:g}"])
+    first = next(iter(served.values()))
+    note = f"{first['by'].capitalize()}, on {first['n_conversations']:,} conversations of the fusion split."
+    heads = ["policy", *(f"at {temperature}" for temperature in tried), "served at"]
+    return _table(heads, rows, title="at which temperature a policy is served", note=note)
 
 
 def _proxy(proxy: Mapping[str, Any] | None) -> list[dict]:
@@ -357,6 +365,7 @@ def _quality(quality: Mapping[str, Mapping[str, Any]]) -> list[dict]:
         "likeness": ("likeness to clicked", ".3f"),
         "log_ppl": ("log-perplexity", ".3f"),
     }
+    columns = {key: one for key, one in columns.items() if any(arm[key] is not None for arm in quality.values())}
     rows = [
         [name, *("–" if arm[key] is None else format(arm[key], spec) for key, (_, spec) in columns.items())]
         for name, arm in quality.items()

@@ -7,9 +7,12 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from openrlhf_qs.plots.style import LINE, MUTED, PLOT_STYLE, arm_colors
+
+NAME_WIDTH, NAME_HEIGHT = 70, 10  # points of a name beside its dot
 
 
 def proxy_and_gold(arms: Mapping[str, Mapping[str, float]], bins: Sequence[Mapping[str, Any]]) -> Figure:
@@ -25,9 +28,9 @@ def proxy_and_gold(arms: Mapping[str, Mapping[str, float]], bins: Sequence[Mappi
         left, right = figure.subplots(1, 2)
         for name, one in arms.items():
             left.plot(one["proxy"], one["gold"], "o", color=colors[name], markersize=6)
-            left.annotate(name, (one["proxy"], one["gold"]), (6, -3), textcoords="offset points", fontsize=8)
         left.margins(0.18)
         left.set(xlabel="proxy: composite reward", ylabel="gold: chance of a click")
+        _names(left, arms)
         right.axhline(0, color="#c5cad3", linewidth=1)
         right.axvline(0, color="#c5cad3", linewidth=1)
         if bins:
@@ -48,3 +51,16 @@ def proxy_and_gold(arms: Mapping[str, Mapping[str, float]], bins: Sequence[Mappi
         for axis in (left.yaxis, right.yaxis):
             axis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
         return figure
+
+
+def _names(axis: Axes, arms: Mapping[str, Mapping[str, float]]) -> None:
+    """The name beside each point; one that would lie on another is moved up until it does not."""
+    taken: list[tuple[float, float]] = []  # in points of the figure
+    for name, one in sorted(arms.items(), key=lambda arm: arm[1]["gold"]):
+        x, y = axis.transData.transform((one["proxy"], one["gold"])) * 72 / axis.figure.dpi
+        moved = y
+        for other_x, other_y in sorted(taken, key=lambda place: place[1]):
+            if abs(other_x - x) < NAME_WIDTH and abs(other_y - moved) < NAME_HEIGHT:
+                moved = other_y + NAME_HEIGHT
+        taken.append((x, moved))
+        axis.annotate(name, (one["proxy"], one["gold"]), (7, moved - y - 3), textcoords="offset points", fontsize=8)
