@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
     if base is not None:
         add_over_base(figures, base)
     table = best_first({arm: over_seeds(list(seeds.values())) for arm, seeds in figures.items()}, base)
-    curves = {arm: curve for arm, seeds in runs.items() if (curve := overoptimisation_curve(seeds.values()))}
+    folders = {arm: [one.folder for one in seeds.values()] for arm, seeds in runs.items()}
+    curves = {arm: curve for arm, some in folders.items() if (curve := overoptimisation_curve(some))}
     if base is not None:
         add_holm(table, figures)
     result = {
@@ -203,15 +204,15 @@ def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
     return {name: t_interval([row[name] for row in rows]) for name in COLUMNS if name in names}
 
 
-def overoptimisation_curve(runs: Iterable[Run]) -> dict[str, list[float]] | None:
+def overoptimisation_curve(folders: Iterable[Path]) -> dict[str, list[float]] | None:
     """``sqrt_kl``, ``proxy`` and ``gold`` of an arm, in bins of sqrt(KL) over all its seeds; None without gold.
 
     The proxy is counted from the mean of its first steps, in its deviation within a batch there: rewards of different
     arms have different units.
     """
     points = []
-    for run in runs:
-        file = RunFolder(run.folder).grpo.statistics
+    for folder in folders:
+        file = RunFolder(folder).grpo.statistics
         rows = [row for row in read_json_lines(file) if {"gold", "kl"} <= row.keys()] if file.is_file() else []
         if not rows:
             continue

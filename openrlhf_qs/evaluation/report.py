@@ -22,13 +22,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from openrlhf_qs.evaluation import report_texts, summary
+from openrlhf_qs.evaluation.ablation import overoptimisation_curve
 from openrlhf_qs.evaluation.arms import AT, LAST_POLICY
 from openrlhf_qs.evaluation.tensorboard import read_scalars
 from openrlhf_qs.files.record import read_record
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.plots.calibration import accuracy_curve, reliability_diagram
-from openrlhf_qs.plots.curves import curve
+from openrlhf_qs.plots.curves import curve, over_kl
 from openrlhf_qs.plots.proxy import proxy_and_gold
 from openrlhf_qs.plots.style import arm_colors, svg
 
@@ -94,7 +95,7 @@ def page(run: RunFolder, metrics: Mapping[str, Any], environment: Environment) -
         "garm": _curves(run, "garm") + _calibration(metrics),
         "fusion": _fusion(weights),
         "rft": _curves(run, "rft"),
-        "grpo": _alarms(alarms) + _curves(run, "grpo") + _samples(run),
+        "grpo": _alarms(alarms) + _curves(run, "grpo") + _over_kl(run) + _samples(run),
         "evaluate": _evaluation(metrics),
     }
     before, after = "sft", LAST_POLICY
@@ -426,6 +427,16 @@ def _curves(run: RunFolder, stage: str) -> list[dict]:
 
 def _curve(what: str, steps: np.ndarray, values: np.ndarray) -> dict:
     return _plot(curve(what, steps, values), f"{what}, over the steps of training")
+
+
+def _over_kl(run: RunFolder) -> list[dict]:
+    """Proxy and gold as GRPO moved away from its reference, where a judge said the gold of every rollout."""
+    found = overoptimisation_curve([run.path])
+    if found is None:
+        return []
+    note = "Where the gold falls while the proxy rises, the policy is hacking the reward (--qs.monitor_judge)."
+    picture = _plot(over_kl({LAST_POLICY: found}), "Proxy and gold over the KL", title="proxy and gold over training")
+    return [picture, {"kind": "note", "text": note}]
 
 
 def _samples(run: RunFolder) -> list[dict]:

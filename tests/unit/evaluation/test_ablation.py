@@ -13,7 +13,6 @@ from scipy import stats
 from openrlhf_qs.evaluation import ablation
 from openrlhf_qs.evaluation.ablation import (
     Interval,
-    Run,
     finished_runs,
     gold_figures,
     over_seeds,
@@ -67,11 +66,11 @@ def test_a_figure_that_a_seed_lacks_is_left_out():
 
 def test_the_curve_counts_the_proxy_from_its_start_in_its_deviations(tmp_path):
     steps = [{"step": n, "kl": n**2, "proxy": 1 + n, "proxy_std": 2.0, "gold": 0.4 - n / 100} for n in range(6)]
-    curve = overoptimisation_curve([Run(write_run(tmp_path, gold=steps), "grpo")])
+    curve = overoptimisation_curve([write_run(tmp_path, gold=steps)])
     assert curve["sqrt_kl"] == [0, 1, 2, 3, 4, 5]
     assert curve["proxy"] == pytest.approx([-0.5, 0, 0.5, 1, 1.5, 2])  # the first three have mean 2
     assert curve["gold"] == pytest.approx([0.4, 0.39, 0.38, 0.37, 0.36, 0.35])
-    assert overoptimisation_curve([Run(write_run(tmp_path / "without"), "grpo")]) is None
+    assert overoptimisation_curve([write_run(tmp_path / "without")]) is None
 
 
 def test_the_command_writes_table_and_pictures_of_all_finished_arms(tmp_path, capsys):

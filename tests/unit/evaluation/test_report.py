@@ -374,6 +374,15 @@ def test_the_proxy_stands_against_the_gold_in_words_and_as_a_picture(full_run, m
     assert "One of the two did not change." in write_report(full_run, metrics).read_text()
 
 
+def test_gold_of_every_rollout_is_drawn_over_the_kl_where_a_judge_said_it(full_run, metrics):
+    rows = [{"step": n, "proxy": n / 10, "proxy_std": 0.5, "distinct_2": 0.1, "kl": n / 5} for n in range(1, 9)]
+    write_json_lines(full_run / "grpo" / "statistics.jsonl", rows)
+    assert "over the KL" not in write_report(full_run, metrics).read_text()
+    write_json_lines(full_run / "grpo" / "statistics.jsonl", [row | {"gold": 0.5} for row in rows])
+    html = write_report(full_run, metrics).read_text()
+    assert 'alt="Proxy and gold over the KL"' in html and 'alt="distinct-2 of a step, over the steps' in html
+
+
 def test_parts_of_the_log_have_their_change_with_its_interval(full_run, metrics):
     part = {"n_contexts": 50, "ctr": {"sft": 0.5, "grpo": 0.55}, "ci95": {"sft": [0.47, 0.53], "grpo": [0.52, 0.58]}}
     metrics["segments"] = {"language": {"de": part | {"change": 0.05, "change_ci95": [0.01, 0.09]}}}
