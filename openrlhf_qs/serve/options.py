@@ -103,4 +103,4 @@ def _temperature(args: argparse.Namespace, folder: str) -> float:
 
 def name_of(folder: str) -> str:
     """What a policy is called in the log where nobody says: run and stage, as in ``default/grpo``."""
-    return "/".join(Path(folder).resolve().parts[-2:]) if Path(folder).is_dir() else folder
+    return "/".join(Path(folder).absolute().parts[-2:]) if Path(folder).is_dir() else folder

@@ -129,9 +129,12 @@ async def chats(address: str, clicked: dict[str, list[int]]) -> None:
         await asyncio.gather(*(one(asking, some, int(numbers.integers(N_USERS))) for some in drawn))
 
 
+@pytest.mark.parametrize("stage", ["data", "sft", "garm"])
+def test_a_policy_and_a_reward_model_to_serve_it_with(environment, stage):
+    recipe(stage, environment)
+
+
 def test_a_policy_is_served_and_nothing_that_was_acknowledged_is_lost_when_it_is_killed(environment, clicked):
-    for stage in ("data", "sft", "garm"):
-        recipe(stage, environment)
     live = Path(environment["RUN"]) / "live"
     with serving(environment | {"SERVED": "sft", "MIN_CLICK_CHANCE": "0"}, live) as address:
         asyncio.run(chats(address, clicked))
@@ -146,6 +149,7 @@ def test_a_policy_is_served_and_nothing_that_was_acknowledged_is_lost_when_it_is
     assert all(one["temperature"] == 0.7 and 0 < one["click_chance"] < 1 for one in meta)
 
 
+@pytest.mark.timeout(2700)  # the whole way, in one call
 def test_what_they_clicked_trains_the_next_policy(environment):
     first = Path(environment["RUN"])
     log = str(first / "clicks.jsonl")
