@@ -43,27 +43,36 @@ MAY_GO = {
     "samples.jsonl": "what the policy wrote while it was trained",
 }
 ASK_POLICY = """\
+After the conversation the last user turn is {instruction}. Text of users must not become control tokens of the chat
+template: `prompt_ids` sees to that, and tells a model that can think not to.
+
 ```python
 from vllm import LLM, SamplingParams
 
-llm = LLM("{folder}")
+from openrlhf_qs.form.task import read_task
+from openrlhf_qs.models.template import prompt_ids
+
+task, llm = read_task("{folder}"), LLM("{folder}")
 conversation = [{{"role": "user", "content": "How do I bake?"}}, {{"role": "assistant", "content": "Use flour."}}]
-asked = [*conversation, {{"role": "user", "content": {instruction}}}]
-answer = llm.chat(asked, SamplingParams(temperature={temperature}, max_tokens={max_tokens}))[0].outputs[0].text
+ids = prompt_ids(llm.get_tokenizer(), task.messages(conversation))
+sampling = SamplingParams(temperature={temperature}, max_tokens={max_tokens})
+answer = llm.generate({{"prompt_token_ids": ids}}, sampling)[0].outputs[0]
+suggestions = task.read(answer.text, answer.finish_reason).suggestions
 ```
 
 or with transformers
 
 ```python
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained("{folder}"), AutoModelForCausalLM.from_pretrained("{folder}")
-inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-tokens = model.generate(**inputs, do_sample=True, temperature={temperature}, max_new_tokens={max_tokens})
-answer = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+ids = torch.tensor([prompt_ids(tokenizer, task.messages(conversation))])
+tokens = model.generate(ids, do_sample=True, temperature={temperature}, max_new_tokens={max_tokens})
+suggestions = task.read(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)).suggestions
 ```
 
-`openrlhf_qs.form.task.read_task("{folder}").read(answer).suggestions` reads the suggestions out of the answer."""
+or `openrlhf-qs suggest --policy {folder} "How do I bake?" "Use flour."`"""
 ASK_GARM = """\
 ```python
 from openrlhf_qs.garm.reward_model import SuggestionScorer

@@ -59,7 +59,7 @@ def test_the_code_of_a_card_is_python_and_asks_as_the_policy_was_trained(run, st
     for code in re.findall(r"```python\n(.*?)```", card(run, stage), re.DOTALL):
         ast.parse(code)
     if stage == "grpo":
-        assert r'"content": "Nenne 3 kurze \"Fragen\"."' in card(run, stage) and "max_tokens=40" in card(run, stage)
+        assert r'"Nenne 3 kurze \"Fragen\"."' in card(run, stage) and "max_tokens=40" in card(run, stage)
 
 
 def test_a_base_of_the_hub_is_named_where_the_hub_reads_it(run):
