@@ -124,9 +124,15 @@ TOOLS = LOOKS | LIVE | SOURCES | BENCHMARKS
 COMMANDS = STAGES | TOOLS
 OPENRLHF = [name for name, (module, _) in COMMANDS.items() if not module]
 EPILOG = """\
-The whole way in one command:   bash recipes/grpo_garm.sh
-On your own clicks:             CLICK_LOG=clicks.jsonl RUN=runs/mine bash recipes/grpo_garm.sh
-With other rewards:             REWARD=garm,ood,rules RUN=runs/three bash recipes/grpo_garm.sh
+the whole way in one command:
+  bash recipes/grpo_garm.sh
+on your own clicks:
+  CLICK_LOG=clicks.jsonl RUN=runs/mine bash recipes/grpo_garm.sh
+with other rewards:
+  REWARD=garm,ood,rules RUN=runs/three bash recipes/grpo_garm.sh
+with variables from a file, as every run leaves one:
+  CONFIG=runs/mine/variables.env RUN=runs/twin bash recipes/grpo_garm.sh
+
 After sft, garm and grpo any flag of OpenRLHF may follow; ours begin with --qs.
 """
 

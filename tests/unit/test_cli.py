@@ -99,7 +99,7 @@ def test_the_command_alone_prints_its_help_in_groups(capsys):
     cli.main([])
     shown = capsys.readouterr().out
     assert [shown.index(f"\n{group}:") for group in cli.GROUPS] == sorted(shown.index(f"\n{g}:") for g in cli.GROUPS)
-    assert max(map(len, shown.splitlines())) <= 100
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("family", ["benchmark", "log", "reward"])
