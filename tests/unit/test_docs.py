@@ -160,6 +160,12 @@ def test_the_tested_versions_are_those_that_doctor_knows():
         assert PACKAGES[packages.split(",")[0]].startswith(f"=={version}"), packages
 
 
+def test_every_page_is_in_the_index():
+    index = set(re.findall(r"\]\((\w+\.(?:md|ipynb))\)", (DOCS / "README.md").read_text()))
+    pages = {path.name for pattern in ("*.md", "*.ipynb") for path in DOCS.glob(pattern)}
+    assert index == pages - {"README.md"}
+
+
 # What is shown works
 
 
