@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 if [ "$FORM" = gpu ]; then
    : "${GARM_BATCH:=256}" "${GARM_MICRO_BATCH:=8}" "${GARM_EPOCHS:=1}" "${GARM_LR:=5e-6}" "${GARM_DROPOUT:=0}"
 elif [ -n "$GARM_BASE$POLICY" ]; then
-   : "${GARM_BATCH:=16}" "${GARM_EPOCHS:=1}" "${GARM_LR:=5e-5}"   # a model that can read, as smollm2
+   : "${GARM_BATCH:=16}" "${GARM_EPOCHS:=1}" "${GARM_LR:=5e-5}" "${GARM_DROPOUT:=0.1}"   # a model that can read, as smollm2
 else
    : "${GARM_BATCH:=16}" "${GARM_EPOCHS:=2}" "${GARM_LR:=7e-4}" "${GARM_DROPOUT:=0.1}"
 fi

