@@ -2,13 +2,15 @@
 
 Both have as many requests in flight, the same policy and as many samples of each. Over HTTP, by ``openrlhf-qs serve``
 in a process of its own, filters, reward model, choice and log come on top. In: a policy and conversations. Out:
-conversations a second, and the time of one.
+conversations a second, the time of one, and the seconds of all cores that one takes, those of the engine's processes
+too, which hardly depend on what else the machine has to do.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     conversations = [row["conversation"] for row in read_json_lines(args.conversations)][: args.n + WARM_UP]
     if len(conversations) <= WARM_UP:
         raise ValueError(f"{args.conversations}: {len(conversations)} rows; give more than {WARM_UP}")
-    table = Table("", "samples", "conversations/s", "p50, ms", "p95, ms")
+    table = Table("", "samples", "conversations/s", "p50, ms", "p95, ms", "CPU, ms")
     bare = asyncio.run(_bare(args, conversations))
     for n_samples in args.n_samples:
         _add(table, "vLLM alone", n_samples, bare[n_samples])
@@ -57,7 +59,9 @@ async def _bare(args: argparse.Namespace, conversations: Sequence[Sequence[Messa
     policy = Policy(args.policy, 0.7)
     try:
         return {
-            n: await _timed(lambda conversation, n=n: policy.sample(conversation, n), conversations, args.in_flight)
+            n: await _timed(
+                lambda conversation, n=n: policy.sample(conversation, n), conversations, args.in_flight, os.getpid()
+            )
             for n in args.n_samples
         }
     finally:
@@ -66,7 +70,7 @@ async def _bare(args: argparse.Namespace, conversations: Sequence[Sequence[Messa
 
 async def _over_http(
     args: argparse.Namespace, conversations: Sequence[Sequence[Message]], n_samples: int, reward_model: str
-) -> tuple[list[float], float]:
+) -> tuple[list[float], float, float]:
     import httpx2
 
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -83,7 +87,7 @@ async def _over_http(
                     answer = await asking.post("/v1/suggestions", json={"conversation": list(conversation)})
                     answer.raise_for_status()
 
-                return await _timed(ask, conversations, args.in_flight)
+                return await _timed(ask, conversations, args.in_flight, server.pid)
         finally:
             server.terminate()
             server.wait()
@@ -105,9 +109,13 @@ async def _started(asking, server: subprocess.Popen) -> None:
 
 
 async def _timed(
-    ask: Callable[[Sequence[Message]], Awaitable], conversations: Sequence[Sequence[Message]], in_flight: int
-) -> tuple[list[float], float]:
-    """The seconds of each of ``conversations`` after the first ``WARM_UP``, and of all of those."""
+    ask: Callable[[Sequence[Message]], Awaitable],
+    conversations: Sequence[Sequence[Message]],
+    in_flight: int,
+    process: int,
+) -> tuple[list[float], float, float]:
+    """The seconds of each of ``conversations`` after the first ``WARM_UP``, of all of those, and of all cores that
+    ``process`` and what it started spent on them."""
     at_once, seconds = asyncio.Semaphore(in_flight), []
 
     async def one(conversation: Sequence[Message]) -> None:
@@ -118,12 +126,20 @@ async def _timed(
 
     await asyncio.gather(*map(one, conversations[:WARM_UP]))
     seconds.clear()
-    began = time.perf_counter()
+    began, cpu_s = time.perf_counter(), _cpu_s(process)
     await asyncio.gather(*map(one, conversations[WARM_UP:]))
-    return seconds, time.perf_counter() - began
+    return seconds, time.perf_counter() - began, _cpu_s(process) - cpu_s
 
 
-def _add(table: Table, name: str, n_samples: int, measured: tuple[list[float], float]) -> None:
-    seconds, wall = measured
+def _cpu_s(process: int) -> float:
+    import psutil
+
+    root = psutil.Process(process)
+    return sum(sum(one.cpu_times()[:2]) for one in (root, *root.children(recursive=True)))
+
+
+def _add(table: Table, name: str, n_samples: int, measured: tuple[list[float], float, float]) -> None:
+    seconds, wall, cpu_s = measured
     p50, p95 = 1000 * np.percentile(seconds, [50, 95])
-    table.add_row(name, str(n_samples), f"{len(seconds) / wall:.1f}", f"{p50:.0f}", f"{p95:.0f}")
+    each = 1000 * cpu_s / len(seconds)
+    table.add_row(name, str(n_samples), f"{len(seconds) / wall:.1f}", f"{p50:.0f}", f"{p95:.0f}", f"{each:.0f}")
