@@ -10,8 +10,8 @@ set -euo pipefail
 : "${RUN:=runs/rgalign}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${INTENTS:=}"              # knowledge base: JSON Lines of id and text; empty with CLICK_LOG empty: the simulated one
-: "${N_VISITS:=60000}"        # of the simulated log, where $CLICK_LOG is empty
-: "${N_ASKED:=0}"             # visits of training that get a query; 0: all of the ranker's half
+: "${N_VISITS:=40000}"        # of the simulated log, where $CLICK_LOG is empty
+: "${N_ASKED:=8000}"          # visits of training that get a query, of the ranker's half; 0: all of it
 : "${ENCODER:=words}"         # of texts in the ranker: words (hashed), minilm, a sentence-transformers model
 : "${ROUNDS:=2}"              # of the closed loop: ranker, reasoner, ranker on the new queries
 : "${ALIGN:=sft}"             # what the ranker's gain does in a round: sft (the best of N queries are taught) or grpo
@@ -26,7 +26,7 @@ if [ "$FORM" = gpu ]; then
    : "${REASON_BATCH:=256}" "${REASON_MICRO_BATCH:=8}" "${REASON_EPOCHS:=2}" "${REASON_LR:=1e-5}"
    : "${ALIGN_BATCH:=256}" "${ALIGN_MICRO_BATCH:=8}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-6}"
 else
-   : "${REASON_BATCH:=32}" "${REASON_EPOCHS:=2}" "${REASON_LR:=2e-3}"   # a policy without any training wants a high rate
+   : "${REASON_BATCH:=32}" "${REASON_EPOCHS:=4}" "${REASON_LR:=2e-3}"   # a policy without any training wants a high rate
    : "${ALIGN_BATCH:=32}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-4}"
 fi
 STAGES=(intents rank reason align foresee)
