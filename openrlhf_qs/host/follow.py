@@ -133,7 +133,7 @@ def describe(line: str, n_steps: int = 0, n_epochs: int = 0) -> Place | None:
 
 def duration(seconds: float) -> str:
     """As a clock has it: ``4 s``, ``3:05``, ``1:02:03``."""
-    whole = int(seconds)
+    whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     hours, minutes = whole // 3600, whole // 60 % 60

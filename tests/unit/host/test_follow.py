@@ -62,8 +62,8 @@ def test_the_line_says_which_epoch_how_long_and_how_much_is_left():
     assert progress.take("Train epoch:   0%|          | 0/4 [00:00<?, ?it/s]", start + 30) is None
     bar = "Train step of epoch {}:  83%|████▎ | {}/100 [00:02<00:00, 14.71it/s, gpt_loss=0.5]"
     assert progress.take(bar.format(0, 1), start + 40) == "sft: epoch 1 of 4, step 1 of 100  loss 0.5  (40 s)"
-    # 99 steps in 60 s, 300 to go: 181 s
-    assert progress.take(bar.format(0, 100), start + 100).endswith("step 100 of 100  loss 0.5  (1:40, 3:01 left)")
+    # 99 steps in 60 s, 300 to go: 181.8 s
+    assert progress.take(bar.format(0, 100), start + 100).endswith("step 100 of 100  loss 0.5  (1:40, 3:02 left)")
     assert progress.take(bar.format(3, 100), start + 3700).endswith("step 100 of 100  loss 0.5  (1:01:40, 0 s left)")
 
 
