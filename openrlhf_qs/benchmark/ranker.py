@@ -112,7 +112,9 @@ def lambda_mart(
     try:
         from lightgbm import LGBMRanker
     except ImportError:
-        raise ValueError("lightgbm is not installed: pip install lightgbm, or give --no_lightgbm") from None
+        raise ValueError(
+            "lightgbm is not installed: pip install 'openrlhf-qs[benchmark]', or give --no_lightgbm"
+        ) from None
     from openrlhf_qs.rank.metrics import at_top
 
     told = clicks.any(1)  # a group without a click has no pair
