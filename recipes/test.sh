@@ -10,4 +10,5 @@ ruff check .
 ruff format --check .
 lint-imports --no-logo                       # imports run one way: the contracts in pyproject.toml
 [ $# -gt 0 ] || set -- tests/unit tests/e2e   # the fast ones first
-exec python -m pytest "$@"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"   # two files of tests at a time, a core each
+exec python -m pytest --numprocesses 2 --dist loadfile "$@"

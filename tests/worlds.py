@@ -1,5 +1,5 @@
-"""Small worlds in Chinese, Hindi, and German, Chinese and English mixed: conversations, suggestions, and users who are
-known.
+"""Small worlds in English, Chinese, Hindi, and German, Chinese and English mixed: conversations, suggestions, and
+users who are known.
 
 A user clicks what is about the conversation's subject, asks for one of the aspects that people like, and is in the
 language of the question; all else hardly. So a log of theirs can be learned from, and a policy that leaves the
@@ -88,7 +88,7 @@ LANGUAGES = {
         "Suggest $n short questions the user may ask next, numbered 1 to $n.",
     ),
 }
-WORLDS = {"zh": ("zh",), "hi": ("hi",), "mixed": ("de", "zh", "en")}
+WORLDS = {"en": ("en",), "zh": ("zh",), "hi": ("hi",), "mixed": ("de", "zh", "en")}
 SCENES = {  # by the question: language and subject
     question.format(subject): (code, subject)
     for code, language in LANGUAGES.items()

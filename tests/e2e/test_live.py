@@ -1,4 +1,4 @@
-"""Built-in users talk to a served SFT policy over HTTP; what they click trains the recipe, whose policy is served.
+"""Users of a small world talk to a served SFT policy over HTTP; what they click trains the next one, which is served.
 
 The first server is killed the moment its last click was acknowledged. The tests stand in the order of the way, and
 each needs the one before it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,22 +19,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
-import numpy as np
 import pytest
 
 from openrlhf_qs.clicks.click_log import read_click_log
-from openrlhf_qs.world.click_log import contexts
-from openrlhf_qs.world.users import click_probabilities, draw_users
 
 ROOT = Path(__file__).parents[2]
+WORLDS = ROOT / "tests" / "worlds.py"
+WORLD = "en"
 N_CONVERSATIONS, N_EACH, N_USERS = 300, 3, 200
 SMALL = {
-    "N_IMPRESSIONS": "1200",
-    "N_CONTEXTS": "300",
-    "SFT_EPOCHS": "3",
-    "GARM_EPOCHS": "3",
     "SFT_BATCH": "16",
+    "SFT_EPOCHS": "20",
+    "GARM_EPOCHS": "2",
     "GARM_BATCH": "16",
+    "SPREAD": "0",
     "RFT": "0",
     "STEPS": "4",
     "PROMPTS": "4",
@@ -44,14 +43,17 @@ SMALL = {
     "N_SELECTION": "20",
     "TEMPERATURES": "1",
     "BEST_OF": "1",
+    "JUDGE": "none",
 }
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """The variables of the first run; its log is of simulated users."""
+    """The variables of the first run; its log is of the users who will chat, shown suggestions of a mixed policy."""
     folder = tmp_path_factory.mktemp("live")
-    return os.environ | SMALL | {"RUN": str(folder / "first"), "VIRTUAL_ENV": sys.prefix}
+    log = folder / "mixed.jsonl"
+    subprocess.run([sys.executable, str(WORLDS), WORLD, str(log), "1500", "300"], check=True)
+    return os.environ | SMALL | {"RUN": str(folder / "first"), "CLICK_LOG": str(log), "VIRTUAL_ENV": sys.prefix}
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +108,10 @@ def serving(environment: dict[str, str], log: Path):
 
 
 async def chats(address: str, clicked: dict[str, list[int]]) -> None:
-    """Built-in users of whom each is shown suggestions under several conversations, and clicks what suits them."""
-    users, numbers = draw_users(np.random.default_rng(0), N_USERS), np.random.default_rng(1)
+    """Users of whom each is shown suggestions under several conversations, and clicks what suits them."""
+    from worlds import SmallWorld, conversation  # here, for it registers a judge
+
+    chances, rng = SmallWorld(), random.Random(3)
     at_once = asyncio.Semaphore(16)
 
     async def one(asking: httpx2.AsyncClient, conversation: list[dict[str, str]], user: int) -> None:
@@ -115,8 +119,7 @@ async def chats(address: str, clicked: dict[str, list[int]]) -> None:
             ask = {"conversation": conversation, "user": f"user-{user}"}
             told = (await asking.post("/v1/suggestions", json=ask)).json()
             texts = [one["text"] for one in told["suggestions"]]
-            chances = click_probabilities(conversation, texts, users[user]) if texts else []
-            clicks = [int(numbers.random() < chance) for chance in chances]
+            clicks = [int(rng.random() < chance) for chance in chances([conversation], [texts])[0]]
             id = told["impression_id"]
             events = [{"impression_id": id, "kind": "clicked", "place": n} for n, click in enumerate(clicks) if click]
             if events:
@@ -126,8 +129,8 @@ async def chats(address: str, clicked: dict[str, list[int]]) -> None:
                 clicked[id] = clicks
 
     async with httpx2.AsyncClient(base_url=address, timeout=60) as asking:
-        drawn = contexts(N_CONVERSATIONS, seed=3) * N_EACH
-        await asyncio.gather(*(one(asking, some, int(numbers.integers(N_USERS))) for some in drawn))
+        drawn = [conversation(WORLD, rng) for _ in range(N_CONVERSATIONS)] * N_EACH
+        await asyncio.gather(*(one(asking, some, rng.randrange(N_USERS)) for some in drawn))
 
 
 @pytest.mark.parametrize("stage", ["data", "sft", "garm"])
@@ -139,7 +142,6 @@ def test_a_policy_is_served_and_nothing_that_was_acknowledged_is_lost_when_it_is
     live = Path(environment["RUN"]) / "live"
     with serving(environment | {"SERVED": "sft", "MIN_CLICK_CHANCE": "0"}, live) as address:
         asyncio.run(chats(address, clicked))
-    # a policy of three epochs has nothing to show under one conversation in nine
     assert len(clicked) > 0.7 * N_CONVERSATIONS * N_EACH and sum(map(sum, clicked.values())) > 50
     out = live.with_name("clicks.jsonl")
     assert "impressions" in openrlhf_qs("log", "export", str(live), "--out", str(out))
@@ -155,7 +157,7 @@ def test_a_policy_is_served_and_nothing_that_was_acknowledged_is_lost_when_it_is
 def test_what_they_clicked_trains_the_next_policy(environment):
     first = Path(environment["RUN"])
     log = str(first / "clicks.jsonl")
-    recipe("grpo_garm", environment | {"RUN": str(first.with_name("second")), "CLICK_LOG": log, "JUDGE": "none"})
+    recipe("grpo_garm", environment | {"RUN": str(first.with_name("second")), "CLICK_LOG": log})
     assert (first.with_name("second") / "grpo" / "config.json").is_file()
 
 
