@@ -150,7 +150,7 @@ def test_bytes_that_are_no_utf8_and_half_surrogates_are_found_among_good_rows():
         {"policy": pl.col("policy").cast(pl.Categorical)},
         {"meta": pl.struct(a=pl.lit(1))},
     ],
-    ids=str,
+    ids=["no zone", "Tokyo, nanoseconds", "text", "booleans", "floats", "null", "categories", "struct"],
 )
 def test_parquet_of_other_types_gives_the_same_rows(change, tmp_path):
     lines = [json.dumps({**row, "policy": "p", "meta": {"a": 1}}).encode() for row in numbered(3)]

@@ -128,7 +128,11 @@ def test_beta_weighs_a_pair_by_its_variance_without_a_gradient_through_it():
         torch.testing.assert_close(weighed, equal * 12.5**0.5, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", [Gaussian(), Gaussian(n_members=3), BradleyTerry(), DPL(), PURM()], ids=repr)
+def of_head(head) -> str:
+    return f"{type(head).__name__} of {head.n_members}"
+
+
+@pytest.mark.parametrize("head", [Gaussian(), Gaussian(n_members=3), BradleyTerry(), DPL(), PURM()], ids=of_head)
 def test_a_batch_of_one_is_no_special_case_and_swapping_with_the_label_changes_nothing(head):
     torch.manual_seed(0)
     chosen, rejected = torch.randn(2, 1, head.n_outputs)
