@@ -6,6 +6,7 @@ import argparse
 import difflib
 import errno
 import importlib
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -140,6 +141,14 @@ After sft, garm and grpo any flag of OpenRLHF may follow; ours begin with --qs.
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``openrlhf-qs``. Errors of a user's making, and of the machine's, are one line on stderr and exit
     status 2."""
+    try:
+        _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has enough, as head has; nothing more is to be written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: Sequence[str] | None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
@@ -169,6 +178,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         print(printable(f"openrlhf-qs {command}: {error}"), file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         print(printable(f"openrlhf-qs {command}: {_of_the_machine(error)}"), file=sys.stderr)
         sys.exit(2)

@@ -37,6 +37,14 @@ def test_help_shows_the_stages_in_the_order_of_the_way(capsys):
     assert all(name in shown for name in cli.TOOLS)
 
 
+def test_a_reader_that_has_enough_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openrlhf_qs.cli", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (0, b"")
+
+
 def test_help_waits_for_no_heavy_import():
     code = "import sys, openrlhf_qs.cli as cli; cli.main(['--help']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
