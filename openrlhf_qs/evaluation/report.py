@@ -183,7 +183,9 @@ def _fusion(weights: Mapping[str, Any] | None) -> list[dict]:
     rows = []
     for name, reward in weights["rewards"].items():
         row = [name, _number(reward["weight"])]
-        if first:
+        if first and name not in first["coefficient"]:
+            row += ["–", "the same for every response"]
+        elif first:
             coefficient, error = first["coefficient"][name], first["standard_error"][name]
             falls = "clicks fall as it rises" if coefficient < -2 * error else ""
             told = falls or ("" if coefficient > 2 * error else "not told from 0")

@@ -352,14 +352,15 @@ def test_the_same_prompts_stand_side_by_side_at_four_steps_and_the_extremes_are_
 
 
 def test_fusion_says_of_each_part_what_the_clicks_say_and_whether_the_floor_holds_it(full_run, metrics):
-    names = {"garm": 0.6, "rules": 0.12, "diversity": 0.28}
+    names = {"garm": 0.6, "rules": 0.12, "diversity": 0.28, "language": 0.0}
     first = {"coefficient": {"garm": 0.3, "rules": -0.1, "diversity": 0.01}, "told": True, "floor": 0.2}
-    first["standard_error"] = dict.fromkeys(names, 0.02)
+    first["standard_error"] = dict.fromkeys(first["coefficient"], 0.02)  # a part that never differs has none
     weights = {"rewards": {name: {"weight": value, "mean": 0.0, "std": 1.0} for name, value in names.items()}}
-    weights |= {"first_stage": first, "shares": {"garm": 0.8, "rules": 0.05, "diversity": 0.15}}
+    weights |= {"first_stage": first, "shares": {"garm": 0.8, "rules": 0.05, "diversity": 0.15, "language": 0.0}}
     (full_run / "fusion" / "weights.json").write_text(json.dumps(weights))
     text = read(write_report(full_run, metrics)).text
     assert "+0.300± 0.020" in text and "-0.100± 0.020clicks fall as it rises, at the floor5%" in text
+    assert "language0–the same for every response0%" in text
     assert "+0.010± 0.020not told from 015%" in text and "below the floor, 20% of the largest" in text
 
 
