@@ -92,6 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert the file, say what the rules did."""
+    if Path(args.out).resolve() == Path(args.file).resolve():
+        raise ValueError(f"--out {args.out} is the file to convert, which would be lost; give another name")
+    if Path(args.out).suffix == ".parquet":
+        raise ValueError(f"--out {args.out}: JSON Lines are written here; give a name that ends in .jsonl")
     rows = list(raw_rows(args.file))
     if not rows:
         raise ValueError(f"{args.file}: no row in it")
@@ -287,6 +291,8 @@ def _clicks(value: Any, suggestions: Sequence[str], first_place: int, used: Coun
         return [_flag(one) for one in value]
     if n == 1 and _is_flag(value):
         return [_flag(value)]
+    if isinstance(value, list) and len(value) > 1 and all(_is_flag(one) for one in value):
+        raise BadRow("clicks of another length", f"{len(value)} clicks for {n} suggestions: {short(value)}")
     clicked = [0] * n
     for one in value if isinstance(value, list) else [value]:
         number = _number(one)

@@ -8,11 +8,12 @@ import os
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.models.device import pick_device
-from openrlhf_qs.models.folder import check_model
+from openrlhf_qs.models.folder import check_model, read_config
 from openrlhf_qs.models.own_ray import SILENT_ENVIRONMENT
 from openrlhf_qs.models.resolve import resolve_model
 from openrlhf_qs.models.template import fitted, prepared, prompt_ids
@@ -54,6 +55,10 @@ def _options(policy: str, seed: int, tensor_parallel_size: int) -> dict[str, Any
     """What both engines are made with; the environment that they read is set."""
     policy = resolve_model(policy)
     check_model(policy)
+    if Path(policy).is_dir() and "reward_model" in read_config(policy):
+        raise ValueError(
+            f"{policy} is a reward model, which writes nothing; give a policy, as of recipes/sft.sh or grpo.sh"
+        )
     for name, value in SILENT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -69,7 +69,8 @@ def read_asked(body: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
         headers: their names in lower case.
     """
     messages = as_messages(body.get("messages"))
-    told = {name: next((headers[one] for one in known if headers.get(one)), "") for name, known in HEADERS.items()}
+    filled = {name: value for name, value in headers.items() if not value.startswith("{{")}  # a template left as it is
+    told = {name: next((filled[one] for one in known if filled.get(one)), "") for name, known in HEADERS.items()}
     model = text_of(body.get("model"))
     prompt = messages[-1]["content"] if messages else ""
     form = _form(model, told["task"], prompt)

@@ -100,6 +100,21 @@ def test_a_click_on_what_was_not_shown_is_refused():
     assert converted({**ROW, "clicks": 2}, "x", Counter(), first_place=1)["clicks"] == [0, 1]
 
 
+@pytest.mark.parametrize("clicks", [[0, 1, 0], [1, 0, 0, 1], [True, False, False]])
+def test_flags_for_another_number_of_suggestions_are_no_places(clicks):
+    with pytest.raises(BadRow, match=f"{len(clicks)} clicks for 2 suggestions"):
+        converted({**ROW, "clicks": clicks}, "x", Counter())
+
+
+def test_what_is_converted_is_not_written_over(tmp_path, capsys):
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps(ROW) + "\n")
+    for out, what in ((path, "is the file to convert"), (tmp_path / "log.parquet", "ends in .jsonl")):
+        with pytest.raises(SystemExit):
+            cli.main(["log", "convert", str(path), "--out", str(out)])
+        assert what in capsys.readouterr().err and json.loads(path.read_text()) == ROW
+
+
 def test_suggestions_as_objects_as_numbered_text_or_as_lines():
     objects = [{"text": "How long?", "clicked": False}, {"text": "Which flour?", "clicked": True}]
     made = converted({**ROW, "suggestions": objects, "clicks": None}, "x", Counter())

@@ -22,6 +22,22 @@ def test_a_whole_model_and_a_hubs_name_pass(folder):
     check_model("Qwen/Qwen3-4B")
 
 
+def test_a_reward_model_is_no_policy(folder):
+    from openrlhf_qs.models.engine import load_engine
+
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"reward_model": {"name": "gaussian"}}))
+    with pytest.raises(ValueError, match="is a reward model, which writes nothing; give a policy"):
+        load_engine(str(folder), 0)
+
+
+def test_a_name_below_a_folder_that_is_here_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="run/nope does not exist"):
+        check_model("run/nope")
+
+
 def test_a_path_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="--model ./nowhere does not exist; give a Hugging Face folder or name"):
         check_model("./nowhere", "--model")

@@ -97,6 +97,8 @@ def test_whose_it_is_stands_in_the_headers_of_the_connection_or_in_those_that_op
     assert (found.chat, found.user, found.message) == ("c", "u", "m")
     found = asked(OPEN_WEBUI, {"x-openwebui-chat-id": "c2", "x-openwebui-user-id": "u2"})
     assert (found.chat, found.user) == ("c2", "u2")
+    found = asked(OPEN_WEBUI, {"x-task": "{{TASK}}", "x-chat-id": "{{CHAT_ID}}", "x-openwebui-chat-id": "c3"})
+    assert (found.task, found.chat, found.form) == ("", "c3", "follow_ups")  # a version that fills no template
 
 
 def test_a_transcript_without_speakers_is_the_users():
