@@ -14,5 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if not args.user.strip():
+        raise ValueError("give a user; an empty one stands for all whom the chat does not name")
     n = forget(args.log, args.user)
-    print(f"{n:,} impressions removed from {args.log}, with their events")
+    print(
+        f"{n:,} impressions removed from {args.log}, with their events"
+        if n
+        else f"{args.log} has no impression of {args.user}: nothing was removed; is that how the chat names the user?"
+    )

@@ -160,6 +160,19 @@ def test_users_are_pseudonyms_and_can_be_forgotten_while_the_server_runs(tmp_pat
     assert db.execute("select impression from event").fetchall() == [("b",)]
 
 
+def test_nobody_is_forgotten_by_an_empty_name_and_an_unknown_user_is_said(tmp_path, capsys):
+    async def work(log):
+        await log.add(impression("of somebody whom the chat does not name", user=""))
+
+    with_log(tmp_path, work)
+    with pytest.raises(SystemExit):
+        cli.main(["log", "forget", "", "--log", str(tmp_path)])
+    cli.main(["log", "forget", "ann", "--log", str(tmp_path)])
+    said = capsys.readouterr()
+    assert "give a user" in said.err and "no impression of ann: nothing was removed" in " ".join(said.out.split())
+    assert len(exported(tmp_path)) == 1
+
+
 def test_what_was_forgotten_is_overwritten(tmp_path):
     secret = "a question that nobody else would ask"
 
