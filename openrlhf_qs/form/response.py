@@ -83,7 +83,7 @@ def suggestion_problem(text: str) -> str:
 def format_response(suggestions: Sequence[str]) -> str:
     """The response that holds ``suggestions``, a numbered line each. ValueError where one has no text or two lines."""
     for suggestion in suggestions:
-        if not suggestion.strip() or len(suggestion.splitlines()) != 1:
+        if len(suggestion.strip().splitlines()) != 1:
             raise ValueError(f"suggestion {suggestion!r} is empty or has a line break; give one line of text")
     return "\n".join(f"{n}. {suggestion.strip()}" for n, suggestion in enumerate(suggestions, start=1))
 

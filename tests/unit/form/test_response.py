@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from openrlhf_qs.form.response import N_SUGGESTIONS, format_response, parse_response, suggestion_problem
@@ -14,6 +14,7 @@ def is_read_as_it_is(text: str) -> bool:
 LINES = st.text(min_size=1, max_size=60).filter(is_read_as_it_is)
 
 
+@example(["A", "A", "A\x1e\x85"])  # line breaks to Python, and space around a text
 @given(st.lists(LINES, min_size=N_SUGGESTIONS, max_size=N_SUGGESTIONS))
 def test_suggestions_come_back_as_they_were_but_for_space_around_them(suggestions):
     parsed = parse_response(format_response(suggestions))
