@@ -27,10 +27,9 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from openrlhf_qs.clicks.rows import FIELDS, MESSAGES, SCHEMA, checked_row, object_text
-from openrlhf_qs.files.whole import BadRow
+from openrlhf_qs.files.whole import SHOWN_PROBLEMS, BadRow
 
 ENGINES = {"polars": "on this machine, in threads", "ray": "Ray Data, on the cluster that Ray finds, or this machine"}
-SHOWN_PROBLEMS = 20
 BATCH_BYTES = 8 << 20  # of JSON Lines
 BATCH_ROWS = 16_384  # of Parquet: about as much memory
 Raw = bytes | pl.DataFrame | BadRow  # lines of JSON, rows of Parquet, or why the file cannot be read on

@@ -40,7 +40,7 @@ from openrlhf_qs.clicks.propensity import (
     inverse_propensity,
 )
 from openrlhf_qs.clicks.rows import MESSAGES, contexts
-from openrlhf_qs.files.whole import BadRow, read_json_lines, short, write_json_lines
+from openrlhf_qs.files.whole import BadRow, raise_problems, read_json_lines, short, write_json_lines
 from openrlhf_qs.form.keys import text_keys
 from openrlhf_qs.form.prompt import check_messages
 
@@ -71,7 +71,6 @@ SCHEMA = {
     "examination": pl.List(pl.Float64),  # how often it was looked at, in looks at the top; null where nobody knows
     "pairs": pl.List(PAIR),  # in a file: [chosen, rejected, weight, label]
 }  # and, where places are trusted, ``trust``: of each suggestion the clicks that its place brought by itself
-SHOWN_PROBLEMS = 20
 UNREAD = 1e-6  # looks at what stands below the click that ended the reading: its logarithm must be finite
 N_DIGITS = 6  # of weights and labels in a file
 
@@ -309,14 +308,13 @@ def read_preferences(path: str | Path) -> list[dict[str, Any]]:
 
 def check_preferences(rows: Sequence[Mapping[str, Any]], where: Callable[[int], str]) -> None:
     """ValueError with the first 20 bad rows and pairs; ``where`` a row stands, by its number from 1."""
-    problems = [
-        f"{where(number)}: {place}{what}"
-        for number, row in enumerate(rows, start=1)
-        for place, what in preference_problems(row)
-    ]
-    if problems:
-        more = f"\nand {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        raise ValueError("\n".join(problems[:SHOWN_PROBLEMS]) + more)
+    raise_problems(
+        [
+            f"{where(number)}: {place}{what}"
+            for number, row in enumerate(rows, start=1)
+            for place, what in preference_problems(row)
+        ]
+    )
 
 
 def preference_problems(row: Mapping[str, Any]) -> list[tuple[str, str]]:

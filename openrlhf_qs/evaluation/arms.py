@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openrlhf_qs.files.run_folder import RunFolder
-from openrlhf_qs.files.whole import read_json_lines
+from openrlhf_qs.files.whole import raise_problems, read_json_lines
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.response import format_response, parse_response
@@ -22,7 +22,6 @@ from openrlhf_qs.form.task import Task, read_task
 COLD_START = "cold_start"
 LAST_POLICY = "grpo"  # what a run is about
 AT = "@"  # between a policy's name and a temperature that it is not served with
-SHOWN_PROBLEMS = 20
 
 
 class Shown(NamedTuple):
@@ -185,10 +184,7 @@ def clicked_suggestions(impressions: Sequence[Mapping[str, Any]]) -> dict[str, l
 def _read_checked(path: Path, problem: Callable[[dict], str]) -> list[dict]:
     """Rows of a file; the first 20 with a problem are raised together, by line."""
     rows = read_json_lines(path)
-    problems = [f"{path}:{n}: {found}" for n, row in enumerate(rows, start=1) if (found := problem(row))]
-    if problems:
-        more = f"\nand {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        raise ValueError("\n".join(problems[:SHOWN_PROBLEMS]) + more)
+    raise_problems([f"{path}:{n}: {found}" for n, row in enumerate(rows, start=1) if (found := problem(row))])
     return rows
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+SHOWN_PROBLEMS = 20  # that an error names
 
 
 class BadRow(ValueError):
@@ -24,8 +27,15 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def raise_problems(problems: Sequence[str]) -> None:
+    """ValueError with the first ``SHOWN_PROBLEMS`` and how many more there are; nothing where there is none."""
+    if problems:
+        n_more = len(problems) - SHOWN_PROBLEMS
+        raise ValueError("\n".join(problems[:SHOWN_PROBLEMS]) + (f"\nand {n_more} more" if n_more > 0 else ""))
+
+
 def read_json_lines(path: str | Path) -> list[dict]:
-    """The rows of a file; byte order marks and blank lines are passed over.
+    """The rows of a file, also of one that is packed (``.gz``); byte order marks and blank lines are passed over.
 
     ValueError names file and line of what is no JSON object, or the file that is missing or cut.
     """
@@ -37,7 +47,8 @@ def json_lines(path: str | Path) -> Iterator[dict]:
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist: run the stage that writes it first")
     n_rows = 0
-    with open(path, encoding="utf-8") as file:
+    open_text = gzip.open if Path(path).suffix == ".gz" else open
+    with open_text(path, "rt", encoding="utf-8") as file:
         for number, line in enumerate(_decoded(file, path), start=1):
             line = line.lstrip("\ufeff")  # of a file that was put behind another one, too
             if line.strip():
@@ -51,6 +62,8 @@ def _decoded(lines: Iterable[str], path: str | Path) -> Iterator[str]:
         yield from lines
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 ({error.reason}): write it again") from None
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path} is no whole gzip file ({error}): write it again") from None
 
 
 def check_count(path: str | Path, n_rows: int) -> None:

@@ -89,6 +89,8 @@ def gain(ranker: Ranker, requests: Sequence[Request], queries: Sequence[str]) ->
     A visit that the ranker foresees anyway teaches nothing so. ValueError where a request has no click, or one of
     what is no intent of the ranker.
     """
+    from scipy.special import log_softmax
+
     number = ranker.intents.numbers()
     clicked = []
     for request in requests:
@@ -100,17 +102,11 @@ def gain(ranker: Ranker, requests: Sequence[Request], queries: Sequence[str]) ->
     features: list[Mapping] = [request.features for request in requests]
     distinct = {conversation_key(request.conversation): n for n, request in enumerate(requests)}
     places = list(distinct.values())
-    without = dict(zip(distinct, log_softmax(ranker.scores([features[n] for n in places])), strict=True))
-    with_query = log_softmax(ranker.scores(features, queries=queries))
+    without = dict(zip(distinct, log_softmax(ranker.scores([features[n] for n in places]), axis=1), strict=True))
+    with_query = log_softmax(ranker.scores(features, queries=queries), axis=1)
     return np.array(
         [
             with_query[n, of_request].mean() - without[conversation_key(requests[n].conversation)][of_request].mean()
             for n, of_request in enumerate(clicked)
         ]
     )
-
-
-def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """``[n, k]`` of scores of the same shape."""
-    shifted = scores - scores.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

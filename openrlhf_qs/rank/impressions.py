@@ -18,11 +18,10 @@ import polars as pl
 
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.clicks.propensity import estimate, shown_counts
-from openrlhf_qs.files.whole import json_lines, short
+from openrlhf_qs.files.whole import json_lines, raise_problems, short
 from openrlhf_qs.form.prompt import Message
 
 N_BINS = 16  # of a number's quantiles
-N_NAMED = 20  # errors told at once
 AT_ONCE = 50_000  # rows whose features are objects at one time
 MOST_VALUES = 50_000  # different texts of one feature
 
@@ -59,7 +58,7 @@ def read_intents(path: str | Path) -> Intents:
             seen |= dict.fromkeys((key, text.strip()), number)
             ids.append(key)
             texts.append(text.strip())
-    _raise(problems)
+    raise_problems(problems)
     if len(ids) < 2:
         raise ValueError(f"{path} has {len(ids)} intents; there is nothing to rank below 2")
     return Intents(tuple(ids), tuple(texts))
@@ -235,7 +234,11 @@ def read_impressions(
     Raises:
         ValueError: the first 20 rows that show an intent that is not there, or have no features.
     """
-    rows = read_click_log(log).sort("timestamp")
+    return impressions_of(read_click_log(log).sort("timestamp"), intents, propensity)
+
+
+def impressions_of(rows: pl.DataFrame, intents: Intents, propensity: str = "auto") -> Impressions:
+    """:func:`read_impressions` of rows that are read already, in the order of time."""
     number, problems = intents.numbers(), []
     n_places = int(rows["clicks"].list.len().max())
     shown = np.full((rows.height, n_places), -1, dtype=np.int32)
@@ -253,7 +256,7 @@ def read_impressions(
                 break
             shown[n, place] = number.get(intent, number.get(intent.strip()))
         clicks[n, : len(clicked)] = clicked
-    _raise(problems)
+    raise_problems(problems)
     examination, findings = _examination(rows, propensity)
     users = rows["user_id"].fill_null(rows["impression_id"]).to_numpy()
     return Impressions(
@@ -270,9 +273,3 @@ def _examination(rows: pl.DataFrame, method: str) -> tuple[np.ndarray, tuple[str
     n_places = int(rows["clicks"].list.len().max())
     found = estimate(shown_counts(with_context), method, n_positions=n_places)
     return np.array(found.values), tuple(found.findings)
-
-
-def _raise(problems: Sequence[str]) -> None:
-    if problems:
-        more = f"\nand {len(problems) - N_NAMED} more" if len(problems) > N_NAMED else ""
-        raise ValueError("\n".join(problems[:N_NAMED]) + more)

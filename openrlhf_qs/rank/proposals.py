@@ -15,7 +15,6 @@ regression on predictions for stories that were left out.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import re
 from collections import defaultdict
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from openrlhf_qs.files.whole import json_lines, json_object, short, write_whole
+from openrlhf_qs.files.whole import read_json_lines, short, write_whole
 from openrlhf_qs.models.embedder import embed, load_embedder
 
 CONFIG, KIND = "ranker.json", "proposals"
@@ -54,11 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
 def read_proposals(path: str | Path, judged: bool = False) -> list[dict[str, Any]]:
     """The rows of a file. ValueError names the first that has no events or proposal, or, where it must, no verdict."""
-    if str(path).endswith(".gz"):
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = [json_object(path, number, line) for number, line in enumerate(file, start=1) if line.strip()]
-    else:
-        rows = list(json_lines(path))
+    rows = read_json_lines(path)
     for number, row in enumerate(rows, start=1):
         events, proposal = row.get("events"), row.get("proposal")
         if not isinstance(events, list) or not events or not all(isinstance(one, str) for one in events):

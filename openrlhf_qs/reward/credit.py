@@ -44,6 +44,20 @@ def suggestion_of_tokens(pieces: Sequence[str], n: int) -> list[int]:
     return [min(one, n - 1) for one in numbers]
 
 
+def suggestion_log_probs(pieces: Sequence[str], log_probs: Sequence[float], n: int) -> list[float]:
+    """Of each of ``n`` suggestions the mean log-probability of its own tokens, nats; that of the whole response where
+    they cannot be told from another's.
+
+    Args:
+        pieces, log_probs: the text and the log-probability of each token.
+    """
+    own: list[list[float]] = [[] for _ in range(n)]
+    for place, log_prob in zip(suggestion_of_tokens(pieces, n), log_probs, strict=True):
+        if place != NO_SUGGESTION:
+            own[place].append(log_prob)
+    return [sum(some) / len(some) for some in (one or log_probs for one in own)]
+
+
 def centred_credit(credit: Tensor, total: Tensor, whole: Tensor, group: Tensor) -> Tensor:
     """What each suggestion brought, beside those in the same place of the group's other responses, ``[batch, n]``.
 

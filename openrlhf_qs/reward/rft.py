@@ -64,7 +64,7 @@ class ResponseSampler(Sampler):
     def suggestions(self, answers: Sequence[Answer]) -> Iterator[tuple[str, float, bool]]:
         """Of every suggestion its text, its tokens' mean log-probability, and True; of a malformed response as many
         empty texts as it was to have."""
-        from openrlhf_qs.reward.credit import suggestion_of_tokens  # --help need not wait for torch
+        from openrlhf_qs.reward.credit import suggestion_log_probs  # --help need not wait for torch
 
         for answer in answers:
             ended = answer.finish_reason == "stop"
@@ -72,7 +72,6 @@ class ResponseSampler(Sampler):
             if not parsed.well_formed:
                 yield from [("", 0.0, ended)] * self.task.n
                 continue
-            places = suggestion_of_tokens([self.piece(token) for token in answer.tokens], self.task.n)
-            for place, text in enumerate(parsed.suggestions):
-                own = [one for one, of in zip(answer.log_probs, places, strict=True) if of == place]
-                yield text, (sum(own) / len(own) if own else answer.mean_log_prob), ended
+            log_probs = suggestion_log_probs(list(map(self.piece, answer.tokens)), answer.log_probs, self.task.n)
+            for text, log_prob in zip(parsed.suggestions, log_probs, strict=True):
+                yield text, log_prob, ended

@@ -34,6 +34,7 @@ from openrlhf_qs.serve.forms import (
     completion_events,
     in_form,
     read_asked,
+    refusal,
     text_of,
 )
 from openrlhf_qs.serve.gate import Gate, Limits
@@ -261,8 +262,7 @@ def _told(one: Candidate) -> Suggestion:
 
 
 def _error(status: int, code: str, message: str) -> JSONResponse:
-    """In OpenAI's form."""
-    return JSONResponse({"error": {"message": message, "type": "invalid_request_error", "code": code}}, status)
+    return JSONResponse(refusal(code, message), status)
 
 
 def _page() -> tuple[str, str]:

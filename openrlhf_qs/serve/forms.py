@@ -176,6 +176,11 @@ def _object(model: str, kind: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
+def refusal(code: str, message: str) -> dict[str, Any]:
+    """The body of a refusal."""
+    return {"error": {"message": message, "type": "invalid_request_error", "code": code}}
+
+
 def same_text(text: str) -> str:
     """Equal for what a chat sends and what it was suggested: width, composition and white space aside."""
     return " ".join(unicodedata.normalize("NFKC", text).split())

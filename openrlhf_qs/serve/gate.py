@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from openrlhf_qs.serve.forms import refusal
+
 OPEN = ("/", "/healthz")  # without a key: a page that asks for one, and a word
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 MAX_CLIENTS = 10_000  # whose rates are remembered
@@ -138,7 +140,7 @@ def _replayed(body: bytes, receive):
 
 
 async def _answer(send, status: int, reason: str, message: str) -> None:
-    body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": reason}}).encode()
+    body = json.dumps(refusal(reason, message)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"connection", b"close")] if status in (408, 413) else []  # the rest of the body is not wanted
     headers += [(b"retry-after", b"1")] if status == 429 else []

@@ -138,7 +138,7 @@ class LiveLog:
 
     def pseudonym(self, identity: str) -> str:
         """What stands in the log for a user or a chat; who does not have the salt cannot tell whom it is."""
-        return hmac.new(self.salt, identity.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:32]
+        return _pseudonym(self.salt, identity)
 
     async def add(self, impression: Impression) -> Impression | None:
         """Keep an impression. Where one with that id is there, that one is returned and nothing changes."""
@@ -279,11 +279,10 @@ def forget(folder: str | Path, user: str) -> int:
         user: as the chat names it, or as the log does.
     """
     folder = existing(folder)
-    pseudonym = hmac.new(_salt(folder), user.encode(), hashlib.sha256).hexdigest()[:32]
     db = _connect(folder)
     try:
         db.execute("begin immediate")
-        n = _remove(db, "user in (?, ?)", (user, pseudonym))
+        n = _remove(db, "user in (?, ?)", (user, _pseudonym(_salt(folder), user)))
         db.execute("commit")
         db.execute("pragma wal_checkpoint(truncate)")
         return n
@@ -324,6 +323,10 @@ def _connect(folder: Path) -> sqlite3.Connection:
         db.execute(f"pragma {pragma}")
     db.executescript(SCHEMA)
     return db
+
+
+def _pseudonym(salt: bytes, identity: str) -> str:
+    return hmac.new(salt, identity.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:32]
 
 
 def _salt(folder: Path) -> bytes:

@@ -33,7 +33,7 @@ def parse_replicas(value: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> None:
     """Serve what the flags say."""
-    from openrlhf_qs.serve.serve import checked_keys, is_loopback, make_app
+    from openrlhf_qs.serve.serve import address_of, checked_keys, is_loopback, make_app
 
     check_protobuf()
     checked_keys(args)
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         deploy(lambda: make_app(args), replicas, args.max_in_flight, n_gpus)
 
     again()
-    print(f"http://{args.host}:{args.port}   {args.replicas} replicas; the log is in {args.log}", flush=True)
+    print(f"{address_of(args.host, args.port)}   {args.replicas} replicas; the log is in {args.log}", flush=True)
     if own_ray.is_own():
         _until_ended(again)
 

@@ -69,16 +69,12 @@ class Policy:
         return answers if isinstance(answers, str) else [self._read(answer) for answer in answers]
 
     def _read(self, answer: Answer) -> Response:
-        from openrlhf_qs.reward.credit import suggestion_of_tokens
+        from openrlhf_qs.reward.credit import suggestion_log_probs
 
         parsed, log_prob = self.task.read(answer.text, answer.finish_reason), sum(answer.log_probs)
         if not parsed.well_formed:
             return Response((), parsed.problem, log_prob, ())
-        places = suggestion_of_tokens([self.piece(token) for token in answer.tokens], self.task.n)
-        log_probs = []
-        for place in range(len(parsed.suggestions)):
-            own = [one for one, of in zip(answer.log_probs, places, strict=True) if of == place]
-            log_probs.append(sum(own) / len(own) if own else answer.mean_log_prob)
+        log_probs = suggestion_log_probs(list(map(self.piece, answer.tokens)), answer.log_probs, self.task.n)
         return Response(parsed.suggestions, "", log_prob, tuple(log_probs))
 
     async def check(self) -> None:

@@ -93,8 +93,7 @@ async def serve(args: argparse.Namespace) -> None:
     import uvicorn
 
     app = make_app(args)
-    shown = f"[{args.host}]" if ":" in args.host else args.host
-    print(f"http://{shown}:{args.port}   the log is in {args.log}", flush=True)
+    print(f"{address_of(args.host, args.port)}   the log is in {args.log}", flush=True)
     config = uvicorn.Config(
         app,
         host=args.host,
@@ -153,6 +152,11 @@ def read_keys(file: str) -> list[str]:
             f"--key_file {file}: give a key a line, each of 16 characters or more, as openssl rand -hex 16"
         )
     return keys
+
+
+def address_of(host: str, port: int) -> str:
+    """For a browser."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

@@ -114,7 +114,7 @@ class Service:
         """Write what waits, end the engines."""
         self.log.close()
         for arm in self.arms:
-            arm.suggester.policy.close()
+            arm.suggester.close()
 
     async def events(self, events: Sequence[Event]) -> list[Status]:
         """Keep events. OSError or sqlite3.Error where they cannot be written: they are not acknowledged then."""

@@ -16,7 +16,7 @@ from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.serve.forms import as_messages
 from openrlhf_qs.serve.options import add_suggester_arguments, make_arms, name_of
-from openrlhf_qs.serve.suggester import Choice, Suggester
+from openrlhf_qs.serve.suggester import Choice
 
 N_AT_ONCE = 32
 
@@ -64,13 +64,7 @@ async def _suggested(args: argparse.Namespace, requests: Sequence[Request]) -> l
     try:
         return await asyncio.gather(*map(one, requests))
     finally:
-        close(suggester)
-
-
-def close(suggester: Suggester) -> None:
-    suggester.policy.close()
-    if suggester.scorer is not None:
-        suggester.scorer.close()
+        suggester.close()
 
 
 def _turns(texts: Sequence[str]) -> list[dict[str, str]]:

@@ -221,6 +221,12 @@ class Suggester:
             shown = best_that_differ(candidates, n)
         return self._decided(shown, candidates, responses)
 
+    def close(self) -> None:
+        """End the policy's engine and the reward model's thread."""
+        self.policy.close()
+        if self.scorer is not None:
+            self.scorer.close()
+
     def _candidates(self, request: Request, responses: Sequence[Response]) -> list[Candidate]:
         """All suggestions of all responses, with the reason where one must not be shown."""
         found: list[Candidate] = []

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 
@@ -80,4 +81,13 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, line, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"n": 1}) + f"\n{line}\n")
     with pytest.raises(ValueError, match=rf"rows.jsonl:2: {message}"):
+        read_json_lines(path)
+
+
+def test_json_lines_are_read_packed_too_and_a_cut_file_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n\n{"a": 2}\n'))
+    assert read_json_lines(path) == [{"a": 1}, {"a": 2}]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz is no whole gzip file"):
         read_json_lines(path)
