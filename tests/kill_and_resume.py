@@ -25,13 +25,32 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "e2e"))
-
-from test_whole_way import ROOT, SMALL
-
 from openrlhf_qs.files.record import durations, read_record
 from openrlhf_qs.files.run_folder import RunFolder
 
+ROOT = Path(__file__).parents[1]
+SMALL = {  # with a policy that writes suggestions after SFT, which RFT needs, and several checkpoints a training
+    "N_IMPRESSIONS": "1200",
+    "N_CONTEXTS": "300",
+    "SFT_EPOCHS": "3",
+    "SFT_BATCH": "16",
+    "GARM_EPOCHS": "1",
+    "STEPS": "6",
+    "PROMPTS": "4",
+    "N_SAMPLES": "4",
+    "GRPO_MICRO_BATCH": "16",
+    "TRAIN_BATCH": "16",
+    "N_RFT": "80",
+    "RFT_SAMPLES": "4",
+    "RFT_BATCH": "4",
+    "RFT_EPOCHS": "1",
+    **{f"{stage}_SAVE_STEPS": "2" for stage in ("RFT", "GRPO")},
+    **{f"{stage}_SAVE_STEPS": "8" for stage in ("SFT", "GARM")},
+    "N_HELDOUT": "40",
+    "N_SELECTION": "20",
+    "TEMPERATURES": "1",
+    "BEST_OF": "1",
+}
 STAGES = ("data", "sft", "garm", "fusion", "rft", "grpo", "evaluate")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import platform
 import socket
@@ -163,16 +164,23 @@ def weights_of_a_sync(module: ModuleType, settings: Settings) -> None:
 )
 def stores(module: ModuleType, settings: Settings) -> None:
     """torch's store takes commands from whoever reaches its port. Without this it listens on every interface; here it
-    does where its host's name points to."""
+    does where its host's name points to. And OpenRLHF and vLLM look for a free port seconds before the store takes
+    it: without this a run ends where another program took it meanwhile."""
     module.TCPStore = loopback_store
 
 
 def loopback_store(host_name: str, port: int, *, is_master: bool = False, **how: Any) -> Any:
-    """``TCPStore``; a master listens at ``host_name`` alone. Port 0 is any."""
+    """``TCPStore``; a master listens at ``host_name`` alone. Port 0 is any, and so is one that another program has
+    where this process is the only one of its world: nobody else was told of it."""
     from torch.distributed import TCPStore
 
     if is_master and not how.get("master_listen_fd"):
-        listening = socket.create_server((host_name, port))
+        try:
+            listening = socket.create_server((host_name, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or how.get("world_size") != 1:
+                raise
+            listening = socket.create_server((host_name, 0))
         port = listening.getsockname()[1]
         how["master_listen_fd"] = listening.detach()
     return TCPStore(host_name, port, is_master=is_master, **how)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import runpy
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,11 +93,11 @@ def _cpu_environment() -> None:
 
 
 def _single_process_environment() -> None:
-    """What a launcher such as deepspeed or torchrun would have set for one process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    """What a launcher such as deepspeed or torchrun would have set for one process.
+
+    Port 0 is one that torch chooses when it binds it, seconds later; nobody else has to know it.
+    """
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 
 
 def _start_ray(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -297,6 +298,16 @@ def test_log_probs_of_responses_are_the_same_without_the_logits_of_the_prompts()
     assert n_logits == [6, 4]  # the third token's logits are the first that a response needs
     # of what SFT asks for, nothing is left out
     assert actor.forward(sequences, attention_mask=attention_mask, return_logprobs=True).shape == (2, 5)
+
+
+def test_a_port_that_was_taken_meanwhile_is_no_end_where_nobody_was_told_of_it():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        store = cpu.loopback_store("127.0.0.1", port, world_size=1, is_master=True)
+        store.set("key", "value")
+        assert store.get("key") == b"value" and store.port != port
+        with pytest.raises(OSError, match="in use"):  # the others would ask the other program
+            cpu.loopback_store("127.0.0.1", port, world_size=2, is_master=True)
 
 
 def test_the_weights_of_a_sync_go_to_vllm_together():

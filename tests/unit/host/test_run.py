@@ -41,6 +41,15 @@ def test_sft_runs_openrlhf_in_this_process_with_its_own_flags(started):
     assert started.ray is None
 
 
+def test_the_port_of_a_single_process_is_chosen_when_it_is_bound(started):
+    """Found free before OpenRLHF is imported, it was taken by another program seconds later, under load."""
+    from torch.distributed.rendezvous import rendezvous
+
+    host.run("sft", Settings("cpu", SFTSettings()), [])
+    store, rank, world_size = next(rendezvous("env://"))
+    assert started.environ["MASTER_PORT"] == "0" and store.port > 0 and (rank, world_size) == (0, 1)
+
+
 def test_what_a_launcher_or_the_user_has_set_stays(started):
     started.environ.update(RANK="3", WORLD_SIZE="4", OMP_NUM_THREADS="7")
     host.run("garm", Settings("cpu", GarmSettings()), [])
