@@ -4,15 +4,42 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Sequence
+from functools import lru_cache
 
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.text import SCRIPTS, frequent_words, han_form, language, scripts, words
+from openrlhf_qs.form.text import (
+    N_CACHED,
+    SCRIPTS,
+    frequent_words,
+    han_form,
+    language,
+    languages_of_common,
+    likely_languages,
+    scripts,
+    without_code,
+    words,
+)
 
 # Of these a short text cannot tell, and who reads one reads the other.
 CLOSE = ({"no", "nb", "nn", "da"}, {"hr", "sr", "bs"}, {"id", "ms"}, {"cs", "sk"}, {"pt", "gl"}, {"hi", "mr", "ne"})
 MOSTLY = 0.5  # share of words of a language above which a text is in it
 AS_FREQUENT, MIN_USERS = 0.3, 50  # of the rate in the language that has a word most often; conversations of a language
+MORE_COMMON = 2  # common words of another language beyond those of the user's, from which a short text is in it
 N_WORDS_OF_A_NAME = 3  # of another script than the user's; a longer text is no name
+
+
+def all_in_users_language(conversation: Sequence[Message], suggestions: Sequence[str]) -> list[bool]:
+    """:func:`in_users_language` of each of the suggestions of one response, of which those that are too short to tell
+    alone tell together: "Why?" and "How long?" under a question in German."""
+    said = users_texts(conversation)
+    fits = [in_language_of(said, text) for text in suggestions]
+    ours = _possible_languages(said)
+    short = [n for n, text in enumerate(suggestions) if fits[n] and ours and not language(text)]
+    other = _language_of_common_words([suggestions[n] for n in short], ours) if len(short) > 1 else ""
+    for n in short:
+        if other and any(word in frequent_words(other) for word in _common_words(suggestions[n])):
+            fits[n] = any(_n_common([suggestions[n]], code) for code in ours)
+    return fits
 
 
 def in_users_language(conversation: Sequence[Message], suggestion: str) -> bool:
@@ -39,6 +66,8 @@ def in_language_of(said: Sequence[str], suggestion: str) -> bool:
     own = language(suggestion)
     if own and theirs and not close(own, theirs):
         return False
+    if not own and _is_foreign(tuple(said), suggestion):
+        return False
     if own == "zh":
         form = next((form for text in said if (form := han_form(text))), "")
         return not form or han_form(suggestion) in ("", form)
@@ -48,6 +77,46 @@ def in_language_of(said: Sequence[str], suggestion: str) -> bool:
 def users_language(said: Sequence[str]) -> str:
     """That of the last message that tells, of those that the user wrote, the last one first; empty where none does."""
     return next((code for text in said if (code := language(text))), "")
+
+
+@lru_cache(N_CACHED)
+def _is_foreign(said: tuple[str, ...], text: str) -> bool:
+    """Whether the common words of a text whose letters do not tell its language are of another one than the user's."""
+    ours = _possible_languages(said)
+    return bool(ours and _language_of_common_words([text], ours))
+
+
+def _possible_languages(said: Sequence[str]) -> tuple[str, ...]:
+    """Those that the user may write, of those whose common words are known."""
+    theirs = users_language(said)
+    codes = [theirs] if theirs else [code for text in said[:1] for code, _ in likely_languages(text)]
+    return tuple(code for code in codes if frequent_words(code))
+
+
+def _language_of_common_words(texts: Sequence[str], ours: Sequence[str]) -> str:
+    """A language that has at least half of the words of these texts among its common ones, and two more of them than
+    any of ``ours``, or those near them, has; empty where there is none."""
+    n_words, n_ours = sum(len(words(text)) for text in texts), max(_n_common(texts, code) for code in ours)
+    counts = Counter(code for text in texts for word in _common_words(text) for code in languages_of_common(word))
+    for code, n in counts.most_common():
+        if n < max(n_ours + MORE_COMMON, n_words / 2):
+            return ""
+        if not any(close(code, one) for one in ours):
+            return code
+    return ""
+
+
+def _n_common(texts: Sequence[str], code: str) -> int:
+    return sum(word in frequent_words(code) for text in texts for word in _common_words(text))
+
+
+def _common_words(text: str) -> tuple[str, ...]:
+    """The words of ``text`` but for what is written as a name is, with a capital and not at the beginning; none where
+    there is code in it, of which ``for`` and ``in`` are."""
+    if without_code(text) != text:
+        return ()
+    parts = text.split()
+    return words(" ".join(part for n, part in enumerate(parts) if n == 0 or len(part) == 1 or not part[0].isupper()))
 
 
 def is_mostly_of(text: str, vocabulary: Container[str]) -> bool:

@@ -35,23 +35,32 @@ class Task:
         template: the instruction, in any language, which is the last user turn; ``$n`` in it stands for the number and
             ``$number`` for its English word. Empty: the English one above.
         form: ``list``, numbered lines; ``text``, one line of text and nothing else, which only a task of one has.
+        max_len: tokens of a prompt with its answer, beyond which the policy was taught nothing; 0: as many as the
+            model takes.
     """
 
     n: int = N_SUGGESTIONS
     template: str = ""
     form: Literal["list", "text"] = "list"
+    max_len: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.n, int) or not 1 <= self.n <= MAX_SUGGESTIONS:
             raise ValueError(f"n_suggestions {self.n}: give 1 to {MAX_SUGGESTIONS}")
         if self.form == "text" and self.n != 1:
             raise ValueError(f"n_suggestions {self.n} as one text: give 1")
+        if not isinstance(self.max_len, int) or self.max_len < 0:
+            raise ValueError(f"max_len {self.max_len!r}: give tokens, or 0 where the model's own length counts")
 
     @property
     def instruction(self) -> str:
         """The last user turn."""
         default = TEACHER_TEMPLATE if self.form == "text" else ONE if self.n == 1 else TEMPLATE
         return Template(self.template or default).safe_substitute(in_words(self.n))
+
+    def room(self, model_len: int) -> int:
+        """Tokens of a prompt with its answer, for a model that takes ``model_len``."""
+        return min(self.max_len or model_len, model_len)
 
     def messages(self, conversation: Sequence[Message]) -> list[Message]:
         """What the policy answers: the conversation, then the instruction."""

@@ -139,7 +139,7 @@ def language(text: str) -> str:
 @lru_cache(N_CACHED)
 def likely_languages(text: str) -> tuple[tuple[str, float], ...]:
     """The languages that ``text`` can be in, however short it is, and how probable each is, the likeliest first."""
-    plain = _without_code(text)
+    plain = without_code(text)
     found = scripts(plain)
     if not found:
         return ()
@@ -175,11 +175,12 @@ def tells_language(text: str) -> bool:
 
 
 def _n_letters(text: str) -> int:
-    return sum(scripts(_without_code(text)).values())
+    return sum(scripts(without_code(text)).values())
 
 
 @lru_cache(N_CACHED)
-def _without_code(text: str) -> str:
+def without_code(text: str) -> str:
+    """``text`` without code, addresses and file names, which are of no language."""
     return _CODE.sub(" ", text) if _SIGN_OF_CODE.search(text) else text
 
 
@@ -263,6 +264,20 @@ def _encodable(character: str, encoding: str) -> bool:
 def frequent_words(code: str) -> frozenset[str]:
     """Words that stand in many texts of a language, whatever their subject; empty where nobody counted."""
     return _frequent_words().get(code, frozenset())
+
+
+def languages_of_common(word: str) -> tuple[str, ...]:
+    """The languages that have ``word`` among their :func:`frequent_words`."""
+    return _languages_of_common().get(word, ())
+
+
+@cache
+def _languages_of_common() -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for code, some in _frequent_words().items():
+        for word in some:
+            found.setdefault(word, []).append(code)
+    return {word: tuple(codes) for word, codes in found.items()}
 
 
 @cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from openrlhf.datasets import PromptDataset
 
+from openrlhf_qs.form.task import read_task
 from openrlhf_qs.models.template import fitted, prepared
 
 
@@ -15,7 +16,7 @@ class FittedPromptDataset(PromptDataset):
 
     def __init__(self, dataset, tokenizer, strategy, **kwargs) -> None:
         args = strategy.args
-        n_most = args.data.max_len - args.rollout.max_new_tokens
+        n_most = read_task(args.actor.model_name_or_path).room(args.data.max_len) - args.rollout.max_new_tokens
         rows, key, n_cut = [], args.data.input_key, 0
         for row in dataset:
             messages = row[key] if isinstance(row[key], list) else [{"role": "user", "content": row[key]}]
@@ -26,5 +27,7 @@ class FittedPromptDataset(PromptDataset):
         n_long = len(dataset) - len(rows)
         strategy.print(f"{len(rows)} prompts, {n_cut} of them cut to {n_most} tokens; {n_long} left out as too long")
         if not rows:
-            raise ValueError(f"no prompt has room in {n_most} tokens: give --data.max_len more")
+            raise ValueError(
+                f"no prompt has room in {n_most} tokens: give --data.max_len more, or a policy taught with more"
+            )
         super().__init__(rows, tokenizer, strategy, **kwargs)

@@ -10,6 +10,7 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -77,7 +78,8 @@ def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
         checkpoints.settle(Path(host.ckpt.path))
     with datasets_cache(Path(host.ckpt.output_dir)):
         if stage == "grpo":
-            write_task(host.ckpt.output_dir, read_task(host.actor.model_name_or_path))
+            task = read_task(host.actor.model_name_or_path)
+            write_task(host.ckpt.output_dir, replace(task, max_len=task.room(host.data.max_len)))
             _start_ray(settings)
         elif "RANK" not in os.environ:
             _single_process_environment()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -66,7 +67,8 @@ class AssembledSFTDataset(SFTDataset):
         if not instances:
             raise ValueError(f"sft dataset {name!r} made no instance of {len(rows)} conversations")
         if strategy.is_rank_0():
-            write_task(strategy.args.ckpt.output_dir, task)  # who asks this policy asks as it was taught
+            # who asks this policy asks as it was taught
+            write_task(strategy.args.ckpt.output_dir, replace(task, max_len=max_length))
         data = strategy.args.data
         made = [
             {data.input_key: messages, data.output_key: [{"role": "assistant", "content": response}]}

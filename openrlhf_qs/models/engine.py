@@ -104,10 +104,11 @@ def sample(
     n: int = 1,
     progress: bool = False,
     regex: str = "",
+    max_len: int = 0,
 ) -> list[list[Answer] | str]:
     """``n`` answers of ``llm`` to each list of messages.
 
-    A prompt that leaves no room for ``max_tokens`` in the model is cut by :func:`openrlhf_qs.models.template.fitted`;
+    A prompt that leaves no room for ``max_tokens`` is cut by :func:`openrlhf_qs.models.template.fitted`;
     where that is not enough the answer is a text that says so: one long conversation stops no run.
 
     Args:
@@ -116,12 +117,13 @@ def sample(
         max_tokens: of an answer.
         progress: whether to show it in the terminal.
         regex: of the only answers that can be given, by vLLM's structured outputs; empty: any.
+        max_len: tokens of a prompt with its answer (:attr:`openrlhf_qs.form.task.Task.max_len`); 0: the model's own.
     """
     from vllm import SamplingParams, TokensPrompt
     from vllm.sampling_params import StructuredOutputsParams
 
     tokenizer = llm.get_tokenizer()
-    n_most = llm.llm_engine.model_config.max_model_len - max_tokens
+    n_most = _room(llm.llm_engine.model_config.max_model_len, max_len) - max_tokens
     fits = [fitted(tokenizer, one, n_most) for one in messages]
     prompts = [prompt_ids(tokenizer, one if fit is None else fit) for one, fit in zip(messages, fits, strict=True)]
     n_cut = sum(fit is not None and fit != prepared(tokenizer, one) for one, fit in zip(messages, fits, strict=True))
@@ -133,26 +135,24 @@ def sample(
     sampling = SamplingParams(n=n, max_tokens=max_tokens, temperature=temperature, logprobs=0, structured_outputs=form)
     outputs = iter(llm.generate(fitting, sampling, use_tqdm=progress) if fitting else [])
     return [
-        [_answer(output) for output in next(outputs).outputs]
-        if len(ids) <= n_most
-        else f"the prompt has {len(ids)} tokens, the model takes {n_most} beside the answer"
+        [_answer(output) for output in next(outputs).outputs] if len(ids) <= n_most else too_long(len(ids), n_most)
         for ids in prompts
     ]
 
 
 async def sample_async(
-    engine, messages: Sequence[Message], max_tokens: int, temperature: float, n: int = 1
+    engine, messages: Sequence[Message], max_tokens: int, temperature: float, n: int = 1, max_len: int = 0
 ) -> list[Answer] | str:
     """:func:`sample` of one list of messages by an engine from :func:`load_async_engine`. Where the caller is
     cancelled, the engine stops to write."""
     from vllm import SamplingParams, TokensPrompt
     from vllm.sampling_params import RequestOutputKind
 
-    n_most = engine.model_config.max_model_len - max_tokens
+    n_most = _room(engine.model_config.max_model_len, max_len) - max_tokens
     loop = asyncio.get_running_loop()
     ids = await loop.run_in_executor(_TOKENIZING, _fitted_ids, engine.get_tokenizer(), messages, n_most)
     if len(ids) > n_most:
-        return f"the prompt has {len(ids)} tokens, the model takes {n_most} beside the answer"
+        return too_long(len(ids), n_most)
     sampling = SamplingParams(
         n=n,
         max_tokens=max_tokens,
@@ -164,6 +164,16 @@ async def sample_async(
     async for output in engine.generate(TokensPrompt(prompt_token_ids=ids), sampling, request_id=uuid.uuid4().hex):
         answers.update((one.index, _answer(one)) for one in output.outputs)
     return [answers[index] for index in sorted(answers)]
+
+
+def _room(model_len: int, max_len: int) -> int:
+    """Tokens of a prompt with its answer: as taught, where that is known, and no more than the model takes."""
+    return min(max_len or model_len, model_len)
+
+
+def too_long(n_tokens: int, n_most: int) -> str:
+    """What is said of a prompt that could not be cut."""
+    return f"the prompt has {n_tokens} tokens, the policy takes {n_most} beside the answer"
 
 
 def _fitted_ids(tokenizer, messages: Sequence[Message], n_most: int) -> list[int]:

@@ -97,7 +97,7 @@ def generate(
     A conversation that leaves no room for a response is left out and said so. ValueError where none is left.
     """
     prompts = [task.messages(conversation) for conversation in conversations]
-    answers = sample(llm, prompts, max_new_tokens, temperature, progress=True)
+    answers = sample(llm, prompts, max_new_tokens, temperature, progress=True, max_len=task.max_len)
     rows = [
         {
             "conversation": conversation,

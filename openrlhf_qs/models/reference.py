@@ -11,7 +11,6 @@ from openrlhf_qs.models.folder import check_model
 from openrlhf_qs.models.template import as_plain_text, end_token, fitted, rendered, token_texts
 
 BATCH_SIZE = 64  # responses
-MAX_RESPONSE = 256  # tokens that a prompt leaves room for
 
 
 def reference_log_ppl(
@@ -51,7 +50,10 @@ def reference_tokens(
     )
     model.to(device).eval()
     task = read_task(reference)
-    n_most = (getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length) - MAX_RESPONSE
+    own = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    answers = [as_plain_text(tokenizer, response) + end_token(tokenizer) for response in responses]
+    n_answer = max(map(len, tokenizer(answers, add_special_tokens=False)["input_ids"])) if answers else 0
+    n_most = task.room(own) - n_answer
     prompts = [
         rendered(
             tokenizer,
@@ -61,10 +63,7 @@ def reference_tokens(
         for conversation in conversations
     ]
     n_prompt = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]] if prompts else []
-    texts = [
-        f"{prompt}{as_plain_text(tokenizer, response)}{end_token(tokenizer)}"
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
+    texts = [f"{prompt}{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
     values: list[list[tuple[str, float]]] = [[] for _ in texts]
     piece = token_texts(tokenizer)
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))

@@ -65,7 +65,9 @@ class Policy:
     async def sample(self, conversation: Sequence[Message], n: int) -> list[Response] | str:
         """``n`` responses, or a text that says why the conversation leaves no room for one."""
         messages = self.task.messages(recent(conversation, self.n_characters))
-        answers = await sample_async(self.engine, messages, self.max_new_tokens, self.temperature, n)
+        answers = await sample_async(
+            self.engine, messages, self.max_new_tokens, self.temperature, n, self.task.max_len
+        )
         return answers if isinstance(answers, str) else [self._read(answer) for answer in answers]
 
     def _read(self, answer: Answer) -> Response:

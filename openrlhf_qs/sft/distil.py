@@ -155,6 +155,7 @@ class Sampler:
             self.options.max_new_tokens,
             self.options.temperature,
             self.options.n_samples,
+            max_len=self.task.max_len,
         )
         rows = {}
         for (key, conversation), outputs in zip(chunk.items(), answers, strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 from rapidfuzz import fuzz
 
 from openrlhf_qs.form.keys import text_key
-from openrlhf_qs.form.language import close, in_users_language
+from openrlhf_qs.form.language import all_in_users_language, close
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.text import language, width, words
 from openrlhf_qs.registry import FILTERS
@@ -45,13 +45,12 @@ class UsersLanguage:
 
     def __call__(self, request: Request, suggestions: Sequence[str]) -> list[str]:
         wanted = request.features.get("language")
-        return ["" if self._fits(request, wanted, text) else "another language" for text in suggestions]
-
-    def _fits(self, request: Request, wanted: object, text: str) -> bool:
-        if not isinstance(wanted, str) or not wanted:
-            return in_users_language(request.conversation, text)
-        own = language(text)
-        return not own or close(own, wanted.partition("-")[0].lower())
+        if isinstance(wanted, str) and wanted:
+            code = wanted.partition("-")[0].lower()
+            fits = [not (own := language(text)) or close(own, code) for text in suggestions]
+        else:
+            fits = all_in_users_language(request.conversation, suggestions)
+        return ["" if one else "another language" for one in fits]
 
 
 @FILTERS.register("block_list")

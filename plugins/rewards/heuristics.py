@@ -14,7 +14,7 @@ import numpy as np
 from rapidfuzz.fuzz import token_set_ratio
 from rapidfuzz.process import cdist
 
-from openrlhf_qs.form.language import in_users_language
+from openrlhf_qs.form.language import all_in_users_language
 from openrlhf_qs.form.prompt import last_question
 from openrlhf_qs.form.text import (
     N_CACHED,
@@ -366,12 +366,12 @@ class Language:
         import torch
 
         rows = zip(batch.conversations, batch.parsed, strict=True)
-        return torch.tensor([sum(in_users_language(c, s) for s in p.suggestions) / p.n for c, p in rows])
+        return torch.tensor([sum(all_in_users_language(c, p.suggestions)) / p.n for c, p in rows])
 
     def credit(self, batch: RolloutBatch) -> Tensor:
         """What each suggestion adds, ``[batch, n]``."""
         rows = zip(batch.conversations, batch.parsed, strict=True)
-        return _shares([[in_users_language(c, s) for s in p.suggestions] for c, p in rows], batch.task.n)
+        return _shares([all_in_users_language(c, p.suggestions) for c, p in rows], batch.task.n)
 
 
 def _shares(rows: Sequence[Sequence[float]], n: int) -> Tensor:

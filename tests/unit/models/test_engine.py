@@ -1,0 +1,76 @@
+"""Prompts on the way to an engine: as long as its policy was taught, whatever its model takes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from types import ModuleType, SimpleNamespace
+
+import polars as pl
+import pytest
+
+from openrlhf_qs.form.task import SUGGEST
+from openrlhf_qs.models.engine import sample, sample_async
+from openrlhf_qs.models.template import prompt_ids
+from openrlhf_qs.sft.small_policy import train_tokenizer
+
+TURN = [{"role": "user", "content": "how long does it rise?"}, {"role": "assistant", "content": "bake it in an hour"}]
+LONG = [*TURN * 40, {"role": "user", "content": "which flour?"}, {"role": "assistant", "content": "rye"}]
+MODEL_LEN, TAUGHT, ANSWER = 1024, 512, 24
+
+
+class Options(SimpleNamespace):
+    FINAL_ONLY = None
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    log = pl.DataFrame({"conversation": [TURN] * 9, "suggestions": [["How long?", "Which flour?", "At home?"]] * 9})
+    return train_tokenizer(log, 256)
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch):
+    for name in ("vllm", "vllm.sampling_params"):
+        module = ModuleType(name)
+        module.SamplingParams = module.TokensPrompt = module.StructuredOutputsParams = Options
+        module.RequestOutputKind = Options
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def asked(tokenizer, max_len: int, model_len: int = MODEL_LEN) -> list[int]:
+    """The tokens that both engines are asked with."""
+    found = []
+    config = SimpleNamespace(max_model_len=model_len)
+    engine = SimpleNamespace(get_tokenizer=lambda: tokenizer, model_config=config)
+    engine.llm_engine = engine
+
+    def generate(prompts, sampling, use_tqdm):
+        found.extend(prompts)
+        return [SimpleNamespace(outputs=[]) for _ in prompts]
+
+    async def generate_async(prompt, sampling, request_id):
+        found.append(prompt)
+        return
+        yield
+
+    messages = SUGGEST.messages(LONG)
+    engine.generate = generate
+    sample(engine, [messages], ANSWER, 1.0, max_len=max_len)
+    engine.generate = generate_async
+    asyncio.run(sample_async(engine, messages, ANSWER, 1.0, max_len=max_len))
+    ids, ids_async = (prompt.prompt_token_ids for prompt in found)
+    assert ids == ids_async
+    return ids
+
+
+def test_a_long_chat_is_cut_to_what_the_policy_was_taught_with(tokenizer):
+    assert len(prompt_ids(tokenizer, SUGGEST.messages(LONG))) > MODEL_LEN
+    taught, model = asked(tokenizer, TAUGHT), asked(tokenizer, 0)
+    # whole turns go, so that at most one of them is missing from what there is room for
+    assert TAUGHT - ANSWER - 70 < len(taught) <= TAUGHT - ANSWER
+    assert MODEL_LEN - ANSWER - 70 < len(model) <= MODEL_LEN - ANSWER
+
+
+def test_a_model_that_takes_less_than_was_taught_has_the_last_word(tokenizer):
+    assert len(asked(tokenizer, TAUGHT, model_len=256)) <= 256 - ANSWER
