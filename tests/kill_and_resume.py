@@ -99,8 +99,9 @@ def kill_often(run: Path, n_kills: int, seconds: dict[str, float], moments: rand
         if number < done:
             continue
         call = start(run)
-        while call.poll() is None and working_on(run) != aimed:
+        while call.poll() is None and STAGES.index(working_on(run) or "data") < STAGES.index(aimed):
             time.sleep(0.05)
+        aimed = working_on(run) or aimed  # a later one where that was done before its kill came
         begun = time.monotonic()
         while call.poll() is None and time.monotonic() - begun < share * seconds[aimed]:
             time.sleep(0.02)

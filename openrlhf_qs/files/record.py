@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openrlhf_qs.files.run_folder import STAGE_FOLDERS, RunFolder
+from openrlhf_qs.files.run_folder import STAGE_FOLDERS, WAYS, RunFolder
 from openrlhf_qs.files.variables import as_file
 from openrlhf_qs.files.whole import write_whole
 
@@ -203,7 +203,7 @@ def asked_of(stage: str, values: Variables, flags: Sequence[str], given: Sequenc
     names = {name for variable in of_stage.plugins for name in values.get(variable, "").split(",") if name}
     return {
         "variables": {name: values[name] for name in of_stage.variables if name in values},
-        "given": {name: _absolute(values[name]) if name in PATHS else values[name] for name in given},
+        "given": {name: _given(name, values[name]) for name in given},
         "flags": list(flags),
         "files": {name: _outside(name, values[name]) for name in of_stage.files if values.get(name)},
         "options": sorted(word for word in values.get("OPTION", "").split() if word.partition(".")[0] in names),
@@ -216,6 +216,11 @@ def words_of(value: str) -> list[str]:
     if value and Path(value).exists():
         return [value]
     return [word.replace("\0", " ") for word in value.replace("\\ ", "\0").split()]
+
+
+def _given(name: str, value: str) -> str:
+    """What a run remembers of a variable."""
+    return _absolute(value) if name in PATHS else value
 
 
 def _absolute(value: str) -> str:
@@ -400,9 +405,11 @@ def begin(
     """
     entries = read_record(run)
     asked = asked_of(stage, values, flags, given)
+    check_earlier(run, entries, stage, values, given)
     asked["stages"] = {name: _made(run, entries, name)["id"] for name in STAGES[stage].reads(values)}
     folder = run.stage(stage)
     made = entries.get(stage)
+    taught = entries.get("sft", {})
     found: list[str] = []
     if made is not None and made["state"] == "removed":
         remove_from(run, entries, stage)  # killed before the folder was gone
@@ -418,6 +425,9 @@ def begin(
             found = changed_products(folder, made)
             if not found and again != "stage":
                 return False
+    if stage == "distil" and made is None and taught.get("state") == "done" and not found:
+        # no teacher for nothing
+        found = list(differences(taught | {"variables": {"DISTIL": values["DISTIL"]}}, taught))
     if found and not again:
         raise Differs(found)
     if again == "stage" or found:
@@ -437,14 +447,53 @@ def begin(
     return True
 
 
+def check_earlier(
+    run: RunFolder, entries: Mapping[str, Any], stage: str, values: Variables, given: Sequence[str]
+) -> None:
+    """ValueError where an earlier stage was made from something else than this call asks of it.
+
+    What counts for ``stage`` itself may be another than it was (a seed of its own, another number of GPUs), but for
+    options and files of plugins: weights are those of the parts that they were learned with.
+    """
+    own = {*STAGES[stage].variables, *STAGES[stage].files, *FORM}
+    names = list(STAGES[stage].reads(values))
+    for name in names:  # and those that they read, which are added meanwhile
+        made = entries.get(name)
+        if made is None or made["state"] != "done":
+            continue
+        names += [one for one in made["stages"] if one not in names]
+        changed = [one for one in given if one in values and _given(one, values[one]) != made["given"].get(one)]
+        counted = {"PLUGIN", "OPTION", *(one for one in (*STAGES[name].plugins, *changed) if one not in own)}
+        wanted = made["variables"] | {one: value for one, value in values.items() if one in counted}
+        asked = asked_of(name, wanted, made["flags"])
+        asked |= {"files": made["files"] | asked["files"], "stages": {}}
+        found = list(differences(asked, made))
+        if found:
+            raise ValueError(
+                f"{name}, which {stage} goes on from, was made otherwise: asked is {'; '.join(found)}. AGAIN=1 bash "
+                f"{recipe_of(name)} makes it anew, and all after it; another folder keeps both: RUN=runs/other"
+            )
+
+
+def recipe_of(stage: str) -> str:
+    """What makes one stage."""
+    return f"recipes/{stage}.sh" if stage in WAYS[0] else f"recipes/rgalign.sh {stage}"
+
+
+def after(stage: str) -> tuple[str, ...]:
+    """The stages that come after one on its way."""
+    way = next(way for way in WAYS if stage in way)
+    return way[way.index(stage) + 1 :]
+
+
 def _made(run: RunFolder, entries: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
     """The entry of an earlier stage, which must be done and unchanged."""
     made = entries.get(stage)
     if made is None or made["state"] != "done":
-        raise ValueError(f"{stage} is not finished in {run.path}: bash recipes/{stage}.sh")
+        raise ValueError(f"{stage} is not finished in {run.path}: bash {recipe_of(stage)}")
     changed = changed_products(run.stage(stage), made)
     if changed:
-        raise ValueError(f"{'; '.join(changed)}: make it again by AGAIN=1 bash recipes/{stage}.sh")
+        raise ValueError(f"{'; '.join(changed)}: make it again by AGAIN=1 bash {recipe_of(stage)}")
     return made
 
 
@@ -463,8 +512,7 @@ def changed_products(folder: Path, made: Mapping[str, Any]) -> list[str]:
 def remove_from(run: RunFolder, entries: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """Remove the folders of a stage and of all after it, checkpoints too. Of their entries the variables stay, for a
     call that does not name them."""
-    order = list(STAGE_FOLDERS)
-    gone = order[order.index(stage) :]
+    gone = (stage, *after(stage))
     for name in gone:
         outside = [path for files in entries.get(name, {}).get("files", {}).values() for path in files]
         inside = [path for path in outside if run.stage(name).resolve() in Path(path).parents]
@@ -653,12 +701,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             share(run, RunFolder(args.other), args.words)
     except Differs as error:
-        order = list(STAGE_FOLDERS)
-        after = ", ".join(order[order.index(args.stage) + 1 :])
+        later = ", ".join(name for name in after(args.stage) if run.stage(name).exists())
         print(f"{args.stage} in {run.path}: asked is {error}", file=sys.stderr)
         print(
             f"another folder keeps both: RUN=runs/other · AGAIN=1 makes {args.stage} anew"
-            + (f", and all after it: {after}" if after else ""),
+            + (f", and all after it: {later}" if later else ""),
             file=sys.stderr,
         )
         sys.exit(1)

@@ -8,23 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-# Stage to its folder, in the order of the way. A stage's word is its folder's, but for what the last one is for.
-STAGE_FOLDERS = {
-    "data": "data",
-    "distil": "distil",
-    "sft": "sft",
-    "garm": "garm",
-    "fusion": "fusion",
-    "rft": "rft",
-    "grpo": "grpo",
-    "evaluate": "report",
-    # of recipes/rgalign.sh
-    "intents": "intents",
-    "rank": "rank",
-    "reason": "reason",
-    "align": "align",
-    "foresee": "foresee",
-}
+# The stages of recipes/grpo_garm.sh and of recipes/rgalign.sh in their order. Neither reads what the other writes.
+WAYS = (
+    ("data", "distil", "sft", "garm", "fusion", "rft", "grpo", "evaluate"),
+    ("intents", "rank", "reason", "align", "foresee"),
+)
+# Stage to its folder. A stage's word is its folder's, but for what the last one is for.
+STAGE_FOLDERS = {stage: stage for way in WAYS for stage in way} | {"evaluate": "report"}
 
 
 class DataFolder:

@@ -276,7 +276,8 @@ def test_the_whole_way_stops_at_the_first_stage_that_is_asked_for_otherwise(whol
 
 def test_a_teacher_that_the_run_does_not_have_is_not_trained_beside_what_is_there(whole):
     done = whole("grpo_garm", DISTIL="1")
-    assert done.returncode == 1 and "distil" in done.stdout + done.stderr
+    assert done.returncode == 1 and "asked is DISTIL=1, made with DISTIL=0" in done.stderr
+    assert whole.calls() == [] and "distil" not in read_record(whole.run)
 
 
 @pytest.mark.parametrize("stage", WAY)
@@ -285,6 +286,41 @@ def test_what_does_not_count_for_a_stage_changes_nothing_of_its_command(whole, s
     apart = {"GPUS", "OPTION", "PLUGIN", "CLICK_LOG"}  # another form; counted where a plugin of the stage has it
     others = {name: value for name, value in CHANGED.items() if name not in counted(stage) | apart}
     assert others and whole(stage, DRY_RUN="1", **others).stdout == whole(stage, DRY_RUN="1").stdout
+
+
+# A variable with a later stage that does not read it, but goes on from one that did.
+OF_EARLIER = {"N_CONTEXTS": "sft", "SFT_LR": "evaluate", "GARM_LR": "rft", "POLICY": "evaluate", "CLICK_LOG": "grpo"}
+OF_EARLIER |= {"STEPS": "evaluate", "NORMALISATION": "grpo", "N_RFT": "grpo", "N_SUGGESTIONS": "fusion"}
+# Plugins, and what they are given: the weights were learned with them.
+OF_EARLIER |= {"OPTION": "grpo", "PLUGIN": "grpo", "REWARD_MODEL": "fusion"}
+
+
+@pytest.mark.parametrize(("name", "stage"), OF_EARLIER.items())
+def test_a_stage_that_goes_on_from_one_made_otherwise_stops_and_says_how_to_make_that_anew(whole, name, stage):
+    (whole.folder / "mine.py").write_text('@REWARDS.register("garm")\nclass Mine: ...\n')
+    (whole.folder / "mine.jsonl").write_text("{}\n")
+    before = whole.run.record.read_bytes()
+    call = whole(stage, **{name: CHANGED[name]})
+    assert call.returncode == 1 and whole.calls() == [] and whole.run.record.read_bytes() == before
+    assert f"which {stage} goes on from, was made otherwise: asked is {name}=" in call.stderr
+    assert "AGAIN=1 bash recipes/" in call.stderr and len(call.stderr.splitlines()) == 1
+
+
+def test_weights_that_were_learned_with_other_options_train_no_policy(recipes):
+    for stage in ("data", "sft", "garm", "fusion", "rft"):
+        assert recipes(stage).returncode == 0
+    call = recipes("grpo", OPTION="ood.threshold=2")
+    assert call.returncode == 1 and "fusion, which grpo goes on from, was made otherwise" in call.stderr
+    assert not recipes.run.grpo.path.exists()
+
+
+def test_a_stage_may_have_a_seed_of_its_own_and_what_was_read_may_be_gone(recipes):
+    (recipes.folder / "mine.jsonl").write_text("{}\n")
+    assert recipes("grpo_garm", CLICK_LOG="mine.jsonl").returncode == 0
+    (recipes.folder / "mine.jsonl").unlink()
+    done = recipes("grpo", SEED="7", AGAIN="1")
+    assert done.returncode == 0, done.stderr
+    assert recipes("evaluate").returncode == 0
 
 
 @pytest.mark.parametrize("name", ["CLICK_LOG", "PLUGIN", "POLICY"])
