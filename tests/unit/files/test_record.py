@@ -157,6 +157,14 @@ def test_again_makes_the_stage_and_all_after_it_anew_with_their_checkpoints(run)
     assert set(record.durations(run)) == {"data"}
 
 
+def test_again_leaves_the_stages_that_read_nothing_of_it(run):
+    assert record.begin(run, "intents", VALUES)
+    (run.path / "intents" / "train.jsonl").write_text("{}\n")
+    assert record.begin(run, "data", VALUES, again="stage")
+    assert (run.path / "intents" / "train.jsonl").is_file() and not run.garm.exists()
+    assert record.read_record(run)["intents"]["state"] == "begun"
+
+
 def test_a_stage_made_anew_makes_the_later_ones_stale_even_where_they_were_left(run):
     entries = record.read_record(run)
     entries["sft"]["id"] = "made again"
