@@ -8,15 +8,17 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SERVE_SAMPLES:=4}"         # responses of which the best suggestions are shown; each costs time
 : "${FILTER:=asked_before,users_language}"   # plugins, separated by commas: what is not shown
 : "${MIN_CLICK_CHANCE:=0}"      # nothing is shown where the reward model finds a click less likely than this
-: "${EXPLORE:=0}"               # share of the answers in which one place is left to chance, for estimates off the policy
+: "${EXPLORE:=0}"               # share of the answers in which one place is left to chance (--explore_by), for estimates off the policy
 : "${UPSTREAM:=}"               # OpenAI-compatible server of all other tasks; empty: a demo partner on the page
 : "${UPSTREAM_MODEL:=}"         # its model where a chat asks for one of ours
 : "${LIVE_LOG:=$RUN/live}"      # folder of the log, on a local disk
 : "${LISTEN:=127.0.0.1}"        # another than a loopback address needs KEY_FILE, a key a line
-: "${SERVE_PORT:=8765}"
 : "${KEY_FILE:=}"
 
 STAGE=serve
+[ -z "${PORT:-}" ] || [ -n "${SERVE_PORT:-}" ] ||
+   die "PORT=$PORT is not read: SERVE_PORT=$PORT is the server's. If it is not meant for it, unset it"
+: "${SERVE_PORT:=8765}"
 case " $* " in
    *" --help "* | *" -h "*) show_help; set_up; echo; openrlhf-qs serve --help; exit ;;
 esac

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.models.device import pick_device
 from openrlhf_qs.models.folder import check_model, read_config
+from openrlhf_qs.models.outlived import children_end_with_this_process
 from openrlhf_qs.models.own_ray import SILENT_ENVIRONMENT
 from openrlhf_qs.models.resolve import resolve_model
 from openrlhf_qs.models.template import fitted, prepared, prompt_ids
@@ -39,16 +40,17 @@ def load_async_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
     """vLLM's asynchronous engine (``AsyncLLM``), which takes requests at any time and batches what is there.
 
     Unlike those of :func:`load_engine` its log-probabilities are at the temperature of sampling: those with which an
-    answer was drawn. It lives in processes of its own; ``shutdown()`` ends them. ValueError where ``policy`` is no
-    model.
+    answer was drawn. It lives in processes of its own, which ``shutdown()`` ends, or the end of this process in any
+    way. ValueError where ``policy`` is no model.
     """
     options = _options(policy, seed, tensor_parallel_size)
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(
-        AsyncEngineArgs(**options, logprobs_mode="processed_logprobs", disable_log_stats=True)
-    )
+    with children_end_with_this_process():
+        return AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**options, logprobs_mode="processed_logprobs", disable_log_stats=True)
+        )
 
 
 def _options(policy: str, seed: int, tensor_parallel_size: int) -> dict[str, Any]:

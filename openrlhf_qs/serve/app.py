@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from openrlhf_qs import __version__
 from openrlhf_qs.form.request import Request as Conversation
@@ -59,7 +60,7 @@ class Ask(BaseModel):
     user: Short = Field("", description="who; it is kept as a pseudonym, and decides the arm")
     chat: Short = Field("", description="which conversation; it is kept as a pseudonym")
     language: Short = Field("", description="ISO 639-1; by default that of the user's last message")
-    request_id: Short = Field("", description="sent again with the same user and chat: the same answer")
+    request_id: Short = Field("", description="sent again with the same user, chat and conversation: the same answer")
     explain: bool = Field(False, description="tell what was left out, and why")
 
 
@@ -103,6 +104,20 @@ class Events(BaseModel):
     events: list[OneEvent] = Field(max_length=256)
 
 
+class Refusal(BaseModel):
+    """In words, and as one that a program can tell."""
+
+    message: str
+    type: str
+    code: str
+
+
+class Refused(BaseModel):
+    """Every error, as OpenAI's API has them."""
+
+    error: Refusal
+
+
 class Statuses(BaseModel):
     """For each event, in their order."""
 
@@ -128,7 +143,13 @@ def build_app(
             await upstream.close()
         service.close()
 
-    app = FastAPI(title="openrlhf-qs", version=__version__, description="Follow-up suggestions", lifespan=lifespan)
+    app = FastAPI(
+        title="openrlhf-qs",
+        version=__version__,
+        description="Follow-up suggestions",
+        lifespan=lifespan,
+        responses={422: {"model": Refused, "description": "What is wrong with the request"}},
+    )
     page, policy_of_page = _page()
 
     @app.exception_handler(RequestValidationError)
@@ -137,6 +158,17 @@ def build_app(
         service.metrics.refused.labels("invalid").inc()
         found = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()[:5]]
         return _error(422, "invalid", "; ".join(found))
+
+    @app.exception_handler(HTTPException)
+    async def no_such_thing(request: Request, error: HTTPException) -> JSONResponse:
+        """A path or a method that is not there: in the same form as every other error."""
+        return JSONResponse(refusal("not_found", str(error.detail)), error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> JSONResponse:
+        """A fault of ours, in that form too; the traceback is logged."""
+        service.metrics.refused.labels("fault").inc()
+        return _error(500, "fault", "a fault of the server; its log says where")
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import ipaddress
 import os
+import socket
 from pathlib import Path
 
 from openrlhf_qs.serve.arms import parse_arm
@@ -42,9 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--explore_by",
-        choices=("order", "place"),
+        choices=("order", "place", "response"),
         default="place",
-        help="the order of those shown, or one place, which a random other candidate gets (default)",
+        help="the order of those shown; one place, which a random other candidate gets (default); or all: one "
+        "response as it was written, whose log_prob is then its propensity",
     )
     parser.add_argument("--upstream", default="", metavar="URL", help="OpenAI-compatible server of all other tasks")
     parser.add_argument("--upstream_model", default="", help="its model where the chat asks for one of ours")
@@ -89,21 +91,35 @@ def run(args: argparse.Namespace) -> None:
 
 
 async def serve(args: argparse.Namespace) -> None:
-    """Load, listen, and end when told to."""
+    """Load, listen, say where, and end when told to."""
     import uvicorn
 
-    app = make_app(args)
-    print(f"{address_of(args.host, args.port)}   the log is in {args.log}", flush=True)
+    place = bound(args.host, args.port)  # a port that is taken is said before the engines are loaded, which takes long
     config = uvicorn.Config(
-        app,
-        host=args.host,
-        port=args.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=30,
+        make_app(args), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=30
     )
-    await uvicorn.Server(config).serve()
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve([place]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.02)
+    if server.started:
+        address = address_of(args.host, place.getsockname()[1])
+        print(f"{address}   the log is in {args.log}", flush=True)
+    await serving
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that is this process's, where nobody can connect yet. ValueError where it cannot be had."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port {port}: give 1 to 65535, or 0 for any that is free")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        place = socket.socket(family, socket.SOCK_STREAM)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(address)
+    except OSError as error:
+        raise ValueError(f"{host}, port {port}, cannot be had ({error}); give another --port or --host") from None
+    return place
 
 
 def make_app(args: argparse.Namespace):

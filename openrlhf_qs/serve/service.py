@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 import traceback
@@ -43,7 +44,7 @@ class Whose:
     """Whom an answer is for, as the chat names them; empty where it does not.
 
     Attributes:
-        id: of the request; the same one again gets the same answer.
+        id: of the request; the same one again, for the same conversation, gets the same answer.
     """
 
     user: str = ""
@@ -74,7 +75,7 @@ class Service:
             source: who asked, for ``meta``.
             gone: whether whoever asked has gone meanwhile; nobody is shown anything then, and nothing is kept.
         """
-        began, id = time.monotonic(), self._id(whose)
+        began, id = time.monotonic(), self._id(whose, request.conversation)
         arm = arm_of(self.arms, whose.user or whose.chat or root_key(request.conversation), self.log.salt)
         found = await self._found(id) if whose.id else None
         if found is not None:
@@ -144,11 +145,13 @@ class Service:
         kind = "clicked" if place >= 0 else "passed"
         return (await self.events([Event(found.id, kind, place, source="next_message")]))[0]
 
-    def _id(self, whose: Whose) -> str:
-        """Of a request that has one, a number that nobody else can have or guess."""
+    def _id(self, whose: Whose, conversation: Sequence[Message]) -> str:
+        """Of a request that has one, a number that nobody else can have or guess; under another conversation it is
+        another one, for what stands under that was not asked for here."""
         if not whose.id:
             return uuid.uuid4().hex
-        return self.log.pseudonym("\n".join(("request", whose.user, whose.chat, whose.id)))
+        asked = json.dumps(["request", whose.user, whose.chat, whose.id, list(conversation)])
+        return self.log.pseudonym(asked)
 
     def _chat(self, conversation: Sequence[Message], whose: Whose) -> str | None:
         """The pseudonym of a chat; of one without a name that of its last question and answer, which the next request
@@ -226,6 +229,7 @@ def _as_shown(impression: Impression) -> Choice:
 
 def _numbers(one: Candidate) -> dict[str, float | int]:
     numbers = {"sample": one.sample, "log_prob": round(one.log_prob, 6)}
+    numbers |= {} if one.propensity is None else {"propensity": one.propensity}
     return numbers if one.mean is None else numbers | {"mean": round(one.mean, 6), "std": round(one.std, 6)}
 
 

@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -62,6 +62,8 @@ class Candidate:
         mean, std: the reward model's; None without one.
         reason: why it is not shown, one of a few words: of this module, or the name of a filter.
         why: the same as the filter says it.
+        propensity: how likely it was, the candidates given, to stand in the place where it is shown; None where
+            nothing is ever left to chance, or a whole response is, which has its own log-probability.
     """
 
     text: str
@@ -71,6 +73,7 @@ class Candidate:
     std: float | None = None
     reason: str = ""
     why: str = ""
+    propensity: float | None = None
 
     @property
     def click_chance(self) -> float | None:
@@ -92,7 +95,7 @@ class Choice:
             where that does not say it.
         log_prob: nats, of the response that is shown as it was written; None where what is shown is of several.
         n_sampled: responses.
-        explored: what was drawn at random on purpose, and how likely that was.
+        explored: what was drawn at random on purpose, and how likely, the candidates given, all that is shown was.
     """
 
     shown: list[Candidate] = field(default_factory=list)
@@ -168,7 +171,7 @@ class Suggester:
         take: Literal["suggestions", "responses"] = "suggestions",
         min_click_chance: float = 0.0,
         explore: float = 0.0,
-        explore_by: Literal["order", "place"] = "place",
+        explore_by: Literal["order", "place", "response"] = "place",
         seed: int | None = None,
     ) -> None:
         """
@@ -178,7 +181,8 @@ class Suggester:
             take: the best suggestions of all responses, or the best response as it was written.
             min_click_chance: in [0, 1); nothing is shown below. Needs a reward model of clicks.
             explore: share of the answers, in [0, 1], in which something is left to chance.
-            explore_by: the order of those shown, or one place, which a random one of the other candidates gets.
+            explore_by: the order of those shown; one place, which a random one of the other candidates gets; or all:
+                the first response is shown as it was written.
             seed: of what is left to chance; None draws one.
         """
         if n_samples < 1:
@@ -215,11 +219,15 @@ class Suggester:
             scores = await self.scorer(request.conversation, [one.text for one in open_])
             for one, score in zip(open_, scores, strict=True):
                 one.mean, one.std = score
+        drawn = bool(self.explore) and self.random.random() < self.explore
+        if drawn and self.explore_by == "response" and (first := _as_written(candidates, 0, n)):
+            explored = {"by": "response", "share": self.explore, "drawn": True}
+            return self._choice(first, candidates, responses, explored)
         if self.take == "responses":
             shown = self._best_response(candidates, responses, n)
         else:
             shown = best_that_differ(candidates, n)
-        return self._decided(shown, candidates, responses)
+        return self._decided(shown, candidates, responses, drawn)
 
     def close(self) -> None:
         """End the policy's engine and the reward model's thread."""
@@ -262,16 +270,13 @@ class Suggester:
         """The suggestions of the best response of which none is refused and no two say the same."""
         best, best_quality = [], -math.inf
         for number in range(len(responses)):
-            own = [one for one in candidates if one.sample == number]
-            if not own or any(one.reason for one in own) or len(best_that_differ(own, len(own), 1.0)) < len(own):
-                continue
-            quality = float(np.mean([_quality(one) for one in own]))
-            if quality > best_quality:
+            own = _as_written(candidates, number, self.policy.task.n)
+            if own and (quality := float(np.mean([_quality(one) for one in own]))) > best_quality:
                 best, best_quality = own[:n], quality
         return best
 
     def _decided(
-        self, shown: list[Candidate], candidates: Sequence[Candidate], responses: Sequence[Response]
+        self, shown: list[Candidate], candidates: Sequence[Candidate], responses: Sequence[Response], drawn: bool
     ) -> Choice:
         """The choice, with what is left to chance and with the rule for silence."""
         chance = self._click_chance(shown)
@@ -281,7 +286,18 @@ class Suggester:
             reason, shown = "below_min_click_chance", []
         else:
             reason = ""
-        explored = self._explored(shown, candidates)
+        explored = self._explored(shown, candidates, drawn)
+        return self._choice(shown, candidates, responses, explored, reason, chance)
+
+    def _choice(
+        self,
+        shown: list[Candidate],
+        candidates: Sequence[Candidate],
+        responses: Sequence[Response],
+        explored: dict[str, Any] | None,
+        reason: str = "",
+        chance: float | None = None,
+    ) -> Choice:
         for one in candidates:
             if not one.reason and not any(one is other for other in shown):
                 one.reason = reason or NOT_NEEDED
@@ -302,24 +318,45 @@ class Suggester:
             return None
         return 1 - math.prod(1 - one.click_chance for one in shown)
 
-    def _explored(self, shown: list[Candidate], candidates: Sequence[Candidate]) -> dict[str, Any] | None:
-        """Leave the order, or one place, to chance, in ``shown`` itself, in a share of the answers. Returns what is to
-        be known of it afterwards, of the other answers too; None where nothing is ever left to chance."""
+    def _explored(self, shown: list[Candidate], candidates: Sequence[Candidate], drawn: bool) -> dict[str, Any] | None:
+        """Leave the order, or one place, to chance, in ``shown`` itself, where it was ``drawn``. Returns what is to be
+        known of it afterwards, of the other answers too; None where nothing is ever left to chance."""
         if not self.explore:
             return None
-        drawn: dict[str, Any] = {"by": self.explore_by, "share": self.explore}
-        if self.random.random() >= self.explore or not shown:
-            return drawn | {"drawn": False}
+        about = {"by": self.explore_by, "share": self.explore}
+        if self.explore_by == "response" or not shown:
+            return about | {"drawn": False}
+        n, best = len(shown), list(shown)
         if self.explore_by == "order":
-            order = self.random.sample(range(len(shown)), len(shown))
-            shown[:] = [shown[index] for index in order]
-            return drawn | {"drawn": True, "order": order}
+            order = self.random.sample(range(n), n) if drawn else list(range(n))
+            shown[:] = [best[index] for index in order]
+            for place, index in enumerate(order):
+                shown[place].propensity = self.explore / n + (1 - self.explore) * (place == index)
+            likely = self.explore / math.factorial(n) + (1 - self.explore) * (shown == best)
+            return about | {"drawn": drawn, "propensity": likely} | ({"order": order} if drawn else {})
         others = [one for one in candidates if not one.reason and not any(one is other for other in shown)]
-        if not others:
-            return drawn | {"drawn": False}
-        place, one = self.random.randrange(len(shown)), self.random.choice(others)
+        share = self.explore if others else 0.0
+        for one in shown:
+            one.propensity = 1 - share / n
+        if not drawn or not others:
+            return about | {"drawn": False, "propensity": 1 - share, "n_candidates": len(others)}
+        place, one = self.random.randrange(n), self.random.choice(others)
         instead_of, shown[place] = shown[place].text, one
-        return drawn | {"drawn": True, "place": place, "n_candidates": len(others), "instead_of": instead_of}
+        one.propensity = share / n / len(others)
+        known = {"place": place, "n_candidates": len(others), "instead_of": instead_of}
+        return about | {"drawn": True, "propensity": one.propensity} | known
+
+
+def _as_written(candidates: Sequence[Candidate], number: int, n: int) -> list[Candidate]:
+    """The suggestions of a response where none of them is refused, no two say the same, and there are at most ``n``;
+    else none. That another response says the same is no reason."""
+    own = [one for one in candidates if one.sample == number]
+    alone = [replace(one, reason="" if one.reason in (DUPLICATE, NEAR) else one.reason) for one in own]
+    if len(own) > n or any(one.reason for one in alone) or len(best_that_differ(alone, len(alone), 1.0)) < len(own):
+        return []
+    for one in own:
+        one.reason = ""
+    return own
 
 
 def best_that_differ(

@@ -278,6 +278,12 @@ def test_a_server_takes_what_its_recipe_gives_it(form):
     assert args.plugin == ["mine.py"] and args.option == ["too_wide.max_width=60"]
 
 
+def test_a_port_that_is_no_variable_of_the_server_is_answered():
+    done = bash("serve.sh", DRY_RUN="1", PORT="9000")
+    assert done.returncode == 1 and "SERVE_PORT=9000" in done.stderr
+    assert "--port 9001" in bash("serve.sh", DRY_RUN="1", PORT="9000", SERVE_PORT="9001").stdout
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_openrlhf_takes_what_the_recipes_give_it(form, openrlhf):
     n_gpus = int(FORMS[form].get("GPUS", 1)) * int(FORMS[form].get("NODES", 1))

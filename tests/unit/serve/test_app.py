@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import socket
 
 import httpx2
 import pytest
@@ -15,6 +16,7 @@ from openrlhf_qs.serve.arms import Arm, arm_of, check_shares, parse_arm
 from openrlhf_qs.serve.export import click_log_rows
 from openrlhf_qs.serve.gate import Limits
 from openrlhf_qs.serve.live_log import Event
+from openrlhf_qs.serve.serve import bound
 from openrlhf_qs.serve.service import Rules
 from openrlhf_qs.serve.suggester import Suggester
 from openrlhf_qs.serve.upstream import Upstream
@@ -91,6 +93,42 @@ def test_a_request_that_is_sent_again_gets_the_answer_that_was_given(tmp_path):
     first, again, bobs = served(tmp_path, work, policy=policy)
     assert again == first and bobs["impression_id"] != first["impression_id"]
     assert len(rows(tmp_path)) == 2
+
+
+def test_an_id_that_is_sent_again_with_another_conversation_is_another_request(tmp_path):
+    policy = FakePolicy(response())
+
+    async def work(asking, one):
+        ask = {"conversation": LEARN, "user": "ann", "chat": "c", "request_id": "r1"}
+        first = (await asking.post("/v1/suggestions", json=ask)).json()
+        policy.responses = [response(OTHERS)]
+        longer = [*LEARN, {"role": "user", "content": "And how many words?"}]
+        return first, (await asking.post("/v1/suggestions", json=ask | {"conversation": longer})).json()
+
+    first, other = served(tmp_path, work, policy=policy)
+    assert other["impression_id"] != first["impression_id"]
+    assert [one["text"] for one in other["suggestions"]] == list(OTHERS)
+    assert [len(row["conversation"]) for row in rows(tmp_path)] == [len(LEARN), len(LEARN) + 1]
+
+
+def test_every_error_has_one_form(tmp_path, monkeypatch):
+    async def work(asking, one):
+        answers = [
+            await asking.get("/nowhere"),
+            await asking.get("/v1/suggestions"),
+            await asking.delete("/v1/events"),
+            await asking.post("/v1/suggestions", json={"conversation": 1}),
+            await asking.post("/v1/suggestions", content=b"{"),
+            await asking.post("/v1/chat/completions", json={"model": "gpt", "messages": []}),
+        ]
+        schema = (await asking.get("/openapi.json")).json()
+        return answers, schema
+
+    answers, schema = served(tmp_path, work)
+    assert [answer.status_code for answer in answers] == [404, 405, 405, 422, 422, 404]
+    for answer in answers:
+        assert list(answer.json()) == ["error"] and set(answer.json()["error"]) == {"message", "type", "code"}
+    assert "ValidationError" not in str(schema)
 
 
 @pytest.mark.parametrize(("prompt", "key"), [(OPEN_WEBUI, "follow_ups"), (DIFY, None)])
@@ -485,3 +523,15 @@ def test_whoever_has_gone_is_shown_nothing(tmp_path):
         return status
 
     assert asyncio.run(run()) == ["unknown"] and rows(tmp_path) == []
+
+
+def test_a_port_is_had_before_anything_is_loaded_or_said_to_be_taken():
+    with bound("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with socket.socket() as asking, pytest.raises(ConnectionRefusedError):
+            asking.connect(("127.0.0.1", port))  # nobody listens yet
+        first.listen()
+        with pytest.raises(ValueError, match=f"port {port}, cannot be had"):
+            bound("127.0.0.1", port)
+    with pytest.raises(ValueError, match="--port 99999: give 1 to 65535"):
+        bound("127.0.0.1", 99999)

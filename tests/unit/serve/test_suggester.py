@@ -139,9 +139,75 @@ def test_one_place_that_is_left_to_chance_is_written_down_with_what_it_was_drawn
 
 def test_answers_that_leave_nothing_to_chance_say_so_too():
     never = suggested(Suggester(FakePolicy(), {}, n_samples=1))
-    assert never.explored is None
-    seldom = Suggester(FakePolicy(), {}, n_samples=1, explore=1e-9)
-    assert suggested(seldom).explored == {"by": "place", "share": 1e-9, "drawn": False}
+    assert never.explored is None and never.shown[0].propensity is None
+    seldom = suggested(Suggester(FakePolicy(), {}, n_samples=2, explore=1e-9))
+    assert seldom.explored == {
+        "by": "place",
+        "share": 1e-9,
+        "drawn": False,
+        "propensity": 1 - 1e-9,
+        "n_candidates": 3,
+    }
+    without_others = suggested(Suggester(FakePolicy(), {}, n_samples=1, explore=1.0))
+    assert without_others.explored["propensity"] == 1.0  # nothing else could have stood there
+
+
+@pytest.mark.parametrize("by", ["order", "place"])
+def test_what_is_shown_is_as_frequent_as_its_propensity_says(by):
+    suggester = Suggester(FakePolicy(), {}, n_samples=2, explore=0.6, explore_by=by, seed=3)
+    n, slates, places, said = 4000, {}, {}, {}
+    for _ in range(n):
+        choice = suggested(suggester)
+        slate = tuple(choice.texts)
+        slates[slate] = slates.get(slate, 0) + 1
+        said[slate] = choice.explored["propensity"]
+        for place, one in enumerate(choice.shown):
+            places[one.text, place] = places.get((one.text, place), 0) + 1
+            assert said.setdefault((one.text, place), one.propensity) == one.propensity
+    # order: .4 + .6/6 as they were, .6/6 each of five others; place: .4, and .6/9 each of 3 places with 3 others
+    assert len(slates) == (6 if by == "order" else 10)
+    assert sum(said[slate] for slate in slates) == pytest.approx(1.0)
+    for what, count in [*slates.items(), *places.items()]:
+        deviation = math.sqrt(n * said[what] * (1 - said[what]))
+        assert abs(count - n * said[what]) < 4.5 * deviation, (what, count, said[what])
+
+
+def test_another_choice_among_the_same_candidates_is_estimated_from_what_was_left_to_chance():
+    """Users click the last of OTHERS wherever it stands, half of them the first of TURKISH; another reward model would
+    show the former in the last place."""
+    suggester = Suggester(FakePolicy(), {}, n_samples=2, explore=0.5, seed=5)
+    clicked = {OTHERS[2]: 1.0, TURKISH[0]: 0.5}
+    weighted, wanted = [], (TURKISH[0], TURKISH[1], OTHERS[2])
+    for _ in range(4000):
+        choice = suggested(suggester)
+        clicks = sum(clicked.get(text, 0.0) for text in choice.texts)
+        weighted.append(clicks * (tuple(choice.texts) == wanted) / choice.explored["propensity"])
+    # 1.5 clicks an answer; propensity .5/9: the mean of 4000 has a deviation of 1.5 * sqrt((18 - 1) / 4000) = .098
+    assert sum(weighted) / len(weighted) == pytest.approx(1.5, abs=0.4)
+
+
+def test_a_response_that_is_left_to_chance_is_the_first_as_it_was_written_with_its_log_probability():
+    means = dict.fromkeys(OTHERS, 5.0)  # which would else be shown
+    suggester = Suggester(
+        FakePolicy(response(log_prob=-7.5), response(OTHERS)),
+        {},
+        scorer(means),
+        n_samples=2,
+        explore=1.0,
+        explore_by="response",
+        min_click_chance=0.999,
+    )
+    choice = suggested(suggester)
+    assert choice.texts == list(TURKISH) and choice.log_prob == -7.5
+    assert choice.explored == {"by": "response", "share": 1.0, "drawn": True}
+    suggester.policy.responses[0] = response(problem="cut")
+    assert suggested(suggester).explored == {"by": "response", "share": 1.0, "drawn": False}
+
+
+def test_that_another_response_says_the_same_is_no_reason_against_one_that_is_left_to_chance():
+    policy = FakePolicy(response(log_prob=-9.0), response([TURKISH[0], *OTHERS[:2]], log_prob=-3.0))
+    choice = suggested(Suggester(policy, {}, n_samples=2, explore=1.0, explore_by="response"))
+    assert choice.texts == list(TURKISH) and choice.log_prob == -9.0
 
 
 def test_fewer_are_shown_where_fewer_are_asked_for():
