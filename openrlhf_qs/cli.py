@@ -47,6 +47,7 @@ LOOKS = {
     "rank proposals": ("rank.proposals", "learn from people which proposal of an assistant is accepted"),
     "rank score": ("rank.score", "add a ranker's scores to every row of a file"),
     "rank best": ("rank.best", "of a reasoner's queries those that help the ranker most, to be taught"),
+    "dpo": ("", "train a policy on the better of two answers to a prompt: OpenRLHF's train_dpo"),
     "rank eval": ("rank.eval", "rankers side by side on held-out visits: GAUC, Recall@3, NDCG@3, CTR@3, ECE"),
     "plugins": ("list_plugins", "list the plugins, or show the options of one"),
     "doctor": ("host.doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
@@ -134,7 +135,7 @@ with other rewards:
 with variables from a file, as every run leaves one:
   CONFIG=runs/mine/variables.env RUN=runs/twin bash recipes/grpo_garm.sh
 
-After sft, garm and grpo any flag of OpenRLHF may follow; ours begin with --qs.
+After sft, garm, dpo and grpo may follow any flag of OpenRLHF; ours: --qs.
 """
 
 
@@ -284,7 +285,8 @@ def _example(command: str) -> str:
             lines.append(f"  {piece}")
     if command in OPENRLHF:
         lines += ["", f"Every other flag is OpenRLHF's: openrlhf-qs {command} --help-all lists them,"]
-        lines += [f"bash recipes/{command}.sh fills them in."]
+        recipe = "rgalign" if command == "dpo" else command
+        lines += [f"bash recipes/{recipe}.sh fills them in."]
     return "\n".join([*lines, "", f"more: docs/{about.page}"])
 
 

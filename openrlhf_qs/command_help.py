@@ -276,6 +276,13 @@ HELP = {
         "--out best.jsonl",
         "RGALIGN.md",
     ),
+    "dpo": Help(
+        "prompts with a chosen and a rejected answer, as rank best --pairs writes them, and a policy",
+        "the policy that prefers the chosen ones",
+        "openrlhf-qs dpo --data.dataset pairs.jsonl --data.prompt_key prompt --data.apply_chat_template "
+        "--model.model_name_or_path reasoner --ref.model_name_or_path reasoner --ckpt.output_dir aligned",
+        "RGALIGN.md",
+    ),
     "rank eval": Help(
         "held-out visits, and rankers",
         "a table, and JSON",

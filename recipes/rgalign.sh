@@ -2,7 +2,7 @@
 # Intents before the first word: zero-query log -> ranker -> reasoner -> alignment by the ranker, in rounds -> evaluation.
 #   bash recipes/rgalign.sh                                                    # 2 CPU cores, simulated visitors
 #   CLICK_LOG=zero.jsonl INTENTS=base.jsonl RUN=runs/mine bash recipes/rgalign.sh      # your log and knowledge base
-#   ALIGN=grpo RUN=runs/rgalign_grpo bash recipes/rgalign.sh                   # the ranker as a reward, in place of best-of-N
+#   ALIGN="sft dpo grpo" RUN=runs/three bash recipes/rgalign.sh               # three ways to align, side by side in one table
 #   POLICY=Qwen/Qwen3-0.6B CLICK_LOG=... INTENTS=... GPUS=8 RUN=runs/qwen bash recipes/rgalign.sh
 #   bash recipes/rgalign.sh align                                              # one stage: intents, rank, reason, align, foresee
 # A second call goes on where the first one ended, as recipes/grpo_garm.sh does. docs/RGALIGN.md says what each stage is.
@@ -14,20 +14,22 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${N_ASKED:=8000}"          # visits of training that get a query, of the ranker's half; 0: all of it
 : "${ENCODER:=words}"         # of texts in the ranker: words (hashed), minilm, a sentence-transformers model
 : "${ROUNDS:=2}"              # of the closed loop: ranker, reasoner, ranker on the new queries
-: "${ALIGN:=sft}"             # what the ranker's gain does in a round: sft (the best of N queries are taught) or grpo
+: "${ALIGN:=sft}"             # what the ranker's gain does in a round: sft (the best of N queries are taught), dpo (best
+                              # against worst), grpo (it is the reward); several, separated by spaces, are compared
 : "${ALIGN_SAMPLES:=8}"       # queries a visit, of which the best is taught; the group of GRPO
 : "${ALIGN_TEMPERATURE:=1.0}" # that they are sampled at
 : "${ALIGN_STEPS:=40}"        # of GRPO, a round
 : "${ALIGN_PROMPTS:=32}"      # visits a step of GRPO
+: "${DPO_BETA:=0.1}"          # of dpo: how closely it keeps to the reasoner that it starts from
 : "${CONTROLS:=0}"            # 1: also a round taught by shuffled gains, and queries of an untrained reasoner
 : "${REASON_SAVE_STEPS:=100}" "${ALIGN_SAVE_STEPS:=100}"   # steps between checkpoints
 : "${QUERY_TOKENS:=24}"       # tokens that a query may have
 if [ "$FORM" = gpu ]; then
    : "${REASON_BATCH:=256}" "${REASON_MICRO_BATCH:=8}" "${REASON_EPOCHS:=2}" "${REASON_LR:=1e-5}"
-   : "${ALIGN_BATCH:=256}" "${ALIGN_MICRO_BATCH:=8}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-6}"
+   : "${ALIGN_BATCH:=256}" "${ALIGN_MICRO_BATCH:=8}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-6}" "${DPO_LR:=5e-7}" "${GRPO_LR:=1e-6}"
 else
-   : "${REASON_BATCH:=32}" "${REASON_EPOCHS:=4}" "${REASON_LR:=2e-3}"   # a policy without any training wants a high rate
-   : "${ALIGN_BATCH:=32}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-4}"
+   : "${REASON_BATCH:=16}" "${REASON_EPOCHS:=8}" "${REASON_LR:=4e-3}"   # from no training at all: many small steps at a high rate
+   : "${ALIGN_BATCH:=32}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-4}" "${DPO_LR:=5e-5}" "${GRPO_LR:=2e-4}"
 fi
 STAGES=(intents rank reason align foresee)
 case ${1:-} in
@@ -36,7 +38,10 @@ case ${1:-} in
    intents | rank | reason | align | foresee) [ $# = 1 ] || die "rgalign.sh $1 takes no flags: variables, see --help" ;;
    *) die "rgalign.sh $1: give nothing, or one of ${STAGES[*]}; what else there is are variables, see --help" ;;
 esac
-case $ALIGN in sft | grpo) ;; *) die "ALIGN=$ALIGN: give sft or grpo" ;; esac
+[ -n "${ALIGN// /}" ] || die "ALIGN is empty: give sft, dpo or grpo, or several"
+for how in $ALIGN; do
+   case $how in sft | dpo | grpo) ;; *) die "ALIGN=$ALIGN: give sft, dpo or grpo, or several, separated by spaces" ;; esac
+done
 [ -n "$CLICK_LOG" ] && [ -z "$INTENTS" ] && die "CLICK_LOG=$CLICK_LOG without INTENTS: name the knowledge base, too"
 [ -z "$CLICK_LOG" ] && [ -n "$INTENTS" ] && die "INTENTS=$INTENTS without CLICK_LOG: the simulated log has its own"
 if [ $# = 0 ]; then
@@ -53,7 +58,13 @@ LEARN=(--log "$DATA/train.jsonl" --intents "$KB" --seed "$SEED")
 HOW=(--encoder "$ENCODER")
 
 # made FILE COMMAND...: runs it unless the file is there, for a stage of several steps goes on with the step it was at.
-made() { [ -e "$1" ] && [ "$DRY_RUN" != 1 ] || run "${@:2}"; }
+made() {
+   if [ -e "$1" ] && [ "$DRY_RUN" != 1 ]; then
+      touch "$1"   # a stage that was killed after its last step has made something, too
+   else
+      run "${@:2}"
+   fi
+}
 
 # ask POLICY PROMPTS FILE SAMPLES TEMPERATURE: queries of a reasoner.
 ask() {
@@ -67,6 +78,19 @@ teach() {
    sft_flags "$1" "$2" "$3" "$4"
    launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset single --qs.prompt_template "$DATA/instruction.txt"
    [ "$DRY_RUN" = 1 ] || touch "$3/.taught"
+}
+
+# prefer PAIRS FOLDER MODEL: DPO on the best query of a visit against the worst, the model itself the reference.
+prefer() {
+   [ ! -e "$2/.taught" ] || [ "$DRY_RUN" = 1 ] || return 0
+   training_flags "$2" "$ALIGN_SAVE_STEPS"
+   local size=(--ds.zero_stage 0 --ds.attn_implementation sdpa)
+   [ "$FORM" != gpu ] || size=(--ds.zero_stage 3 --model.gradient_checkpointing_enable)
+   launch dpo --data.dataset "$1" --data.prompt_key prompt --data.apply_chat_template --data.max_len "$MAX_LEN" \
+      --model.model_name_or_path "$3" --ref.model_name_or_path "$3" --model.beta "$DPO_BETA" --adam.lr "$DPO_LR" \
+      --train.batch_size "$ALIGN_BATCH" --train.micro_batch_size "${ALIGN_MICRO_BATCH:-$ALIGN_BATCH}" \
+      --train.max_epochs "$ALIGN_EPOCHS" "${TRAINING_FLAGS[@]}" "${size[@]}"
+   [ "$DRY_RUN" = 1 ] || touch "$2/.taught"
 }
 
 # reinforce FOLDER MODEL RANKER: GRPO with the reward `ranking`.
@@ -91,7 +115,7 @@ reinforce() {
    STEPS=$ALIGN_STEPS launch grpo --data.prompt_dataset "$DATA/prompts.jsonl" --data.input_key prompt --data.label_key label \
       --data.apply_chat_template --data.max_len "$MAX_LEN" --rollout.max_new_tokens "$QUERY_TOKENS" \
       --data.max_samples $((ALIGN_PROMPTS * ALIGN_STEPS)) \
-      --actor.model_name_or_path "$2" --actor.adam.lr "$ALIGN_LR" --qs.reward ranking --qs.reference "$RUN/reason" \
+      --actor.model_name_or_path "$2" --actor.adam.lr "$GRPO_LR" --qs.reward ranking --qs.reference "$RUN/reason" \
       --algo.advantage.estimator group_norm --algo.kl.init_coef 0.01 \
       --rollout.batch_size "$ALIGN_PROMPTS" --rollout.n_samples_per_prompt "$ALIGN_SAMPLES" \
       --rollout.micro_batch_size "$micro" --rollout.temperature "$ALIGN_TEMPERATURE" \
@@ -107,7 +131,7 @@ intents() {   # the log, cut by time; what the reasoner is taught; the visits th
       made "$KB" openrlhf-qs world zero-query --out "$DATA/world" --n_impressions "$N_VISITS" --seed "$SEED"
    fi
    run openrlhf-qs rank data --log "${log[@]}" --intents "$KB" --out "$DATA" --n_visits "$N_ASKED" --seed "$SEED"
-   [ -n "$POLICY" ] || run openrlhf-qs small-policy --log "$DATA/reasoner.jsonl" --out "$DATA/policy" --n_suggestions 1 --seed "$SEED"
+   [ -n "$POLICY" ] || run openrlhf-qs small-policy --log "$DATA/reasoner.jsonl" --out "$DATA/policy" --n_suggestions 1 --hidden_size 128 --seed "$SEED"
 }
 
 rank() {      # the rankers that need no reasoner: two towers, and the features in words in the place of a query
@@ -120,41 +144,51 @@ reason() {    # cold start: the reasoner is taught the wording of what was click
    ask "$RUN/reason" "$DATA/visits.jsonl" "$RUN/reason/queries.jsonl" 1 0
 }
 
+# place HOW ROUND: where the ranker and the samples of that round are; every way begins with the same ones.
+place() { [ "$2" = 1 ] && echo "$RUN/align/start" || echo "$RUN/align/$1/$2"; }
+
 align() {     # a round: the ranker learns on the queries, judges new ones for visits it has not seen, and these teach
-   local round before=$RUN/reason here
-   for round in $(seq "$ROUNDS"); do
-      here=$RUN/align/$round
-      made "$here/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$before/queries.jsonl" --out "$here/ranker"
-      if [ "$ALIGN" = grpo ]; then
-         reinforce "$here" "$before" "$here/ranker/reward"
-      else
-         ask "$before" "$DATA/prompts.jsonl" "$here/samples.jsonl" "$ALIGN_SAMPLES" "$ALIGN_TEMPERATURE"
-         made "$here/sft.jsonl" openrlhf-qs rank best --samples "$here/samples.jsonl" --prompts "$DATA/prompts.jsonl" \
-            --ranker "$here/ranker/reward" --out "$here/sft.jsonl" --pairs "$here/pairs.jsonl"
-         teach ALIGN "$here/sft.jsonl" "$here" "$before"
-      fi
-      ask "$here" "$DATA/visits.jsonl" "$here/queries.jsonl" 1 0
-      before=$here
+   local how round before here at
+   for how in $ALIGN; do
+      before=$RUN/reason
+      for round in $(seq "$ROUNDS"); do
+         here=$RUN/align/$how/$round
+         at=$(place "$how" "$round")
+         made "$at/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$before/queries.jsonl" --out "$at/ranker"
+         if [ "$how" = grpo ]; then
+            reinforce "$here" "$before" "$at/ranker/reward"
+         else
+            ask "$before" "$DATA/prompts.jsonl" "$at/samples.jsonl" "$ALIGN_SAMPLES" "$ALIGN_TEMPERATURE"
+            made "$at/best.jsonl" openrlhf-qs rank best --samples "$at/samples.jsonl" --prompts "$DATA/prompts.jsonl" \
+               --ranker "$at/ranker/reward" --out "$at/best.jsonl" --pairs "$at/pairs.jsonl"
+            if [ "$how" = dpo ]; then prefer "$at/pairs.jsonl" "$here" "$before"; else teach ALIGN "$at/best.jsonl" "$here" "$before"; fi
+         fi
+         ask "$here" "$DATA/visits.jsonl" "$here/queries.jsonl" 1 0
+         before=$here
+      done
+      made "$RUN/align/$how/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$before/queries.jsonl" --out "$RUN/align/$how/ranker"
    done
-   made "$RUN/align/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$before/queries.jsonl" --out "$RUN/align/ranker"
 }
 
 foresee() {   # rankings of the held-out visits, side by side, and the controls
-   local out=$RUN/foresee last=$RUN/align/$ROUNDS arms=() judge=()
-   made "$out/shuffled/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$last/queries.jsonl" --shuffle_queries --out "$out/shuffled"
+   local out=$RUN/foresee how round last arms=() judge=()
    arms+=(--arm "two_towers=$RUN/rank/two" --arm "features_in_words=$RUN/rank/words:@features")
-   arms+=(--arm "cold_start=$RUN/align/1/ranker:$RUN/reason/queries.jsonl")
-   for round in $(seq 2 "$ROUNDS"); do
-      arms+=(--arm "round_$((round - 1))=$RUN/align/$round/ranker:$RUN/align/$((round - 1))/queries.jsonl")
+   arms+=(--arm "cold_start=$RUN/align/start/ranker:$RUN/reason/queries.jsonl")
+   for how in $ALIGN; do
+      for round in $(seq 2 "$ROUNDS"); do
+         arms+=(--arm "${how}_$((round - 1))=$RUN/align/$how/$round/ranker:$RUN/align/$how/$((round - 1))/queries.jsonl")
+      done
+      last=$RUN/align/$how/$ROUNDS/queries.jsonl
+      arms+=(--arm "${how}_$ROUNDS=$RUN/align/$how/ranker:$last")
    done
-   arms+=(--arm "round_$ROUNDS=$RUN/align/ranker:$last/queries.jsonl")
-   arms+=(--arm "shuffled_queries=$out/shuffled:$last/queries.jsonl" --shuffle_queries shuffled_queries)
+   made "$out/shuffled/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$last" --shuffle_queries --out "$out/shuffled"
+   arms+=(--arm "shuffled_queries=$out/shuffled:$last" --shuffle_queries shuffled_queries)
    if [ "$CONTROLS" = 1 ]; then
       ask "${POLICY:-$DATA/policy}" "$DATA/visits.jsonl" "$out/untrained.jsonl" 1 0
       made "$out/untrained/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$out/untrained.jsonl" --out "$out/untrained"
-      ask "$RUN/reason" "$DATA/prompts.jsonl" "$RUN/align/1/samples.jsonl" "$ALIGN_SAMPLES" "$ALIGN_TEMPERATURE"
-      made "$out/by_chance.jsonl" openrlhf-qs rank best --samples "$RUN/align/1/samples.jsonl" --prompts "$DATA/prompts.jsonl" \
-         --ranker "$RUN/align/1/ranker/reward" --shuffle_scores --out "$out/by_chance.jsonl"
+      ask "$RUN/reason" "$DATA/prompts.jsonl" "$RUN/align/start/samples.jsonl" "$ALIGN_SAMPLES" "$ALIGN_TEMPERATURE"
+      made "$out/by_chance.jsonl" openrlhf-qs rank best --samples "$RUN/align/start/samples.jsonl" --prompts "$DATA/prompts.jsonl" \
+         --ranker "$RUN/align/start/ranker/reward" --shuffle_scores --out "$out/by_chance.jsonl"
       teach ALIGN "$out/by_chance.jsonl" "$out/by_chance" "$RUN/reason"
       ask "$out/by_chance" "$DATA/visits.jsonl" "$out/by_chance/queries.jsonl" 1 0
       made "$out/by_chance/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$out/by_chance/queries.jsonl" --out "$out/by_chance/ranker"

@@ -160,11 +160,20 @@ STAGES = {
     "align": Stage(
         (
             *("SEED", "ENCODER", "ROUNDS", "ALIGN", "ALIGN_SAMPLES", "ALIGN_TEMPERATURE", "ALIGN_STEPS"),
-            *("ALIGN_PROMPTS", "MAX_LEN", "QUERY_TOKENS", *(f"ALIGN_{name}" for name in SFT_SIZE), *FORM),
+            *(
+                "DPO_LR",
+                "DPO_BETA",
+                "GRPO_LR",
+                "ALIGN_PROMPTS",
+                "MAX_LEN",
+                "QUERY_TOKENS",
+                *(f"ALIGN_{name}" for name in SFT_SIZE),
+                *FORM,
+            ),
         ),
         reads=lambda variables: ("intents", "reason"),
         files=("INTENTS",),
-        products=("ranker/ranker.json", "*/queries.jsonl"),
+        products=("*/ranker/ranker.json", "*/*/queries.jsonl"),
     ),
     "foresee": Stage(
         ("SEED", "CONTROLS", "JUDGE"),

@@ -17,7 +17,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
 
-ENTRY_POINTS = {"sft": "openrlhf.cli.train_sft", "garm": "openrlhf.cli.train_rm", "grpo": "openrlhf.cli.train_ppo_ray"}
+ENTRY_POINTS = {
+    "sft": "openrlhf.cli.train_sft",
+    "garm": "openrlhf.cli.train_rm",
+    "dpo": "openrlhf.cli.train_dpo",
+    "grpo": "openrlhf.cli.train_ppo_ray",
+}
 
 
 def host_arguments(stage: str, argv: Sequence[str]) -> SimpleNamespace:

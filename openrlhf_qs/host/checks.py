@@ -44,7 +44,7 @@ def prepare(stage: str, args: argparse.Namespace, host_argv: Sequence[str]) -> S
     settings = Settings(device, stage_settings(stage, ours), files, options, ours["qs.trust_remote_code_enable"])
     host_args = host_arguments(stage, host_argv)
     check_checkpoints(host_args)
-    {"sft": check_sft, "garm": check_garm, "grpo": check_grpo}[stage](settings, host_args)
+    {"sft": check_sft, "garm": check_garm, "dpo": check_dpo, "grpo": check_grpo}[stage](settings, host_args)
     check_given(stage, host_args)
     return settings
 
@@ -89,6 +89,19 @@ def check_garm(settings: Settings, args: SimpleNamespace) -> None:
     head_and_objective(settings)
     if not 0 <= settings.stage.dropout < 1:
         raise ValueError(f"--qs.dropout {settings.stage.dropout}: give a share of 0 or more, below 1; 0.1 is usual")
+
+
+def check_dpo(settings: Settings, args: SimpleNamespace) -> None:
+    _check_data("--data.dataset", args.data.dataset)
+    for model in ("model", "ref"):
+        _check_model(
+            f"--{model}.model_name_or_path", getattr(args, model).model_name_or_path, settings.trust_remote_code
+        )
+    if args.data.prompt_key is None or not args.data.apply_chat_template:
+        raise ValueError(
+            "--data.prompt_key prompt --data.apply_chat_template are missing: the prompt and its two answers stand "
+            "apart in a row of `openrlhf-qs rank best --pairs`"
+        )
 
 
 def check_grpo(settings: Settings, args: SimpleNamespace) -> None:

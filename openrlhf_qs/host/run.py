@@ -1,6 +1,6 @@
 """Run one of OpenRLHF's own entry points, unmodified, with our plugins in it.
 
-``openrlhf-qs sft|garm|grpo`` come here. Flags that begin with ``--qs.`` are ours, every other one is OpenRLHF's.
+``openrlhf-qs sft|garm|dpo|grpo`` come here. Flags that begin with ``--qs.`` are ours, every other one is OpenRLHF's.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
     host = host_arguments(stage, host_argv)
     if host.ckpt.load_enable and os.environ.get("RANK", "0") == "0":  # the other ranks wait for this one to join them
         checkpoints.settle(Path(host.ckpt.path))
+    if stage == "dpo":
+        write_task(host.ckpt.output_dir, read_task(host.model.model_name_or_path))
     with datasets_cache(Path(host.ckpt.output_dir)):
         if stage == "grpo":
             task = read_task(host.actor.model_name_or_path)

@@ -9,7 +9,7 @@ from functools import partial
 from types import ModuleType
 
 from openrlhf_qs.host.patches import patch
-from openrlhf_qs.host.settings import GarmSettings, GRPOSettings, Settings, SFTSettings
+from openrlhf_qs.host.settings import DPOSettings, GarmSettings, GRPOSettings, Settings, SFTSettings
 
 
 def head_and_objective(settings: Settings):
@@ -35,6 +35,10 @@ def _assembles(settings: Settings) -> bool:
 
 def _trains_reward_model(settings: Settings) -> bool:
     return isinstance(settings.stage, GarmSettings)
+
+
+def _prefers(settings: Settings) -> bool:
+    return isinstance(settings.stage, DPOSettings)
 
 
 def _rewards(settings: Settings) -> bool:
@@ -101,6 +105,20 @@ def reward_dataset(module: ModuleType, settings: Settings) -> None:
     load_plugins(settings.plugin_files)
     _, objective = head_and_objective(settings)
     module.RewardDataset = partial(SuggestionRewardDataset, objective.whole_lists)
+
+
+@patch(
+    "openrlhf.datasets",
+    "RewardDataset.__init__",
+    "self dataset tokenizer max_length strategy input_template is_dpo num_processors",
+    wanted=_prefers,
+)
+def preference_dataset(module: ModuleType, settings: Settings) -> None:
+    """A prompt of ``dpo`` is in the roles of the template and cut by whole turns, as ``sft`` taught it. Without this a
+    strict template stops the run, and a long conversation loses its end."""
+    from openrlhf_qs.host.preference_dataset import FittedPreferenceDataset
+
+    module.RewardDataset = FittedPreferenceDataset
 
 
 @patch(

@@ -61,6 +61,11 @@ class GarmSettings:
 
 
 @dataclass(frozen=True)
+class DPOSettings:
+    """The stage ``dpo``, of which all flags are OpenRLHF's."""
+
+
+@dataclass(frozen=True)
 class GRPOSettings:
     """The stage ``grpo``."""
 
@@ -114,8 +119,13 @@ class GRPOSettings:
     )
 
 
-StageSettings = SFTSettings | GarmSettings | GRPOSettings
-STAGES: dict[str, type[StageSettings]] = {"sft": SFTSettings, "garm": GarmSettings, "grpo": GRPOSettings}
+StageSettings = SFTSettings | GarmSettings | DPOSettings | GRPOSettings
+STAGES: dict[str, type[StageSettings]] = {
+    "sft": SFTSettings,
+    "garm": GarmSettings,
+    "dpo": DPOSettings,
+    "grpo": GRPOSettings,
+}
 
 
 def add_stage_arguments(parser: argparse.ArgumentParser, stage: str) -> None:

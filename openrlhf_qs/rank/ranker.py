@@ -4,10 +4,15 @@ r"""The ranker: two towers, features and intent, and with a query a third one.
     ranker.save("runs/rgalign/rank")
     scores = Ranker.load("runs/rgalign/rank").scores(features, intents, queries)      # [n, intents], log-odds
 
-The score of an intent is ``z . (u + q + W(u * q)) + b + w cos(query, intent)``: ``z`` of its text and, where training
-knew it, of its id; ``u`` of the features, ``q`` of the query. So each two towers interact, features and query by their
-product, and all intents of a user are scored by one matrix product. An intent or a word that training did not have is
-still read, by its text. Texts are vectors of a frozen encoder (:class:`Encoder`).
+The score of an intent is ``z . (u + q + W(u * q)) + b + v cos(query, intent) + w p``: ``z`` of its text and, where
+training knew it, of its id; ``u`` of the features, ``q`` of the query. So each two towers interact, features and query
+by their product, and all intents of a user are scored by one matrix product. An intent or a word that training did not
+have is still read, by its text. Texts are vectors of a frozen encoder (:class:`Encoder`).
+
+**The query looks itself up.** ``p`` is the softmax of ``SHARPNESS cos(query, intent)`` over the knowledge base: which
+intent the query means. ``q`` is a network of the query's text, and a linear map of the mean ``z`` under ``p``. Without
+it the query must learn from a few thousand clicks what the intents that it names are like, and a query that names the
+very best intent is worth half as much (docs/RGALIGN.md has the figures).
 
 **What is learned.** With examination :math:`\theta_k` (:mod:`openrlhf_qs.clicks.propensity`), shown intents
 :math:`i_1..i_K` and clicks :math:`c_k`, a row costs
@@ -43,6 +48,7 @@ from openrlhf_qs.rank.impressions import FeatureCodes, Impressions, Intents
 CONFIG, WEIGHTS = "ranker.json", "ranker.safetensors"
 MAX_WEIGHT = 5.0  # of a click, in clicks at the top, as for the pairs of the reward model
 N_BUCKETS = 1024  # of the encoder `words`
+SHARPNESS = 30.0  # of a query's look-up, a cosine of 1
 
 
 class Encoder:
@@ -104,7 +110,9 @@ class Ranker(nn.Module):
             self.text_bias = nn.Linear(self.encoder.dim, 1)
             self.query = nn.Sequential(nn.Linear(self.encoder.dim, 128), nn.ReLU(), nn.Linear(128, dim))
             self.both = nn.Linear(dim, dim, bias=False)
+            self.meant = nn.Linear(dim, dim)
             self.same_words = nn.Parameter(torch.tensor(1.0))
+            self.same_intent = nn.Parameter(torch.tensor(1.0))
             nn.init.normal_(self.features.weight, std=0.1)
             for table in (self.ids, self.ids_bias):
                 nn.init.normal_(table.weight, std=0.05)
@@ -131,8 +139,11 @@ class Ranker(nn.Module):
         if query is None:
             return u @ z.T + bias
         there = query.abs().sum(-1, keepdim=True) > 0
-        q = self.query(query) * there
-        return (u + q + self.both(u * q)) @ z.T + bias + self.same_words * 4 * (query @ texts.T)
+        alike = query @ texts.T
+        p = (SHARPNESS * alike).softmax(-1) * there
+        q = (self.query(query) + self.meant(p @ z)) * there
+        near = self.same_words * 4 * alike + self.same_intent * 5 * p  # 4 and 5, so that a step of Adam is one in them
+        return (u + q + self.both(u * q)) @ z.T + bias + near
 
     @torch.no_grad()
     def scores(

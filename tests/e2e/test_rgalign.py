@@ -14,6 +14,7 @@ from openrlhf_qs.files.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"N_VISITS": "3000", "N_ASKED": "200", "ROUNDS": "1", "REASON_EPOCHS": "1", "ALIGN_SAMPLES": "3"}
+SMALL |= {"ALIGN": "sft dpo"}
 STAGES = ["intents", "rank", "reason", "align", "foresee"]
 
 
@@ -38,7 +39,8 @@ def run(tmp_path_factory):
 def test_every_stage_is_done_and_the_arms_are_measured(run):
     assert list(durations(RunFolder(run))) == STAGES
     arms = json.loads((run / "foresee/metrics.json").read_text())["arms"]
-    named = ["oracle", "popularity", "two_towers", "features_in_words", "cold_start", "round_1", "shuffled_queries"]
+    named = ["oracle", "popularity", "two_towers", "features_in_words", "cold_start", "sft_1", "dpo_1"]
+    named.append("shuffled_queries")
     assert list(arms) == named
     assert all(
         arms["oracle"][metric]["mean"] >= arms[arm][metric]["mean"] for arm in named for metric in ("gauc", "ctr")

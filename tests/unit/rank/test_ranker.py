@@ -56,6 +56,21 @@ def test_candidates_in_another_order_have_the_same_scores(ranker):
     )
 
 
+def test_a_query_looks_itself_up_wherever_its_intent_stands_in_the_knowledge_base(log):
+    queries = [INTENTS.texts[intent] for intent in wanted_intents(log)]
+    ranker = train_ranker(log, INTENTS, queries, max_epochs=1)
+    new, order = visits(20, seed=2), [3, 0, 5, 1, 4, 2]
+    asked = [INTENTS.texts[intent] for intent in wanted_intents(new)]
+    turned = Intents(tuple(INTENTS.ids[n] for n in order), tuple(INTENTS.texts[n] for n in order))
+    scores = ranker.scores(new.features, queries=asked)
+    np.testing.assert_allclose(ranker.scores(new.features, turned, asked), scores[:, order], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        ranker.same_intent += 1  # 5 log-odds more for what the query names, hardly any for the others
+    more = (ranker.scores(new.features, queries=asked) - scores) / ranker.scale[0].item()
+    assert (more[np.arange(20), wanted_intents(new)] > 4).all()
+    assert (np.sort(more, axis=1)[:, :-1] < 1).all()
+
+
 def test_an_intent_with_a_new_text_counts_as_new_and_one_left_out_changes_no_other(ranker):
     new = visits(20, seed=2)
     changed = Intents(INTENTS.ids[:5], ("How do I polish my kettle?", *INTENTS.texts[1:5]))
