@@ -1,7 +1,7 @@
-"""What the built-in world writes: conversations, suggestions of a cold start policy, and the click log of its users.
+"""What the built-in world writes: conversations, suggestions of a policy, and the click log of its users.
 
-In: flags of ``openrlhf-qs world``. Out: a click log (:mod:`openrlhf_qs.clicks.click_log`). No other stage knows this
-world: they see clicks alone.
+In: flags of ``openrlhf-qs world``; in a later round the policy whose suggestions are shown, not the cold start's.
+Out: a click log (:mod:`openrlhf_qs.clicks.click_log`). No other stage knows this world: they see clicks alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from rich.table import Table
 
 from openrlhf_qs.files.whole import write_json_lines, write_whole
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.task import Task
+from openrlhf_qs.form.task import Task, read_task
+from openrlhf_qs.models.engine import load_engine, sample
 from openrlhf_qs.world.click_models import CLICK_MODELS, draw_clicks, truth
 from openrlhf_qs.world.language import (
     DOMAIN_OF_TOPIC,
@@ -45,8 +46,11 @@ COLD_START: dict[str, float] = {
     "crammed": 0.06,
     "malformed": 0.05,
 }
+Policy = Callable[[Sequence[list[Message]]], list[list[str] | None]]  # None where the policy wrote no suggestions
+
 N_USERS = 5000
 FIRST_DAY, N_DAYS = datetime(2025, 1, 1, tzinfo=UTC), 30
+MAX_NEW_TOKENS = 128  # more than any policy of this world needs
 SEEN_TOPICS = tuple(topic for topic in DOMAIN_OF_TOPIC if topic not in UNSEEN_TOPICS)
 TOPICS = {"seen": SEEN_TOPICS, "unseen": tuple(topic for topic in DOMAIN_OF_TOPIC if topic in UNSEEN_TOPICS)}
 
@@ -154,8 +158,11 @@ def write_click_log(
     n_suggestions: int = 3,
     clicks: str = "pbm",
     topics: Sequence[str] = SEEN_TOPICS,
+    policy: Policy | None = None,
+    policy_name: str = "cold_start_v1",
+    n_rounds_before: int = 0,
 ) -> np.ndarray:
-    """Show the suggestions of the cold start policy to simulated users and write what they click.
+    """Show the suggestions of a policy to simulated users and write what they click.
 
     Args:
         path: JSON Lines, one impression a row, in the order of time; replaced in one go.
@@ -167,50 +174,77 @@ def write_click_log(
         clicks: the click model (:mod:`openrlhf_qs.world.click_models`). What is true of these clicks is written beside
             the log, to :func:`truth_path`.
         topics: what the conversations are about.
+        policy: what is suggested in each of the conversations given; None is the cold start. A conversation in which
+            it wrote no suggestions is no impression.
+        policy_name: what the rows say in ``policy``.
+        n_rounds_before: logs of this seed that were written before: the conversations and the users are the same, the
+            days later, who comes and clicks is drawn anew.
 
     Returns:
-        The clicks, 0 or 1, ``[n_impressions, n_suggestions]``.
+        The clicks, 0 or 1, ``[rows, n_suggestions]``.
     """
     if n_contexts > n_impressions:
         raise ValueError(
             f"n_contexts {n_contexts} is more than n_impressions {n_impressions}; show each at least once"
         )
     conversations = contexts(n_contexts, seed, topics)
-    words, numbers = random.Random(seed), np.random.default_rng(seed)
+    numbers = np.random.default_rng(seed)
     users = draw_users(numbers, N_USERS)
+    if n_rounds_before:
+        numbers = np.random.default_rng([seed, n_rounds_before])
     order = numbers.permutation(np.arange(n_impressions) % n_contexts)
-    moments = np.sort(numbers.uniform(0, N_DAYS, n_impressions))
+    moments = np.sort(numbers.uniform(0, N_DAYS, n_impressions)) + N_DAYS * n_rounds_before
+    asked = [conversations[context] for context in order]
+    if policy is None:
+        words = random.Random(seed)
+        shown = [cold_start_suggestions(conversation, words, n_suggestions) for conversation in asked]
+    else:
+        shown = policy(asked)
 
-    clicked = np.zeros((n_impressions, n_suggestions), dtype=int)
-    attractions = np.zeros((n_impressions, n_suggestions))
-    rows = []
-    for row, (context, day) in enumerate(zip(order, moments, strict=True)):
-        conversation = conversations[context]
-        suggestions = cold_start_suggestions(conversation, words, n_suggestions)
+    clicked, attractions, rows = [], [], []
+    for row, (conversation, suggestions, day) in enumerate(zip(asked, shown, moments, strict=True)):
+        if suggestions is None:
+            continue
         if ranker_noise is not None:
             utility, _ = gold_utility([conversation] * n_suggestions, suggestions)
             seen = utility + numbers.normal(0, ranker_noise, n_suggestions)
             suggestions = [suggestions[place] for place in np.argsort(-seen)]
         user = int(numbers.integers(N_USERS))
-        attractions[row] = attraction(conversation, suggestions, users[user])
-        clicked[row] = draw_clicks(clicks, attractions[row], numbers)
+        attractions.append(attraction(conversation, suggestions, users[user]))
+        clicked.append(draw_clicks(clicks, attractions[-1], numbers))
         scene = read_scene(conversation)
         rows.append(
             {
-                "impression_id": f"impression-{row:07d}",
+                "impression_id": f"{f'round-{n_rounds_before}' if n_rounds_before else 'impression'}-{row:07d}",
                 "timestamp": (FIRST_DAY + timedelta(days=day)).isoformat(timespec="seconds"),
                 "user_id": f"user-{user:04d}",
-                "policy": "cold_start_v1",
+                "policy": policy_name,
                 "conversation": conversation,
                 "suggestions": suggestions,
-                "clicks": clicked[row].tolist(),
+                "clicks": clicked[-1].astype(int).tolist(),
                 "meta": {"topic": scene.topic, "domain": scene.domain},
             }
         )
+    if not rows:
+        raise ValueError(
+            f"{policy_name} wrote no suggestions in any of {n_impressions} conversations: nothing is shown"
+        )
     write_json_lines(path, rows)
-    known = truth(clicks, attractions) | {"ranker_noise": ranker_noise, "seed": seed}
+    known = truth(clicks, np.array(attractions)) | {"ranker_noise": ranker_noise, "seed": seed}
     write_whole(truth_path(path), json.dumps(known, indent=1) + "\n")
-    return clicked
+    return np.array(clicked)
+
+
+def as_served(folder: str, temperature: float, seed: int) -> Policy:
+    """The policy in ``folder``: one sampled response a conversation, shown as it was written, in its order."""
+
+    def policy(conversations: Sequence[list[Message]]) -> list[list[str] | None]:
+        llm, task = load_engine(folder, seed), read_task(folder)
+        answers = sample(llm, list(map(task.messages, conversations)), MAX_NEW_TOKENS, temperature, progress=True)
+        read = [None if isinstance(one, str) else task.read(one[0].text, one[0].finish_reason) for one in answers]
+        return [list(one.suggestions) if one is not None and one.well_formed else None for one in read]
+
+    return policy
 
 
 def truth_path(log: str | Path) -> Path:
@@ -261,10 +295,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the first kind names, for a test on what no training saw (default seen)",
     )
 
+    parser.add_argument(
+        "--policy",
+        metavar="DIR",
+        help="a later round: the users are shown what this policy writes, in place of a cold start",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="at which the policy is sampled (default 1: it shows variety)"
+    )
+    parser.add_argument(
+        "--round",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --policy: how many logs of this seed were written before, the cold start's among them (default 1). "
+        "The conversations and the users stay; the days are later",
+    )
+
 
 def run(args: argparse.Namespace) -> None:
     """Write the log and print how often its users click."""
-    n = Task(args.n_suggestions).n
+    n, later = Task(args.n_suggestions).n, {}
+    if args.policy:
+        if args.round < 1 or args.temperature < 0:
+            raise ValueError(f"--round {args.round} --temperature {args.temperature}: give 1 or more, and 0 or more")
+        n = read_task(args.policy).n
+        later = {
+            "policy": as_served(args.policy, args.temperature, args.seed + args.round),
+            "policy_name": f"{Path(args.policy).name}_{args.round}",
+            "n_rounds_before": args.round,
+        }
     clicks = write_click_log(
         args.out,
         args.n_impressions,
@@ -274,10 +334,11 @@ def run(args: argparse.Namespace) -> None:
         n,
         args.clicks,
         TOPICS[args.topics],
+        **later,
     )
     table = Table("measure", "value", title=f"built-in world: {args.out}")
     table.columns[1].justify = "right"
-    table.add_row("impressions", str(args.n_impressions))
+    table.add_row("impressions", str(len(clicks)))
     table.add_row("contexts", str(args.n_contexts))
     table.add_row("impressions with a click", f"{clicks.any(axis=1).mean():.1%}")
     for position, rate in enumerate(clicks.mean(axis=0), start=1):
