@@ -21,6 +21,7 @@ from openrlhf_qs.garm.calibration import (
     negative_log_likelihood,
     preference_probability,
 )
+from openrlhf_qs.garm.crosses import CROSSES
 from openrlhf_qs.garm.edit_head import edit_head
 from openrlhf_qs.garm.eval import Scored, load_on_device, read_pairs, score_pairs
 from openrlhf_qs.registry import load_plugins
@@ -153,9 +154,11 @@ def rescale_means(path: str | Path, scale: float) -> None:
             "mean_outputs, a slice of them, or leave it as it is (CALIBRATE=no in the recipes)"
         )
 
-    def rescaled(config, weight, bias):
+    def rescaled(config, weight, bias, others):
         weight[means] *= scale
         bias[means] *= scale
+        if CROSSES in config["reward_model"]:
+            others[f"{CROSSES}.weight"] *= scale
         config["mean_scale"] = config.get("mean_scale", 1.0) * scale
         for name in ("mean", "std"):  # of the means, for those who normalise rewards by them
             if name in config:

@@ -11,13 +11,14 @@ from openrlhf_qs.files.whole import replacing, write_whole
 from openrlhf_qs.models.folder import make_usable
 
 
-def edit_head(path: str | Path, edit: Callable[[dict[str, Any], Any, Any], tuple[Any, Any]]) -> None:
+def edit_head(path: str | Path, edit: Callable[[dict[str, Any], Any, Any, dict[str, Any]], tuple[Any, Any]]) -> None:
     """Replace weight ``[n_outputs, width]`` and bias ``[n_outputs]`` of the head, and what the config says of it.
 
     The weights are written first, in one go, and the config last.
 
     Args:
-        edit: called with the config, which it may change, the weight and the bias; returns the new ones.
+        edit: called with the config, the weight and the bias, and the other weights by name; returns the new weight
+            and bias, and may change the config and the others.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -34,7 +35,8 @@ def edit_head(path: str | Path, edit: Callable[[dict[str, Any], Any, Any], tuple
             metadata = weights.metadata()
         if bias_name not in tensors:
             raise ValueError(f"{file}: {weight_name} is there and {bias_name} is not; the checkpoint is damaged")
-        tensors[weight_name], tensors[bias_name] = edit(config, tensors[weight_name], tensors[bias_name])
+        weight, bias = tensors.pop(weight_name), tensors.pop(bias_name)
+        tensors[weight_name], tensors[bias_name] = edit(config, weight, bias, tensors)
         with replacing(file) as temporary:
             save_file(tensors, temporary, metadata=metadata)
     write_whole(config_file, json.dumps(config, indent=2) + "\n")

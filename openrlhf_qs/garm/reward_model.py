@@ -16,7 +16,8 @@ or, as a module::
 
 The backbone is a decoder, read at the last token of the chat template's text, or a bidirectional encoder such as BERT
 or MiniLM, read as the mean over its tokens. Where the mark has a ``turn_end_id``, each token is told in which turns it
-stood before (:mod:`openrlhf_qs.garm.exact_match`).
+stood before (:mod:`openrlhf_qs.garm.exact_match`). Where it has ``crosses``, what they say is added to the head's
+means (:mod:`openrlhf_qs.garm.crosses`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message, escaped, suggestion_messages
+from openrlhf_qs.garm.crosses import CROSSES, Crosses
 from openrlhf_qs.garm.exact_match import N_FLAGS, exact_match
 from openrlhf_qs.garm.shared_prefix import (
     ATTENTION,
@@ -112,6 +114,8 @@ def reward_model_class(
                         "exact matches are looked up in padded rows: leave out packing_samples, or exact matches"
                     )
                 setattr(self, MATCH, nn.Linear(N_FLAGS, config.hidden_size, bias=False))
+            if CROSSES in config.reward_model:
+                setattr(self, CROSSES, Crosses(**config.reward_model[CROSSES]))
             if not self.is_encoder:
                 use_attention(config)
             # OpenRLHF's evaluation writes the mean and deviation of the means into the config. They are applied where
@@ -140,6 +144,9 @@ def reward_model_class(
                 raw, outputs = self.read_ends(input_ids, attention_mask)
             else:
                 raw, outputs = self.read_last(input_ids, attention_mask, ring_attn_group)
+            if CROSSES in self.config.reward_model:
+                raw = raw.clone()
+                raw[..., self.head.mean_outputs] += getattr(self, CROSSES)(input_ids, attention_mask)
             if return_output:
                 return raw, outputs
             rewards = self.head.output(raw)

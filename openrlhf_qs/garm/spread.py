@@ -227,7 +227,7 @@ def write(path: str | Path, weight: np.ndarray, bias: float) -> None:
     """Give the checkpoint's head the logarithm of the standard deviation as its last output, or replace that."""
     import torch
 
-    def with_std(config, weights, biases):
+    def with_std(config, weights, biases, others):
         options = config["reward_model"]["options"]
         n = len(biases) - bool(options.get("std_known"))
         options["std_known"] = True

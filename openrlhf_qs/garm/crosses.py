@@ -1,0 +1,89 @@
+"""Which words of a suggestion stand under which words of a question: crosses, the wide part of a wide and deep model.
+
+A small backbone that learns from some thousand clicks does not learn that "What does it cost?" is liked after "How do
+I begin?" and not after "What did I pay?": it would have to compose both. A linear model with one weight for each pair
+of a word asked and a word suggested learns it from the few that it has seen, and nothing else. So the log-odds of a
+click get the sum of such weights beside what the head says (arXiv:1606.07792): of the suggestion's tokens, of two that
+follow each other, of those that the question or the answer has too, and of each pair of one of its tokens and one of
+the question's. Weights are found by a hash, so there is no table of names. ``openrlhf-qs garm crosses`` fits them
+(:mod:`openrlhf_qs.garm.fit_crosses`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openrlhf_qs.garm.shared_prefix import ends, is_shared
+
+CROSSES = "crosses"  # their name among the weights
+N_BUCKETS = 1 << 18  # 1 MB of weights; a log of 67,000 suggestions fills half of it
+_TOKEN, _FOLLOWING, _CROSS, _IN_QUESTION, _IN_ANSWER = range(1, 6)
+
+
+def buckets(tokens: Sequence[int], turn_end_id: int, n_buckets: int) -> np.ndarray:
+    """The places of a text's weights, distinct, ``[k]``.
+
+    Args:
+        tokens: of the whole text, as :func:`openrlhf_qs.garm.reward_model.suggestion_ids` gives it: the last turn is
+            the suggestion, the one before it the answer, and before that the question.
+        turn_end_id: the token that ends every turn.
+    """
+    ids = np.asarray(tokens, dtype=np.uint64)
+    turns = np.split(ids, np.flatnonzero(ids == turn_end_id) + 1)
+    said = [turn for turn in turns if len(turn)]
+    own = said[-1][said[-1] != turn_end_id] if said else ids
+    answer, question = (np.unique(said[-n]) if len(said) >= n else ids[:0] for n in (2, 3))
+    once = np.unique(own)
+    asked = np.intersect1d(once, question)
+    found = [
+        _key(_TOKEN, once),
+        _key(_FOLLOWING, own[:-1], own[1:]),
+        _key(_CROSS, once[:, None], question[None, :]).ravel(),
+        _key(_IN_QUESTION, asked),
+        _key(_IN_ANSWER, np.intersect1d(once, answer)),
+    ]
+    return np.unique(np.concatenate(found) % np.uint64(n_buckets)).astype(np.int64)
+
+
+def _key(kind: int, first: np.ndarray, second: np.ndarray | int = 0) -> np.ndarray:
+    """The finaliser of SplitMix64 on kind and tokens: neighbours end far apart."""
+    key = first * np.uint64(0x9E3779B97F4A7C15) ^ np.asarray(second, dtype=np.uint64) * np.uint64(0xD6E8FEB86659FD93)
+    key = (key ^ np.uint64(kind)) * np.uint64(0xBF58476D1CE4E5B9)
+    return (key ^ (key >> np.uint64(31))) * np.uint64(0x94D049BB133111EB) >> np.uint64(17)
+
+
+def texts_of(input_ids: Tensor, segments: Tensor) -> Iterator[list[int]]:
+    """The tokens of each suggestion's whole text, in the order in which a reward model gives their scores.
+
+    Args:
+        input_ids, segments: ``[rows, length]``; a mask, or the segment ids of a shared prefix.
+    """
+    input_ids, segments = input_ids.cpu(), segments.cpu()
+    if not is_shared(segments):
+        yield from (row[mask > 0].tolist() for row, mask in zip(input_ids, segments, strict=True))
+        return
+    for row, column in zip(*ends(segments), strict=True):
+        seen = (segments[row] == 1) | (segments[row] == segments[row, column])
+        yield input_ids[row][seen].tolist()
+
+
+class Crosses(nn.EmbeddingBag):
+    """The sum of the weights of each suggestion's crosses."""
+
+    def __init__(self, n_buckets: int, turn_end_id: int) -> None:
+        super().__init__(n_buckets, 1, mode="sum")
+        self.turn_end_id = turn_end_id
+
+    def forward(self, input_ids: Tensor, segments: Tensor) -> Tensor:
+        """Token ids and segments ``[rows, length]`` to log-odds ``[suggestions, 1]``, float32."""
+        of_texts = [buckets(text, self.turn_end_id, self.num_embeddings) for text in texts_of(input_ids, segments)]
+        starts = np.cumsum([0, *map(len, of_texts)])[:-1]
+        places, starts = (
+            torch.from_numpy(one).to(self.weight.device) for one in (np.concatenate(of_texts), starts.astype(np.int64))
+        )
+        return F.embedding_bag(places, self.weight.float(), starts, mode="sum")

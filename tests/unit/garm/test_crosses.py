@@ -1,0 +1,132 @@
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.garm import fit_crosses
+from openrlhf_qs.garm.calibrate import rescale_means
+from openrlhf_qs.garm.crosses import N_BUCKETS, buckets, texts_of
+from openrlhf_qs.garm.fit_crosses import Clicks, fit, ridge, stacked
+from openrlhf_qs.garm.reward_model import SuggestionScorer, encode_suggestions
+from openrlhf_qs.garm.shared_prefix import share_prefixes
+
+END = 2
+ASKED = ["How do I begin?", "What did I pay?"]
+SUGGESTED = ["What does it cost?", "Where do I start?"]
+
+
+def under(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": "That depends."}]
+
+
+def clicks_that_hang_on_both(n: int, seed: int = 0, strength: float = 3.0) -> list[dict]:
+    """Each question has one suggestion that is liked under it; on the average both are liked as much."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for k in range(n):
+        asked, order = int(rng.integers(2)), rng.permutation(2)
+        odds = np.array([strength if place == asked else -strength for place in order]) / 2
+        clicks = (rng.random(2) < 1 / (1 + np.exp(-odds))).astype(int).tolist()
+        suggestions = [SUGGESTED[place] for place in order]
+        rows.append(
+            {
+                "impression_id": f"{seed}-{k}",
+                "conversation": under(ASKED[asked]),
+                "suggestions": suggestions,
+                "clicks": clicks,
+                "pairs": [[clicks.index(1), clicks.index(0), 1.0, 1.0]] if sum(clicks) == 1 else [],
+            }
+        )
+    return rows
+
+
+def test_a_text_has_the_crosses_of_its_last_turn_with_the_question_two_turns_before():
+    question, answer, suggestion = [11, 12, END], [13, END], [14, 11, END]
+    found = set(buckets(question + answer + suggestion, END, N_BUCKETS))
+    # two tokens, one that follows another, 2 x 3 crosses (the end of the question is one), one that was asked
+    assert len(found) == 2 + 1 + 6 + 1
+    assert found == set(buckets([99, END] + question + answer + suggestion, END, N_BUCKETS)), "no more than these"
+    other = set(buckets([15, 16, END] + answer + suggestion, END, N_BUCKETS))
+    assert len(found & other) == 2 + 1 + 2, "what hangs on the question is another's"
+    assert len(set(buckets(suggestion, END, N_BUCKETS))) == 3, "alone it has its own words"
+    assert found != set(buckets(question + answer + [11, 14, END], END, N_BUCKETS)), "order counts"
+
+
+def test_texts_in_rows_that_share_a_beginning_are_whole_again():
+    texts = [[5, 6, END, 7, END, 8, 9, END], [5, 6, END, 7, END, 8, 10, 11, END], [5, END]]
+    shared = share_prefixes(texts, [0, 0, 1], 0)
+    read = list(texts_of(shared.input_ids, shared.segments))
+    assert [read[place] for place in shared.place] == texts
+    ids = torch.tensor([[0, 5, END], [4, 5, END]])
+    assert list(texts_of(ids, (ids > 0).long())) == [[5, END], [4, 5, END]]
+
+
+def test_what_a_linear_model_of_crosses_knows_it_finds_and_examination_is_taken_out():
+    rng = np.random.default_rng(0)
+    features = sparse.csr_matrix(rng.integers(0, 2, size=(20_000, 3)).astype(float))
+    log_odds, looked_at = features @ np.array([2.0, -1.0, 0.0]) - 1, np.where(rng.random(20_000) < 0.5, 1.0, 0.4)
+    clicked = (rng.random(20_000) < looked_at / (1 + np.exp(-log_odds))).astype(float)
+    weights, constant = ridge(features, Clicks(clicked, looked_at, np.zeros(20_000)))
+    np.testing.assert_allclose([*weights, constant], [2.0, -1.0, 0.0, -1.0], atol=0.15)
+
+
+def test_of_two_models_the_one_that_knows_nothing_gets_no_factor():
+    rng = np.random.default_rng(0)
+    log_odds = rng.normal(size=20_000)
+    clicks = Clicks(
+        (rng.random(20_000) < 1 / (1 + np.exp(-log_odds))).astype(float), np.ones(20_000), np.zeros(20_000)
+    )
+    (known, noise, constant), _ = stacked(clicks, 2 * log_odds, rng.normal(size=20_000))
+    np.testing.assert_allclose([known, noise, constant], [0.5, 0.0, 0.0], atol=0.05)
+
+
+def test_a_reward_model_learns_what_hangs_on_question_and_suggestion_together(write_small_garm):
+    folder = write_small_garm("click_gaussian")
+    report = fit(clicks_that_hang_on_both(600), clicks_that_hang_on_both(300, seed=1), folder)
+    assert report["with crosses"] < 0.55 < 0.6 < report["negative log-likelihood of a click there, before"]
+    scorer = SuggestionScorer(folder)
+    conversations = [under(question) for question in ASKED for _ in SUGGESTED]
+    mean, *_ = scorer(conversations, SUGGESTED * 2)
+    assert mean[0] > mean[1] + 1 and mean[3] > mean[2] + 1
+    # alone in its row as among others, and after a temperature
+    plain = scorer.model(*encode_suggestions(scorer.tokenizer, conversations, SUGGESTED * 2, 512))
+    np.testing.assert_allclose(plain[:, 0].detach().numpy(), mean, rtol=1e-4, atol=1e-5)
+    rescale_means(folder, 0.5)
+    raw = [
+        one.model(*encode_suggestions(one.tokenizer, conversations, SUGGESTED * 2, 512), return_output=True)[0]
+        for one in (scorer, SuggestionScorer(folder))
+    ]
+    torch.testing.assert_close(raw[1][:, 0], raw[0][:, 0] / 2, rtol=1e-4, atol=1e-5)
+
+
+def run_on(tmp_path, folder, train, kept_apart) -> None:
+    write_json_lines(tmp_path / "train.jsonl", train)
+    write_json_lines(tmp_path / "kept.jsonl", kept_apart)
+    parser = argparse.ArgumentParser()
+    fit_crosses.add_arguments(parser)
+    files = [str(tmp_path / "train.jsonl"), "--kept_apart", str(tmp_path / "kept.jsonl")]
+    fit_crosses.run(parser.parse_args([*files, "--model", str(folder)]))
+
+
+def test_clicks_at_random_leave_the_reward_model_as_it_is(tmp_path, write_small_garm, capsys):
+    folder = write_small_garm("click_gaussian")
+    before = (folder / "model.safetensors").read_bytes(), (folder / "config.json").read_bytes()
+    run_on(tmp_path, folder, clicks_that_hang_on_both(400, strength=0), clicks_that_hang_on_both(300, 1, 0))
+    assert "no crosses. On 600 suggestions that neither has seen they gain" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert ((folder / "model.safetensors").read_bytes(), (folder / "config.json").read_bytes()) == before
+
+
+def test_a_second_call_and_another_head_are_refused(tmp_path, write_small_garm):
+    folder = write_small_garm("click_gaussian")
+    run_on(tmp_path, folder, clicks_that_hang_on_both(600), clicks_that_hang_on_both(300, 1))
+    assert json.loads((folder / "config.json").read_text())["reward_model"]["crosses"]["n_buckets"] == N_BUCKETS
+    with pytest.raises(ValueError, match="has crosses already: train it again"):
+        run_on(tmp_path, folder, clicks_that_hang_on_both(60), clicks_that_hang_on_both(60, 1))
+    with pytest.raises(ValueError, match="crosses are fitted for click_gaussian alone"):
+        fit([], [], write_small_garm("gaussian"))
