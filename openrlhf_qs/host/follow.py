@@ -85,15 +85,19 @@ class Progress:
         Args:
             n_steps: of GRPO, 0 where they are not known.
         """
-        self.stage, self.n_steps, self.n_epochs = stage, n_steps, 0
+        self.stage, self.n_steps = stage, n_steps
+        self.n_epochs_left = 0  # of this call: a resumed training counts them anew
+        self.first_epoch: int | None = None
         self.started = time.monotonic()
         self.first: tuple[int, float] | None = None  # the first step that was seen, and when
 
     def take(self, line: str, now: float) -> str | None:
         """The line to show after ``line`` of output, None where it says nothing of progress."""
         if epochs := EPOCHS.search(line):
-            self.n_epochs = int(epochs[2])
-        place = describe(line, self.n_steps, self.n_epochs)
+            self.n_epochs_left = int(epochs[2])
+        if self.first_epoch is None and (step := TRAINING.search(line)):
+            self.first_epoch = int(step[1])
+        place = describe(line, self.n_steps, self.n_epochs_left, self.first_epoch or 0)
         return None if place is None else self.line(place, now)
 
     def line(self, place: Place, now: float) -> str:
@@ -112,8 +116,13 @@ class Progress:
             numbers.pop()
 
 
-def describe(line: str, n_steps: int = 0, n_epochs: int = 0) -> Place | None:
-    """What a line of output says of the progress, None where it says nothing."""
+def describe(line: str, n_steps: int = 0, n_epochs_left: int = 0, first_epoch: int = 0) -> Place | None:
+    """What a line of output says of the progress, None where it says nothing.
+
+    Args:
+        n_steps: of GRPO; 0 where they are not known.
+        n_epochs_left, first_epoch: of a training, which may go on in the middle; 0 where they are not known.
+    """
     if step := STEP.search(line):
         values = dict(re.findall(rf"'([\w/]+)': {NUMBER}", step[2]))
         numbers = tuple(f"{name} {float(values[key]):.3g}" for key, name in STEP_KEYS.items() if key in values)
@@ -122,9 +131,9 @@ def describe(line: str, n_steps: int = 0, n_epochs: int = 0) -> Place | None:
         epoch, done, total = int(step[1]), int(step[2]), int(step[3])
         pairs = re.findall(rf"(\w+)={NUMBER}", step[4])
         numbers = tuple(f"{SHOWN_KEYS[key]} {float(value):.3g}" for key, value in pairs if key in SHOWN_KEYS)
-        of = f" of {n_epochs}" if n_epochs else ""
+        of = f" of {first_epoch + n_epochs_left}" if n_epochs_left else ""
         words = f"epoch {epoch + 1}{of}, step {done} of {total}"
-        return Place(words, numbers, epoch * total + done, n_epochs * total)
+        return Place(words, numbers, (epoch - first_epoch) * total + done, n_epochs_left * total)
     for pattern, words in OTHERS.items():
         if found := pattern.search(line):
             return Place(f"{words} {found[1]} of {found[2]}")

@@ -67,6 +67,14 @@ def test_the_line_says_which_epoch_how_long_and_how_much_is_left():
     assert progress.take(bar.format(3, 100), start + 3700).endswith("step 100 of 100  loss 0.5  (1:01:40, 0 s left)")
 
 
+def test_a_resumed_training_counts_on_from_where_it_was():
+    progress = Progress("garm")
+    progress.take("Train epoch:   0%|          | 0/1 [00:00<?, ?it/s]", progress.started + 20)
+    bar = "Train step of epoch 1:  50%|████▎ | {}/80 [00:02<00:00, 14.71it/s, loss=0.5]"
+    assert progress.take(bar.format(0), progress.started + 30) == "garm: epoch 2 of 2, step 0 of 80  loss 0.5  (30 s)"
+    assert progress.take(bar.format(40), progress.started + 50).endswith("step 40 of 80  loss 0.5  (50 s, 20 s left)")
+
+
 def test_a_line_is_never_wider_than_a_terminal_and_keeps_its_times():
     progress = Progress("grpo", 500)
     values = {"reward": -13.900223, "kl": 7.4528e-05, "malformed": 0.0078125, "response_length": 1234.5}
