@@ -11,14 +11,9 @@ the question's. Weights are found by a hash, so there is no table of names. ``op
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from openrlhf_qs.garm.shared_prefix import ends, is_shared
 
 CROSSES = "crosses"  # their name among the weights
 N_BUCKETS = 1 << 18  # 1 MB of weights; a log of 67,000 suggestions fills half of it
@@ -55,35 +50,3 @@ def _key(kind: int, first: np.ndarray, second: np.ndarray | int = 0) -> np.ndarr
     key = first * np.uint64(0x9E3779B97F4A7C15) ^ np.asarray(second, dtype=np.uint64) * np.uint64(0xD6E8FEB86659FD93)
     key = (key ^ np.uint64(kind)) * np.uint64(0xBF58476D1CE4E5B9)
     return (key ^ (key >> np.uint64(31))) * np.uint64(0x94D049BB133111EB) >> np.uint64(17)
-
-
-def texts_of(input_ids: Tensor, segments: Tensor) -> Iterator[list[int]]:
-    """The tokens of each suggestion's whole text, in the order in which a reward model gives their scores.
-
-    Args:
-        input_ids, segments: ``[rows, length]``; a mask, or the segment ids of a shared prefix.
-    """
-    input_ids, segments = input_ids.cpu(), segments.cpu()
-    if not is_shared(segments):
-        yield from (row[mask > 0].tolist() for row, mask in zip(input_ids, segments, strict=True))
-        return
-    for row, column in zip(*ends(segments), strict=True):
-        seen = (segments[row] == 1) | (segments[row] == segments[row, column])
-        yield input_ids[row][seen].tolist()
-
-
-class Crosses(nn.EmbeddingBag):
-    """The sum of the weights of each suggestion's crosses."""
-
-    def __init__(self, n_buckets: int, turn_end_id: int) -> None:
-        super().__init__(n_buckets, 1, mode="sum")
-        self.turn_end_id = turn_end_id
-
-    def forward(self, input_ids: Tensor, segments: Tensor) -> Tensor:
-        """Token ids and segments ``[rows, length]`` to log-odds ``[suggestions, 1]``, float32."""
-        of_texts = [buckets(text, self.turn_end_id, self.num_embeddings) for text in texts_of(input_ids, segments)]
-        starts = np.cumsum([0, *map(len, of_texts)])[:-1]
-        places, starts = (
-            torch.from_numpy(one).to(self.weight.device) for one in (np.concatenate(of_texts), starts.astype(np.int64))
-        )
-        return F.embedding_bag(places, self.weight.float(), starts, mode="sum")

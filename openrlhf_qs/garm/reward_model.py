@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message, escaped, suggestion_messages
-from openrlhf_qs.garm.crosses import CROSSES, Crosses
+from openrlhf_qs.garm.crosses import CROSSES, buckets
 from openrlhf_qs.garm.exact_match import N_FLAGS, exact_match
 from openrlhf_qs.garm.shared_prefix import (
     ATTENTION,
@@ -47,6 +47,7 @@ from openrlhf_qs.garm.shared_prefix import (
     n_before,
     positions,
     share_prefixes,
+    texts_of,
     tree_mask,
     use_attention,
 )
@@ -62,6 +63,23 @@ class Float32Linear(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden.float(), self.weight.float(), self.bias.float())
+
+
+class Crosses(nn.EmbeddingBag):
+    """The sum of the weights of each suggestion's crosses."""
+
+    def __init__(self, n_buckets: int, turn_end_id: int) -> None:
+        super().__init__(n_buckets, 1, mode="sum")
+        self.turn_end_id = turn_end_id
+
+    def forward(self, input_ids: Tensor, segments: Tensor) -> Tensor:
+        """Token ids and segments ``[rows, length]`` to log-odds ``[suggestions, 1]``, float32."""
+        of_texts = [buckets(text, self.turn_end_id, self.num_embeddings) for text in texts_of(input_ids, segments)]
+        starts = np.cumsum([0, *map(len, of_texts)])[:-1]
+        places, starts = (
+            torch.from_numpy(one).to(self.weight.device) for one in (np.concatenate(of_texts), starts.astype(np.int64))
+        )
+        return F.embedding_bag(places, self.weight.float(), starts, mode="sum")
 
 
 def reward_model_class(

@@ -9,7 +9,7 @@ its outputs are those of its whole text alone (tree attention, arXiv:2305.09781)
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -139,6 +139,21 @@ def ends(segments: Tensor) -> tuple[Tensor, Tensor]:
     following = torch.zeros_like(segments)
     following[:, :-1] = segments[:, 1:]
     return torch.nonzero((segments > 1) & (following != segments), as_tuple=True)
+
+
+def texts_of(input_ids: Tensor, segments: Tensor) -> Iterator[list[int]]:
+    """The tokens of each suggestion's whole text, in the order in which a reward model gives their scores.
+
+    Args:
+        input_ids, segments: ``[rows, length]``; a mask, or segment ids.
+    """
+    input_ids, segments = input_ids.cpu(), segments.cpu()
+    if not is_shared(segments):
+        yield from (row[mask > 0].tolist() for row, mask in zip(input_ids, segments, strict=True))
+        return
+    for row, column in zip(*ends(segments), strict=True):
+        seen = (segments[row] == 1) | (segments[row] == segments[row, column])
+        yield input_ids[row][seen].tolist()
 
 
 def _row(
