@@ -197,7 +197,7 @@ foresee() {   # rankings of the held-out visits, side by side, and the controls
    fi
    [ -n "$CLICK_LOG" ] || judge=(--judge "${JUDGE:-zero_query_world}")
    run openrlhf-qs rank eval --log "$DATA/heldout.jsonl" --train "$DATA/train.jsonl" --intents "$KB" "${arms[@]}" \
-      "${judge[@]}" --out "$out/metrics.json" --seed "$SEED"
+      "${judge[@]}" --out "$out/metrics.json" --examples "$out/examples.jsonl" --seed "$SEED"
 }
 
 begin "$1"

@@ -179,7 +179,7 @@ STAGES = {
         ("SEED", "CONTROLS", "JUDGE"),
         reads=lambda variables: ("intents", "rank", "reason", "align"),
         files=("INTENTS",),
-        products=("metrics.json",),
+        products=("metrics.json", "examples.jsonl"),
     ),
 }
 

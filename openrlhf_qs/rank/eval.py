@@ -5,20 +5,24 @@ In: a held-out log, the knowledge base, arms ``NAME=DIR`` or ``NAME=DIR:QUERIES`
 Without a judge relevance is what was clicked: it says how well an arm finds that among all other intents, and favours
 whoever ranks as the policy did that chose what was shown. A judge (``--judge zero_query_world``) tells the chance of a
 click for every intent, and ``oracle`` is its own ranking. New intents are those that no row of ``--train`` shows.
+
+Of an arm with queries the JSON also has ``signs`` of a reasoner that plays the ranker (:func:`signs`), and
+``--examples FILE`` shows ten visits: features, and of each arm its query and what it ranks first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.files.whole import write_json_lines, write_whole
 from openrlhf_qs.rank.impressions import (
     Impressions,
     Intents,
@@ -27,7 +31,7 @@ from openrlhf_qs.rank.impressions import (
     read_impressions,
     read_intents,
 )
-from openrlhf_qs.rank.metrics import at_top, calibration_error, group_auc, summary
+from openrlhf_qs.rank.metrics import AT, at_top, calibration_error, group_auc, summary
 from openrlhf_qs.rank.train import queries_for, read_queries, shuffled
 from openrlhf_qs.registry import JUDGES, load_plugins
 
@@ -49,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge", default="", help="plugin that tells the chance of a click for every intent")
     parser.add_argument("--n_max", type=int, default=2000, help="visits, drawn at random; default 2000")
     parser.add_argument("--out", default="", metavar="FILE", help="JSON to write")
+    parser.add_argument("--examples", default="", metavar="FILE", help="JSON Lines of ten visits to write")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -68,14 +73,19 @@ def run(args: argparse.Namespace) -> None:
         n_clicked = np.zeros(len(intents))
         np.add.at(n_clicked, before.shown[before.shown >= 0], before.clicks[before.shown >= 0])
         arms["popularity"] = np.tile(n_clicked, (len(log), 1))
-    chances = {}
+    chances, queries = {}, {}
     for arm in args.arm:
-        name, scores = arm_scores(arm, log, intents, args.shuffle_queries, args.seed)
-        arms[name] = scores
-        chances[name] = scores
+        name, scores, of_rows = arm_scores(arm, log, intents, args.shuffle_queries, args.seed)
+        arms[name] = chances[name] = scores
+        if of_rows:
+            queries[name] = of_rows
     results = {name: measured(scores, relevance, is_new, log) for name, scores in arms.items()}
     for name, scores in chances.items():
         results[name]["calibration"] = on_clicks(scores, log)
+    for name, of_rows in queries.items():
+        results[name]["signs"] = signs(of_rows, arms[name], log, intents)
+    if args.examples:
+        write_json_lines(args.examples, examples(log, intents, arms, queries))
     if args.out:
         write_whole(args.out, json.dumps({"n": len(log), "judge": args.judge, "arms": results}, indent=1) + "\n")
     Console(width=140).print(table(results))
@@ -83,8 +93,8 @@ def run(args: argparse.Namespace) -> None:
 
 def arm_scores(
     arm: str, log: Impressions, intents: Intents, shuffled_arms: Sequence[str], seed: int
-) -> tuple[str, np.ndarray]:
-    """Name and log-odds ``[n, intents]`` of ``NAME=DIR[:QUERIES]``."""
+) -> tuple[str, np.ndarray, list[str] | None]:
+    """Name, log-odds ``[n, intents]`` and queries ``[n]``, where there are any, of ``NAME=DIR[:QUERIES]``."""
     from openrlhf_qs.rank.ranker import Ranker
 
     name, equals, rest = arm.partition("=")
@@ -98,7 +108,54 @@ def arm_scores(
         of_rows = queries_for(log.features, read_queries(queries))
         if name in shuffled_arms:
             of_rows = shuffled(of_rows, seed)
-    return name, Ranker.load(folder).scores(log.features, intents, of_rows)
+    return name, Ranker.load(folder).scores(log.features, intents, of_rows), of_rows
+
+
+def signs(queries: Sequence[str], scores: np.ndarray, log: Impressions, intents: Intents) -> dict[str, float | None]:
+    """What a reasoner shows that plays the ranker, and not the visitor.
+
+    Returns:
+        ``distinct`` and ``commonest``: shares of the visits, of different queries and of the one that comes most
+        often (one that pleases the ranker whoever asks). ``n_words``: of a query, and ``n_intents``: how many intents'
+        texts stand in it (words of several stuffed in). ``order_kept``: of the pairs of intents that were shown and
+        are ranked, the share that stands as it was shown (a half by chance; the old ranker's order copied: near 1).
+    """
+    counts = Counter(queries).most_common()
+    texts = [text.casefold() for text in intents.texts]
+    there = (log.shown[:, :, None] >= 0) & (log.shown[:, None, :] >= 0)
+    of_shown = np.take_along_axis(scores, np.maximum(log.shown, 0), axis=1)
+    pairs = there & np.triu(np.ones(there.shape[1:], dtype=bool), 1)
+    kept = (of_shown[:, :, None] > of_shown[:, None, :])[pairs]
+    n_named = [sum(text in query.casefold() for text in texts) for query, _ in counts]
+    return {
+        "distinct": len(counts) / len(queries),
+        "commonest": counts[0][1] / len(queries),
+        "n_words": float(np.mean([len(query.split()) for query in queries])),
+        "n_intents": sum(n * count for n, (_, count) in zip(n_named, counts, strict=True)) / len(queries),
+        "order_kept": float(kept.mean()) if kept.size else None,
+    }
+
+
+def examples(
+    log: Impressions,
+    intents: Intents,
+    arms: Mapping[str, np.ndarray],
+    queries: Mapping[str, Sequence[str]],
+    n: int = 10,
+) -> Iterator[dict[str, Any]]:
+    """``n`` visits, evenly over the log: features, what was clicked, and of each arm its query and its first three."""
+    for row in np.unique(np.linspace(0, len(log) - 1, n).astype(int)):
+        of_arms = {}
+        for name, scores in arms.items():
+            first = np.argsort(-scores[row], kind="stable")[:AT]
+            asked = {"query": queries[name][row]} if name in queries else {}
+            of_arms[name] = asked | {"first": [intents.texts[intent] for intent in first]}
+        clicked_there = log.shown[row][log.clicks[row] > 0]
+        yield {
+            "features": log.features[int(row)],
+            "clicked": [intents.texts[intent] for intent in clicked_there],
+            "arms": of_arms,
+        }
 
 
 def judged(judge: str, log: Impressions, intents: Intents) -> np.ndarray:
