@@ -40,6 +40,7 @@ from openrlhf_qs.clicks.propensity import (
 from openrlhf_qs.clicks.repeats import MIN_ROWS, HeavyUser, frequent_texts, heavy_users, row_hashes
 from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.clicks.verdicts import Verdict, verdicts, worst
+from openrlhf_qs.files.printable import counted
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message, last_question
@@ -495,7 +496,7 @@ def _table(found: dict[str, Any]) -> Table:
     table.add_section()
     for policy, one in found["policies"].items():
         low, high = one["ctr_ci95"]
-        shown = f"{policy}: {one['n_impressions']:,} impressions, {low:.4f} to {high:.4f}"
+        shown = f"{policy}: {counted(one['n_impressions'], 'impression')}, {low:.4f} to {high:.4f}"
         table.add_row("policy", f"{one['ctr']:.4f}", shown)
     for reason, n in found["skipped"].items():
         table.add_row("skipped", f"{n:,}", reason)

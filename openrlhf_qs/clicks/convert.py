@@ -19,13 +19,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from openrlhf_qs.clicks.batches import Problem, Problems
-from openrlhf_qs.clicks.rows import FIELDS, checked_row
+from openrlhf_qs.clicks.rows import FIELDS, check_characters, checked_row
 from openrlhf_qs.files.whole import BadRow, short, write_json_lines
 from openrlhf_qs.form.prompt import check_conversation
 from openrlhf_qs.form.response import parse_response, unwrapped
@@ -96,14 +96,19 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--out {args.out} is the file to convert, which would be lost; give another name")
     if Path(args.out).suffix == ".parquet":
         raise ValueError(f"--out {args.out}: JSON Lines are written here; give a name that ends in .jsonl")
-    rows = list(raw_rows(args.file))
-    if not rows:
-        raise ValueError(f"{args.file}: no row in it")
-    columns = _columns(args.file, rows, args.column)
     used: Counter[str] = Counter()
     problems, made = Problems([args.file]), []
-    for place, row in _impressions(rows, columns):
+    rows = []
+    for line, row in raw_rows(args.file):
+        if isinstance(row, BadRow):
+            problems.add(args.file, 0, [Problem(line, row.reason, str(row))])
+        else:
+            rows.append((line, row))
+    if not rows and not problems.counts:
+        raise ValueError(f"{args.file}: no row in it")
+    for place, row in _impressions(rows, _columns(args.file, rows, args.column)):
         try:
+            check_characters(row)
             made.append(
                 converted(row, f"{Path(args.file).name}:{place}", used, args.first_place, args.timestamp)
                 if not args.conversations_only
@@ -205,7 +210,7 @@ def messages_of(turns: Any, used: Counter[str]) -> list[dict[str, str]]:
             continue
         content = _content(turn["content"] if "content" in turn else turn.get("value"), used)
         if content is None:
-            used["a message without content (null, or a call of a tool alone): left out"] += 1
+            used["a message without content (null, blanks, or a call of a tool alone): left out"] += 1
             continue
         if name != ROLES[name]:
             used[f"role {name}: {ROLES[name]}"] += 1
@@ -221,7 +226,7 @@ def _content(value: Any, used: Counter[str]) -> str | None:
     """The text of a message; None where it has none. Of a list of parts the texts, a line each; what is no text
     stands there as ``[image]``."""
     if value is None or isinstance(value, str):
-        return value or None
+        return value if value and value.strip() else None
     if isinstance(value, dict) and "parts" in value:  # of an exported chat
         value = value["parts"]
     parts = value if isinstance(value, list) else [value]
@@ -312,10 +317,10 @@ def _clicks(value: Any, suggestions: Sequence[str], first_place: int, used: Coun
 
 
 def _impressions(
-    rows: Sequence[tuple[int, dict[str, Any]]], columns: Mapping[str, list[str]]
+    rows: Sequence[tuple[int, dict[str, Any]]], columns: Mapping[str, Columns]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line and fields of each impression; rows of one suggestion each are put together by their impression's id."""
-    fields = ({field: _cell(row, names) for field, names in columns.items()} for _, row in rows)
+    fields = ({field: _cell(row, some) for field, some in columns.items()} for _, row in rows)
     if "suggestions" in columns or "suggestion" not in columns:
         yield from zip((line for line, _ in rows), fields, strict=True)
         return
@@ -330,9 +335,20 @@ def _impressions(
         yield line, {**some[0], "suggestions": [row["suggestion"] for row in some], "clicks": flags}
 
 
-def _columns(where: str, rows: Sequence[tuple[int, dict[str, Any]]], given: Sequence[str]) -> dict[str, list[str]]:
-    """Field to the columns that hold it: the first that there is, several where they are numbered
-    (``suggestion_1``)."""
+class Columns(NamedTuple):
+    """Where a field is found.
+
+    Attributes:
+        names: columns, of which each row's first that holds something counts: a file may mix forms.
+        numbered: whether they are the parts of a list (``suggestion_1``).
+    """
+
+    names: list[str]
+    numbered: bool = False
+
+
+def _columns(where: str, rows: Sequence[tuple[int, dict[str, Any]]], given: Sequence[str]) -> dict[str, Columns]:
+    """Field to the columns that hold it."""
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     lower = {str(name).strip().lower().replace(" ", "_").replace("-", "_"): name for name in names}
     known = {field: list(aliases) for field, aliases in NAMES.items()}
@@ -343,31 +359,31 @@ def _columns(where: str, rows: Sequence[tuple[int, dict[str, Any]]], given: Sequ
                 f"--column {one}: fields are {', '.join(NAMES)}; {where} has {', '.join(map(str, names))}"
             )
         known[field] = [name.strip().lower().replace(" ", "_").replace("-", "_")]
-    found: dict[str, list[str]] = {}
+    found: dict[str, Columns] = {}
     for field, aliases in known.items():
-        name = next((alias for alias in aliases if alias in lower), None)
-        if name is not None:
-            found[field] = [lower[name]]
+        there = [lower[alias] for alias in aliases if alias in lower]
+        if there:
+            found[field] = Columns(there)
     for field, stems in (("suggestions", ("suggestion", "followup", "option")), ("clicks", ("click", "clicked"))):
         numbered = [lower[f"{stem}_{n}"] for stem in stems for n in range(10) if f"{stem}_{n}" in lower]
         if numbered and field not in found:
-            found[field] = numbered
+            found[field] = Columns(numbered, numbered=True)
     if "suggestions" in found:
         found.pop("suggestion", None)
     return found
 
 
-def _cell(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    if len(names) == 1:
-        return row.get(names[0])
-    cells = [row.get(name) for name in names]
+def _cell(row: Mapping[str, Any], columns: Columns) -> Any:
+    if not columns.numbered:
+        return next((row[name] for name in columns.names if _is_there(row.get(name))), None)
+    cells = [row.get(name) for name in columns.names]
     while cells and not _is_there(cells[-1]):  # a row of fewer suggestions
         cells.pop()
     return cells
 
 
-def raw_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line and cells of every row of a file. ValueError where it cannot be read."""
+def raw_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    """Line and cells of every row of a file, or why a line has none. ValueError where the file cannot be read."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
@@ -386,29 +402,36 @@ def raw_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise ValueError(
-                        f"{path}:{reader.line_num}: another number of cells than columns; quote what has a "
-                        f"{reader.reader.dialect.delimiter!r} or a line break in it"
+                    yield (
+                        reader.line_num,
+                        BadRow(
+                            "cells of another number",
+                            "another number of cells than columns; quote what has a "
+                            f"{reader.reader.dialect.delimiter!r} or a line break in it",
+                        ),
                     )
-                yield reader.line_num, row
+                else:
+                    yield reader.line_num, row
         except csv.Error as error:
             raise ValueError(f"{path}:{reader.line_num}: no CSV: {error}") from None
         return
     try:
-        whole = json.loads(text) if text.lstrip()[:1] == "[" else None
-    except ValueError:
+        whole = json.loads(text) if text.lstrip()[:1] in ("[", "{") else None
+    except (ValueError, RecursionError):
         whole = None
-    for line, row in enumerate(whole if isinstance(whole, list) else text.splitlines(), start=1):
+    whole = [whole] if isinstance(whole, dict) else whole
+    # Not splitlines(): a text may have a line break of Unicode's in it.
+    for line, row in enumerate(whole if isinstance(whole, list) else text.split("\n"), start=1):
         if isinstance(row, str):
             row = row.lstrip("\ufeff")
             if not row.strip():
                 continue
             try:
                 row = json.loads(row)
-            except ValueError as error:
-                raise ValueError(f"{path}:{line}: no JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{line}: {short(row)} is no JSON object")
+            except (ValueError, RecursionError) as error:
+                row = BadRow("bad JSON", f"no JSON: {error}")
+        if not isinstance(row, dict | BadRow):
+            row = BadRow("bad JSON", f"{short(row)} is no JSON object")
         yield line, row
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from openrlhf_qs.files.printable import counted
 from openrlhf_qs.files.run_folder import DataFolder
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key
@@ -212,7 +213,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     for one in found["refused_roles"]:
         roles = " ".join(one["roles"])
         told.append(
-            f"{one['n_rows']:,} rows have the roles {roles}, the first {one['first']} "
+            f"the roles {roles} stand in {counted(one['n_rows'], 'row')}, the first {one['first']} "
             f"({one.get('impression_id', 'no id')}), which the chat template refuses ({one['reason']}): the system's "
             "message goes into the user's turn, turns of one role in a row become one"
         )

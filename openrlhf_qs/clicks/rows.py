@@ -82,13 +82,26 @@ def object_text(value: Any, name: str) -> str:
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        if b"\\ud" in line.lower():  # half of a surrogate pair is valid JSON, but cannot be written as UTF-8
-            json.dumps(row, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BadRow("bad JSON", f"bad JSON ({error}); give one object a line, in UTF-8") from None
     if not isinstance(row, dict):
         raise BadRow("bad JSON", f"a {type(row).__name__} in place of an object; give one object a line")
+    if b"\\ud" in line.lower():
+        check_characters(row)
     return row
+
+
+def check_characters(row: Mapping[str, Any]) -> None:
+    """BadRow where a field has half of a surrogate pair: valid JSON, but nothing that can be written as UTF-8."""
+    for name, value in row.items():
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start].encode("unicode_escape").decode()
+            raise BadRow(
+                "half a character",
+                f"{name} has half of a character ({half}), as of an emoji that was cut; cut texts between characters",
+            ) from None
 
 
 def _suggestions(suggestions: Any, row: Mapping[str, Any]) -> list[str]:
@@ -209,7 +222,12 @@ FIELDS = {
         pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
         _is_messages,
         _conversation,
-        _all("conversation", _ONE.struct.field("content").is_not_null() & _ONE.struct.field("role").is_in(ROLES))
+        _all(
+            "conversation",
+            _ONE.struct.field("role").is_in(ROLES)
+            & _ONE.struct.field("content").is_not_null()
+            & ((_ONE.struct.field("role") != "user") | _ONE.struct.field("content").str.contains(_VISIBLE)),
+        )
         & ((pl.col("conversation").list.len() > 0) | (pl.col("features") != "{}").fill_null(False)),
         True,
     ),

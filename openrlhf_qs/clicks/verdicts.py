@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from openrlhf_qs.clicks.repeats import DOUBLE_SHARE, MIN_ROWS, TEXT_SHARE
+from openrlhf_qs.files.printable import counted
 
 LEVELS = ("pass", "warn", "fail")
 FEW_PAIRS = 1000  # from fewer GaRM learns little: the default log gives some 20,000
@@ -59,7 +60,11 @@ def _of_rows(found: Mapping[str, Any]) -> list[Verdict]:
     if not n_bad:
         return [Verdict("pass", "rows", (), f"{found['n_impressions']:,}, none of them bad")]
     reasons = ", ".join(f"{reason} ({n:,})" for reason, n in found["skipped"].items())
-    return [Verdict("warn", "rows", ("data",), f"{n_bad:,} are bad: {reasons}; data wants --on_error skip for them")]
+    return [
+        Verdict(
+            "warn", "rows", ("data",), f"{counted(n_bad, 'bad row')}: {reasons}; data wants --on_error skip for them"
+        )
+    ]
 
 
 def _of_clicks(found: Mapping[str, Any]) -> list[Verdict]:
@@ -70,7 +75,7 @@ def _of_clicks(found: Mapping[str, Any]) -> list[Verdict]:
     if not n_pairs:
         sentence = "no row has a click and another suggestion without one: no pair to learn a reward from"
         return [*verdicts, Verdict("fail", "pairs", ("data", "garm"), sentence)]
-    sentence = f"{n_pairs:,} of a clicked suggestion and one beside it, before the log is split"
+    sentence = f"{counted(n_pairs, 'pair')} of a clicked suggestion and one beside it, before the log is split"
     if n_pairs < FEW_PAIRS:
         few = f"{sentence}; with fewer than {FEW_PAIRS:,} a reward model learns little"
         return [*verdicts, Verdict("warn", "pairs", ("garm", "fusion", "grpo"), few)]
@@ -87,7 +92,7 @@ def _of_suggestions(found: Mapping[str, Any]) -> list[Verdict]:
         verdicts = [Verdict("warn", "suggestions", ("sft", "grpo", "evaluate"), sentence)]
     n_repeating, n_rows = found["n_repeating"], found["n_impressions"]
     if n_repeating > REPEATING_SHARE * n_rows:
-        sentence = f"{n_repeating:,} rows ({n_repeating / n_rows:.0%}) show one text twice: a placeholder?"
+        sentence = f"{counted(n_repeating, 'row')} of {n_rows:,} with one text twice: a placeholder?"
         verdicts.append(Verdict("warn", "suggestions", ("sft", "garm"), sentence))
     return verdicts
 
@@ -106,8 +111,10 @@ def _of_languages(languages: Mapping[str, Any]) -> list[Verdict]:
 
 def _of_conversations(found: Mapping[str, Any]) -> list[Verdict]:
     again, turns = found["n_conversations_again"], found["n_turns"]
-    seen = f"{found['n_conversations']:,} different ones, {again:,} of them more than once"
-    length = f"{min(turns)} to {max(turns)} messages long" if len(turns) > 1 else f"messages in each: {min(turns)}"
+    seen = f"{found['n_conversations']:,} in all, {again:,} of them more than once"
+    length = (
+        f"{min(turns)} to {max(turns)} messages long" if len(turns) > 1 else f"{counted(min(turns), 'message')} long"
+    )
     verdicts = [Verdict("pass", "conversations", (), f"{seen}, {length}")]
     if again < FEW_AGAIN:
         sentence = f"{seen}, {length}: the weights come from impressions of different conversations"
@@ -122,7 +129,9 @@ def _of_repeats(found: Mapping[str, Any]) -> list[Verdict]:
     n_rows = found["n_impressions"]
     verdicts = [Verdict("warn", "repeats", ("garm", "fusion", "evaluate"), sentence) for sentence in found["repeats"]]
     verdicts += [
-        Verdict("warn", "repeats", ("sft", "garm"), f"{text!r} is shown in {n:,} rows or more ({n / n_rows:.0%})")
+        Verdict(
+            "warn", "repeats", ("sft", "garm"), f"{text!r} is shown in {counted(n, 'row')} or more ({n / n_rows:.0%})"
+        )
         for text, n in found["frequent_texts"].items()
         if n_rows >= MIN_ROWS and n > TEXT_SHARE * n_rows
     ]

@@ -13,3 +13,8 @@ ESCAPES = re.compile(
 def printable(text: str) -> str:
     """``text`` without escape sequences and control characters."""
     return ESCAPES.sub("", text)
+
+
+def counted(n: int, noun: str) -> str:
+    """``n`` of something, in words that go on: "1 row", "2,000 rows"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

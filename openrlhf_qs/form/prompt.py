@@ -29,7 +29,8 @@ def check_conversation(conversation: Any) -> None:
 
 
 def check_messages(messages: Any) -> None:
-    """BadRow where it is no list of messages, which may be empty, or one has another role than ``ROLES``."""
+    """BadRow where it is no list of messages, which may be empty, one has another role than ``ROLES``, or the user
+    says nothing."""
     if not isinstance(messages, list):
         raise BadRow("no messages", f"conversation {short(messages)}; give a list of messages")
     for message in messages:
@@ -37,6 +38,8 @@ def check_messages(messages: Any) -> None:
             raise BadRow("bad message", f'message {short(message)}; give {{"role": ..., "content": text}}')
         if message.get("role") not in ROLES:
             raise BadRow("unknown role", f"role {short(message.get('role'))}; give one of {', '.join(ROLES)}")
+        if message["role"] == "user" and not message["content"].strip():
+            raise BadRow("empty message", f"user's message {message['content']!r}; give its text, or leave it out")
 
 
 def suggestion_messages(conversation: Sequence[Message], suggestion: str) -> list[Message]:

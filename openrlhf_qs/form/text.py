@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from importlib.resources import files
+from typing import NamedTuple
 
 import numpy as np
 
@@ -217,6 +219,49 @@ def same_stem(one: str, other: str, code: str) -> bool:
     if len(part) >= least + (least == 4) and part in long:
         return True
     return len(_stem(one, code)) > 1 and _stem(one, code) == _stem(other, code)
+
+
+class Forms(NamedTuple):
+    """By what words can be forms of others: a look at two whole texts, before :func:`same_stem` looks at each pair.
+
+    Attributes:
+        firsts: the letters that a form must begin with.
+        parts: of words, those that may stand within a longer one.
+        joined: all words, to look for parts in.
+        stems: Snowball's.
+    """
+
+    firsts: frozenset[str]
+    parts: tuple[str, ...]
+    joined: str
+    stems: frozenset[str]
+
+    @classmethod
+    def of(cls, some: Iterable[str], code: str) -> Forms:
+        known = [_forms_of_word(word, code) for word in some]
+        return cls(
+            frozenset(first for first, _, _ in known),
+            tuple(part for _, part, _ in known if part),
+            "\n".join(some),
+            frozenset(stem for _, _, stem in known if len(stem) > 1),
+        )
+
+    def may_meet(self, other: Forms) -> bool:
+        """False where surely no word of the one is a form of a word of the other."""
+        return not (
+            self.firsts.isdisjoint(other.firsts)
+            and self.stems.isdisjoint(other.stems)
+            and not any(part in other.joined for part in self.parts)
+            and not any(part in self.joined for part in other.parts)
+        )
+
+
+@lru_cache(N_CACHED)
+def _forms_of_word(word: str, code: str) -> tuple[str, str, str]:
+    """Its first letters, the part of it that may stand within a longer word (empty: none), and its stem."""
+    least = 2 if _DENSE.match(word) else 4
+    part = word[: max(least, round(0.8 * len(word)))]
+    return word[:least], part if len(part) >= least + (least == 4) else "", _stem(word, code)
 
 
 @lru_cache(N_CACHED)

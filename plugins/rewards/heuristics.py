@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain, combinations, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from rapidfuzz.fuzz import token_set_ratio
@@ -18,6 +18,7 @@ from openrlhf_qs.form.language import all_in_users_language
 from openrlhf_qs.form.prompt import last_question
 from openrlhf_qs.form.text import (
     N_CACHED,
+    Forms,
     frequent_words,
     known_words,
     language,
@@ -312,6 +313,8 @@ class Relevance:
             code, _, word = word.rpartition("/")
             self._of_language.setdefault(code, {})[word] = self._weight(float(share)) if share else 0.0
         self._asked = lru_cache(N_CACHED)(self._content_of_message)
+        self._content = lru_cache(N_CACHED)(self._content_of_text)
+        self._weights = lru_cache(N_CACHED)(self._weights_of_languages)
 
     def _weight(self, share: float) -> float:
         steepness = math.log(self.frequent_share / self.rare_share)
@@ -320,33 +323,55 @@ class Relevance:
     def _relevant(self, conversation: Sequence[Message], parsed: ParsedResponse) -> list[float]:
         """How much of the user's last message each suggestion takes up."""
         message = last_question(conversation)
-        code, weights, asked = self._asked(message, "" if tells_language(message) else " ".join(parsed.suggestions))
-        return [_taken_up(asked, _content(suggestion, weights), code) for suggestion in parsed.suggestions]
+        codes, asked = self._asked(message, "" if tells_language(message) else " ".join(parsed.suggestions))
+        code = next(iter(codes), "")
+        return [_taken_up(asked, self._content(suggestion, codes), code) for suggestion in parsed.suggestions]
 
-    def _content_of_message(self, message: str, said: str) -> tuple[str, dict[str, float], dict[str, float]]:
-        """The likeliest language of a message, or of what was said to one that is too short to tell; what its words
-        weigh, where that is not 1; and the content of the message."""
-        codes = [code for code, _ in likely_languages(f"{message} {said}")]
+    def _content_of_message(self, message: str, said: str) -> tuple[tuple[str, ...], Content]:
+        """The languages that a message can be in, or what was said to one that is too short to tell, the likeliest
+        first; and its content."""
+        codes = tuple(code for code, _ in likely_languages(f"{message} {said}"))
+        return codes, self._content(message, codes)
+
+    def _content_of_text(self, text: str, codes: tuple[str, ...]) -> Content:
+        """The words of a text that weigh something in these languages, with their weights."""
+        weights = self._weights(codes)
+        found = {word: weights.get(word, 1.0) for word in words(text) if not _SHORT_HIRAGANA.fullmatch(word)}
+        found = {word: weight for word, weight in found.items() if weight}
+        return Content(found, max(found.values(), default=0.0), Forms.of(found, next(iter(codes), "")))
+
+    def _weights_of_languages(self, codes: tuple[str, ...]) -> dict[str, float]:
+        """What words weigh in these languages, where that is not 1."""
         weights = dict(self._of_language.get("", {}))
         for code in codes:
             of_code = self._of_language.get(code)
             weights |= dict.fromkeys(frequent_words(code), 0.0) if of_code is None else of_code
-        return next(iter(codes), ""), weights, _content(message, weights)
+        return weights
 
 
-def _content(text: str, weights: Mapping[str, float]) -> dict[str, float]:
-    """The words of a text that weigh something, with their weights."""
-    found = {word: weights.get(word, 1.0) for word in words(text) if not _SHORT_HIRAGANA.fullmatch(word)}
-    return {word: weight for word, weight in found.items() if weight}
+class Content(NamedTuple):
+    """What a text is about.
+
+    Attributes:
+        weights: of its words that weigh something.
+        most: the weight of the weightiest.
+        forms: of all of them.
+    """
+
+    weights: dict[str, float]
+    most: float
+    forms: Forms
 
 
-def _taken_up(asked: Mapping[str, float], said: Mapping[str, float], code: str) -> float:
+def _taken_up(asked: Content, said: Content, code: str) -> float:
     """The weight of the weightiest word of which a form stands in both."""
-    if asked.keys() == said.keys():
+    if asked.weights.keys() == said.weights.keys():
         return 0.0
-    best = max((weight for word, weight in said.items() if word in asked), default=0.0)
-    for word, weight in said.items():
-        for other, other_weight in asked.items():
+    best = max((weight for word, weight in said.weights.items() if word in asked.weights), default=0.0)
+    if best == min(asked.most, said.most) or not asked.forms.may_meet(said.forms):
+        return best
+    for word, weight in said.weights.items():
+        for other, other_weight in asked.weights.items():
             both = weight if weight < other_weight else other_weight
             if both > best and same_stem(word, other, code):
                 best = both

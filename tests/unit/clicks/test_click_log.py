@@ -106,7 +106,8 @@ def test_unknown_fields_blank_lines_and_names_of_messages_are_left_out(write_lin
         ({"timestamp": 1735689600}, "timestamp 1735689600; give ISO 8601"),
         ({"user_id": 5}, "user_id 5; give it as text, or leave it out"),
         ({"meta": "not json"}, "meta 'not json'; give an object, or leave it out"),
-        ({"policy": "half \ud83c of a pair"}, "bad JSON ("),
+        ({"policy": "half \ud83c of a pair"}, "policy has half of a character"),
+        ({"conversation": [{"role": "user", "content": " \u3000"}]}, "user's message"),
     ],
 )
 def test_a_bad_row_says_where_what_and_what_to_do(write_lines, row, change, problem):

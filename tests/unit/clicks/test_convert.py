@@ -197,3 +197,57 @@ def test_byte_order_marks_blank_lines_and_windows_line_ends_are_taken_by_every_r
     assert read_click_log(path)["impression_id"].to_list() == ["a", "b"]
     assert [row["impression_id"] for row in read_rows(path)[1]] == ["a", "b"]
     assert [row["impression_id"] for row in convert(path)] == ["a", "b"]
+
+
+def test_every_row_of_a_file_of_mixed_forms_is_read_in_its_own(tmp_path):
+    rest = {"timestamp": 1711111111, "suggestions": ["How long?", "Which flour?"]}
+    rows = [
+        {"messages": CHAT, "clicks": [0, 1], **rest},
+        {
+            "conversations": [
+                {"from": "human", "value": CHAT[0]["content"]},
+                {"from": "gpt", "value": CHAT[1]["content"]},
+            ],
+            "clicked_index": 1,
+            **rest,
+        },
+        {"query": CHAT[0]["content"], "response": CHAT[1]["content"], "selected": "Which flour?", **rest},
+        {"messages": None, "history": CHAT, "clicks": [0, 1], **rest},
+    ]
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    found = convert(file)
+    assert [row["conversation"] for row in found] == [CHAT] * 4 and [row["clicks"] for row in found] == [[0, 1]] * 4
+
+
+def test_a_line_that_is_no_json_is_named_or_left_out_like_any_other_bad_row(tmp_path, capsys):
+    file = tmp_path / "export.jsonl"
+    lines = [json.dumps(ROW), '{"impression_id": "b"', "[]", json.dumps(ROW | {"impression_id": "c"})]
+    file.write_text("\n".join(lines), "utf-8")
+    with pytest.raises(SystemExit):
+        convert(file)
+    error = capsys.readouterr().err
+    assert "export.jsonl:2: no JSON" in error and "export.jsonl:3: [] is no JSON object" in error
+    assert [row["impression_id"] for row in convert(file, "--on_error", "skip")] == ["a", "c"]
+    assert "bad JSON" in capsys.readouterr().out
+
+
+def test_a_line_of_a_csv_with_another_number_of_cells_is_left_out_too(tmp_path):
+    file = tmp_path / "export.csv"
+    file.write_text(
+        "question,answer,suggestions,clicked,timestamp\n"
+        'How?,So.,"[""Long?"", ""Flour?""]",0,2025-01-01\n'
+        "How?,So,and so.,x,1,2025-01-01\n",
+        "utf-8",
+    )
+    assert len(convert(file, "--on_error", "skip")) == 1
+
+
+def test_a_line_break_of_unicode_ends_no_row_and_half_a_character_is_named(tmp_path, capsys):
+    file = tmp_path / "export.jsonl"
+    row = ROW | {"conversation": [{"role": "user", "content": "one\u2028two\x85three"}]}
+    half = json.dumps(ROW | {"impression_id": "b", "suggestions": ["\ud83d", "Flour?"]})
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\r\n" + half + "\n", "utf-8")
+    (found,) = convert(file, "--on_error", "skip")
+    assert found["conversation"][0]["content"] == "one\u2028two\x85three"
+    assert "half a character" in capsys.readouterr().out

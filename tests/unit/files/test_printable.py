@@ -1,6 +1,6 @@
 import pytest
 
-from openrlhf_qs.files.printable import printable
+from openrlhf_qs.files.printable import counted, printable
 
 
 @pytest.mark.parametrize(
@@ -14,3 +14,7 @@ def test_what_moves_the_cursor_or_renames_the_window_is_taken_out(text):
 
 def test_other_text_stays_as_it_is():
     assert printable("¿Qué?\t[bold] 你好 🙂\n") == "¿Qué?\t[bold] 你好 🙂\n"
+
+
+def test_one_is_no_plural():
+    assert counted(1, "row") == "1 row" and counted(2000, "row") == "2,000 rows" and counted(0, "row") == "0 rows"
