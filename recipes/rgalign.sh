@@ -182,6 +182,8 @@ foresee() {   # rankings of the held-out visits, side by side, and the controls
       arms+=(--arm "${how}_$ROUNDS=$RUN/align/$how/ranker:$last")
    done
    made "$out/shuffled/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$last" --shuffle_queries --out "$out/shuffled"
+   made "$out/both/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --features_as_query --queries "$last" --out "$out/both"
+   arms+=(--arm "features_and_queries=$out/both:@features+$last")
    arms+=(--arm "shuffled_queries=$out/shuffled:$last" --shuffle_queries shuffled_queries)
    if [ "$CONTROLS" = 1 ]; then
       ask "${POLICY:-$DATA/policy}" "$DATA/visits.jsonl" "$out/untrained.jsonl" 1 0

@@ -27,12 +27,11 @@ from openrlhf_qs.rank.impressions import (
     Impressions,
     Intents,
     conversation_of,
-    in_words,
     read_impressions,
     read_intents,
 )
 from openrlhf_qs.rank.metrics import AT, at_top, calibration_error, group_auc, summary
-from openrlhf_qs.rank.train import queries_for, read_queries, shuffled
+from openrlhf_qs.rank.train import after_features, queries_for, read_queries, shuffled
 from openrlhf_qs.registry import JUDGES, load_plugins
 
 FEATURES = "@features"  # in the place of a file of queries
@@ -47,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="NAME=DIR[:QUERIES]",
-        help=f"a ranker and its queries; may be repeated. {FEATURES} as queries: the features in words",
+        help=f"a ranker and its queries; may be repeated. {FEATURES} as queries: the features in words; "
+        f"{FEATURES}+QUERIES: both",
     )
     parser.add_argument("--shuffle_queries", action="append", default=[], metavar="NAME", help="a control: that arm's")
     parser.add_argument("--judge", default="", help="plugin that tells the chance of a click for every intent")
@@ -101,13 +101,13 @@ def arm_scores(
     folder, _, queries = rest.partition(":")
     if not equals or not folder:
         raise ValueError(f"--arm {arm!r}: give NAME=DIR or NAME=DIR:QUERIES")
-    of_rows = None
-    if queries == FEATURES:
-        of_rows = [in_words(features) for features in log.features]
-    elif queries:
-        of_rows = queries_for(log.features, read_queries(queries))
+    of_rows, file = None, queries.removeprefix(FEATURES).removeprefix("+")
+    if file:
+        of_rows = queries_for(log.features, read_queries(file))
         if name in shuffled_arms:
             of_rows = shuffled(of_rows, seed)
+    if queries.startswith(FEATURES):
+        of_rows = after_features(log.features, of_rows)
     return name, Ranker.load(folder).scores(log.features, intents, of_rows), of_rows
 
 

@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features_as_query",
         action="store_true",
-        help="the features in words stand for the query: the baseline that a reasoner must beat",
+        help="the features in words stand for the query: the baseline that a reasoner must beat. With --queries, above "
+        "each one: what it adds to them",
     )
     parser.add_argument("--shuffle_queries", action="store_true", help="give each user another one's query: a control")
     parser.add_argument(
@@ -54,13 +55,14 @@ def run(args: argparse.Namespace) -> None:
         print(f"examination: {finding}")
     how = {"encoder": args.encoder, "max_epochs": args.max_epochs, "seed": args.seed}
     queries, is_reasoners = None, log.half(args.seed)
-    if args.features_as_query:
-        queries = [in_words(features) for features in log.features]
-    elif args.queries:
+    if args.queries:
         queries = queries_for(log.features, read_queries(args.queries))
         if args.shuffle_queries:
             queries = shuffled(queries, args.seed)
         queries = ["" if own else query for own, query in zip(is_reasoners, queries, strict=True)]
+    if args.features_as_query:
+        queries = after_features(log.features, queries)
+    elif args.queries:
         others = np.flatnonzero(~is_reasoners)
         judge = train_ranker(log[others], intents, [queries[n] for n in others], **how)
         judge.save(Path(args.out) / REWARD)
@@ -93,6 +95,12 @@ def queries_for(features: Sequence[Mapping], queries: Mapping[str, str]) -> list
     if not any(found):
         raise ValueError("no query is about features of this log: let the reasoner read the same log")
     return found
+
+
+def after_features(features: Sequence[Mapping], queries: Sequence[str] | None) -> list[str]:
+    """The features in words, with the query below them where there is one."""
+    queries = [""] * len(features) if queries is None else queries
+    return ["\n".join(filter(None, pair)) for pair in zip(map(in_words, features), queries, strict=True)]
 
 
 def shuffled(queries: Sequence[str], seed: int) -> list[str]:

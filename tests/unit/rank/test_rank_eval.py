@@ -5,6 +5,7 @@ import pytest
 from visits import INTENTS, visits
 
 from openrlhf_qs.rank.eval import examples, signs
+from openrlhf_qs.rank.train import after_features
 
 
 def test_a_query_that_all_get_and_that_names_several_intents_is_seen():
@@ -38,3 +39,9 @@ def test_ten_visits_are_shown_with_each_arms_query_and_its_first_three():
     assert len(rows) == 10 and rows[0]["features"] == log.features[0] and rows[-1]["features"] == log.features[99]
     assert rows[-1]["arms"]["two"] == {"first": [INTENTS.texts[n] for n in (5, 4, 3)]}
     assert rows[-1]["arms"]["asked"] == {"query": "q99", "first": [INTENTS.texts[n] for n in (0, 1, 2)]}
+
+
+def test_a_query_stands_below_the_features_and_one_may_be_missing():
+    features = [{"paid": "card", "article": "lamp"}, {"paid": "cash"}]
+    assert after_features(features, ["Is it paid?", ""]) == ["article: lamp\npaid: card\nIs it paid?", "paid: cash"]
+    assert after_features(features, None) == ["article: lamp\npaid: card", "paid: cash"]
