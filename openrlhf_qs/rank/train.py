@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features_as_query",
         action="store_true",
-        help="the features in words stand for the query: the baseline that a reasoner must beat. With --queries, above "
+        help="the features in words stand for the query: the baseline to beat. With --queries, above "
         "each one: what it adds to them",
     )
     parser.add_argument("--shuffle_queries", action="store_true", help="give each user another one's query: a control")
