@@ -366,11 +366,12 @@ followed() {
    }
 }
 
-# training_flags FOLDER SAVE_STEPS: what every training has, in the array TRAINING_FLAGS. Model and checkpoints go to FOLDER.
+# training_flags FOLDER SAVE_STEPS: what every training has, in the array TRAINING_FLAGS. The model goes to FOLDER, the optimiser
+# and all else that a training goes on from to the same name under $RUN/ckpt: FOLDER can be put to use as it is.
 training_flags() {
    TRAINING_FLAGS=(
       --ckpt.output_dir "$1"
-      --ckpt.path "$1/ckpt"
+      --ckpt.path "$RUN/ckpt/${1#"$RUN"/}"
       --ckpt.save_steps "$2"      # what an interruption costs at most
       --ckpt.load_enable          # goes on where a checkpoint is
       --ckpt.max_num 2            # OpenRLHF removes the oldest before it writes the next: one whole one is always there

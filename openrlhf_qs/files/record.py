@@ -533,6 +533,7 @@ def remove_from(run: RunFolder, entries: Mapping[str, Any], stage: str) -> dict[
     write_record(run, kept)
     for name in reversed(gone):
         folder = run.stage(name)
+        shutil.rmtree(run.checkpoints(name), ignore_errors=True)
         if folder.is_symlink():
             folder.unlink()
         elif folder.exists():

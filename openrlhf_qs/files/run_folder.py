@@ -81,6 +81,10 @@ class RunFolder:
         """All that the processes of a stage printed."""
         return self.stage(stage) / "log.txt"
 
+    def checkpoints(self, stage: str) -> Path:
+        """What a training of a stage goes on from: optimiser and state, apart from the model."""
+        return self.path / "ckpt" / STAGE_FOLDERS[stage]
+
     def tensorboard(self, stage: str) -> Path:
         """The event files of a training stage."""
         return self.stage(stage) / "tensorboard"

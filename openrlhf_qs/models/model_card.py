@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ MODELS = {
     "grpo": ("grpo", "The final policy: trained with GRPO on the composite reward."),
 }
 MAY_GO = {
-    "ckpt": "optimiser and training state; without it an interrupted training begins anew",
     "tensorboard": "curves, which the report has drawn",
     "log.txt": "all that the processes printed",
     "statistics.jsonl": "what the monitors read, a row a step",
@@ -135,8 +135,17 @@ def card(run: RunFolder, stage: str) -> str:
         "The code that made them is Apache-2.0.",
     ]
     there = {file: why for file, why in MAY_GO.items() if (run.path / folder / file).exists()}
+    checkpoints = run.path / "ckpt" / folder
+    if checkpoints.exists():
+        there[os.path.relpath(checkpoints, run.path / folder)] = (
+            "optimiser and training state, apart from the model; without it an interrupted training begins anew"
+        )
     if there:
-        parts += ["## What may be deleted", "\n".join(f"- `{file}`: {why}" for file, why in there.items())]
+        parts += [
+            "## What may be deleted",
+            "The folder can be copied to where the model is used. None of these is needed there:",
+            "\n".join(f"- `{file}`: {why}" for file, why in there.items()),
+        ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -92,7 +92,9 @@ class OneEvent(BaseModel):
 
     impression_id: Short
     kind: Literal["shown", "clicked", "dismissed"]
-    place: int = Field(-1, description="of the suggestion, from 0; -1, for shown and dismissed, all of them")
+    place: int = Field(
+        -1, ge=-(2**31), lt=2**31, description="of the suggestion, from 0; -1, for shown and dismissed, all of them"
+    )
     event_id: Short = Field("", description="an event with an id that is known changes nothing")
 
 
@@ -138,6 +140,7 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
+        await service.warm_up()
         yield
         if upstream is not None:
             await upstream.close()
@@ -161,8 +164,10 @@ def build_app(
 
     @app.exception_handler(HTTPException)
     async def no_such_thing(request: Request, error: HTTPException) -> JSONResponse:
-        """A path or a method that is not there: in the same form as every other error."""
-        return JSONResponse(refusal("not_found", str(error.detail)), error.status_code, error.headers)
+        """A path or a method that is not there, or bytes that are no text: in the same form as every other error."""
+        code = {404: "not_found", 405: "method"}.get(error.status_code, "invalid")
+        service.metrics.refused.labels(code).inc()
+        return JSONResponse(refusal(code, str(error.detail)), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:

@@ -31,7 +31,7 @@ HEADERS = {
     "user": ("x-user-id", "x-openwebui-user-id"),
 }
 FOLLOW_UP_TASKS = ("follow_up_generation", "follow_ups", "follow_up")
-_HISTORY = re.compile(r"<chat_history>\s*(.*?)\s*</chat_history>", re.DOTALL)
+_HISTORY = ("<chat_history>", "</chat_history>")
 # Where the instruction of Dify's prompts begins, in all its versions: what stands before is the conversation.
 _DIFY = re.compile(r"^Please help me predict the three most likely questions", re.MULTILINE)
 _ASKS_FOR_ARRAY = re.compile(r"array in JSON format|JSON array", re.IGNORECASE)
@@ -94,7 +94,7 @@ def _form(model: str, task: str, prompt: str) -> Form | None:
         return MODELS[model]
     if _DIFY.search(prompt):
         return "array"
-    if _HISTORY.search(prompt) and '"follow_ups"' in prompt:
+    if history(prompt) is not None and '"follow_ups"' in prompt:
         return "follow_ups"
     if task:  # a template of the user's own
         return "array" if _ASKS_FOR_ARRAY.search(prompt) and "follow_ups" not in prompt else "follow_ups"
@@ -103,13 +103,23 @@ def _form(model: str, task: str, prompt: str) -> Form | None:
 
 def _conversation(messages: Sequence[Message], prompt: str) -> list[Message]:
     """The conversation that a prompt holds as text; where it holds none, the messages themselves."""
-    histories = _HISTORY.findall(prompt)
-    if histories:
-        return read_transcript(histories[-1])
+    found = history(prompt)
+    if found is not None:
+        return read_transcript(found)
     instruction = list(_DIFY.finditer(prompt))
     if instruction:
         return read_transcript(prompt[: instruction[-1].start()])
     return list(messages)
+
+
+def history(prompt: str) -> str | None:
+    """What stands between the last pair of Open WebUI's marks; None where there is none. In linear time, which no
+    regular expression takes for a text of opening marks alone."""
+    opening, closing = _HISTORY
+    end = prompt.rfind(closing)
+    before = prompt.rfind(closing, 0, max(end, 0))
+    start = prompt.find(opening, before + len(closing) if before >= 0 else 0, max(end, 0))
+    return prompt[start + len(opening) : end].strip() if start >= 0 else None
 
 
 def read_transcript(text: str) -> list[Message]:

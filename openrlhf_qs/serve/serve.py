@@ -96,7 +96,12 @@ async def serve(args: argparse.Namespace) -> None:
 
     place = bound(args.host, args.port)  # a port that is taken is said before the engines are loaded, which takes long
     config = uvicorn.Config(
-        make_app(args), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=30
+        make_app(args),
+        ws="none",  # there are no web sockets here: a request for one is a request as any other
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=30,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([place]))

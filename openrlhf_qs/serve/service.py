@@ -111,6 +111,16 @@ class Service:
         finally:
             self.n_in_flight -= 1
 
+    async def warm_up(self) -> None:
+        """Ask each arm once, so that the first user does not wait for what is only loaded when it is used. What that
+        raises is an error: nobody would be answered."""
+        texts = ("How do I begin with Turkish?", "Learn ten words a day.")
+        messages: list[Message] = [
+            {"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=True)
+        ]
+        for arm in self.arms:
+            await arm.suggester(Request(messages))
+
     def close(self) -> None:
         """Write what waits, end the engines."""
         self.log.close()

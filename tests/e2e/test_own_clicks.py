@@ -138,8 +138,9 @@ def test_killed_in_data_it_begins_again_and_leaves_no_half_file(environment):
 @pytest.mark.parametrize("stage", ["sft", "garm"])
 def test_killed_in_training_it_goes_on_from_the_last_checkpoint(stage, environment):
     folder = Path(environment["RUN"]) / stage
-    kill_when((folder / "ckpt" / "latest").is_file, stage, environment)
-    saved = int((folder / "ckpt" / "latest").read_text().removeprefix("global_step"))
+    latest = folder.parent / "ckpt" / stage / "latest"
+    kill_when(latest.is_file, stage, environment)
+    saved = int(latest.read_text().removeprefix("global_step"))
     recipe(stage, environment)
     log = (folder / "log.txt").read_text(errors="replace")
     assert f"consumed_samples: {saved * int(environment['SFT_BATCH'])}" in log
@@ -162,7 +163,7 @@ def test_the_policy_is_taught_the_best_of_its_own_samples(environment):
 
 def test_killed_in_grpo_it_goes_on_from_the_last_checkpoint_with_the_reward_of_the_installed_package(environment):
     folder = Path(environment["RUN"]) / "grpo"
-    latest = folder / "ckpt" / "_actor" / "latest"
+    latest = folder.parent / "ckpt" / "grpo" / "_actor" / "latest"
     kill_when(latest.is_file, "grpo", environment)
     saved = int(latest.read_text().removeprefix("global_step"))
     before = (folder / "log.txt").read_text(errors="replace")

@@ -276,7 +276,7 @@ def stopped_run(finished_run, tmp_path_factory) -> Path:
     monitor = ["--qs.monitor_window", "1", *(word for one in thresholds for word in ("--qs.monitor_threshold", one))]
     stopped = recipe("grpo.sh", run, *flags, *monitor, MONITOR="stop", **variables)
     assert stopped.returncode != 0 and "grpo" not in finished(run)
-    good = run / "grpo" / "ckpt" / "last_good"
+    good = run / "ckpt" / "grpo" / "last_good"
     assert f"the last good checkpoint is {good}" in re.sub(r"\s+", " ", stopped.stdout + stopped.stderr)
     for name in ("log.txt", "alarms.jsonl"):  # a resumed run forgets what came after its checkpoint
         shutil.copy(run / "grpo" / name, run / "grpo" / f"stopped.{name}")

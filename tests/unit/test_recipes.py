@@ -263,6 +263,19 @@ def test_our_command_line_takes_what_the_recipes_give_it(form):
             assert not unknown, f"openrlhf-qs {name} does not know {unknown}"
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_a_training_goes_on_from_is_apart_from_its_model(form):
+    places = {
+        argv[argv.index("--ckpt.output_dir") + 1]: argv[argv.index("--ckpt.path") + 1]
+        for argv in dry_run(form)
+        if "--ckpt.output_dir" in argv
+    }
+    run = Path(os.path.commonpath(places))
+    assert {stage: f"{run}/ckpt/{stage}" for stage in ("sft", "garm", "rft", "grpo")} == {
+        Path(model).name: path for model, path in places.items()
+    }
+
+
 @pytest.mark.parametrize("form", ["cpu", "8 GPUs"])
 def test_a_server_takes_what_its_recipe_gives_it(form):
     (command,) = dry_run(form, "serve.sh")

@@ -50,7 +50,7 @@ case "$1 ${2:-}" in
       out=$(value --ckpt.output_dir "$@")
       [ ! -e "$CALLS.nothing" ] && [[ $* != *check_enable* ]] || exit 0
       if [ -e "$CALLS.slow" ]; then touch "$CALLS.started"; for _ in {1..600}; do sleep 0.1; done; fi
-      mkdir -p "$out/ckpt" && model "$out" ;;
+      mkdir -p "$out" "$(value --ckpt.path "$@")" && model "$out" ;;
 esac
 """
 

@@ -149,10 +149,12 @@ def test_a_plugin_file_counts_for_the_stages_whose_plugins_it_registers(run, tmp
 
 
 def test_again_makes_the_stage_and_all_after_it_anew_with_their_checkpoints(run):
-    (run.garm / "ckpt").mkdir()
+    (run.checkpoints("garm") / "global_step5").mkdir(parents=True)
+    run.checkpoints("data").mkdir()
     data = run.data.path.stat().st_mtime_ns
     assert record.begin(run, "sft", VALUES | {"SFT_LR": "1e-4"}, again="stage")
-    assert not run.garm.exists() and run.sft.is_dir() and not list(run.sft.iterdir())
+    assert not run.garm.exists() and not run.checkpoints("garm").exists() and run.checkpoints("data").exists()
+    assert run.sft.is_dir() and not list(run.sft.iterdir())
     assert run.data.path.stat().st_mtime_ns == data
     assert set(record.durations(run)) == {"data"}
 
@@ -183,12 +185,12 @@ def test_through_the_whole_way_again_keeps_what_is_as_asked(run):
 def test_a_killed_stage_goes_on_with_the_same_and_stops_with_something_else(run):
     make(run, "fusion")
     assert record.begin(run, "grpo", VALUES)
-    (run.grpo.path / "ckpt").mkdir()
+    run.checkpoints("grpo").mkdir(parents=True)
     with pytest.raises(record.Differs, match="SEED=1"):
         record.begin(run, "grpo", VALUES | {"SEED": "1"})
-    assert record.begin(run, "grpo", VALUES) and (run.grpo.path / "ckpt").is_dir()
+    assert record.begin(run, "grpo", VALUES) and run.checkpoints("grpo").is_dir()
     # a checkpoint that the caller names is gone on from, with another reward as well
-    flags = ["--ckpt.path", str(run.grpo.path / "ckpt" / "last_good")]
+    flags = ["--ckpt.path", str(run.checkpoints("grpo") / "last_good")]
     assert record.begin(run, "grpo", VALUES | {"REWARD": "garm"}, flags)
 
 

@@ -27,7 +27,7 @@ def run(tmp_path):
     run.record.write_text(json.dumps({"stages": entries}))
     run.data.max_new_tokens.write_text("40\n")
     write_task(run.grpo.path, Task(3, 'Nenne $n kurze "Fragen".'))
-    (run.grpo.path / "ckpt").mkdir()
+    run.checkpoints("grpo").mkdir(parents=True)
     return run
 
 
@@ -49,7 +49,7 @@ def test_a_card_says_what_the_model_is_made_from_how_it_is_asked_and_what_came_o
     assert "commit 0123456789" in text and "`SEED=3`" in text and "torch 2.13.0" in text
     assert "users who click: 55.5% (54.9% to 56.1%), users of judge `built_in_world`" in text
     assert "responses with near-duplicates: 3.6%" in text and "at temperature 0.3, seed 3, one training" in text
-    assert "`ckpt`: optimiser" in text and "tensorboard" not in text  # which is not there
+    assert "`../ckpt/grpo`: optimiser" in text and "tensorboard" not in text  # which is not there
     garm = card(run, "garm")
     assert "accuracy: 0.704 (0.100 to 0.200)" in garm and "On 3,009 pairs" in garm and "SuggestionScorer" in garm
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from test_forms import CONVERSATION, DIFY, OPEN_WEBUI, TITLE
 
+from openrlhf_qs.serve.app import build_app
 from openrlhf_qs.serve.arms import Arm, arm_of, check_shares, parse_arm
 from openrlhf_qs.serve.export import click_log_rows
 from openrlhf_qs.serve.gate import Limits
@@ -535,3 +536,23 @@ def test_a_port_is_had_before_anything_is_loaded_or_said_to_be_taken():
             bound("127.0.0.1", port)
     with pytest.raises(ValueError, match="--port 99999: give 1 to 65535"):
         bound("127.0.0.1", 99999)
+
+
+def test_each_arm_is_asked_once_before_the_first_user_is(tmp_path):
+    policies = [FakePolicy(), FakePolicy()]
+    arms = [Arm(str(n), 0.5, Suggester(policy, {})) for n, policy in enumerate(policies)]
+    application = build_app(service(tmp_path, arms=arms))
+
+    async def begun():
+        async with application.router.lifespan_context(application):
+            return [len(policy.asked) for policy in policies]
+
+    assert asyncio.run(begun()) == [1, 1] and rows(tmp_path) == []
+
+
+def test_a_place_that_no_number_of_the_log_can_hold_is_an_invalid_event(tmp_path):
+    async def work(asking, one):
+        events = [{"impression_id": "i", "kind": "clicked", "place": 2**63}]
+        return await asking.post("/v1/events", json={"events": events})
+
+    assert served(tmp_path, work).status_code == 422

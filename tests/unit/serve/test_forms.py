@@ -1,6 +1,7 @@
 """Every chat's way to ask, and the answer that it can read."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from openrlhf_qs.serve.forms import (
     as_messages,
     completion_events,
+    history,
     in_form,
     read_asked,
     read_transcript,
@@ -160,3 +162,25 @@ def test_no_body_is_too_odd_to_be_read(role, content, stream, model):
     found = read_asked(body, {"x-task": "follow_up_generation"})
     json.dumps(found.conversation, ensure_ascii=False).encode()
     assert found.form in ("follow_ups", "array")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        ("<chat_history>\nUSER: a\n</chat_history> b", "USER: a"),
+        ("<chat_history>a</chat_history> <chat_history>b</chat_history>", "b"),
+        ("<chat_history>a <chat_history> b</chat_history>", "a <chat_history> b"),
+        ("<chat_history> </chat_history>", ""),
+        ("</chat_history> <chat_history>", None),
+        ("<chat_history>", None),
+        ("", None),
+    ],
+)
+def test_the_history_is_what_the_last_pair_of_marks_holds(prompt, found):
+    assert history(prompt) == found
+
+
+def test_marks_without_end_cost_no_time():
+    began = time.monotonic()
+    read_asked({"messages": [{"role": "user", "content": "<chat_history>" * 18_000 + '"follow_ups"'}]}, {})
+    assert time.monotonic() - began < 5  # a regular expression took 142 s
