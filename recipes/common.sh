@@ -353,15 +353,18 @@ followed() {
       run "$@"
       return
    fi
-   local status=0 follower
+   local status=0 follower said before=0   # lines of earlier calls
+   [ ! -f "$STAGE_DIR/log.txt" ] || before=$(wc -l < "$STAGE_DIR/log.txt")
    exec 7> >(exec openrlhf-qs follow --stage "$STAGE" --log "$STAGE_DIR/log.txt" --n_steps "${STEPS:-0}")
    follower=$!
    attached "$@" >&7 2>&1 7>&- || status=$?
    exec 7>&-
    wait "$follower" || status=$?
    [ "$status" = 0 ] || {
-      grep -av '^[[:space:]]*$' "$STAGE_DIR/log.txt" | grep -av leaked | tail -n 20 >&2
       [ "$(df -Pk "$RUN" | awk 'NR == 2 {print $4}')" -ge 1024 ] || die "$STAGE failed: the disk of $RUN is full. Make room and call again."
+      said=$(tail -n +$((before + 1)) "$STAGE_DIR/log.txt" | grep -aE '^openrlhf-qs [a-z]+: ' | tail -n 1) || true
+      [ -z "$said" ] || die "$STAGE failed: ${said#openrlhf-qs *: }. All of it: $STAGE_DIR/log.txt. Call again to go on from what is finished."
+      grep -av '^[[:space:]]*$' "$STAGE_DIR/log.txt" | grep -av leaked | tail -n 20 >&2
       die "$STAGE failed: the end of $STAGE_DIR/log.txt stands above. Call again to go on from what is finished."
    }
 }

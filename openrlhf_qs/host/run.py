@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+from openrlhf_qs.files.printable import printable
 from openrlhf_qs.form.task import read_task, write_task
 from openrlhf_qs.host import checkpoints
 from openrlhf_qs.host.arguments import ENTRY_POINTS, host_arguments
@@ -25,6 +28,7 @@ from openrlhf_qs.models import own_ray
 from openrlhf_qs.models.device import Device
 from openrlhf_qs.models.folder import make_usable
 
+MAX_LETTERS = 1000  # of an error in one line
 CPU_ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -68,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
 
 
 def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
-    """Hand over to OpenRLHF, with our plugins in every process."""
+    """Hand over to OpenRLHF, with our plugins in every process. What fails there is a traceback and, at its end, one
+    line with exit status 1: the recipes keep the former in ``log.txt`` and show the latter."""
     os.environ.update(settings.to_environment())
     if settings.device == "cpu":
         _cpu_environment()
@@ -86,9 +91,25 @@ def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
         elif "RANK" not in os.environ:
             _single_process_environment()
         sys.argv = [ENTRY_POINTS[stage], *host_argv]
-        runpy.run_module(ENTRY_POINTS[stage], run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(ENTRY_POINTS[stage], run_name="__main__", alter_sys=True)
+        except Exception as error:
+            traceback.print_exc()
+            sys.exit(printable(f"openrlhf-qs {stage}: {in_one_line(error)}"))
     if os.environ.get("RANK", "0") == "0":
         make_usable(host.ckpt.output_dir)
+
+
+def in_one_line(error: Exception) -> str:
+    """What went wrong, of what type, and where: of an error in another process of Ray, of the one that caused it."""
+    told = str(error) if hasattr(error, "cause") else "".join(traceback.format_tb(error.__traceback__))
+    cause = getattr(error, "cause", None) or error
+    what = " ".join(str(cause).split())
+    what = what if len(what) <= MAX_LETTERS else f"{what[:MAX_LETTERS]}..."
+    places = re.findall(r'File "(?:.*/site-packages/)?([^"]+)", line (\d+)', told)
+    where = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
+    name = type(cause).__name__
+    return f"{what} ({name}{where})" if what else f"{name}{where}"
 
 
 def _cpu_environment() -> None:

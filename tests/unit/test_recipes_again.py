@@ -48,6 +48,7 @@ case "$1 ${2:-}" in
       echo '<html>' > "$out/report.html" ;;
    *)
       out=$(value --ckpt.output_dir "$@")
+      if [ -e "$CALLS.fails" ]; then cat "$CALLS.fails"; exit 1; fi
       [ ! -e "$CALLS.nothing" ] && [[ $* != *check_enable* ]] || exit 0
       if [ -e "$CALLS.slow" ]; then touch "$CALLS.started"; for _ in {1..600}; do sleep 0.1; done; fi
       mkdir -p "$out" "$(value --ckpt.path "$@")" && model "$out" ;;
@@ -383,6 +384,22 @@ def test_a_training_that_ends_well_and_makes_nothing_is_not_done(recipes):
     done = recipes("sft")
     assert done.returncode == 1 and "sft made no " in done.stderr and "it is not done" in done.stderr
     assert "sft" not in durations(recipes.run)
+
+
+def test_a_training_that_fails_says_why_in_one_line_and_keeps_the_rest_in_its_log(recipes):
+    recipes("data")
+    fails = Path(f"{recipes.environment['CALLS']}.fails")
+    fails.write_text("Traceback (most recent call last):\n  File ...\nopenrlhf-qs sft: an earlier reason\n")
+    assert "sft failed: an earlier reason. All of it: " in recipes("sft").stderr
+    fails.write_text(
+        "Traceback (most recent call last):\n  File ...\nopenrlhf-qs sft: no room (RuntimeError at x.py:3)\n"
+    )
+    done = recipes("sft")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "sft failed: no room (RuntimeError at x.py:3). All of it: " in done.stderr
+    assert (recipes.run.sft / "log.txt").read_text().count("Traceback") == 2
+    fails.write_text("it was killed\n")  # and could not say why: no reason of an earlier call is shown
+    assert "it was killed" in recipes("sft").stderr and "an earlier reason" not in done.stderr
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])

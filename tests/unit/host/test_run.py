@@ -1,6 +1,7 @@
 """What OpenRLHF and Ray are started with."""
 
 import os
+import re
 import runpy
 import sys
 from types import SimpleNamespace
@@ -39,6 +40,30 @@ def test_sft_runs_openrlhf_in_this_process_with_its_own_flags(started):
     assert Settings.from_environment() == settings
     assert started.environ["DS_ACCELERATOR"] == "cpu" and started.environ["WORLD_SIZE"] == "1"
     assert started.ray is None
+
+
+def test_what_fails_inside_openrlhf_ends_in_one_line_after_its_traceback(started, monkeypatch, capsys):
+    def fail(*module, **how):
+        raise KeyError("a\n field \x1b[31m")
+
+    monkeypatch.setattr(runpy, "run_module", fail)
+    with pytest.raises(SystemExit) as stop:
+        host.run("sft", Settings("cpu", SFTSettings()), [])
+    assert re.fullmatch(
+        r"openrlhf-qs sft: 'a\\n field \\x1b\[31m' \(KeyError at \S+test_run.py:\d+\)", stop.value.code
+    )
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_of_another_process_is_told_as_it_was_there():
+    class RayTaskError(RuntimeError):
+        cause = ValueError("reward 'brevity' returned None;\n give one number a response")
+
+    told = 'ray::PPO.fit() (pid=7)\n  File "/v/lib/site-packages/openrlhf/a.py", line 3, in x\n    y\nValueError: ...'
+    line = "reward 'brevity' returned None; give one number a response (ValueError at openrlhf/a.py:3)"
+    assert host.in_one_line(RayTaskError(told)) == line
+    assert host.in_one_line(AssertionError()) == "AssertionError"
+    assert len(host.in_one_line(RuntimeError("x" * 9999))) < 1100
 
 
 def test_the_port_of_a_single_process_is_chosen_when_it_is_bound(started):
