@@ -5,6 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${N_IMPRESSIONS:=32000}"   # of the simulated log, where $CLICK_LOG is empty
 : "${N_CONTEXTS:=10000}"      # different conversations in it
+: "${REFUSED_ROLES:=fold}"    # roles that the policy's chat template refuses: fold (system into user, merge), drop the rows, or stop
 
 begin data "$@"
 if [ -z "$CLICK_LOG" ]; then
@@ -20,5 +21,6 @@ run openrlhf-qs data --log "${LOG[@]}" --out "$RUN/data" --seed "$SEED" "${TASK[
 if [ -z "$POLICY" ]; then
    run openrlhf-qs small-policy --log "${LOG[@]}" --out "$RUN/data/policy" --seed "$SEED" "${TASK[@]}"
 fi
-run openrlhf-qs lengths --data "$RUN/data" --policy "${POLICY:-$RUN/data/policy}" --max_len "$MAX_LEN" "${TASK[@]}"
+run openrlhf-qs lengths --data "$RUN/data" --policy "${POLICY:-$RUN/data/policy}" --max_len "$MAX_LEN" \
+   --refused_roles "$REFUSED_ROLES" "${TASK[@]}"
 finish

@@ -11,6 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n_pair_logs", type=int, default=2, help="of these, logs whose pairs are held against the truth; default 2"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first log; default 0")
+    parser.add_argument(
+        "--before", metavar="DIR", help="checkout of another version, whose own default runs on the same logs"
+    )
     parser.add_argument("--out", metavar="FILE.json", help="all figures")
 
 
@@ -99,8 +106,11 @@ def run(args: argparse.Namespace) -> None:
     for kind in track(KINDS, "kinds of log", console=Console(stderr=True), transient=True):
         seeds = range(args.seed, args.seed + args.n_logs)
         one = measure(kind, args.methods, seeds)
+        if args.before:
+            one |= {"before": measure_before(kind, args.before, seeds)}
         results.append(one | {"pairs": measure_pairs(kind, seeds[: args.n_pair_logs])})
-    for table in (_table(results), _table_of_pairs(results)):
+    tables = [_table(results), *([_table_of_pairs(results)] if args.n_pair_logs else [])]
+    for table in [*tables, *([_table_before(results)] if args.before else [])]:
         Console(stderr=True, width=150).print(table)
     text = json.dumps({"n_logs": args.n_logs, "seed": args.seed, "kinds": results})
     print(text)
@@ -141,6 +151,45 @@ def measure(kind: Kind, methods: list[str], seeds: range) -> dict[str, Any]:
         "findings": {name: n / len(seeds) for name, n in raised.items()},
         "methods": {method: _figures(pairs, len(seeds)) for method, pairs in found.items()},
     }
+
+
+BEFORE = """
+import json, sys
+import polars as pl
+from openrlhf_qs.clicks import propensity
+found = []
+for file in sys.argv[1:]:
+    try:
+        one = propensity.estimate(pl.read_parquet(file))
+        found.append([one.values, one.low, one.high])
+    except ValueError:
+        found.append(None)
+print(json.dumps({"file": propensity.__file__, "method": propensity.DEFAULT_METHOD, "found": found}))
+"""
+
+
+def measure_before(kind: Kind, checkout: str, seeds: range) -> dict[str, Any]:
+    """``method``, the default of another version, and its figures as in :func:`measure`, on the same logs."""
+    if not (Path(checkout) / "openrlhf_qs" / "clicks" / "propensity.py").is_file():
+        raise ValueError(f"--before {checkout} is no checkout of this package with estimators of propensities")
+    with tempfile.TemporaryDirectory() as folder:
+        files, true = [], []
+        for seed in seeds:
+            counts, examination = simulated_counts(kind, seed)
+            files.append(str(Path(folder) / f"{seed}.parquet"))
+            counts.write_parquet(files[-1])
+            true.append(examination)
+        home = Path(checkout).resolve()
+        done = subprocess.run(  # Python looks where it was started first
+            [sys.executable, "-c", BEFORE, *files], cwd=home, capture_output=True, text=True
+        )
+    if done.returncode:
+        raise ValueError(f"--before {checkout}: its estimators failed: {done.stderr.strip().splitlines()[-1]}")
+    answer = json.loads(done.stdout)
+    if not Path(answer["file"]).is_relative_to(home):
+        raise ValueError(f"--before {checkout}: {answer['file']} was run in its place; leave PYTHONPATH empty")
+    pairs = [(Propensities(*one), at) for one, at in zip(answer["found"], true, strict=True) if one]
+    return {"method": answer["method"], **_figures(pairs, len(seeds))}
 
 
 def _figures(found: list[tuple[Propensities, np.ndarray]], n_logs: int) -> dict[str, Any]:
@@ -311,6 +360,26 @@ def _table(results: list[dict[str, Any]]) -> Table:
                 ]
             table.add_row(one["kind"] if method == "auto" else "", name, *cells, raised if method == "auto" else "")
         table.add_section()
+    return table
+
+
+def false_alarms(kind: str, findings: Mapping[str, float]) -> float:
+    """The share of the logs of a kind in which something was said of the clicks that is not so."""
+    wrong = {"a click ends reading": "cascade", "top trusted": "trust"}
+    of_clicks = max(findings[name] for name, clicks in wrong.items() if not kind.startswith(clicks))
+    return max(of_clicks, findings["order chosen"] if "random" in kind else 0.0)
+
+
+def _table_before(results: list[dict[str, Any]]) -> Table:
+    """A row a kind: bias and coverage of the other version's default and of ``auto``, and false alarms."""
+    table = Table("log", "before", "bias", "coverage", "now", "bias", "coverage", "false alarms")
+    for one in results:
+        cells = []
+        for name, figures in ((one["before"]["method"], one["before"]), ("auto", one["methods"]["auto"])):
+            taken = name if name != "auto" else ", ".join(f"{m} {n}" for m, n in one["chosen"].items())
+            bias = " ".join(f"{value:+.3f}" for value in figures.get("bias", ()))
+            cells += [taken, bias, " ".join(f"{value:.0%}" for value in figures.get("coverage", ()))]
+        table.add_row(one["kind"], *cells, f"{false_alarms(one['kind'], one['findings']):.0%}")
     return table
 
 

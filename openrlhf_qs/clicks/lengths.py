@@ -38,6 +38,12 @@ QUANTILE, MORE = 0.999, 1.1  # of the responses that must fit, and what a policy
 LEAST = 16  # tokens of a response
 N_AROUND, N_BEFORE = 12, 64  # tokens that a template puts around a turn, and before the first one, at most
 
+REFUSED_ROLES = {
+    "fold": "the system's message goes into the user's turn, turns of one role in a row become one",
+    "drop": "they are left out, and counted",
+    "stop": "nothing is written",
+}
+
 Conversation = Sequence[Message]
 
 
@@ -46,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", required=True, metavar="DIR|NAME", help="the policy that will be trained")
     parser.add_argument(
         "--max_len", type=int, default=512, help="tokens of a conversation with what follows it; default 512"
+    )
+    parser.add_argument(
+        "--refused_roles",
+        choices=REFUSED_ROLES,
+        default="fold",
+        help="conversations whose roles the chat template refuses. "
+        + "; ".join(f"{name}: {what}" for name, what in REFUSED_ROLES.items())
+        + "; default fold",
     )
     add_task_arguments(parser)
 
@@ -67,27 +81,32 @@ def run(args: argparse.Namespace) -> None:
     }
     shown = [row["suggestions"] for row in files[out.preferences]]
     max_new_tokens = response_tokens(tokenizer, shown, task, args.max_len)
-    cut = Cut(tokenizer, task, args.max_len - max_new_tokens - N_END)
+    refused = refusals(tokenizer, task, files)
+    if refused and args.refused_roles == "stop":
+        raise ValueError("; ".join(map(_of_refusal, refused)) + ": say --refused_roles fold or drop, or mend the log")
+    dropped = [one["roles"] for one in refused] if args.refused_roles == "drop" else []
+    cut = Cut(tokenizer, task, args.max_len - max_new_tokens - N_END, dropped)
     written = {}
     for file, rows in files.items():
         kept = [new for row in rows if (new := cut.of_row(row)) is not None]
         if not kept and rows:
             raise ValueError(
-                f"{file}: no conversation leaves room for a response of {max_new_tokens} tokens in {args.max_len}; "
-                "give MAX_LEN more"
+                f"{file}: no conversation leaves room for a response of {max_new_tokens} tokens in {args.max_len}"
+                + (", or is in roles that the template takes" if dropped else "")
+                + "; give MAX_LEN more"
             )
         if kept != rows:
             write_json_lines(file, kept)
         written[file.name] = len(kept)
     _count(out, written)
-    refused = refusals(tokenizer, task, files)
     found = {
         "policy": str(args.policy),
         "max_len": args.max_len,
         "max_new_tokens": max_new_tokens,
         "n_conversations": len(cut.known),
         "n_cut": sum(new != old for old, new in cut.known.values() if new is not None),
-        "n_left_out": sum(new is None for _, new in cut.known.values()),
+        "n_left_out": sum(new is None and not cut.is_dropped(old) for old, new in cut.known.values()),
+        "n_dropped": sum(cut.is_dropped(old) for old, _ in cut.known.values()),
         "refused_roles": refused,
     }
     write_whole(out.max_new_tokens, f"{max_new_tokens}\n")
@@ -131,8 +150,10 @@ class Cut:
         known: key to the conversation as it was, and as it is kept; None where it cannot be.
     """
 
-    def __init__(self, tokenizer, task: Task, n_most: int) -> None:
+    def __init__(self, tokenizer, task: Task, n_most: int, dropped: Sequence[Sequence[str]] = ()) -> None:
+        """``dropped``: orders of roles that are left out."""
         self.tokenizer, self.task, self.n_most = tokenizer, task, n_most
+        self.dropped = set(map(tuple, dropped))
         self.known: dict[str, tuple[Conversation, Conversation | None]] = {}
         self.n_tokens: dict[str, int] = {}
 
@@ -159,7 +180,13 @@ class Cut:
         request = Request(kept, request.user_id, request.features)
         return {**row, "prompt": self.task.messages(kept), "label": request.label()}
 
+    def is_dropped(self, conversation: Conversation) -> bool:
+        """Whether a conversation is left out for its roles."""
+        return bool(self.dropped) and tuple(message["role"] for message in conversation) in self.dropped
+
     def _cut(self, conversation: Conversation) -> Conversation | None:
+        if self.is_dropped(conversation):
+            return None
         messages = [*conversation, {"role": "user", "content": self.task.instruction}]
         if sum(self._n_tokens(one["content"]) + N_AROUND for one in messages) + N_BEFORE <= self.n_most:
             return conversation  # the template takes longer than the tokenizer
@@ -210,11 +237,12 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         told.append(
             f"{found['n_left_out']:,} of {n:,} conversations are left out: their last question alone is too long"
         )
-    for one in found["refused_roles"]:
-        roles = " ".join(one["roles"])
-        told.append(
-            f"the roles {roles} stand in {counted(one['n_rows'], 'row')}, the first {one['first']} "
-            f"({one.get('impression_id', 'no id')}), which the chat template refuses ({one['reason']}): the system's "
-            "message goes into the user's turn, turns of one role in a row become one"
-        )
-    return told
+    what = f"{found['n_dropped']:,} conversations are left out" if found["n_dropped"] else REFUSED_ROLES["fold"]
+    return [*told, *(f"{_of_refusal(one)}: {what}" for one in found["refused_roles"])]
+
+
+def _of_refusal(one: Mapping[str, Any]) -> str:
+    return (
+        f"the roles {' '.join(one['roles'])} stand in {counted(one['n_rows'], 'row')}, the first {one['first']} "
+        f"({one.get('impression_id', 'no id')}), which the chat template refuses ({one['reason']})"
+    )

@@ -79,7 +79,7 @@ SFT_SIZE = ("LR", "EPOCHS", "BATCH", "MICRO_BATCH")
 FORM = ("GPUS", "NODES")
 STAGES = {
     "data": Stage(
-        ("SEED", "N_IMPRESSIONS", "N_CONTEXTS", "N_SUGGESTIONS", "MAX_LEN"),
+        ("SEED", "N_IMPRESSIONS", "N_CONTEXTS", "N_SUGGESTIONS", "MAX_LEN", "REFUSED_ROLES"),
         files=("CLICK_LOG", "PROMPT_TEMPLATE", "POLICY"),
         products=("*.jsonl", "log.json", "lengths.json", "max_new_tokens"),
     ),

@@ -106,6 +106,24 @@ def test_roles_that_a_template_refuses_are_named_with_a_row_and_what_becomes_of_
     said = capsys.readouterr().out
     assert "which the chat template refuses (Conversation roles must alternate)" in said
     assert "the system's message goes into the user's turn" in said
+    before = out.preferences.read_bytes()
+    with pytest.raises(ValueError, match="refuses .*: say --refused_roles fold or drop, or mend the log"):
+        called(lengths, "--data", out.path, "--policy", tmp_path / "strict", "--refused_roles", "stop")
+    assert out.preferences.read_bytes() == before
+
+
+def test_conversations_in_refused_roles_are_dropped_from_every_file_and_counted(written, policy, tmp_path, capsys):
+    strict = AutoTokenizer.from_pretrained(policy)
+    strict.chat_template = STRICT
+    strict.save_pretrained(tmp_path / "strict")
+    out = written("short")
+    before = conversations(out)
+    fine = [one for one in before if one[0]["role"] != "system"]
+    called(lengths, "--data", out.path, "--policy", tmp_path / "strict", "--refused_roles", "drop")
+    assert conversations(out) == fine and len(fine) < len(before)
+    found = json.loads(out.lengths.read_text())
+    assert found["n_dropped"] > 0 and found["n_left_out"] == 0
+    assert f"{found['n_dropped']} conversations are left out" in capsys.readouterr().out
 
 
 def test_a_policy_without_a_template_and_a_window_without_room_are_refused(written, policy, tmp_path):

@@ -150,6 +150,7 @@ def test_what_auto_chooses_covers_the_truth(clicks, ranked):
         found = estimate(counts)
         methods.append(found.method)
         assert ("the order was chosen" in " ".join(found.findings)) == ranked
+        assert ("still favour a place higher" in " ".join(found.findings)) == (found.method == "cascade")
         inside += covered(found, true)
         off.append(np.subtract(found.values, true))
     # of 24 intervals that cover in 88 to 95 % (docs/POSITION_BIAS.md) 17 or fewer are right in one of 100 such tests
