@@ -240,7 +240,8 @@ def as_served(folder: str, temperature: float, seed: int) -> Policy:
 
     def policy(conversations: Sequence[list[Message]]) -> list[list[str] | None]:
         llm, task = load_engine(folder, seed), read_task(folder)
-        answers = sample(llm, list(map(task.messages, conversations)), MAX_NEW_TOKENS, temperature, progress=True)
+        prompts = list(map(task.messages, conversations))
+        answers = sample(llm, prompts, MAX_NEW_TOKENS, temperature, progress=True, max_len=task.max_len)
         read = [None if isinstance(one, str) else task.read(one[0].text, one[0].finish_reason) for one in answers]
         return [list(one.suggestions) if one is not None and one.well_formed else None for one in read]
 
