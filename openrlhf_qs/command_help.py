@@ -154,7 +154,12 @@ HELP = {
         "REWARDS.md",
     ),
     "plugins": Help("the plugins that are installed", _TERMINAL, "openrlhf-qs plugins ood", "PLUGINS.md"),
-    "doctor": Help("this environment", _TERMINAL, "openrlhf-qs doctor", "HOST.md"),
+    "doctor": Help(
+        "this environment",
+        "the terminal; status 1 where something that every run needs is missing",
+        "openrlhf-qs doctor",
+        "HOST.md",
+    ),
     "ab": Help(
         "a click log in which several policies showed their suggestions",
         _TERMINAL,
@@ -182,7 +187,7 @@ HELP = {
     "serve": Help(
         "chats over HTTP",
         "suggestions, and a log of what was shown and clicked",
-        f"openrlhf-qs serve --policy {RUN}/grpo --reward_model {RUN}/garm --log shown.jsonl",
+        f"openrlhf-qs serve --policy {RUN}/grpo --reward_model {RUN}/garm --log {RUN}/live",
         "SERVING.md",
     ),
     "suggest": Help(
@@ -192,12 +197,12 @@ HELP = {
         "SERVING.md",
     ),
     "log export": Help(
-        "the log of a server", "a click log", "openrlhf-qs log export shown.jsonl --out clicks.jsonl", "SERVING.md"
+        "the log of a server", "a click log", f"openrlhf-qs log export {RUN}/live --out clicks.jsonl", "SERVING.md"
     ),
     "log forget": Help(
         "the log of a server",
         "the same without a user",
-        "openrlhf-qs log forget user-17 --log shown.jsonl",
+        f"openrlhf-qs log forget user-17 --log {RUN}/live",
         "SERVING.md",
     ),
     "world": Help(

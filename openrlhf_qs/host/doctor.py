@@ -31,7 +31,7 @@ OPTIONAL = {"flash-attn", "sentence-transformers"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "Exit status 1 where something that every run needs is missing."
+    """None."""
 
 
 def run(args: argparse.Namespace) -> None:

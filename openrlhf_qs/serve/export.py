@@ -32,9 +32,6 @@ FORMATS = (".jsonl", ".parquet")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "openrlhf-qs log export runs/live --out clicks.jsonl; CLICK_LOG=clicks.jsonl bash recipes/grpo_garm.sh"
-    )
     parser.add_argument("log", nargs="+", metavar="DIR", help="as openrlhf-qs serve --log names it; several machines'")
     parser.add_argument("--out", required=True, metavar="FILE", help=".jsonl or .parquet")
     parser.add_argument(

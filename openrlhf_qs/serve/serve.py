@@ -19,10 +19,6 @@ from openrlhf_qs.serve.options import add_suggester_arguments, make_arms, name_o
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "openrlhf-qs serve --policy runs/default/grpo --reward_model runs/default/garm --log runs/live, then "
-        "http://127.0.0.1:8765 in a browser. Every chat that can be pointed at it: docs/SERVING.md."
-    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--policy", metavar="DIR", help="folder or hub name of the policy")
     which.add_argument(

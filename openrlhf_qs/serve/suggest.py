@@ -22,10 +22,6 @@ N_AT_ONCE = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        'openrlhf-qs suggest --policy runs/default/grpo "How do I begin with Turkish?" "Learn ten words a day." '
-        "--reward_model runs/default/garm --n_samples 8: the best of eight by the reward model."
-    )
     parser.add_argument(
         "turn", nargs="*", metavar="TEXT", help="what the user said, what the assistant said, and so on"
     )

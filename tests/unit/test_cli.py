@@ -219,6 +219,14 @@ def test_the_help_of_a_command_says_what_it_reads_and_writes_with_an_example_of_
     assert "openrlhf-qs garm --help-all" in shown and "more: docs/GARM.md" in shown
 
 
+@pytest.mark.parametrize("command", sorted(cli.HELP))
+def test_the_help_of_every_command_ends_with_its_example_and_its_page(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    example = capsys.readouterr().out.rpartition("example:\n")[2].strip()
+    assert example.startswith("openrlhf-qs") and example.endswith(f"more: docs/{cli.HELP[command].page}")
+
+
 def test_the_parts_of_the_reward_stand_in_the_help_of_grpo(capsys):
     with pytest.raises(SystemExit):
         cli.main(["grpo", "--help"])

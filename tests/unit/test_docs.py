@@ -160,6 +160,13 @@ def test_the_tested_versions_are_those_that_doctor_knows():
         assert PACKAGES[packages.split(",")[0]].startswith(f"=={version}"), packages
 
 
+def test_the_readme_takes_five_minutes():
+    prose = README.read_text().partition("## Files")[0]
+    for what in (r"```.*?```", r"^\|.*?$"):  # code and tables are looked at, not read
+        prose = re.sub(what, "", prose, flags=re.DOTALL | re.MULTILINE)
+    assert len(prose.split()) <= 5 * 250  # words a minute
+
+
 def test_every_page_is_in_the_index():
     index = set(re.findall(r"\]\((\w+\.(?:md|ipynb))\)", (DOCS / "README.md").read_text()))
     pages = {path.name for pattern in ("*.md", "*.ipynb") for path in DOCS.glob(pattern)}
