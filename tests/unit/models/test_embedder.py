@@ -28,6 +28,14 @@ def test_vectors_come_back_in_the_order_of_the_texts_and_shorter_texts_go_first(
     assert embed(model, []).shape == (0, 2)
 
 
+def test_a_model_to_which_different_texts_are_one_is_refused():
+    model = length_model()
+    with pytest.raises(ValueError, match=r"tells 1 of 30 texts apart.* a multilingual one, as sentence-transformers/"):
+        embed(model, [f"text {n}" for n in range(10, 40)])
+    assert len(embed(model, ["a" * n for n in range(1, 31)])) == 30
+    assert len(embed(model, ["A", "a", "a?"] * 20)) == 60  # one text, in forms that need not differ
+
+
 def test_without_its_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ValueError, match="embedder 'm' needs sentence-transformers: pip install"):
