@@ -150,7 +150,7 @@ def compare(whole: Path, killed: Path) -> int:
 
 def bytes_of(run: Path, file: Path) -> bytes:
     """A file of a run; the name of its own folder, which some have in them, is no difference."""
-    return (run / file).read_bytes().replace(bytes(run), b"RUN")
+    return (run / file).read_bytes().replace(bytes(run), b"RUN").replace(f"{run.name}/".encode(), b"RUN/")
 
 
 def distance(one: Path, other: Path) -> dict[str, float | bool]:
