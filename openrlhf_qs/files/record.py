@@ -101,6 +101,7 @@ STAGES = {
             "REWARD_MODEL",
             "OBJECTIVE",
             "CALIBRATE",
+            "CROSSES",
             "SPREAD",
             "MAX_LEN",
             *(f"GARM_{name}" for name in (*SFT_SIZE, "DROPOUT")),
@@ -426,7 +427,8 @@ def begin(
     elif made is None and folder.is_dir() and any(not one.name.startswith(".") for one in folder.iterdir()):
         found = [f"{folder} is there, and {run.record.name} does not say what it was made from"]
     elif made is not None and not folder.exists():
-        made = None  # removed by hand: to be made again
+        made = None  # removed by hand: to be made again, and not from checkpoints of what was removed
+        shutil.rmtree(run.checkpoints(stage), ignore_errors=True)
     elif made is not None and made["state"] != "shared":
         from_a_checkpoint = made["state"] == "begun" and "--ckpt.path" in _flags(flags)  # that the caller names
         found = [] if from_a_checkpoint else list(differences(asked, made))

@@ -30,7 +30,7 @@ model() {
 [ "$1" = follow ] || echo "$*" >> "$CALLS"
 case "$1 ${2:-}" in
    "follow "*) exec cat >> "$(value --log "$@")" ;;
-   "garm calibrate") ;;
+   "garm crosses" | "garm calibrate" | "garm spread") ;;
    "generate "*)
       for word in "$@"; do
          case $word in --out) out=1 ;; --*) out=0 ;; *.jsonl) [ "${out:-0}" = 0 ] || echo '{}' > "$word" ;; esac
@@ -48,6 +48,7 @@ case "$1 ${2:-}" in
       echo '<html>' > "$out/report.html" ;;
    *)
       out=$(value --ckpt.output_dir "$@")
+      [ -n "$out" ] || exit 0   # --help
       if [ -e "$CALLS.fails" ]; then cat "$CALLS.fails"; exit 1; fi
       [ ! -e "$CALLS.nothing" ] && [[ $* != *check_enable* ]] || exit 0
       if [ -e "$CALLS.slow" ]; then touch "$CALLS.started"; for _ in {1..600}; do sleep 0.1; done; fi
@@ -189,6 +190,8 @@ CHANGED = {
     "GRPO_MICRO_BATCH": "9",
     "N_HELDOUT": "9",
     "OBJECTIVE": "pairs",
+    "CROSSES": "0",
+    "REFUSED_ROLES": "drop",
     "SPREAD": "0",
     "GRPO_TEMPERATURE": "9",
     "CREDIT": "response",
@@ -234,6 +237,7 @@ SERVING = {
 }
 OTHER_FORMS = {"NODES", "ASYNC", "TEACHER", "N_CANDIDATES", "DATA_DIR", "SEEDS", "ARMS", "GOLD"}
 OF_RGALIGN = {"INTENTS", "N_VISITS", "N_ASKED", "ENCODER", "ROUNDS", "ALIGN", "CONTROLS", "QUERY_TOKENS"}
+OF_RGALIGN |= {"DPO_LR", "DPO_BETA"}
 OF_ANOTHER_SFT = ("TEACHER_", "REASON_", "ALIGN_")
 
 
@@ -335,9 +339,10 @@ def test_again_makes_anew_what_differs_and_all_after_it_and_nothing_before(recip
     recipes.calls()
     done = recipes("grpo_garm", AGAIN="1", GARM_LR="9e-4")
     assert done.returncode == 0, done.stderr
-    made = [re.match(r"(garm (?:calibrate|spread)|[a-z-]+)", call)[1] for call in recipes.calls()]
+    made = [re.match(r"(garm (?:crosses|calibrate|spread)|[a-z-]+)", call)[1] for call in recipes.calls()]
     assert made == [
         "garm",
+        "garm crosses",
         "garm calibrate",
         "garm spread",
         "generate",

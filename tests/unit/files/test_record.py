@@ -205,10 +205,12 @@ def test_what_a_killed_call_was_writing_is_gone_with_the_next_one(run):
 
 
 def test_a_stage_whose_folder_was_removed_is_made_again(run):
+    run.checkpoints("garm").mkdir(parents=True, exist_ok=True)
     for path in run.garm.iterdir():
         path.unlink()
     run.garm.rmdir()
     assert make(run, "garm")
+    assert not run.checkpoints("garm").exists(), "it would go on from the end of what was removed"
 
 
 def test_a_folder_that_no_record_speaks_of_is_not_taken_for_done(tmp_path):

@@ -19,7 +19,7 @@ from openrlhf_qs.form.request import Request
 from openrlhf_qs.host import cpu, flash_attn_stand_in, leavings, operators, patches, remote_code, seams
 from openrlhf_qs.host.bootstrap import all_patches
 from openrlhf_qs.host.patches import TESTED, Patch, apply_when_imported
-from openrlhf_qs.host.settings import VARIABLE, GarmSettings, GRPOSettings, Settings, SFTSettings
+from openrlhf_qs.host.settings import VARIABLE, DPOSettings, GarmSettings, GRPOSettings, Settings, SFTSettings
 from openrlhf_qs.registry import REWARDS
 from openrlhf_qs.reward.composite import CompositeReward
 
@@ -101,9 +101,10 @@ def test_every_patch_says_why_and_what_breaks_without_it(one):
     assert one.why.index("Without") > 20, "first why, then what breaks"
 
 
-def test_each_target_is_patched_once():
-    targets = [(one.module, one.target) for one in all_patches()]
-    assert len(set(targets)) == len(targets)
+@pytest.mark.parametrize("stage", [SFTSettings(), GarmSettings(), DPOSettings(), GRPOSettings(("ood",))])
+def test_each_target_is_patched_once_in_a_stage(stage):
+    targets = [(one.module, one.target) for one in all_patches() if one.wanted(Settings(stage=stage))]
+    assert len(set(targets)) == len(targets) > 10
 
 
 def test_only_openrlhf_and_what_it_runs_on_are_patched():
@@ -252,6 +253,7 @@ def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
     assert registered(monkeypatch, Settings(stage=SFTSettings())) == always | {"sft_dataset"}
     garm = {"reward_dataset", "reward_model_trainer"}
     assert registered(monkeypatch, Settings(stage=GarmSettings())) == always | garm
+    assert registered(monkeypatch, Settings(stage=DPOSettings())) == always | {"preference_dataset"}
     assert registered(monkeypatch, Settings(stage=GRPOSettings(("ood",)))) == always | {
         "experience_maker",
         "prompt_dataset",

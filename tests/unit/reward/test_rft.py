@@ -62,7 +62,7 @@ def rft_of_two(tmp_path, sampler, monkeypatch):
     return call
 
 
-def sampled(llm, messages, *rest):
+def sampled(llm, messages, *rest, max_len=0):
     return [[answer([-1.0] * 7), answer([-2.0] * 7)] for _ in messages]
 
 
