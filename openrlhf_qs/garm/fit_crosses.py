@@ -15,18 +15,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich import print as rich_print
 from rich.table import Table
 from scipy import sparse
 from scipy.optimize import minimize
-from scipy.special import expit
 
 from openrlhf_qs.clicks.preferences import read_preferences
 from openrlhf_qs.garm.crosses import CROSSES, N_BUCKETS, buckets
 from openrlhf_qs.garm.edit_head import edit_head
+from openrlhf_qs.garm.shown import Clicks, clicks_of, texts_of
 from openrlhf_qs.garm.spread import HEAD
 from openrlhf_qs.registry import load_plugins
 
@@ -34,22 +34,6 @@ PENALTY = 10.0  # of the squared weights, nats: a weight is told from what some 
 MIN_SHOWN = 2  # suggestions that a weight must be of
 MAX_SHOWN = 500_000  # suggestions that are read, the last ones; each takes some 3 kB
 MIN_GAIN = 4.0  # nats on what is kept apart; three numbers fitted to noise gain 1.5
-
-
-class Clicks(NamedTuple):
-    """Each suggestion of some rows, ``[n]``: clicked or not, and how the chance follows from the log-odds."""
-
-    clicked: np.ndarray
-    examination: np.ndarray
-    trust: np.ndarray
-
-    def nll(self, log_odds: np.ndarray) -> tuple[float, np.ndarray]:
-        """Negative log-likelihood, nats in all, and its derivative by each log-odds."""
-        attracted = expit(log_odds)
-        chance = np.clip(self.examination * attracted + self.trust, 1e-9, 1 - 1e-9)
-        nll = -np.where(self.clicked > 0, np.log(chance), np.log1p(-chance)).sum()
-        by_chance = np.where(self.clicked > 0, -1 / chance, 1 / (1 - chance))
-        return float(nll), by_chance * self.examination * attracted * (1 - attracted)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,23 +114,11 @@ def _with_clicks(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return rows
 
 
-def clicks_of(rows: Sequence[Mapping[str, Any]]) -> Clicks:
-    """Of every suggestion of the rows, in their order."""
-    lengths = [len(row["suggestions"]) for row in rows]
-    return Clicks(
-        np.concatenate([row["clicks"] for row in rows]).astype(float),
-        np.concatenate([row.get("examination") or [1.0] * n for row, n in zip(rows, lengths, strict=True)]).clip(0, 1),
-        np.concatenate([row.get("trust") or [0.0] * n for row, n in zip(rows, lengths, strict=True)]),
-    )
-
-
 def crosses_of(rows: Sequence[Mapping[str, Any]], scorer, turn_end_id: int) -> sparse.csr_matrix:
     """``[n, N_BUCKETS]``, 1 where a suggestion of the rows has that cross."""
     from openrlhf_qs.garm.reward_model import suggestion_ids
 
-    conversations = [row["conversation"] for row in rows for _ in row["suggestions"]]
-    texts = [text for row in rows for text in row["suggestions"]]
-    ids = suggestion_ids(scorer.tokenizer, conversations, texts, scorer.max_len)
+    ids = suggestion_ids(scorer.tokenizer, *texts_of(rows), scorer.max_len)
     of_texts = [buckets(tokens, turn_end_id, N_BUCKETS) for tokens in ids]
     starts, places = np.cumsum([0, *map(len, of_texts)]), np.concatenate(of_texts)
     return sparse.csr_matrix((np.ones(len(places)), places, starts), shape=(len(ids), N_BUCKETS))
@@ -181,8 +153,7 @@ def log_odds(rows: Sequence[Mapping[str, Any]], scorer) -> np.ndarray:
     """The reward model's log-odds of a click ``[n]`` of every suggestion of the rows, in their order."""
     import torch
 
-    conversations = [row["conversation"] for row in rows for _ in row["suggestions"]]
-    suggestions = [text for row in rows for text in row["suggestions"]]
+    conversations, suggestions = texts_of(rows)
     found = np.zeros(len(suggestions))
     with torch.no_grad():
         for batch, (input_ids, mask, place) in scorer.rows(conversations, suggestions):

@@ -35,6 +35,7 @@ from scipy.optimize import minimize
 
 from openrlhf_qs.clicks.preferences import read_preferences
 from openrlhf_qs.garm.edit_head import edit_head
+from openrlhf_qs.garm.shown import clicks_of, texts_of
 from openrlhf_qs.models.template import as_plain_text
 from openrlhf_qs.registry import load_plugins
 
@@ -127,17 +128,15 @@ def showings_of(rows: Sequence[Mapping[str, Any]], log_odds: np.ndarray, tokens:
         tokens: ``[n, vocabulary]``.
     """
     lengths = [len(row["suggestions"]) for row in rows]
-    clicks = np.concatenate([row["clicks"] for row in rows]).astype(float)
-    looked_at = np.concatenate([row.get("examination") or [1.0] * n for row, n in zip(rows, lengths, strict=True)])
+    clicks = clicks_of(rows)
     p = 1 / (1 + np.exp(-log_odds))
-    brought = np.concatenate([row.get("trust") or [0.0] * n for row, n in zip(rows, lengths, strict=True)])
-    by_attraction = np.minimum(looked_at, 1.0) * p
-    expected = np.minimum(by_attraction + brought, 1.0)
+    by_attraction = clicks.examination * p
+    expected = np.minimum(by_attraction + clicks.trust, 1.0)
     _, user = np.unique([row["user_id"] for row in rows], return_inverse=True)
     return Showings(
         user=np.repeat(user, lengths),
         impression=np.repeat(np.arange(len(rows)), lengths),
-        residual=clicks - expected,
+        residual=clicks.clicked - expected,
         slope=by_attraction * (1 - p),
         variance=expected * (1 - expected) + 1e-4,  # what is never clicked must not count without end
         tokens=tokens,
@@ -201,8 +200,7 @@ def read(rows: Sequence[Mapping[str, Any]], model: str | Path) -> tuple[np.ndarr
     if mark["name"] != HEAD:
         raise ValueError(f"{model}: reward model {mark['name']!r}; deviations are read for {HEAD} alone")
     scorer = load_on_device(model)
-    conversations = [row["conversation"] for row in rows for _ in row["suggestions"]]
-    suggestions = [text for row in rows for text in row["suggestions"]]
+    conversations, suggestions = texts_of(rows)
     head = getattr(scorer.model, scorer.model.config.value_head_prefix)
     seen: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().cpu()))

@@ -122,9 +122,8 @@ def signs(queries: Sequence[str], scores: np.ndarray, log: Impressions, intents:
     """
     counts = Counter(queries).most_common()
     texts = [text.casefold() for text in intents.texts]
-    there = (log.shown[:, :, None] >= 0) & (log.shown[:, None, :] >= 0)
-    of_shown = np.take_along_axis(scores, np.maximum(log.shown, 0), axis=1)
-    pairs = there & np.triu(np.ones(there.shape[1:], dtype=bool), 1)
+    there, of_shown = scores_of_shown(scores, log)
+    pairs = there[:, :, None] & there[:, None, :] & np.triu(np.ones(2 * there.shape[1:], dtype=bool), 1)
     kept = (of_shown[:, :, None] > of_shown[:, None, :])[pairs]
     n_named = [sum(text in query.casefold() for text in texts) for query, _ in counts]
     return {
@@ -189,10 +188,14 @@ def measured(scores: np.ndarray, relevance: np.ndarray, is_new: np.ndarray, log:
     return summary(values, log.users)
 
 
+def scores_of_shown(scores: np.ndarray, log: Impressions) -> tuple[np.ndarray, np.ndarray]:
+    """Where something was shown, and the scores there, ``[n, places]`` each; an empty place has any score."""
+    return log.shown >= 0, np.take_along_axis(scores, np.maximum(log.shown, 0), axis=1)
+
+
 def on_clicks(scores: np.ndarray, log: Impressions) -> dict[str, float]:
     """ECE of the chance of a click, examination included, on what was shown."""
-    there = log.shown >= 0
-    of_shown = np.take_along_axis(scores, np.maximum(log.shown, 0), axis=1)
+    there, of_shown = scores_of_shown(scores, log)
     chance = log.examination / (1 + np.exp(-of_shown))
     return calibration_error(chance[there], log.clicks[there])
 

@@ -10,9 +10,10 @@ from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.garm import fit_crosses
 from openrlhf_qs.garm.calibrate import rescale_means
 from openrlhf_qs.garm.crosses import N_BUCKETS, buckets
-from openrlhf_qs.garm.fit_crosses import Clicks, fit, ridge, stacked
+from openrlhf_qs.garm.fit_crosses import fit, ridge, stacked
 from openrlhf_qs.garm.reward_model import SuggestionScorer, encode_suggestions
 from openrlhf_qs.garm.shared_prefix import share_prefixes, texts_of
+from openrlhf_qs.garm.shown import Clicks
 
 END = 2
 ASKED = ["How do I begin?", "What did I pay?"]
