@@ -2,7 +2,9 @@
 
 Conversations of many topics: a hundred that were written for this (``conversations.tsv``, question and answer), and
 conversations of the built-in world. Judged by rules that know no model: whether an answer is well formed, whether its
-three texts differ, and whether each shares a word with its conversation (:mod:`openrlhf_qs.form.topic`).
+three texts differ, and whether each shares a word with its conversation (:mod:`openrlhf_qs.form.topic`). And by a
+sentence embedder that neither wrote nor chose them: whether each is nearer to its own conversation than to nearly all
+others. Where suggestions are chosen from several answers, the first of these is judged beside them.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from importlib.resources import files
 from itertools import chain
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -21,11 +24,14 @@ from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.response import response_regex
 from openrlhf_qs.form.topic import on_topic
-from openrlhf_qs.models.engine import load_engine, sample
+from openrlhf_qs.models.embedder import embed, load_embedder
+from openrlhf_qs.models.engine import Answer, load_engine, sample
 from openrlhf_qs.sft.cold_start import chosen, read_template
 from openrlhf_qs.world.click_log import contexts
 
 N_SUGGESTIONS = 3
+SHARES = ("well_formed", "all_on_topic", "on_topic", "all_near")
+NEAR = 0.95  # share of the other conversations that a suggestion must be farther from than from its own
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--constrained_enable", action="store_true", help="decode nothing but a list of questions")
     parser.add_argument("--n_conversations", type=int, default=30, help="at most 300; default 30")
     parser.add_argument(
+        "--embedder",
+        default="minilm",
+        metavar="NAME",
+        help="sentence embeddings by which suggestions are near their conversation: folder, hub name or minilm "
+        "(default); empty: rules alone",
+    )
+    parser.add_argument(
         "--out", default="", metavar="FILE", help="where each conversation and its answer go, to look at"
     )
     parser.add_argument("--seed", type=int, default=0, help="of vLLM; default 0")
@@ -52,7 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Ask with each template at each temperature; print a line each as it is there, and the table."""
     asked = conversations()[: args.n_conversations]
-    table = Table(*("template", "temperature", "answers", "well formed, different", "all on topic", "on topic", "s"))
+    near = Near(load_embedder(args.embedder), asked) if args.embedder else None
+    table = Table(
+        "template", "temperature", "answers", "well formed, different", "all on topic", "on topic", "all near", "s"
+    )
     llm = load_engine(args.model, args.seed)
     rows = []
     for name, temperature, n_answers in (
@@ -68,12 +84,14 @@ def run(args: argparse.Namespace) -> None:
             n_answers,
             regex=response_regex(N_SUGGESTIONS) if args.constrained_enable else "",
         )
-        seconds = time.monotonic() - started
-        found = [chosen(some, N_SUGGESTIONS, one) for some, one in zip(answers, asked, strict=True)]
-        told = judged(asked, found)
-        shares = (told["well_formed"], told["all_on_topic"], told["on_topic"])
-        table.add_row(template.name, str(temperature), str(n_answers), *(f"{x:.0%}" for x in shares), f"{seconds:.0f}")
-        print(f"{template.name} at {temperature}, {n_answers} answers: {told}, {seconds:.0f} s", flush=True)
+        seconds = f"{time.monotonic() - started:.0f}"
+        found = taken(asked, answers, n_answers)
+        of = {f"first of {n_answers}": (taken(asked, answers, 1), ""), str(n_answers): (found, seconds)}
+        for said, (some, s) in list(of.items())[n_answers == 1 :]:
+            told = judged(asked, some, near)
+            shares = [f"{told[key]:.0%}" if key in told else "" for key in SHARES]
+            table.add_row(template.name, str(temperature), said, *shares, s)
+            print(f"{template.name} at {temperature}, answers {said}: {told}{s and f', {s} s'}", flush=True)
         rows += [
             {"template": template.name, "temperature": temperature, "n_answers": n_answers}
             | {"conversation": one, "answer": answer, "first": some if isinstance(some, str) else some[0].text}
@@ -84,17 +102,57 @@ def run(args: argparse.Namespace) -> None:
         write_json_lines(args.out, rows)
 
 
-def judged(asked: Sequence[Sequence[Message]], found: Sequence[tuple[str, ...] | str]) -> dict[str, Any]:
+def taken(
+    asked: Sequence[Sequence[Message]], answers: Sequence[list[Answer] | str], n: int
+) -> list[tuple[str, ...] | str]:
+    """For each conversation the suggestions out of its first ``n`` answers, or what was wrong with them."""
+    return [
+        chosen(some if isinstance(some, str) else some[:n], N_SUGGESTIONS, one)
+        for some, one in zip(answers, asked, strict=True)
+    ]
+
+
+class Near:
+    """Conversations as vectors: which of a few texts are nearer to their own one than to nearly all others."""
+
+    def __init__(self, embedder: Any, conversations: Sequence[Sequence[Message]]) -> None:
+        """
+        Args:
+            embedder: from :func:`openrlhf_qs.models.embedder.load_embedder`.
+        """
+        self.embedder = embedder
+        texts = ["\n".join(message["content"] for message in one) for one in conversations]
+        self.vectors = embed(embedder, texts).astype(np.float32)
+
+    def __call__(self, own: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+        """``[n]`` of bool: whether text ``i`` has a larger cosine with conversation ``own[i]`` than with the share
+        ``NEAR`` of the others."""
+        distinct = list(dict.fromkeys(texts))
+        vectors = dict(zip(distinct, embed(self.embedder, distinct).astype(np.float32), strict=True))
+        cosines = np.array([vectors[text] for text in texts]) @ self.vectors.T
+        farther = (cosines < cosines[np.arange(len(texts)), own][:, None]).sum(axis=1)
+        return farther >= NEAR * (len(self.vectors) - 1)
+
+
+def judged(
+    asked: Sequence[Sequence[Message]], found: Sequence[tuple[str, ...] | str], near: Near | None = None
+) -> dict[str, float]:
     """Shares of the conversations: ``well_formed``, with three that differ; ``all_on_topic``, all three of which share
-    a word with it besides. ``on_topic``: share of the suggestions of well-formed answers."""
-    well_formed = [(one, answer) for one, answer in zip(asked, found, strict=True) if not isinstance(answer, str)]
-    topical = [[on_topic(one, text) for text in answer] for one, answer in well_formed]
+    a word with it besides. ``on_topic``: share of the suggestions of well-formed answers. With ``near`` also
+    ``all_near``: share of the well-formed answers all of whose suggestions are near their conversation."""
+    well_formed = [(place, answer) for place, answer in enumerate(found) if not isinstance(answer, str)]
+    topical = [[on_topic(asked[place], text) for text in answer] for place, answer in well_formed]
     n_texts = sum(map(len, topical))
-    return {
+    told = {
         "well_formed": round(len(well_formed) / len(asked), 3),
         "all_on_topic": round(sum(map(all, topical)) / len(asked), 3),
         "on_topic": round(sum(map(sum, topical)) / n_texts, 3) if n_texts else 0.0,
     }
+    if near is not None and well_formed:
+        own = [place for place, answer in well_formed for _ in answer]
+        of_texts = near(own, [text for _, answer in well_formed for text in answer])
+        told["all_near"] = round(float(of_texts.reshape(len(well_formed), N_SUGGESTIONS).all(axis=1).mean()), 3)
+    return told
 
 
 def conversations() -> list[list[Message]]:

@@ -1,12 +1,14 @@
 """What the built-in world writes: conversations, suggestions of a policy, and the click log of its users.
 
-In: flags of ``openrlhf-qs world``; in a later round the policy whose suggestions are shown, not the cold start's.
+In: flags of ``openrlhf-qs world``; in a later round the policy whose suggestions are shown, not the cold start's; or
+a log of suggestions that nobody saw yet, as a language model's cold start writes one.
 Out: a click log (:mod:`openrlhf_qs.clicks.click_log`). No other stage knows this world: they see clicks alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 from collections.abc import Callable, Collection, Sequence
@@ -17,7 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from openrlhf_qs.files.whole import write_json_lines, write_whole
+from openrlhf_qs.files.whole import read_json_lines, write_json_lines, write_whole
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.engine import load_engine, sample
@@ -206,8 +209,8 @@ def write_click_log(
         if suggestions is None:
             continue
         if ranker_noise is not None:
-            utility, _ = gold_utility([conversation] * n_suggestions, suggestions)
-            seen = utility + numbers.normal(0, ranker_noise, n_suggestions)
+            utility, _ = gold_utility([conversation] * len(suggestions), suggestions)
+            seen = utility + numbers.normal(0, ranker_noise, len(suggestions))
             suggestions = [suggestions[place] for place in np.argsort(-seen)]
         user = int(numbers.integers(N_USERS))
         attractions.append(attraction(conversation, suggestions, users[user]))
@@ -246,6 +249,24 @@ def as_served(folder: str, temperature: float, seed: int) -> Policy:
         return [list(one.suggestions) if one is not None and one.well_formed else None for one in read]
 
     return policy
+
+
+def as_written(log: str | Path) -> tuple[Policy, str]:
+    """The suggestions of a log that nobody was shown yet, as ``openrlhf-qs cold-start`` writes one, and its policy's
+    name. A conversation's rows take turns; one that the log does not have is shown nothing."""
+    rows: dict[str, list[list[str]]] = {}
+    name = ""
+    for row in read_json_lines(log):
+        rows.setdefault(conversation_key(row["conversation"]), []).append(row["suggestions"])
+        name = name or row.get("policy") or Path(log).stem
+    if not rows:
+        raise ValueError(f"{log} has no suggestions to be shown; give the log that cold-start wrote")
+
+    def policy(conversations: Sequence[list[Message]]) -> list[list[str] | None]:
+        turns = {key: itertools.cycle(some) for key, some in rows.items()}
+        return [next(turns.get(conversation_key(one), iter([None])), None) for one in conversations]
+
+    return policy, name
 
 
 def truth_path(log: str | Path) -> Path:
@@ -302,6 +323,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a later round: the users are shown what this policy writes, in place of a cold start",
     )
     parser.add_argument(
+        "--shown",
+        metavar="FILE",
+        help="the users are shown the suggestions of this log, as cold-start wrote them under conversations of the "
+        "same seed, in place of this world's cold start",
+    )
+    parser.add_argument(
         "--temperature", type=float, default=1.0, help="at which the policy is sampled (default 1: it shows variety)"
     )
     parser.add_argument(
@@ -317,6 +344,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the log and print how often its users click."""
     n, later = Task(args.n_suggestions).n, {}
+    if args.policy and args.shown:
+        raise ValueError("--policy and --shown: give the policy to be asked, or the log of what is shown, not both")
+    if args.shown:
+        policy, name = as_written(args.shown)
+        later = {"policy": policy, "policy_name": name}
     if args.policy:
         if args.round < 1 or args.temperature < 0:
             raise ValueError(f"--round {args.round} --temperature {args.temperature}: give 1 or more, and 0 or more")

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.world import click_log
-from openrlhf_qs.world.click_log import as_served, write_click_log
+from openrlhf_qs.world.click_log import as_served, contexts, write_click_log
 
 
 def written(path):
@@ -65,3 +66,37 @@ def test_a_policy_that_writes_nothing_writes_no_log(tmp_path):
     with pytest.raises(ValueError, match="mute wrote no suggestions in any of 20"):
         write_click_log(tmp_path / "x.jsonl", 20, 20, 0, policy=lambda asked: [None] * len(asked), policy_name="mute")
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_users_are_shown_what_a_cold_start_wrote_and_its_rows_take_turns(tmp_path):
+    log, out = tmp_path / "cold.jsonl", tmp_path / "clicks.jsonl"
+    conversations = contexts(3, seed=5)
+    texts = ["What is it?", "Why is it so?", "How long?"]
+    rows = [(0, texts), (0, texts[::-1]), (1, texts)]  # nothing was written under the third
+    write_json_lines(
+        log,
+        [
+            {"conversation": conversations[n], "suggestions": some, "clicks": None, "policy": "smollm2+examples@1"}
+            for n, some in rows
+        ],
+    )
+    parser = argparse.ArgumentParser()
+    click_log.add_arguments(parser)
+    flags = ["--out", str(out), "--shown", str(log), "--n_impressions", "12", "--n_contexts", "3", "--seed", "5"]
+    click_log.run(parser.parse_args(flags))
+    found = written(out)
+    assert len(found) == 8 and {row["policy"] for row in found} == {"smollm2+examples@1"}
+    assert all(set(row["clicks"]) <= {0, 1} for row in found)
+    of_first = [row["suggestions"] for row in found if row["conversation"] == conversations[0]]
+    assert of_first == [texts, texts[::-1]] * 2
+
+
+def test_a_log_to_be_shown_beside_a_policy_or_without_a_row_is_refused(tmp_path):
+    parser = argparse.ArgumentParser()
+    click_log.add_arguments(parser)
+    flags = ["--out", str(tmp_path / "x.jsonl"), "--shown", str(tmp_path / "empty.jsonl")]
+    with pytest.raises(ValueError, match="--policy and --shown"):
+        click_log.run(parser.parse_args([*flags, "--policy", "runs/default/grpo"]))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match="empty.jsonl"):
+        click_log.run(parser.parse_args(flags))
