@@ -19,7 +19,7 @@ import httpx2
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from openrlhf_qs import __version__
@@ -44,7 +44,8 @@ from openrlhf_qs.serve.service import Service, Whose
 from openrlhf_qs.serve.suggester import Candidate
 from openrlhf_qs.serve.upstream import Upstream
 
-Short = Annotated[str, Field(max_length=512)]
+# null is what clients send where they know nothing
+Short = Annotated[str, BeforeValidator(lambda value: "" if value is None else value), Field(max_length=512)]
 IMPRESSION = "X-Impression-Id"  # of an answer in a chat's own form, for those who can send events
 
 
@@ -59,7 +60,11 @@ class Ask(BaseModel):
     n: int | None = Field(None, ge=1, le=MAX_SUGGESTIONS, description="at most so many; by default as in training")
     user: Short = Field("", description="who; it is kept as a pseudonym, and decides the arm")
     chat: Short = Field("", description="which conversation; it is kept as a pseudonym")
-    language: Short = Field("", description="ISO 639-1; by default that of the user's last message")
+    language: Short = Field(
+        "",
+        pattern=r"^([A-Za-z]{2}([-_].*)?)?$",
+        description="ISO 639-1, as in de or pt-BR; by default that of the user's last message",
+    )
     request_id: Short = Field("", description="sent again with the same user, chat and conversation: the same answer")
     explain: bool = Field(False, description="tell what was left out, and why")
 
@@ -159,15 +164,15 @@ def build_app(
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         """Where the body is wrong, without the body."""
         service.metrics.refused.labels("invalid").inc()
-        found = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()[:5]]
-        return _error(422, "invalid", "; ".join(found))
+        return _error(422, "invalid", "; ".join(_wrong(one, request) for one in error.errors()[:5]))
 
     @app.exception_handler(HTTPException)
     async def no_such_thing(request: Request, error: HTTPException) -> JSONResponse:
         """A path or a method that is not there, or bytes that are no text: in the same form as every other error."""
         code = {404: "not_found", 405: "method"}.get(error.status_code, "invalid")
         service.metrics.refused.labels(code).inc()
-        return JSONResponse(refusal(code, str(error.detail)), error.status_code, error.headers)
+        message = "the body is no JSON in UTF-8" if error.status_code == 400 else str(error.detail)
+        return JSONResponse(refusal(code, message), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:
@@ -251,6 +256,16 @@ def build_app(
         Gate, keys=keys, limits=limits, refused=lambda reason: service.metrics.refused.labels(reason).inc()
     )
     return app
+
+
+def _wrong(one: dict[str, Any], request: Request) -> str:
+    """One thing that is wrong with a body, without its words."""
+    place = ".".join(str(part) for part in one["loc"][1:])
+    if one["type"] == "json_invalid":
+        return "the body is no JSON"
+    if not place and "json" not in request.headers.get("content-type", "").lower():
+        return "give the header Content-Type: application/json"
+    return f"{place or 'the body'}: {one['msg']}"
 
 
 async def _joined(service: Service, asked: Asked, whose: Whose) -> None:

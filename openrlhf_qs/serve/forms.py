@@ -159,9 +159,12 @@ def text_of(content: Any) -> str:
 
 
 def in_form(suggestions: Sequence[str], form: Form) -> str:
-    """The text of the answer."""
-    texts = list(suggestions)
-    return json.dumps({"follow_ups": texts} if form == "follow_ups" else texts, ensure_ascii=False)
+    """The text of the answer. A bracket in a suggestion of an array is written as JSON's escape: Dify cuts from the
+    first opening bracket to the first closing one."""
+    if form == "follow_ups":
+        return json.dumps({"follow_ups": list(suggestions)}, ensure_ascii=False)
+    texts = ", ".join(json.dumps(text, ensure_ascii=False) for text in suggestions)
+    return "[" + texts.replace("[", "\\u005b").replace("]", "\\u005d") + "]"
 
 
 def completion(text: str, model: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class UsersLanguage:
     def __call__(self, request: Request, suggestions: Sequence[str]) -> list[str]:
         wanted = request.features.get("language")
         if isinstance(wanted, str) and wanted:
-            code = wanted.partition("-")[0].lower()
+            code = wanted.replace("_", "-").partition("-")[0].lower()
             fits = [not (own := language(text)) or close(own, code) for text in suggestions]
         else:
             fits = all_in_users_language(request.conversation, suggestions)

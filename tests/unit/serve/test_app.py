@@ -373,6 +373,35 @@ def test_errors_of_a_body_say_where_and_not_what(tmp_path):
         assert answer.json()["error"]["code"] == "invalid"
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"content": b"{}"}, "give the header Content-Type: application/json"),
+        ({"data": {"conversation": "x"}}, "give the header Content-Type: application/json"),
+        ({"content": b"{", "headers": {"Content-Type": "application/json"}}, "the body is no JSON"),
+        ({"content": b"\xff{", "headers": {"Content-Type": "application/json"}}, "the body is no JSON in UTF-8"),
+        ({"json": []}, "the body: Input should be a valid dictionary"),
+        ({"content": b"", "headers": {"Content-Type": "application/json"}}, "the body: Field required"),
+        ({"json": {}}, "conversation: Field required"),
+        ({"json": {"conversation": [], "language": "English"}}, "language: String should match pattern"),
+    ],
+)
+def test_a_request_in_another_form_is_told_what_to_change(tmp_path, how, message):
+    answer = served(tmp_path, lambda asking, one: asking.post("/v1/suggestions", **how))
+    assert answer.status_code in (400, 422) and answer.json()["error"]["message"].startswith(message)
+
+
+@pytest.mark.parametrize("language", ["en", "en-US", "en_GB", "EN", "", None])
+def test_a_language_is_named_as_browsers_and_systems_name_it(tmp_path, language):
+    async def work(asking, one):
+        one.arms[0].suggester.filters = filters("users_language")
+        ask = {"conversation": LEARN, "user": None, "chat": None, "language": language}
+        return await asking.post("/v1/suggestions", json=ask)
+
+    assert len(served(tmp_path, work).json()["suggestions"]) == 3
+    assert "user_id" not in rows(tmp_path)[0]
+
+
 ALPHABETS = [
     "abc xyz",
     "été ñ ß",
@@ -440,6 +469,15 @@ def test_without_keys_no_other_name_leads_to_this_server_and_no_other_page_may_a
         return host.status_code, origin.status_code, own.status_code
 
     assert served(tmp_path, work) == (421, 403, 200)
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "null", "://", "é", "http://127.0.0.1:8765.evil.com"])
+def test_whatever_a_page_calls_itself_it_may_not_ask(tmp_path, origin):
+    async def work(asking, one):
+        headers = {"Origin": origin.encode("latin-1")}
+        return await asking.post("/v1/suggestions", json={"conversation": LEARN}, headers=headers)
+
+    assert served(tmp_path, work).status_code == 403
 
 
 def test_a_body_has_a_size_and_a_client_a_rate(tmp_path):

@@ -1,6 +1,7 @@
 """Every chat's way to ask, and the answer that it can read."""
 
 import json
+import re
 import time
 
 import pytest
@@ -132,6 +133,13 @@ def test_open_webui_finds_its_object_between_the_first_and_the_last_brace():
     assert json.loads(cut) == {"follow_ups": texts}
     assert json.loads(in_form([], "follow_ups")) == {"follow_ups": []}
     assert json.loads(in_form(texts, "array")) == texts
+
+
+def test_dify_finds_its_array_between_the_first_brackets_whatever_is_suggested():
+    texts = ["What is a[0] in [[1], [2]]?", 'Why "]"?', "Where does C:\\] end?", "数组[1]是什么？"]
+    cut = re.search(r"\[.*?\]", in_form(texts, "array"), re.DOTALL)[0]  # as its parser does
+    assert json.loads(cut) == texts
+    assert in_form([], "array") == "[]"
 
 
 def test_a_stream_says_the_same_in_events():
