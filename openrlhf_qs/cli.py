@@ -62,6 +62,7 @@ LOOKS = {
     "seeds": ("evaluation.seeds", "runs of several seeds side by side: means, worst seed, lifts, as Markdown"),
     "ablation": ("evaluation.ablation", "arms of recipes/ablate_rewards.sh and ablate_sft.sh over their seeds"),
     "follow": ("host.follow", "show the progress of a training run that is piped into it"),
+    "expect": ("host.expected_time", "how long a stage will take with a real model on the CPU, before it begins"),
 }
 LIVE = {
     "serve": ("serve.serve", "answer chats with suggestions over HTTP, and keep what was shown and clicked"),

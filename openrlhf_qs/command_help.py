@@ -184,6 +184,12 @@ HELP = {
         "openrlhf-qs follow --stage sft --log log.txt",
         "HOST.md",
     ),
+    "expect": Help(
+        "a run whose data is there, a model",
+        "one line: how long a stage will take",
+        f"openrlhf-qs expect --run {RUN} --stage sft --policy smollm2 --taught 600",
+        "SMALL_MODELS.md",
+    ),
     "serve": Help(
         "chats over HTTP",
         "suggestions, and a log of what was shown and clicked",

@@ -289,6 +289,12 @@ finish() {
    echo "$STAGE: done in $((SECONDS - STARTED)) s"
 }
 
+# expect MODEL FLAGS...: says how long the stage will take, where a real model makes that long (openrlhf_qs/host/expected_time.py).
+expect() {
+   [ "$FORM" = cpu ] && [ -n "$GARM_BASE$POLICY" ] && [ "$DRY_RUN$CHECK_ALONE" = 00 ] || return 0
+   openrlhf-qs expect --run "$RUN" --stage "$STAGE" --policy "$@"
+}
+
 # response_tokens: in RESPONSE_TOKENS, MAX_NEW_TOKENS or what the stage data found in the log; 64 where nothing is run.
 response_tokens() {
    RESPONSE_TOKENS=$MAX_NEW_TOKENS

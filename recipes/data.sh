@@ -3,9 +3,12 @@
 #   CLICK_LOG=clicks.jsonl bash recipes/data.sh --position_policy skip_above     # any flag of `openrlhf-qs data` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${N_IMPRESSIONS:=32000}"   # of the simulated log, where $CLICK_LOG is empty
-: "${N_CONTEXTS:=10000}"      # different conversations in it
 : "${REFUSED_ROLES:=fold}"    # roles that the policy's chat template refuses: fold (system into user, merge), drop the rows, or stop
+if [ "$FORM" = cpu ] && [ -n "$POLICY" ]; then
+   : "${N_IMPRESSIONS:=4000}" "${N_CONTEXTS:=1500}"   # as many as a model like smollm2 reads within two hours, all stages together
+else
+   : "${N_IMPRESSIONS:=32000}" "${N_CONTEXTS:=10000}"   # of the simulated log, where $CLICK_LOG is empty, and conversations in it
+fi
 
 begin data "$@"
 if [ -z "$CLICK_LOG" ]; then

@@ -18,9 +18,11 @@ fi
 begin distil "$@"
 if [ ! -f "$RUN/distil/teacher/.done" ] || [ "$DRY_RUN" = 1 ]; then
    sft_flags TEACHER "$RUN/data/sft.jsonl" "$RUN/distil/teacher" "${TEACHER:-${POLICY:-$RUN/data/policy}}"
+   expect "${TEACHER:-${POLICY:-$RUN/data/policy}}" --taught "$TEACHER_EPOCHS" "$RUN/data/sft.jsonl"
    launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset single
    [ "$DRY_RUN" = 1 ] || touch "$RUN/distil/teacher/.done"
 fi
+expect "$RUN/distil/teacher" --written "$N_CANDIDATES" "$RUN/data/prompts.jsonl"
 run openrlhf-qs distil --teacher "$RUN/distil/teacher" --prompts "$RUN/data/prompts.jsonl" \
    --out "$RUN/distil/candidates.jsonl" --n_samples "$N_CANDIDATES" --seed "$SEED" "$@"
 finish

@@ -4,16 +4,25 @@
 #   JUDGE=my_users.py bash recipes/evaluate.sh                           # any flag of `openrlhf-qs evaluate` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${N_HELDOUT:=1000}"        # held-out conversations that each policy answers
-: "${TEMPERATURES:=1 .7 .5 .3}"   # that it answers them at, separated by spaces: the best of one is compared with the best of another
-: "${N_SELECTION:=250}"       # conversations of the fusion split by which the temperature to serve is chosen
-: "${BEST_OF:=8}"             # samples of the SFT policy at the second temperature: the one with the largest reward is an arm; 1: no such arm
+# N_HELDOUT: held-out conversations that each policy answers
+# TEMPERATURES: that it answers them at, separated by spaces: the best of one is compared with the best of another
+# N_SELECTION: conversations of the fusion split by which the temperature to serve is chosen
+# BEST_OF: samples of the SFT policy at the second temperature: the one with the largest reward is an arm; 1: no such arm
+if [ "$FORM" = cpu ] && [ -n "$POLICY" ]; then
+   : "${N_HELDOUT:=200}" "${TEMPERATURES:=1 .7 .4}" "${N_SELECTION:=50}" "${BEST_OF:=4}"   # as smollm2
+else
+   : "${N_HELDOUT:=1000}" "${TEMPERATURES:=1 .7 .5 .3}" "${N_SELECTION:=250}" "${BEST_OF:=8}"
+fi
 
 [ -n "$JUDGE" ] || { [ -n "$CLICK_LOG" ] && JUDGE=none || JUDGE=built_in_world; }   # the run knows whose users clicked
 begin evaluate "$@"
 response_tokens
 plugin_flags --
 [ "$RFT" = 1 ] && TUNED=rft || TUNED=
+read -a AT <<< "$TEMPERATURES"
+N_ALL=$((${#AT[@]} * (2 + RFT) + BEST_OF - 1))   # responses to a conversation, of all policies
+expect "$RUN/sft" --written "$N_ALL" "$RUN/data/fusion.jsonl" "$N_SELECTION" --written "$N_ALL" "$RUN/data/heldout.jsonl" "$N_HELDOUT" \
+   --read "$N_ALL" "$RUN/data/fusion.jsonl" "$N_SELECTION" --read "$N_ALL" "$RUN/data/heldout.jsonl" "$N_HELDOUT"
 for policy in sft $TUNED grpo; do
    N_SAMPLES_AT=()
    for temperature in $TEMPERATURES; do N_SAMPLES_AT+=(1); done

@@ -10,6 +10,7 @@ begin fusion "$@"
 response_tokens
 plugin_flags --
 if [ ! -f "$RUN/fusion/responses.jsonl" ]; then
+   expect "$RUN/sft" --written "$N_SAMPLED" "$RUN/data/fusion.jsonl" 250 --read "$N_SAMPLED" "$RUN/data/fusion.jsonl" 250
    followed openrlhf-qs generate --policy "$RUN/sft" --reference "$RUN/sft" --prompts "$RUN/data/fusion.jsonl" \
       --out "$RUN/fusion/responses.jsonl" --max_new_tokens "$RESPONSE_TOKENS" --n_max 250 --n_samples "$N_SAMPLED" --seed "$SEED" \
       --temperature "$GRPO_TEMPERATURE" --reference_temperature "$GRPO_TEMPERATURE"

@@ -37,6 +37,7 @@ else
    SIZE+=(--adam.weight_decay 0.05)  # with the dropout, against learning the log by heart (docs/GARM.md)
    SIZE+=(--qs.exact_match_enable)   # what a small backbone cannot learn to look up
 fi
+expect "${GARM_BASE:-$RUN/sft}" --taught "$GARM_EPOCHS" "$RUN/data/prompts.jsonl" --read 1 "$RUN/data/prompts.jsonl"
 launch garm "${DATA[@]}" "${TRAINING_FLAGS[@]}" "${SIZE[@]}" "$@"
 [ "$REWARD_MODEL" != click_gaussian ] || [ "$CROSSES" = 0 ] ||
    run openrlhf-qs garm crosses "$RUN/data/preferences.jsonl" --kept_apart "$RUN/data/preferences.calibration.jsonl" \

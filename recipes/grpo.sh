@@ -77,5 +77,7 @@ ROLLOUT=(
    --train.batch_size "$TRAIN_BATCH" --train.micro_batch_size "$GRPO_MICRO_BATCH"
    --data.max_samples $((PROMPTS * STEPS))
 )
+N_ROLLOUTS=$((STEPS * PROMPTS * N_SAMPLES))   # the policy, the reference and the reward model read each
+expect "$START" --written "$N_ROLLOUTS" --read $((3 * N_ROLLOUTS)) --taught "$N_ROLLOUTS"
 launch grpo "${DATA[@]}" "${MODELS[@]}" "${ALGORITHM[@]}" "${TRAINING_FLAGS[@]}" "${SIZE[@]}" "${ROLLOUT[@]}" "$@"
 finish

@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 if [ "$FORM" = gpu ]; then
    : "${N_RFT:=20000}" "${RFT_BATCH:=256}" "${RFT_MICRO_BATCH:=4}" "${RFT_EPOCHS:=2}" "${RFT_LR:=5e-6}"
 elif [ -n "$POLICY" ]; then
-   : "${N_RFT:=500}" "${RFT_BATCH:=16}" "${RFT_EPOCHS:=1}" "${RFT_LR:=5e-5}"   # as smollm2
+   : "${N_RFT:=200}" "${RFT_BATCH:=16}" "${RFT_EPOCHS:=1}" "${RFT_LR:=5e-5}"   # as smollm2
 else
    : "${N_RFT:=3000}" "${RFT_BATCH:=32}" "${RFT_EPOCHS:=3}" "${RFT_LR:=1e-3}"   # N_RFT: conversations
 fi
@@ -18,6 +18,8 @@ fi
 begin rft "$@"
 response_tokens
 [ -z "$EMBEDDER" ] || OPTION="$OPTION diverse.embedder=$EMBEDDER"
+expect "$RUN/sft" --written "$RFT_SAMPLES" "$RUN/data/prompts.jsonl" "$N_RFT" --read "$RFT_SAMPLES" "$RUN/data/prompts.jsonl" "$N_RFT" \
+   --taught "$RFT_EPOCHS" "$RUN/data/prompts.jsonl" "$N_RFT"
 if [ ! -f "$RUN/rft/candidates.jsonl" ] || [ "$DRY_RUN" = 1 ]; then
    run openrlhf-qs rft --policy "$RUN/sft" --reward_model "$RUN/garm" --prompts "$RUN/data/prompts.jsonl" \
       --out "$RUN/rft/candidates.jsonl" --n_max "$N_RFT" --n_samples "$RFT_SAMPLES" --temperature "$RFT_TEMPERATURE" \

@@ -18,5 +18,6 @@ SET=$RUN/data/sft.jsonl
 [ "$DISTIL" = 1 ] && SET=$RUN/distil/candidates.jsonl
 [ -z "$EMBEDDER" ] || OPTION="$OPTION $SFT_DATASET.embedder=$EMBEDDER"
 sft_flags SFT "$SET" "$RUN/sft" "${POLICY:-$RUN/data/policy}"
+expect "${POLICY:-$RUN/data/policy}" --taught "$SFT_EPOCHS" "$SET"
 launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset "$SFT_DATASET" "${TASK[@]/#--/--qs.}" "$@"
 finish

@@ -51,6 +51,7 @@ from openrlhf_qs.garm.shared_prefix import (
     tree_mask,
     use_attention,
 )
+from openrlhf_qs.models.device import dtype_on_cpu
 from openrlhf_qs.models.folder import AGAIN, check_weights, read_config, weight_files
 from openrlhf_qs.models.template import as_plain_text, end_token, rendered, shortened
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins
@@ -615,7 +616,7 @@ class SuggestionScorer:
             path: folder of a checkpoint that ``recipes/garm.sh`` wrote. ValueError where it is not one.
             max_len: tokens; of longer texts the beginning is cut.
         """
-        self.model = load_reward_model(path).to(device)
+        self.model = load_reward_model(path, dtype_on_cpu(path) if device == "cpu" else torch.float32).to(device)
         self.tokenizer = load_tokenizer(path)
         self.max_len = max_len
         self.share_prefix = can_share_prefix(self.model.config, self.model.config._attn_implementation)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.task import read_task
-from openrlhf_qs.models.device import pick_device
+from openrlhf_qs.models.device import dtype_on_cpu, pick_device
 from openrlhf_qs.models.folder import check_model
 from openrlhf_qs.models.template import as_plain_text, end_token, fitted, rendered, token_texts
 
@@ -46,7 +46,7 @@ def reference_tokens(
     tokenizer.padding_side = "left"  # responses end together, and the logits of what stands before are left out
     device = pick_device()
     model = AutoModelForCausalLM.from_pretrained(
-        reference, dtype=torch.bfloat16 if device == "cuda" else torch.float32
+        reference, dtype=torch.bfloat16 if device == "cuda" else dtype_on_cpu(reference)
     )
     model.to(device).eval()
     task = read_task(reference)
