@@ -89,7 +89,7 @@ class Progress:
         self.n_epochs_left = 0  # of this call: a resumed training counts them anew
         self.first_epoch: int | None = None
         self.started = time.monotonic()
-        self.first: tuple[int, float] | None = None  # the first step that was seen, and when
+        self.seen: dict[str, tuple[int, float, int]] = {}  # kind to the first that was seen, when, and the last
 
     def take(self, line: str, now: float) -> str | None:
         """The line to show after ``line`` of output, None where it says nothing of progress."""
@@ -103,9 +103,12 @@ class Progress:
     def line(self, place: Place, now: float) -> str:
         times = duration(now - self.started)
         if place.n_steps:
-            if self.first is None or place.done < self.first[0]:
-                self.first = place.done, now
-            done, since = place.done - self.first[0], now - self.first[1]
+            kind = place.words.split(maxsplit=1)[0]  # responses are no measure of steps
+            first, began, last = self.seen.get(kind, (place.done, now, place.done))
+            if place.done < last:  # they are counted anew
+                first, began = place.done, now
+            self.seen[kind] = first, began, place.done
+            done, since = place.done - first, now - began
             if done > 0:
                 times += f", {duration(since / done * (place.n_steps - place.done))} left"
         numbers = list(place.numbers)
@@ -136,7 +139,8 @@ def describe(line: str, n_steps: int = 0, n_epochs_left: int = 0, first_epoch: i
         return Place(words, numbers, (epoch - first_epoch) * total + done, n_epochs_left * total)
     for pattern, words in OTHERS.items():
         if found := pattern.search(line):
-            return Place(f"{words} {found[1]} of {found[2]}")
+            done, total = int(found[1]), int(found[2])
+            return Place(f"{words} {done} of {total}", (), done, total)
     return None
 
 

@@ -29,10 +29,13 @@ IN_RAY = "\x1b[36m(PPOTrainer pid=5563)\x1b[0m INFO 11-21 02:04:07 ppo_trainer.p
         ),
         (
             "Eval stage of steps 40:  50%|██ | 2/4 [00:00<00:00,  9.1it/s, eval loss=0.5]",
-            Place("evaluation 2 of 4"),
+            Place("evaluation 2 of 4", (), 2, 4),
         ),
-        ("Processed prompts:  25%|██ | 8/32 [00:01<00:03,  7.1it/s]", Place("responses 8 of 32")),
-        ("Map (num_proc=2):   0%|          | 0/4430 [00:00<?, ? examples/s]", Place("reading rows 0 of 4430")),
+        ("Processed prompts:  25%|██ | 8/32 [00:01<00:03,  7.1it/s]", Place("responses 8 of 32", (), 8, 32)),
+        (
+            "Map (num_proc=2):   0%|          | 0/4430 [00:00<?, ? examples/s]",
+            Place("reading rows 0 of 4430", (), 0, 4430),
+        ),
         (
             f"{IN_RAY}Global step 8: {{'response_length': 31.1875, 'reward': -13.900223731994629, 'actor_lr': 0.0096, "
             "'reward/rules': -1.0, 'kl': 7.452897891730727e-05, 'malformed': 1.0, 'timing/generation': 3.1}",
@@ -73,6 +76,19 @@ def test_a_resumed_training_counts_on_from_where_it_was():
     bar = "Train step of epoch 1:  50%|████▎ | {}/80 [00:02<00:00, 14.71it/s, loss=0.5]"
     assert progress.take(bar.format(0), progress.started + 30) == "garm: epoch 2 of 2, step 0 of 80  loss 0.5  (30 s)"
     assert progress.take(bar.format(40), progress.started + 50).endswith("step 40 of 80  loss 0.5  (50 s, 20 s left)")
+
+
+def test_responses_say_how_much_is_left_and_are_no_measure_of_the_steps_after_them():
+    progress = Progress("grpo", 10)
+    start = progress.started
+    bar = "Processed prompts:  25%|██ | {}/32 [00:01<00:03,  7.1it/s]"
+    assert progress.take(bar.format(0), start + 10) == "grpo: responses 0 of 32  (10 s)"
+    assert progress.take(bar.format(8), start + 14) == "grpo: responses 8 of 32  (14 s, 12 s left)"
+    assert progress.take("Global step 1: {'reward': 0.5}", start + 40) == "grpo: step 1 of 10  reward 0.5  (40 s)"
+    assert progress.take(bar.format(16), start + 44).endswith("(44 s, 34 s left)")
+    assert progress.take(bar.format(0), start + 50) == "grpo: responses 0 of 32  (50 s)"  # of the next step
+    assert progress.take(bar.format(16), start + 52).endswith("(52 s, 2 s left)")
+    assert progress.take("Global step 2: {'reward': 0.5}", start + 60).endswith("(1:00, 2:40 left)")
 
 
 def test_a_line_is_never_wider_than_a_terminal_and_keeps_its_times():
