@@ -80,6 +80,21 @@ class Propensities(NamedTuple):
     average: tuple[float, ...] = ()
 
 
+class Line(NamedTuple):
+    """The chance of a click at a place, ``slope * chance at the top + intercept``, and the intercept's share of the
+    mean click rate there; ``influence [contexts, 3]`` adds up to the covariance of the three."""
+
+    slope: float
+    intercept: float
+    share: float
+    influence: np.ndarray
+
+    @property
+    def errors(self) -> list[float]:
+        """Standard errors of the three."""
+        return np.sqrt((self.influence**2).sum(0)).tolist()
+
+
 class Diagnosis(NamedTuple):
     """What a log can tell of its own order and of how its users read.
 
@@ -89,9 +104,7 @@ class Diagnosis(NamedTuple):
             random order; ``same_place_error`` its standard error. None where nothing comes again.
         odds_ratio: of a click where something above was clicked against where nothing was, (value, low, high): 1 in
             the position-based model, above where users differ, below where a click above takes clicks from below.
-        fixed_share: of the click rate of each lower place, the part that does not grow with attraction, (value, low,
-            high) for places from the second: 0 in the position-based model, below 0 where the top is trusted. The
-            intervals are of 99 %, for all places at once. None where too few suggestions were shown at two places.
+        lines: how the click rate of each lower place goes with that of the top; None where too little comes again.
     """
 
     order: str
@@ -99,7 +112,20 @@ class Diagnosis(NamedTuple):
     by_chance: float
     same_place_error: float | None
     odds_ratio: tuple[float, float, float] | None
-    fixed_share: list[tuple[float, float, float]] | None
+    lines: list[Line] | None
+
+    @property
+    def fixed_share(self) -> list[tuple[float, float, float]] | None:
+        """Of the click rate of each lower place, the part that does not grow with attraction, (value, low, high) for
+        places from the second: 0 in the position-based model, below 0 where the top is trusted. The intervals are of
+        95 %, for all places at once. None where there are no lines."""
+        if self.lines is None:
+            return None
+        z = NormalDist().inv_cdf(1 - 0.025 / len(self.lines))  # Bonferroni: one of seven is soon below 0 by chance
+        halves = [z * line.errors[2] for line in self.lines]
+        return [
+            (line.share, line.share - half, line.share + half) for line, half in zip(self.lines, halves, strict=True)
+        ]
 
 
 def shown_counts(log: pl.DataFrame) -> pl.DataFrame:
@@ -217,7 +243,7 @@ def diagnose(counts: pl.DataFrame) -> Diagnosis:
             order = "random"
         elif same_place - Z_95 * error > by_chance:
             order = "chosen"
-    return Diagnosis(order, same_place, by_chance, error, _odds_ratio(counts), _fixed_shares(counts))
+    return Diagnosis(order, same_place, by_chance, error, _odds_ratio(counts), _lines(counts, order))
 
 
 def _is_moved(counts: pl.DataFrame) -> pl.Series:
@@ -261,6 +287,8 @@ def _tried(method: str, counts: pl.DataFrame, known: Diagnosis) -> Propensities 
 def _by(method: str, counts: pl.DataFrame, known: Diagnosis) -> Propensities:
     if method == "cascade":
         found = by_cascade(counts, known.order)
+    elif method == "trust":
+        found = by_trust(counts, known.lines)
     elif method == "none":
         ones = [1.0] * counts["position"].max()
         found = Propensities(ones, ones, ones)
@@ -314,10 +342,11 @@ def _of_diagnosis(known: Diagnosis, found: Propensities) -> list[str]:
         )
     elif untold := _untold_places(known, len(found.values)):
         places = ", ".join(map(str, untold))
-        findings.append(
-            f"too little comes again to tell whether the top is trusted more than place {places}: if it is, one "
-            "number a place is right for the average suggestion only"
-        )
+        would = "if it is, one number a place is right for the average suggestion only, and some .1 to .2 too low"
+        if slopes := _slopes(known.lines):
+            numbers = [f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in zip(*slopes[:3], strict=True)]
+            would = f"if it is, lower places count {', '.join(numbers[1:])}, by --propensity trust"
+        findings.append(f"too little comes again to tell whether the top is trusted more than place {places}: {would}")
     return findings
 
 
@@ -395,18 +424,16 @@ def _odds_ratio(counts: pl.DataFrame) -> tuple[float, float, float] | None:
     return float(value), float(value * np.exp(-half)), float(value * np.exp(half))
 
 
-class _Line(NamedTuple):
-    """The chance of a click at a place, ``slope * chance at the top + intercept``, and the intercept's share of the
-    mean click rate there; ``influence [contexts, 3]`` adds up to the covariance of the three."""
-
-    slope: float
-    intercept: float
-    share: float
-    influence: np.ndarray
+def _lines(counts: pl.DataFrame, order: str) -> list[Line] | None:
+    """A line for each place below the top; None where the counts have none. In a random order there are two ways to
+    them, of which the one with the narrower intervals is taken."""
+    ways = [_lines_within(counts), *([_lines_across(counts)] if order == "random" else [])]
+    found = [lines for lines in ways if lines is not None]
+    return min(found, key=lambda lines: sum(line.errors[2] for line in lines), default=None)
 
 
-def _lines(counts: pl.DataFrame) -> list[_Line] | None:
-    """A line for each place below the top; None where the counts have none.
+def _lines_within(counts: pl.DataFrame) -> list[Line] | None:
+    """Under any ranker: of suggestions that were shown at the top and at a place, the rates there.
 
     Both rates, of one suggestion at two places, are noisy, which would flatten the line. So the instrument (Wald 1940;
     Reiersol 1941) is how often the suggestion is clicked in all its other shows, whose noise is its own: for each
@@ -416,12 +443,7 @@ def _lines(counts: pl.DataFrame) -> list[_Line] | None:
     n_positions, moved = counts["position"].max() or 0, counts.filter(_is_moved(counts))
     if n_positions < 2 or moved["position"].n_unique() < n_positions:
         return None
-    wide = moved.pivot("position", index=["context", "suggestion"], values=["n_shown", "n_clicked"]).fill_null(0)
-    shown, clicked = (
-        np.stack([wide[f"{name}_{place}"].to_numpy() for place in range(1, n_positions + 1)], axis=1).astype(float)
-        for name in ("n_shown", "n_clicked")
-    )
-    context = wide["context"].rank("dense").to_numpy().astype(int) - 1
+    context, shown, clicked = _by_suggestion(moved)
     rate = clicked / np.maximum(shown, 1)
     with np.errstate(divide="ignore"):
         weight = np.where((shown > 0) & (shown[:, :1] > 0), 1 / (1 / shown + 1 / shown[:, :1]), 0.0)
@@ -453,7 +475,7 @@ def _lines(counts: pl.DataFrame) -> list[_Line] | None:
         of_share = (influence[:, 1] - share * w * (here - mean_here) / w.sum()) / mean_here
         summed = np.zeros((context.max() + 1, 3))
         np.add.at(summed, context[rows], np.column_stack([influence, of_share]))
-        lines.append(_Line(float(slope), float(intercept), float(share), summed))
+        lines.append(Line(float(slope), float(intercept), float(share), summed))
     return lines
 
 
@@ -468,17 +490,58 @@ def _is_strong(
     return bool(covariance > np.sqrt(WEAK) * error)
 
 
-def _fixed_shares(counts: pl.DataFrame) -> list[tuple[float, float, float]] | None:
-    """Of each place below the top, the intercept of its click rate on that of the top, over its mean rate."""
-    lines = _lines(counts)
-    if lines is None:
+def _lines_across(counts: pl.DataFrame) -> list[Line] | None:
+    """In a random order: how the clicks of a show go with those of the other shows of the same suggestion.
+
+    Their covariance at a place is the slope there, times what does not depend on the place: a ratio to that at the top
+    is the line's slope, and its intercept follows from the mean rates. Two shows of a suggestion are enough, wherever
+    they stood, where :func:`_lines_within` needs three, two of them at the places that are compared. Under a ranker
+    what stands at a place differs in how attractive it is, and so the covariance does.
+    """
+    n_positions = counts["position"].max() or 0
+    if n_positions < 2 or counts["position"].n_unique() < n_positions:
         return None
-    z = NormalDist().inv_cdf(1 - 0.005 / len(lines))  # Bonferroni: one place of seven is soon below 0 by chance
-    halves = [z * float(np.sqrt((line.influence[:, 2] ** 2).sum())) for line in lines]
-    return [(line.share, line.share - half, line.share + half) for line, half in zip(lines, halves, strict=True)]
+    context, shown, clicked = _by_suggestion(counts)
+    n, mean = shown.sum(0), clicked.sum(0) / shown.sum(0)
+    if not mean.all():
+        return None
+    looks = shown @ mean  # by about how much their places are looked at
+    others = np.maximum(looks[:, None] - mean, 0.0) + PRIOR_LOOKS * mean[0]
+    # Of a show here without a click, what the other shows have beyond their places' means; a click adds itself.
+    beyond = (clicked.sum(1) - looks)[:, None] + mean
+    products = np.where(shown > 0, (clicked * (beyond - 1) - mean * (shown * beyond - clicked)) / others, 0.0) / n
+    covariance = products.sum(0)
+    summed = np.zeros((2, context.max() + 1, n_positions))
+    for part, values in zip(summed, (products - covariance * shown / n, (clicked - mean * shown) / n), strict=True):
+        np.add.at(part, context, values)
+    of_covariance, of_mean = summed
+    if not covariance[0] > np.sqrt(WEAK * (of_covariance[:, 0] ** 2).sum()):
+        return None
+    slope = covariance / covariance[0]
+    of_slope = (of_covariance - slope * of_covariance[:, :1]) / covariance[0]
+    intercept = mean - slope * mean[0]
+    of_intercept = of_mean - slope * of_mean[:, :1] - mean[0] * of_slope
+    share = intercept / mean
+    of_share = (of_intercept - share * of_mean) / mean
+    influence = np.stack([of_slope, of_intercept, of_share], axis=2)
+    return [
+        Line(float(slope[place]), float(intercept[place]), float(share[place]), influence[:, place])
+        for place in range(1, n_positions)
+    ]
 
 
-def by_trust(counts: pl.DataFrame) -> Propensities:
+def _by_suggestion(counts: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each suggestion the number of its context ``[n]``, and its shows and clicks at each place, ``[n, k]``."""
+    wide = counts.pivot("position", index=["context", "suggestion"], values=["n_shown", "n_clicked"]).fill_null(0)
+    places = range(1, counts["position"].max() + 1)
+    shown, clicked = (
+        np.stack([wide[f"{name}_{place}"].to_numpy() for place in places], axis=1).astype(float)
+        for name in ("n_shown", "n_clicked")
+    )
+    return wide["context"].rank("dense").to_numpy().astype(int) - 1, shown, clicked
+
+
+def by_trust(counts: pl.DataFrame, lines: list[Line] | None) -> Propensities:
     r"""A line a place: what is shown there is clicked with the chance :math:`\alpha_k\gamma+\beta_k`.
 
     The model of Agarwal et al. (2019), *Addressing Trust Bias for Unbiased Learning-to-Rank*, in the affine form of
@@ -490,15 +553,8 @@ def by_trust(counts: pl.DataFrame) -> Propensities:
     Raises:
         ValueError: too few suggestions came again at two places to tell the lines.
     """
-    lines = _lines(counts)
-    errors = [float(np.sqrt((line.influence[:, 0] ** 2).sum())) for line in lines or []]
-    slopes = [line.slope for line in lines or []]
-    found = Propensities(
-        [1.0, *slopes],
-        [1.0, *(slope - Z_95 * error for slope, error in zip(slopes, errors, strict=True))],
-        [1.0, *(slope + Z_95 * error for slope, error in zip(slopes, errors, strict=True))],
-    )
-    if lines is None or min(found.low) <= 0 or _unknown_places(found):
+    found = _slopes(lines)
+    if found is None:
         raise ValueError(
             "too few suggestions were shown at two places, or too few times, to tell trust from attention: give a "
             "larger log, or take the propensities by pbm"
@@ -508,6 +564,16 @@ def by_trust(counts: pl.DataFrame) -> Propensities:
         trust=tuple(float(slope * (max(zeros) - zero)) for slope, zero in zip(found.values, zeros, strict=True)),
         average=tuple(by_position_based_model(counts).values),
     )
+
+
+def _slopes(lines: list[Line] | None) -> Propensities | None:
+    """The slopes of the lines with their intervals; None where they are unknown."""
+    if lines is None:
+        return None
+    values, halves = [1.0, *(line.slope for line in lines)], [0.0, *(Z_95 * line.errors[0] for line in lines)]
+    low, high = ([one + sign * half for one, half in zip(values, halves, strict=True)] for sign in (-1, 1))
+    found = Propensities(values, low, high)
+    return None if min(low) <= 0 or _unknown_places(found) else found
 
 
 class _Estimate(NamedTuple):
@@ -690,5 +756,4 @@ ESTIMATORS = {
     "ctr": by_click_rates,
     "harvest": by_moved_suggestions,
     "pbm": by_position_based_model,
-    "trust": by_trust,
 }

@@ -1,9 +1,12 @@
 import argparse
 import json
 
+import numpy as np
+import polars as pl
 import pytest
 from datasets import load_dataset
 
+from openrlhf_qs.benchmark.propensities import Kind, simulated
 from openrlhf_qs.clicks import data
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files.whole import read_json_lines
@@ -143,3 +146,24 @@ def test_pairs_can_come_from_click_rates(tiny_log, tmp_path):
     files = run(tiny_log, tmp_path, "--pairs_from", "click_rates", "--heldout_share", "0.4")
     assert all(0.5 < label < 1 for row in files["preferences.jsonl"] for *_, label in row["pairs"])
     assert len(files["preferences.jsonl"]) == files["log.json"][0]["splits"]["train"]["n_conversations"]
+
+
+def test_all_that_is_made_of_a_ranked_log_counts_by_how_much_places_are_looked_at(tmp_path):
+    one = simulated(Kind("pbm", 1.0, 300, n_impressions=12_000), seed=0)
+    file = tmp_path / "ranked.parquet"
+    one.log().with_columns(timestamp=pl.lit("2025-01-01T00:00:00Z")).write_parquet(file)
+    files = run(file, tmp_path / "data")
+    (log,) = files["log.json"]
+    assert log["propensity"] == "pbm" and log["propensities"] == pytest.approx([1, 0.75, 0.55], abs=0.08)
+    assert all(row["examination"] == pytest.approx(log["propensities"]) for row in files["preferences.jsonl"])
+    # of the candidates that SFT learns from, what is better counts more, and where it stood counts nothing
+    appeal = dict(zip(one.shown.ravel().tolist(), one.appeal.ravel().tolist(), strict=True))
+    stood = np.bincount(one.shown.ravel(), np.tile(np.arange(3), len(one.shown)))
+    stood = stood / np.maximum(np.bincount(one.shown.ravel()), 1)
+    numbers, weights = zip(
+        *((int(c["text"].split()[1]), c["weight"]) for row in files["sft.jsonl"] for c in row["candidates"]),
+        strict=True,
+    )
+    x = np.stack([np.ones(len(numbers)), [appeal[n] for n in numbers], stood[list(numbers)]], axis=1)
+    _, of_appeal, of_place = np.linalg.lstsq(x, np.log(weights), rcond=None)[0]
+    assert of_appeal > 0.3 and abs(of_place) < 0.15

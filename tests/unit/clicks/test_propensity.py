@@ -2,12 +2,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from openrlhf_qs.benchmark.propensities import Kind, trusted_lines
+from openrlhf_qs.benchmark.propensities import Kind, measure_pairs, trusted_lines
 from openrlhf_qs.benchmark.propensities import simulated_counts as simulated_kind
 from openrlhf_qs.clicks.click_log import SCHEMA
 from openrlhf_qs.clicks.propensity import (
     COUNTS,
     METHODS,
+    _lines_across,
     added_up,
     diagnose,
     estimate,
@@ -176,10 +177,52 @@ def test_where_the_top_is_trusted_auto_finds_a_line_a_place_that_covers_the_trut
     assert not any(covered(estimate(counts, "pbm"), slopes)[0] for counts, _ in simulations("trust", ranked, 2))
 
 
-def test_where_too_little_comes_again_trust_is_refused():
+def test_in_a_random_order_three_shows_of_a_conversation_tell_trust_from_attention():
+    slopes, inside, found = trusted_lines()[0], [], []
+    for counts, _ in simulations("trust", False, 12, n_contexts=6000):
+        inside += covered(estimate(counts, "trust"), slopes)
+        found.append(estimate(counts))
+    # of 24 intervals that cover in 95 % 19 or fewer are right in one of 300 such tests
+    assert sum(inside) >= 20
+    # nine of ten such logs show it; 7 or fewer of 12 do in one of 200 such tests
+    assert sum(one.method == "trust" for one in found) >= 8
+    # click rates are off by .13 and .16, in every log
+    assert (np.abs(np.mean([one.values for one in found], axis=0) - slopes) < 0.08).all()
+    for one in found:
+        assert one.method == "trust" or "by --propensity trust" in " ".join(one.findings)
+
+
+def test_in_a_random_order_without_trust_three_shows_of_a_conversation_show_none():
+    logs = simulations("pbm", False, 12, n_contexts=6000)
+    assert sum(estimate(counts).method == "ctr" for counts, _ in logs) >= 11
+    inside = [one for counts, true in logs for one in covered(estimate(counts, "trust"), true)]
+    assert sum(inside) >= 20
+
+
+def test_the_covariance_of_shows_is_that_of_each_with_all_others_of_its_suggestion():
+    rng = np.random.default_rng(0)
+    attraction = rng.beta(1, 2, 200)
+    shows = [
+        (s, p, int(rng.random() < attraction[s] * EXAMINED[p])) for s in range(200) for p in rng.integers(3, size=9)
+    ]
+    rows = [(s // 3, s, p + 1, 1, click, 1, click) for s, p, click in shows]
+    counts = added_up(pl.DataFrame(rows, schema=COUNTS, orient="row"))
+    mean = [np.mean([click for _, p, click in shows if p == place]) for place in range(3)]
+    products = [[], [], []]
+    for n, (s, p, click) in enumerate(shows):
+        others = [(mean[q], other) for m, (r, q, other) in enumerate(shows) if r == s and m != n]
+        looks = sum(place for place, _ in others) + 5 * mean[0]
+        products[p].append((click - mean[p]) * sum(other - place for place, other in others) / looks)
+    covariance = [np.mean(one) for one in products]
+    slopes = [line.slope for line in _lines_across(counts)]
+    np.testing.assert_allclose(slopes, [covariance[1] / covariance[0], covariance[2] / covariance[0]])
+
+
+def test_under_a_ranker_too_few_shows_tell_no_trust_and_that_is_said():
     for counts, _ in simulations("trust", True, 3, n_contexts=6000):
         assert estimate(counts).method == "pbm"
-        assert "too little comes again to tell whether the top is trusted" in " ".join(estimate(counts).findings)
+        said = " ".join(estimate(counts).findings)
+        assert "too little comes again to tell whether the top is trusted" in said and ".1 to .2 too low" in said
         with pytest.raises(ValueError, match="to tell trust from attention: give a larger log"):
             estimate(counts, "trust")
 
@@ -189,6 +232,12 @@ def test_click_rates_of_a_ranked_log_never_cover_the_truth_and_are_contradicted(
         found = estimate(counts, "ctr")
         assert not any(covered(found, true)) and found.values[2] < 0.3
         assert "ctr takes quality for attention: take pbm" in found.findings[0]
+
+
+def test_pairs_of_a_ranked_log_favour_no_place_and_those_by_click_rates_do():
+    found = measure_pairs(Kind("pbm", 1.0, 300, n_impressions=8000), range(3))
+    # log-odds of being the chosen one for each place higher, the appeals held fixed
+    assert abs(found["auto"]["place"]) < 0.08 < 0.25 < found["none"]["place"] and found["ctr"]["place"] < -0.35
 
 
 @pytest.mark.parametrize(("clicks", "ranked"), [("pbm", False), ("pbm", True), ("trust", False), ("trust", True)])

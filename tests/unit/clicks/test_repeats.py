@@ -5,7 +5,7 @@ import pytest
 
 from openrlhf_qs.clicks.check import check_log
 from openrlhf_qs.clicks.click_log import read_click_log
-from openrlhf_qs.clicks.propensity import examination_propensities
+from openrlhf_qs.clicks.propensity import estimate, examination_propensities, shown_counts
 from openrlhf_qs.clicks.repeats import without_repeats
 from openrlhf_qs.world.click_log import write_click_log
 
@@ -37,6 +37,17 @@ def test_rows_that_are_there_twice_are_found_and_can_be_dropped(rows, tmp_path):
     log, dropped = without_repeats(read_click_log(path), drop_doubles=True)
     assert dropped == {"the same row under another id": 2000}
     assert log["impression_id"].to_list() == [row["impression_id"] for row in rows]
+
+
+def test_rows_that_are_there_twice_look_like_a_chosen_order_and_without_them_it_is_random_again(rows, tmp_path):
+    """Many shows that come again are at the place where the suggestion stood, for they are the same ones."""
+    twice = [*rows, *({**row, "impression_id": f"again-{n}"} for n, row in enumerate(rows))]
+    log = read_click_log(written(tmp_path / "log.jsonl", twice))
+    once, _ = without_repeats(log, drop_doubles=True)
+    clean, doubled, dropped = (
+        estimate(shown_counts(some)) for some in (read_click_log(written(tmp_path / "once.jsonl", rows)), log, once)
+    )
+    assert clean.order == "random" and doubled.order == "chosen" and dropped == clean
 
 
 def test_one_user_with_a_fifth_of_the_rows_is_found_and_can_be_capped(rows, tmp_path):

@@ -7,6 +7,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import polars as pl
 import pytest
 from scipy.stats import chisquare
 
@@ -161,3 +162,12 @@ def test_a_log_without_users_has_intervals_by_conversation(tmp_path):
     log = read_click_log(write_log(tmp_path / "log.jsonl", n=800, user_id=None))
     found = logged_ab(log)
     assert list(found["arms"]["new"]["ci95"]) == ["conversation"] and found["arms"]["new"]["n_users"] is None
+
+
+def test_the_turns_of_a_conversation_are_one_cluster(tmp_path):
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 4, "abcdefgh", strict=True)]
+    log = read_click_log(write_log(tmp_path / "log.jsonl", n=800))
+    conversations = [[{"role": "user", "content": f"Question {n // 4}?"}, *turns[: 2 * (n % 4)]] for n in range(800)]
+    log = log.with_columns(conversation=pl.Series(conversations, dtype=log.schema["conversation"]))
+    found = logged_ab(log)["arms"]
+    assert sum(one["n_conversations"] for one in found.values()) <= 2 * 200
