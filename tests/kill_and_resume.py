@@ -1,11 +1,12 @@
 """Kill a small run by force, at random moments of every stage, call again, and compare what comes out.
 
     python tests/kill_and_resume.py /tmp/killed --kills 25
+    python tests/kill_and_resume.py /tmp/late --kills 6 --stages rft,grpo
 
-One run is never killed. Of another, the first call is killed in its first stage, the next one in that stage again or
-the next, and so on: ``kills`` times, spread over the stages, each at a moment drawn from the time that the stage took
-in the run which was never killed. Half of the kills hit every process of the call, half the outer recipe alone, whose
-training must then end by itself. The last call must end with a whole run.
+One run is never killed. Of another, the first call is killed in the first of ``stages``, the next one in that stage
+again or the next, and so on: ``kills`` times, spread over these stages, each at a moment drawn from the time that the
+stage took in the run which was never killed. Half of the kills hit every process of the call, half the outer recipe
+alone, whose training must then end by itself. The last call must end with a whole run.
 
 Out: a line for each kill, then what is the same: the bytes of ``data``; the bytes of what the SFT policy says, for the
 same policy asked once more without a kill; how far trained weights and the measured CTRs are from those of the run
@@ -23,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from openrlhf_qs.files.record import durations, read_record
@@ -58,11 +60,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="for both runs; what is in it goes on")
     parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--stages", default=",".join(STAGES), help="that are killed, in the order of the way")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
+    stages = sorted(args.stages.split(","), key=STAGES.index)
     whole, killed = args.folder / "whole", args.folder / "killed"
     end(start(whole), whole)
-    kill_often(killed, args.kills, durations(RunFolder(whole)), random.Random(args.seed))
+    kill_often(killed, args.kills, stages, durations(RunFolder(whole)), random.Random(args.seed))
     end(start(killed), killed)
     sys.exit(compare(whole, killed))
 
@@ -89,25 +93,27 @@ def end(call: subprocess.Popen, run: Path) -> None:
         sys.exit(f"a call in {run} ended with status {call.returncode}")
 
 
-def kill_often(run: Path, n_kills: int, seconds: dict[str, float], moments: random.Random) -> None:
-    """Kill calls in ``run``: as many in each stage, in the order of the way."""
+def kill_often(
+    run: Path, n_kills: int, stages: Sequence[str], seconds: Mapping[str, float], moments: random.Random
+) -> None:
+    """Kill calls in ``run``: as many in each of ``stages``, in their order."""
     journal = run.with_suffix(".kills.jsonl")
     done = len(journal.read_text().splitlines()) if journal.is_file() else 0
     for number in range(n_kills):
-        aimed, share = STAGES[number * len(STAGES) // n_kills], moments.random()
+        aimed, share = stages[number * len(stages) // n_kills], moments.random()
         outer_alone = moments.random() < 0.5
         if number < done:
             continue
-        call = start(run)
-        while call.poll() is None and STAGES.index(working_on(run) or "data") < STAGES.index(aimed):
+        called, call = time.time(), start(run)
+        while call.poll() is None and STAGES.index(working_on(run, called) or "data") < STAGES.index(aimed):
             time.sleep(0.05)
-        aimed = working_on(run) or aimed  # a later one where that was done before its kill came
+        aimed = working_on(run, called) or aimed  # a later one where that was done before its kill came
         begun = time.monotonic()
         while call.poll() is None and time.monotonic() - begun < share * seconds[aimed]:
             time.sleep(0.02)
         if call.poll() is not None:
             end(call, run)  # it may have ended well, and not by an error
-        hit = working_on(run)
+        hit = working_on(run, called)
         (os.kill if outer_alone else os.killpg)(call.pid, signal.SIGKILL)
         call.wait()
         row = {"kill": number + 1, "aimed_at": aimed, "hit": hit, "seconds": round(time.monotonic() - begun, 2)}
@@ -117,9 +123,10 @@ def kill_often(run: Path, n_kills: int, seconds: dict[str, float], moments: rand
         print(json.dumps(row), flush=True)
 
 
-def working_on(run: Path) -> str:
-    """The stage that is begun and not done, empty where none is."""
-    return next((name for name, one in read_record(RunFolder(run)).items() if one["state"] == "begun"), "")
+def working_on(run: Path, called: float) -> str:
+    """The stage that a call of that time has begun and not done, empty where none is."""
+    entries = read_record(RunFolder(run)).items()
+    return next((name for name, one in entries if one["state"] == "begun" and one["call"] >= called), "")
 
 
 def compare(whole: Path, killed: Path) -> int:
