@@ -101,7 +101,7 @@ class Diagnosis(NamedTuple):
     Attributes:
         order: ``random``, ``chosen``, or ``unknown`` where too little comes again to tell.
         same_place: of two shows of a suggestion in one context, the share at one place; ``by_chance`` what it is in a
-            random order; ``same_place_error`` its standard error. None where nothing comes again.
+            random order. None where nothing comes again.
         odds_ratio: of a click where something above was clicked against where nothing was, (value, low, high): 1 in
             the position-based model, above where users differ, below where a click above takes clicks from below.
         lines: how the click rate of each lower place goes with that of the top; None where too little comes again.
@@ -110,7 +110,6 @@ class Diagnosis(NamedTuple):
     order: str
     same_place: float | None
     by_chance: float
-    same_place_error: float | None
     odds_ratio: tuple[float, float, float] | None
     lines: list[Line] | None
 
@@ -232,7 +231,7 @@ def diagnose(counts: pl.DataFrame) -> Diagnosis:
         .agg(pl.col("same", "pairs").sum())
     )
     n_pairs = int(again["pairs"].sum())
-    order, same_place, error = "unknown", None, None
+    order, same_place = "unknown", None
     if n_pairs and len(by_place) > 1:
         same_place = float(again["same"].sum() / n_pairs)
         residual = (again["same"] - same_place * again["pairs"]).to_numpy()
@@ -243,7 +242,7 @@ def diagnose(counts: pl.DataFrame) -> Diagnosis:
             order = "random"
         elif same_place - Z_95 * error > by_chance:
             order = "chosen"
-    return Diagnosis(order, same_place, by_chance, error, _odds_ratio(counts), _lines(counts, order))
+    return Diagnosis(order, same_place, by_chance, _odds_ratio(counts), _lines(counts, order))
 
 
 def _is_moved(counts: pl.DataFrame) -> pl.Series:

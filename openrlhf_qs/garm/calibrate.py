@@ -21,8 +21,7 @@ from openrlhf_qs.garm.calibration import (
     negative_log_likelihood,
     preference_probability,
 )
-from openrlhf_qs.garm.crosses import CROSSES
-from openrlhf_qs.garm.edit_head import edit_head
+from openrlhf_qs.garm.edit_head import edit_head, scale_means
 from openrlhf_qs.garm.eval import Scored, load_on_device, read_pairs, score_pairs
 from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, Z_95, cluster_bootstrap
@@ -155,14 +154,7 @@ def rescale_means(path: str | Path, scale: float) -> None:
         )
 
     def rescaled(config, weight, bias, others):
-        weight[means] *= scale
-        bias[means] *= scale
-        if CROSSES in config["reward_model"]:
-            others[f"{CROSSES}.weight"] *= scale
-        config["mean_scale"] = config.get("mean_scale", 1.0) * scale
-        for name in ("mean", "std"):  # of the means, for those who normalise rewards by them
-            if name in config:
-                config[name] *= scale
+        scale_means(config, weight, bias, others, means, scale)
         return weight, bias
 
     edit_head(path, rescaled)

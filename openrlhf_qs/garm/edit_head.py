@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_qs.files.whole import replacing, write_whole
+from openrlhf_qs.garm.crosses import CROSSES
 from openrlhf_qs.models.folder import make_usable
 
 
@@ -41,3 +42,21 @@ def edit_head(path: str | Path, edit: Callable[[dict[str, Any], Any, Any, dict[s
             save_file(tensors, temporary, metadata=metadata)
     write_whole(config_file, json.dumps(config, indent=2) + "\n")
     make_usable(path)
+
+
+def scale_means(
+    config: dict[str, Any], weight: Any, bias: Any, others: dict[str, Any], means: slice, scale: float
+) -> None:
+    """Within an edit: multiply the outputs ``means`` of the head, and the crosses, which add to them.
+
+    ``mean_scale`` in the config keeps the product; ``mean`` and ``std`` there, for those who normalise rewards by them,
+    follow.
+    """
+    weight[means] *= scale
+    bias[means] *= scale
+    if CROSSES in config["reward_model"]:
+        others[f"{CROSSES}.weight"] *= scale
+    config["mean_scale"] = config.get("mean_scale", 1.0) * scale
+    for name in ("mean", "std"):
+        if name in config:
+            config[name] *= scale

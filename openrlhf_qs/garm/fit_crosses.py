@@ -25,7 +25,7 @@ from scipy.optimize import minimize
 
 from openrlhf_qs.clicks.preferences import read_preferences
 from openrlhf_qs.garm.crosses import CROSSES, N_BUCKETS, buckets
-from openrlhf_qs.garm.edit_head import edit_head
+from openrlhf_qs.garm.edit_head import edit_head, scale_means
 from openrlhf_qs.garm.shown import Clicks, clicks_of, texts_of
 from openrlhf_qs.garm.spread import HEAD
 from openrlhf_qs.registry import load_plugins
@@ -170,10 +170,10 @@ def write(path: str | Path, kept: np.ndarray, weights: np.ndarray, scale: float,
 
     def with_crosses(config, weight, bias, others):
         mark = config["reward_model"]
-        mark[CROSSES] = {"n_buckets": N_BUCKETS, "turn_end_id": end}
         means = REWARD_MODELS.create(mark["name"], **mark["options"]).mean_outputs
-        weight[means] *= scale
-        bias[means] = bias[means] * scale + shift
+        scale_means(config, weight, bias, others, means, scale)
+        bias[means] += shift
+        mark[CROSSES] = {"n_buckets": N_BUCKETS, "turn_end_id": end}
         others[f"{CROSSES}.weight"] = torch.zeros(N_BUCKETS, 1)
         others[f"{CROSSES}.weight"][torch.from_numpy(kept), 0] = torch.from_numpy(weights).float()
         return weight, bias

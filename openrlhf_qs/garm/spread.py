@@ -43,7 +43,6 @@ HEAD = "click_gaussian"
 TOKEN_PENALTY = 10.0  # of the tokens' variances: about that of ten pairs of showings that say something
 HIDDEN_PENALTY = 0.1  # of the linear layer, a share of the mean square of the hidden states
 MIN_VARIANCE = 0.01  # of a suggestion, log-odds squared: none of its tokens has any
-N_RESAMPLES = 20
 NO_USERS = (
     "no user of these rows was shown anything twice, or none has a user_id: how far users differ cannot be had from "
     "single clicks; give a log with user_id, or leave the deviations constant"

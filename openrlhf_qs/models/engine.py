@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.task import Task
 from openrlhf_qs.models.device import pick_device
 from openrlhf_qs.models.folder import check_model, read_config
 from openrlhf_qs.models.outlived import children_end_with_this_process
@@ -125,11 +126,10 @@ def sample(
     from vllm.sampling_params import StructuredOutputsParams
 
     tokenizer = llm.get_tokenizer()
-    n_most = _room(llm.llm_engine.model_config.max_model_len, max_len) - max_tokens
-    fits = [fitted(tokenizer, one, n_most) for one in messages]
-    prompts = [prompt_ids(tokenizer, one if fit is None else fit) for one, fit in zip(messages, fits, strict=True)]
-    n_cut = sum(fit is not None and fit != prepared(tokenizer, one) for one, fit in zip(messages, fits, strict=True))
-    if n_cut:
+    n_most = Task(max_len=max_len).room(llm.llm_engine.model_config.max_model_len) - max_tokens
+    fits = [_fitted_ids(tokenizer, one, n_most) for one in messages]
+    prompts = [ids for ids, _ in fits]
+    if n_cut := sum(was_cut for _, was_cut in fits):
         print(f"{n_cut} of {len(prompts)} prompts were cut to {n_most} tokens, by whole turns from the beginning")
     fitting = [TokensPrompt(prompt_token_ids=ids) for ids in prompts if len(ids) <= n_most]
     # No seed here: vLLM's CPU backend knows the engine's alone. Log-probs of the sampled token only.
@@ -150,9 +150,9 @@ async def sample_async(
     from vllm import SamplingParams, TokensPrompt
     from vllm.sampling_params import RequestOutputKind
 
-    n_most = _room(engine.model_config.max_model_len, max_len) - max_tokens
+    n_most = Task(max_len=max_len).room(engine.model_config.max_model_len) - max_tokens
     loop = asyncio.get_running_loop()
-    ids = await loop.run_in_executor(_TOKENIZING, _fitted_ids, engine.get_tokenizer(), messages, n_most)
+    ids, _ = await loop.run_in_executor(_TOKENIZING, _fitted_ids, engine.get_tokenizer(), messages, n_most)
     if len(ids) > n_most:
         return too_long(len(ids), n_most)
     sampling = SamplingParams(
@@ -168,20 +168,17 @@ async def sample_async(
     return [answers[index] for index in sorted(answers)]
 
 
-def _room(model_len: int, max_len: int) -> int:
-    """Tokens of a prompt with its answer: as taught, where that is known, and no more than the model takes."""
-    return min(max_len or model_len, model_len)
-
-
 def too_long(n_tokens: int, n_most: int) -> str:
     """What is said of a prompt that could not be cut."""
     return f"the prompt has {n_tokens} tokens, the policy takes {n_most} beside the answer"
 
 
-def _fitted_ids(tokenizer, messages: Sequence[Message], n_most: int) -> list[int]:
-    """The tokens of a prompt, cut where that is enough."""
+def _fitted_ids(tokenizer, messages: Sequence[Message], n_most: int) -> tuple[list[int], bool]:
+    """The tokens of a prompt, cut where that is enough, and whether it was cut."""
     fit = fitted(tokenizer, messages, n_most)
-    return prompt_ids(tokenizer, messages if fit is None else fit)
+    if fit is None:
+        return prompt_ids(tokenizer, messages), False
+    return prompt_ids(tokenizer, fit), fit != prepared(tokenizer, messages)
 
 
 def _answer(output: Any) -> Answer:

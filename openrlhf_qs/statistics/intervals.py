@@ -35,11 +35,6 @@ def wilson_interval(share: float, n: float) -> tuple[float, float]:
     return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
 
 
-def half_width(values: np.ndarray) -> float:
-    """Half the 95 % interval of the mean of ``values`` ``[n]``, n >= 2, by the normal approximation."""
-    return Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
 def cluster_half_width(values: np.ndarray, clusters: Clusters | Sequence[Hashable]) -> float:
     """Half the 95 % t interval of the mean of ``values`` ``[n]`` where those of one cluster hang together.
 

@@ -93,10 +93,13 @@ def test_a_reward_model_learns_what_hangs_on_question_and_suggestion_together(wr
     conversations = [under(question) for question in ASKED for _ in SUGGESTED]
     mean, *_ = scorer(conversations, SUGGESTED * 2)
     assert mean[0] > mean[1] + 1 and mean[3] > mean[2] + 1
-    # alone in its row as among others, and after a temperature
+    # alone in its row as among others, and after a temperature, which the config multiplies with what the fit did
     plain = scorer.model(*encode_suggestions(scorer.tokenizer, conversations, SUGGESTED * 2, 512))
     np.testing.assert_allclose(plain[:, 0].detach().numpy(), mean, rtol=1e-4, atol=1e-5)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["mean_scale"] == pytest.approx(report["the reward model's log-odds, times"])
     rescale_means(folder, 0.5)
+    assert json.loads((folder / "config.json").read_text())["mean_scale"] == pytest.approx(config["mean_scale"] / 2)
     raw = [
         one.model(*encode_suggestions(one.tokenizer, conversations, SUGGESTED * 2, 512), return_output=True)[0]
         for one in (scorer, SuggestionScorer(folder))

@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from openrlhf_qs.statistics.intervals import Z_95, cluster_bootstrap, half_width, t_interval, wilson_interval
+from openrlhf_qs.statistics.intervals import Z_95, cluster_bootstrap, t_interval, wilson_interval
 
 
 def test_the_quantile_is_that_of_the_normal_distribution():
     assert pytest.approx(stats.norm.ppf(0.975)) == Z_95
-
-
-def test_half_the_interval_of_a_mean_by_hand():
-    # deviation (ddof 1) of 0, 0, 1, 1: sqrt(1 / 3) = 0.57735; / 2 = 0.288675; times 1.959964 = 0.5658
-    assert half_width(np.array([0.0, 0.0, 1.0, 1.0])) == pytest.approx(0.5658, abs=1e-4)
 
 
 def test_wilson_interval_by_hand_and_at_the_ends():
