@@ -22,14 +22,13 @@ from rich.table import Table
 
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.response import response_regex
+from openrlhf_qs.form.response import N_SUGGESTIONS, response_regex
 from openrlhf_qs.form.topic import on_topic
 from openrlhf_qs.models.embedder import embed, load_embedder
 from openrlhf_qs.models.engine import Answer, load_engine, sample
 from openrlhf_qs.sft.cold_start import chosen, read_template
 from openrlhf_qs.world.click_log import contexts
 
-N_SUGGESTIONS = 3
 SHARES = ("well_formed", "all_on_topic", "on_topic", "all_near")
 NEAR = 0.95  # share of the other conversations that a suggestion must be farther from than from its own
 

@@ -29,6 +29,7 @@ from rich.progress import track
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.form.prompt import Message, suggestion_messages
+from openrlhf_qs.form.response import N_SUGGESTIONS
 from openrlhf_qs.host import flash_attn_stand_in
 from openrlhf_qs.host.seams import head_and_objective
 from openrlhf_qs.host.settings import GarmSettings, Settings
@@ -36,7 +37,6 @@ from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.sft.small_policy import MAX_TOKENS, build_small_policy
 from openrlhf_qs.world.click_log import write_click_log
 
-N_SUGGESTIONS = 3
 RATIO_AT = 128  # tokens of a conversation
 MAX_CONVERSATION = 768  # tokens; the rest of MAX_TOKENS is for the suggestion
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from openrlhf_qs.clicks.repeats import DOUBLE_SHARE, MIN_ROWS, TEXT_SHARE
 from openrlhf_qs.files.printable import counted
+from openrlhf_qs.form.response import N_SUGGESTIONS
+from openrlhf_qs.form.task import MAX_SUGGESTIONS
 
 LEVELS = ("pass", "warn", "fail")
 FEW_PAIRS = 1000  # from fewer GaRM learns little: the default log gives some 20,000
@@ -14,7 +16,6 @@ FEW_AGAIN = 50  # conversations that come again, below which the fusion compares
 FEW_CONVERSATIONS = 1000  # from which a policy without any training learns little
 OTHER_LANGUAGE_SHARE = 0.02  # of the suggestions looked at, above which it is said
 REPEATING_SHARE = 0.01  # of the rows, above which those that show one text twice are pointed out
-USUAL_NUMBER = 3  # suggestions of a response, where a run does not say otherwise
 
 
 class Verdict(NamedTuple):
@@ -87,8 +88,9 @@ def _of_suggestions(found: Mapping[str, Any]) -> list[Verdict]:
     usual = max(counts, key=counts.get)
     some = f"{usual} in all rows" if len(counts) == 1 else f"{min(counts)} to {max(counts)} in a row, mostly {usual}"
     verdicts = [Verdict("pass", "suggestions", (), some)]
-    if usual != USUAL_NUMBER:
-        sentence = f"{some}: a policy writes {USUAL_NUMBER}, unless the run says N_SUGGESTIONS={min(usual, 8)}"
+    if usual != N_SUGGESTIONS:
+        wanted = min(usual, MAX_SUGGESTIONS)
+        sentence = f"{some}: a policy writes {N_SUGGESTIONS}, unless the run says N_SUGGESTIONS={wanted}"
         verdicts = [Verdict("warn", "suggestions", ("sft", "grpo", "evaluate"), sentence)]
     n_repeating, n_rows = found["n_repeating"], found["n_impressions"]
     if n_repeating > REPEATING_SHARE * n_rows:

@@ -16,7 +16,7 @@ from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import raise_problems, read_json_lines
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.response import format_response, parse_response
+from openrlhf_qs.form.response import N_SUGGESTIONS, format_response, parse_response
 from openrlhf_qs.form.task import Task, read_task
 
 COLD_START = "cold_start"
@@ -32,7 +32,7 @@ class Shown(NamedTuple):
     well_formed: bool
     log_ppl: float | None = None
     response: str = ""  # the text that the suggestions were read from
-    n: int = 3  # how many were asked for, or shown
+    n: int = N_SUGGESTIONS  # how many were asked for, or shown
     finish_reason: str = "stop"
     temperature: float = 1.0  # that it was sampled at
 

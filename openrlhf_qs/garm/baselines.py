@@ -13,7 +13,6 @@ In: the preferences that the reward model was trained on, and the pairs it is me
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from scipy import sparse
 
 from openrlhf_qs.clicks.preferences import Pairs, all_pairs
 from openrlhf_qs.form.keys import root_key, text_key
+from openrlhf_qs.form.text import words as words_of
 from openrlhf_qs.garm.calibration import accuracy, expected_calibration_error, negative_log_likelihood
 from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import cluster_bootstrap
@@ -54,7 +54,7 @@ def linear(train: Sequence[Mapping[str, Any]], train_pairs: Pairs, rows: Sequenc
     counts: dict[str, int] = {}
     for row in train:
         for text in row["suggestions"]:
-            for word in set(_words(text)):
+            for word in set(words_of(text)):
                 counts[word] = counts.get(word, 0) + 1
     columns = {word: column for column, word in enumerate(sorted(counts))}
     n_texts = max(sum(len(row["suggestions"]) for row in train), 1)
@@ -63,7 +63,7 @@ def linear(train: Sequence[Mapping[str, Any]], train_pairs: Pairs, rows: Sequenc
 
     def features(rows: Sequence[Mapping[str, Any]]) -> sparse.csr_matrix:
         texts = [(row["conversation"], text) for row in rows for text in row["suggestions"]]
-        place = [(n, columns[w]) for n, (_, text) in enumerate(texts) for w in set(_words(text)) if w in columns]
+        place = [(n, columns[w]) for n, (_, text) in enumerate(texts) for w in set(words_of(text)) if w in columns]
         cells = np.array(place, dtype=int).reshape(-1, 2)
         words = sparse.csr_matrix((np.ones(len(cells)), tuple(cells.T)), shape=(len(texts), len(columns)))
         overlap = np.array([_overlap(conversation, text, rarity, unseen) for conversation, text in texts])
@@ -227,8 +227,11 @@ def _differences(features: sparse.csr_matrix, rows: Sequence[Mapping[str, Any]],
 
 def _overlap(conversation: Sequence[Mapping[str, str]], text: str, rarity: Mapping[str, float], unseen: float):
     """The figures of ``OVERLAP``."""
-    words = _words(text)
-    turns = {role: [_words(m["content"]) for m in conversation if m["role"] == role] for role in ("user", "assistant")}
+    words = words_of(text)
+    turns = {
+        role: [words_of(message["content"]) for message in conversation if message["role"] == role]
+        for role in ("user", "assistant")
+    }
     question = turns["user"][-1] if turns["user"] else []
     answer = turns["assistant"][-1] if turns["assistant"] else []
     asked, answered = set(question), set(answer)
@@ -267,10 +270,6 @@ def _overlap(conversation: Sequence[Mapping[str, str]], text: str, rarity: Mappi
         len(words) - len(set(words)),
         float(text.rstrip().endswith("?")),
     )
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
 
 
 def _word_pairs(words: Sequence[str]) -> set[tuple[str, str]]:

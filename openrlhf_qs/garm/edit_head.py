@@ -49,8 +49,8 @@ def scale_means(
 ) -> None:
     """Within an edit: multiply the outputs ``means`` of the head, and the crosses, which add to them.
 
-    ``mean_scale`` in the config keeps the product; ``mean`` and ``std`` there, for those who normalise rewards by them,
-    follow.
+    ``mean_scale`` in the config keeps the product; ``mean`` and ``std`` there, for those who normalise rewards by
+    them, follow.
     """
     weight[means] *= scale
     bias[means] *= scale

@@ -84,14 +84,14 @@ def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
     if stage == "dpo":
         write_task(host.ckpt.output_dir, read_task(host.model.model_name_or_path))
     with datasets_cache(Path(host.ckpt.output_dir)):
-        if stage == "grpo":
-            task = read_task(host.actor.model_name_or_path)
-            write_task(host.ckpt.output_dir, replace(task, max_len=task.room(host.data.max_len)))
-            _start_ray(settings)
-        elif "RANK" not in os.environ:
-            _single_process_environment()
-        sys.argv = [ENTRY_POINTS[stage], *host_argv]
         try:
+            if stage == "grpo":
+                task = read_task(host.actor.model_name_or_path)
+                write_task(host.ckpt.output_dir, replace(task, max_len=task.room(host.data.max_len)))
+                _start_ray(settings)
+            elif "RANK" not in os.environ:
+                _single_process_environment()
+            sys.argv = [ENTRY_POINTS[stage], *host_argv]
             runpy.run_module(ENTRY_POINTS[stage], run_name="__main__", alter_sys=True)
         except Exception as error:
             traceback.print_exc()

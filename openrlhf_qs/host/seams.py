@@ -71,7 +71,7 @@ def sft_dataset(module: ModuleType, settings: Settings) -> None:
     choose = SFT_DATASETS.create(name, **settings.options_of(name))
     template = read_template(stage.prompt_template)
     # A teacher's instances are single texts.
-    task = Task(1, template, "text") if getattr(choose, "single", False) else Task(stage.n_suggestions, template)
+    task = Task(1, template, "text") if choose.single else Task(stage.n_suggestions, template)
     report_names = iter(("assembly.json", "assembly.eval.json"))  # train_sft makes these two datasets, in this order
     module.SFTDataset = partial(AssembledSFTDataset, name, choose, task, report_names)
 

@@ -55,7 +55,10 @@ def prepare_environment(loopback: bool) -> None:
 
 
 def start(**options: Any) -> None:
-    """``ray.init`` with ``options``: a Ray of this process's own, or the cluster that ``RAY_ADDRESS`` names."""
+    """``ray.init`` with ``options``: a Ray of this process's own, or the cluster that ``RAY_ADDRESS`` names.
+
+    ValueError in one line where it does not start, as on a machine so busy that Ray's own 30 seconds are not enough.
+    """
     import ray
 
     if is_own():
@@ -70,7 +73,12 @@ def start(**options: Any) -> None:
             )
         atexit.register(_end, folder)
         options |= {"address": "local", "_temp_dir": folder}
-    ray.init(include_dashboard=False, **options)
+    try:
+        ray.init(include_dashboard=False, **options)
+    except Exception as error:  # of whatever type: Ray's own are no narrower
+        reason = " ".join(str(error).split()) or type(error).__name__
+        wrong = "the machine may be too busy" if is_own() else f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} names it"
+        raise ValueError(f"Ray did not start: {reason} ({wrong}); call again, which goes on from there") from error
 
 
 def remove_left() -> None:

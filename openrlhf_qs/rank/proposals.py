@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from openrlhf_qs.files.whole import read_json_lines, short, write_whole
+from openrlhf_qs.form.text import words
 from openrlhf_qs.models.embedder import embed, load_embedder
 
 CONFIG, KIND = "ranker.json", "proposals"
@@ -34,7 +34,6 @@ NUMBERS = (
 )
 PENALTY = 100.0  # of the ridge, on numbers of deviation 1
 N_FOLDS = 5
-_WORD = re.compile(r"[\w']+")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -181,4 +180,4 @@ def _logistic(scores: np.ndarray, accepted: np.ndarray) -> list[float]:
 
 
 def _words(texts: Iterable[str]) -> set[str]:
-    return {word.lower() for text in texts for word in _WORD.findall(text)}
+    return {word for text in texts for word in words(text)}

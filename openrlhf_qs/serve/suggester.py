@@ -121,7 +121,7 @@ class BatchedScorer:
 
     def __init__(self, scorer: Callable) -> None:
         self.scorer = scorer
-        self.of_clicks = getattr(scorer, "link", "") == "click"
+        self.of_clicks = scorer.link == "click"
         self._waiting: list[tuple[Sequence[Message], Sequence[str], asyncio.Future]] = []
         self._thread = ThreadPoolExecutor(1, "reward model")
         self._work: asyncio.Task | None = None

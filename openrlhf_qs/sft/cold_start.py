@@ -34,7 +34,7 @@ from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.keys import text_key
 from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message, check_conversation
-from openrlhf_qs.form.response import format_response, parse_response, response_regex
+from openrlhf_qs.form.response import N_SUGGESTIONS, format_response, parse_response, response_regex
 from openrlhf_qs.form.task import MAX_SUGGESTIONS, Task, in_words
 from openrlhf_qs.form.text import width, words
 from openrlhf_qs.form.topic import on_topic
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"prompt: {', '.join(sorted(path.stem for path in TEMPLATES.glob('*.txt')))}, or a file of that form; "
         "default follow_up",
     )
-    parser.add_argument("--n_suggestions", type=int, default=3, help="of an impression, 1 to 8; default 3")
+    parser.add_argument("--n_suggestions", type=int, default=N_SUGGESTIONS, help="of an impression, 1 to 8; default 3")
     parser.add_argument("--n_samples", type=int, default=1, help="impressions a conversation; default 1")
     parser.add_argument(
         "--n_answers",
@@ -226,7 +226,7 @@ class PromptTemplate:
     user: str
     examples: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
-    def messages(self, conversation: Sequence[Message], n: int = 3) -> list[Message]:
+    def messages(self, conversation: Sequence[Message], n: int = N_SUGGESTIONS) -> list[Message]:
         """What the model is asked, for ``n`` suggestions."""
         turns = [] if "$conversation" in self.user else list(conversation)
         for transcript, suggestions in self.examples:
@@ -272,7 +272,7 @@ def read_template(name: str) -> PromptTemplate:
 
 
 def read_suggestions(
-    text: str, n: int = 3, finish_reason: str = "stop", conversation: Sequence[Message] = ()
+    text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop", conversation: Sequence[Message] = ()
 ) -> tuple[str, ...]:
     """The ``n`` suggestions of an answer under ``conversation``. ValueError where it is malformed, or nobody should be
     shown them."""

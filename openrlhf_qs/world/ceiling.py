@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.response import N_SUGGESTIONS
 from openrlhf_qs.world.expected_clicks import Meaning, expected_clicks, of_meanings
 from openrlhf_qs.world.language import DOMAINS, INTENTS, facet
 from openrlhf_qs.world.users import Scene, meanings, read_scene
@@ -19,12 +20,12 @@ from openrlhf_qs.world.users import Scene, meanings, read_scene
 SHORTLIST = 8  # intents of which every choice is tried
 
 
-def ceiling(conversations: Sequence[list[Message]], n: int = 3) -> np.ndarray:
+def ceiling(conversations: Sequence[list[Message]], n: int = N_SUGGESTIONS) -> np.ndarray:
     """The chance of a click on the best ``n`` suggestions of each conversation; see :func:`best_suggestions`."""
     return expected_clicks(conversations, [best_suggestions(conversation, n) for conversation in conversations])[1]
 
 
-def best_suggestions(conversation: list[Message], n: int = 3) -> list[str]:
+def best_suggestions(conversation: list[Message], n: int = N_SUGGESTIONS) -> list[str]:
     """The ``n`` suggestions, from the top, of which users of this conversation most likely click one.
 
     A search over meanings: questions with one intent each, all about the topic and each about another aspect that was
@@ -53,7 +54,7 @@ def _best(meant: tuple[Meaning, ...], n: int) -> tuple[int, ...]:
     return max(combinations(likely, n), key=lambda chosen: of_meanings(tuple(meant[index] for index in chosen))[1])
 
 
-def fixed_suggestions(conversations: Sequence[list[Message]], n: int = 3) -> list[list[str]]:
+def fixed_suggestions(conversations: Sequence[list[Message]], n: int = N_SUGGESTIONS) -> list[list[str]]:
     """What a policy of ``n`` fixed templates suggests: everywhere the same intents, with the conversation's topic and
     aspects that were not yet spoken of. Those that do best on these very conversations, so it is flattered.
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.response import N_SUGGESTIONS
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.engine import load_engine, sample
 from openrlhf_qs.world.click_models import CLICK_MODELS, draw_clicks, truth
@@ -91,7 +92,7 @@ def _draw_conversation(rng: random.Random, topics: Sequence[str]) -> list[Messag
     ]
 
 
-def cold_start_suggestions(conversation: Sequence[Message], rng: random.Random, n: int = 3) -> list[str]:
+def cold_start_suggestions(conversation: Sequence[Message], rng: random.Random, n: int = N_SUGGESTIONS) -> list[str]:
     """``n`` suggestions of the mixed policy ``COLD_START``, in random order: a slot says nothing about quality.
 
     ValueError where the conversation is not one of this world (see :func:`contexts`).
@@ -158,7 +159,7 @@ def write_click_log(
     n_contexts: int,
     seed: int,
     ranker_noise: float | None = None,
-    n_suggestions: int = 3,
+    n_suggestions: int = N_SUGGESTIONS,
     clicks: str = "pbm",
     topics: Sequence[str] = SEEN_TOPICS,
     policy: Policy | None = None,

@@ -32,6 +32,22 @@ def test_the_linear_model_learns_that_what_overlaps_with_the_question_is_clicked
     assert (probability > 0.8).all()
 
 
+def test_in_a_script_without_blanks_it_knows_words_too():
+    words = ("黑麦", "小麦", "燕麦", "大麦", "玉米")
+    train = [
+        row(
+            n,
+            f"{words[n % 5]}怎么种植？",
+            f"{words[(n + 1 + n % 3) % 5]}怎么种植？",
+            f"请介绍{words[n % 5]}。",
+            "它是谷物。",
+        )
+        for n in range(120)
+    ]
+    probability = linear(train, all_pairs(train), train[:5], all_pairs(train[:5]))
+    assert (probability > 0.8).all()
+
+
 def test_the_strength_of_a_text_is_what_bradley_terry_knows_and_a_new_text_has_none():
     train = [row(n, "Popular?", "Dull?") for n in range(40)]
     test = [row(0, "popular", "Dull?"), row(1, "New?", "Another?"), row(2, "Dull?", "Popular?")]

@@ -130,6 +130,15 @@ def test_a_ray_that_runs_on_the_machine_is_not_joined_and_ours_leaves_nothing(st
     assert not left.exists() and others.exists()  # of a process that was killed, of one that works
 
 
+def test_a_ray_that_does_not_start_is_one_line_after_its_traceback(started, tmp_path, monkeypatch):
+    def too_late(**options):
+        raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=too_late))
+    with pytest.raises(SystemExit, match=r"^openrlhf-qs grpo: Ray did not start: The current node timed out during s"):
+        host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), folders(tmp_path))
+
+
 def test_a_folder_whose_sockets_would_have_too_long_paths_is_refused_and_left_as_it_was(
     started, tmp_path, monkeypatch
 ):
