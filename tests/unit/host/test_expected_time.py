@@ -8,7 +8,7 @@ from openrlhf_qs.host.expected_time import expected, in_words, n_responses
 
 
 def test_what_is_taught_read_and_written_takes_its_share_of_a_pass():
-    # 30 s to start, and .1 s * (5.5 * 100 + 1.25 * 40 + 3 * 40) = 72 s
+    # 30 s to start, and .1 s * (5.5 * 100 + 1.25 * 40 + 1 * 40) = 64 s
     said = expected(190, 0.1, 100, 40, 40)
     assert said.startswith("some 2 minutes ") and said.endswith("tokens: 100 to teach, 40 to read, 40 to write")
     assert expected(190, 0.1, 0, 0, 40).endswith("190 tokens: 40 to write")
@@ -47,5 +47,5 @@ def test_the_line_names_the_stage(monkeypatch, capsys):
     expected_time.add_arguments(parser)
     flags = ["--run", "r", "--stage", "grpo", "--policy", "p", "--written", "320", "--read", "960", "--taught", "320"]
     expected_time.run(parser.parse_args(flags))
-    # 30 + .5 * (1760 + 1200 + 960) = 1990 s
-    assert capsys.readouterr().out.startswith("grpo: some 33 minutes at the machine's pace of now")
+    # 30 + .5 * (1760 + 1200 + 320) = 1670 s
+    assert capsys.readouterr().out.startswith("grpo: some 28 minutes at the machine's pace of now")
