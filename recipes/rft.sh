@@ -12,7 +12,7 @@ if [ "$FORM" = gpu ]; then
 elif [ -n "$POLICY" ]; then
    : "${N_RFT:=200}" "${RFT_BATCH:=16}" "${RFT_EPOCHS:=1}" "${RFT_LR:=5e-5}"   # as smollm2
 else
-   : "${N_RFT:=3000}" "${RFT_BATCH:=32}" "${RFT_EPOCHS:=3}" "${RFT_LR:=1e-3}"   # N_RFT: conversations
+   : "${N_RFT:=5000}" "${RFT_BATCH:=32}" "${RFT_EPOCHS:=4}" "${RFT_LR:=1.5e-3}"   # N_RFT: conversations; docs/EVIDENCE.md has what fewer give
 fi
 
 begin rft "$@"
