@@ -24,6 +24,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${CONTROLS:=0}"            # 1: also a round taught by shuffled gains, and queries of an untrained reasoner
 : "${REASON_SAVE_STEPS:=100}" "${ALIGN_SAVE_STEPS:=100}"   # steps between checkpoints
 : "${QUERY_TOKENS:=24}"       # tokens that a query may have
+: "${QUERY_SAMPLES:=8}"       # queries of a visit that the ranker reads together: what it might be about, and how likely
 if [ "$FORM" = gpu ]; then
    : "${REASON_BATCH:=256}" "${REASON_MICRO_BATCH:=8}" "${REASON_EPOCHS:=2}" "${REASON_LR:=1e-5}"
    : "${ALIGN_BATCH:=256}" "${ALIGN_MICRO_BATCH:=8}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-6}" "${DPO_LR:=5e-7}" "${GRPO_LR:=1e-6}"
@@ -137,14 +138,14 @@ intents() {   # the log, cut by time; what the reasoner is taught; the visits th
    [ -n "$POLICY" ] || run openrlhf-qs small-policy --log "$DATA/reasoner.jsonl" --out "$DATA/policy" --n_suggestions 1 --hidden_size 128 --seed "$SEED"
 }
 
-rank() {      # the rankers that need no reasoner: two towers, and the features in words in the place of a query
-   made "$RUN/rank/two/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --out "$RUN/rank/two"
-   made "$RUN/rank/words/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --features_as_query --out "$RUN/rank/words"
+rank() {      # the rankers that need no reasoner: two towers, and the same where the features' words look themselves up
+   made "$RUN/rank/two/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --no_words --out "$RUN/rank/two"
+   made "$RUN/rank/words/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --out "$RUN/rank/words"
 }
 
 reason() {    # cold start: the reasoner is taught the wording of what was clicked, and asked about all visits
    teach REASON "$DATA/sft.jsonl" "$RUN/reason" "${POLICY:-$DATA/policy}"
-   ask "$RUN/reason" "$DATA/visits.jsonl" "$RUN/reason/queries.jsonl" 1 0
+   ask "$RUN/reason" "$DATA/visits.jsonl" "$RUN/reason/queries.jsonl" "$QUERY_SAMPLES" 1
 }
 
 # place HOW ROUND: where the ranker and the samples of that round are; every way begins with the same ones.
@@ -166,16 +167,16 @@ align() {     # a round: the ranker learns on the queries, judges new ones for v
                --ranker "$at/ranker/reward" --out "$at/best.jsonl" --pairs "$at/pairs.jsonl"
             if [ "$how" = dpo ]; then prefer "$at/pairs.jsonl" "$here" "$before"; else teach ALIGN "$at/best.jsonl" "$here" "$before"; fi
          fi
-         ask "$here" "$DATA/visits.jsonl" "$here/queries.jsonl" 1 0
+         ask "$here" "$DATA/visits.jsonl" "$here/queries.jsonl" "$QUERY_SAMPLES" 1
          before=$here
       done
-      made "$RUN/align/$how/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$before/queries.jsonl" --out "$RUN/align/$how/ranker"
+      made "$RUN/align/$how/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$before/queries.jsonl" --no_reward --out "$RUN/align/$how/ranker"
    done
 }
 
 foresee() {   # rankings of the held-out visits, side by side, and the controls
    local out=$RUN/foresee how round last arms=() judge=()
-   arms+=(--arm "two_towers=$RUN/rank/two" --arm "features_in_words=$RUN/rank/words:@features")
+   arms+=(--arm "two_towers=$RUN/rank/two" --arm "features_in_words=$RUN/rank/words")
    arms+=(--arm "cold_start=$RUN/align/start/ranker:$RUN/reason/queries.jsonl")
    for how in $ALIGN; do
       for round in $(seq 2 "$ROUNDS"); do
@@ -184,19 +185,19 @@ foresee() {   # rankings of the held-out visits, side by side, and the controls
       last=$RUN/align/$how/$ROUNDS/queries.jsonl
       arms+=(--arm "${how}_$ROUNDS=$RUN/align/$how/ranker:$last")
    done
-   made "$out/shuffled/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$last" --shuffle_queries --out "$out/shuffled"
-   made "$out/both/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --features_as_query --queries "$last" --out "$out/both"
-   arms+=(--arm "features_and_queries=$out/both:@features+$last")
+   made "$out/shuffled/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$last" --shuffle_queries --no_reward --out "$out/shuffled"
+   made "$out/alone/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --no_words --queries "$last" --no_reward --out "$out/alone"
+   arms+=(--arm "queries_without_words=$out/alone:$last")
    arms+=(--arm "shuffled_queries=$out/shuffled:$last" --shuffle_queries shuffled_queries)
    if [ "$CONTROLS" = 1 ]; then
-      ask "${POLICY:-$DATA/policy}" "$DATA/visits.jsonl" "$out/untrained.jsonl" 1 0
-      made "$out/untrained/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$out/untrained.jsonl" --out "$out/untrained"
+      ask "${POLICY:-$DATA/policy}" "$DATA/visits.jsonl" "$out/untrained.jsonl" "$QUERY_SAMPLES" 1
+      made "$out/untrained/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$out/untrained.jsonl" --no_reward --out "$out/untrained"
       ask "$RUN/reason" "$DATA/prompts.jsonl" "$RUN/align/start/samples.jsonl" "$ALIGN_SAMPLES" "$ALIGN_TEMPERATURE"
       made "$out/by_chance.jsonl" openrlhf-qs rank best --samples "$RUN/align/start/samples.jsonl" --prompts "$DATA/prompts.jsonl" \
          --ranker "$RUN/align/start/ranker/reward" --shuffle_scores --out "$out/by_chance.jsonl"
       teach ALIGN "$out/by_chance.jsonl" "$out/by_chance" "$RUN/reason"
-      ask "$out/by_chance" "$DATA/visits.jsonl" "$out/by_chance/queries.jsonl" 1 0
-      made "$out/by_chance/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$out/by_chance/queries.jsonl" --out "$out/by_chance/ranker"
+      ask "$out/by_chance" "$DATA/visits.jsonl" "$out/by_chance/queries.jsonl" "$QUERY_SAMPLES" 1
+      made "$out/by_chance/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$out/by_chance/queries.jsonl" --no_reward --out "$out/by_chance/ranker"
       arms+=(--arm "untrained_reasoner=$out/untrained:$out/untrained.jsonl")
       arms+=(--arm "shuffled_gains=$out/by_chance/ranker:$out/by_chance/queries.jsonl")
    fi

@@ -153,7 +153,7 @@ STAGES = {
         ("SEED", "ENCODER"), reads=lambda variables: ("intents",), files=("INTENTS",), products=("*/ranker.json",)
     ),
     "reason": Stage(
-        ("SEED", "MAX_LEN", "QUERY_TOKENS", *(f"REASON_{name}" for name in SFT_SIZE), *FORM),
+        ("SEED", "MAX_LEN", "QUERY_TOKENS", "QUERY_SAMPLES", *(f"REASON_{name}" for name in SFT_SIZE), *FORM),
         reads=lambda variables: ("intents",),
         files=("POLICY",),
         products=(*MODEL, "queries.jsonl"),
@@ -168,6 +168,7 @@ STAGES = {
                 "ALIGN_PROMPTS",
                 "MAX_LEN",
                 "QUERY_TOKENS",
+                "QUERY_SAMPLES",
                 *(f"ALIGN_{name}" for name in SFT_SIZE),
                 *FORM,
             ),

@@ -103,7 +103,7 @@ def gain(ranker: Ranker, requests: Sequence[Request], queries: Sequence[str]) ->
     distinct = {conversation_key(request.conversation): n for n, request in enumerate(requests)}
     places = list(distinct.values())
     without = dict(zip(distinct, log_softmax(ranker.scores([features[n] for n in places]), axis=1), strict=True))
-    with_query = log_softmax(ranker.scores(features, queries=queries), axis=1)
+    with_query = log_softmax(ranker.scores(features, queries=[[query] for query in queries]), axis=1)
     return np.array(
         [
             with_query[n, of_request].mean() - without[conversation_key(requests[n].conversation)][of_request].mean()

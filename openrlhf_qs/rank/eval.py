@@ -7,7 +7,7 @@ whoever ranks as the policy did that chose what was shown. A judge (``--judge ze
 click for every intent, and ``oracle`` is its own ranking. New intents are those that no row of ``--train`` shows.
 
 Of an arm with queries the JSON also has ``signs`` of a reasoner that plays the ranker (:func:`signs`), and
-``--examples FILE`` shows ten visits: features, and of each arm its query and what it ranks first.
+``--examples FILE`` shows ten visits: features, and of each arm its queries and what it ranks first.
 """
 
 from __future__ import annotations
@@ -31,10 +31,8 @@ from openrlhf_qs.rank.impressions import (
     read_intents,
 )
 from openrlhf_qs.rank.metrics import AT, at_top, calibration_error, group_auc, summary
-from openrlhf_qs.rank.train import after_features, queries_for, read_queries, shuffled
+from openrlhf_qs.rank.train import queries_for, read_queries, shuffled
 from openrlhf_qs.registry import JUDGES, load_plugins
-
-FEATURES = "@features"  # in the place of a file of queries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arm",
         action="append",
         required=True,
-        metavar="NAME=DIR[:QUERIES]",
-        help=f"a ranker and its queries; may be repeated. {FEATURES} as queries: the features in words; "
-        f"{FEATURES}+QUERIES: both",
+        metavar="NAME=DIR[:QUERIES[,QUERIES]]",
+        help="a ranker and its queries; may be repeated",
     )
     parser.add_argument("--shuffle_queries", action="append", default=[], metavar="NAME", help="a control: that arm's")
     parser.add_argument("--judge", default="", help="plugin that tells the chance of a click for every intent")
@@ -93,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
 
 def arm_scores(
     arm: str, log: Impressions, intents: Intents, shuffled_arms: Sequence[str], seed: int
-) -> tuple[str, np.ndarray, list[str] | None]:
+) -> tuple[str, np.ndarray, list[list[str]] | None]:
     """Name, log-odds ``[n, intents]`` and queries ``[n]``, where there are any, of ``NAME=DIR[:QUERIES]``."""
     from openrlhf_qs.rank.ranker import Ranker
 
@@ -101,18 +98,18 @@ def arm_scores(
     folder, _, queries = rest.partition(":")
     if not equals or not folder:
         raise ValueError(f"--arm {arm!r}: give NAME=DIR or NAME=DIR:QUERIES")
-    of_rows, file = None, queries.removeprefix(FEATURES).removeprefix("+")
-    if file:
-        of_rows = queries_for(log.features, read_queries(file))
+    of_rows = None
+    if queries:
+        of_rows = queries_for(log.features, read_queries(queries.split(",")))
         if name in shuffled_arms:
             of_rows = shuffled(of_rows, seed)
-    if queries.startswith(FEATURES):
-        of_rows = after_features(log.features, of_rows)
     return name, Ranker.load(folder).scores(log.features, intents, of_rows), of_rows
 
 
-def signs(queries: Sequence[str], scores: np.ndarray, log: Impressions, intents: Intents) -> dict[str, float | None]:
-    """What a reasoner shows that plays the ranker, and not the visitor.
+def signs(
+    queries: Sequence[Sequence[str]], scores: np.ndarray, log: Impressions, intents: Intents
+) -> dict[str, float | None]:
+    """What a reasoner shows that plays the ranker, and not the visitor, by the likeliest query of each visit.
 
     Returns:
         ``distinct`` and ``commonest``: shares of the visits, of different queries and of the one that comes most
@@ -120,16 +117,17 @@ def signs(queries: Sequence[str], scores: np.ndarray, log: Impressions, intents:
         texts stand in it (words of several stuffed in). ``order_kept``: of the pairs of intents that were shown and
         are ranked, the share that stands as it was shown (a half by chance; the old ranker's order copied: near 1).
     """
-    counts = Counter(queries).most_common()
-    texts = [text.casefold() for text in intents.texts]
+    likeliest = [texts[0] if texts else "" for texts in queries]
+    counts = Counter(likeliest).most_common()
+    named = [text.casefold() for text in intents.texts]
     there, of_shown = scores_of_shown(scores, log)
     pairs = there[:, :, None] & there[:, None, :] & np.triu(np.ones(2 * there.shape[1:], dtype=bool), 1)
     kept = (of_shown[:, :, None] > of_shown[:, None, :])[pairs]
-    n_named = [sum(text in query.casefold() for text in texts) for query, _ in counts]
+    n_named = [sum(text in query.casefold() for text in named) for query, _ in counts]
     return {
         "distinct": len(counts) / len(queries),
         "commonest": counts[0][1] / len(queries),
-        "n_words": float(np.mean([len(query.split()) for query in queries])),
+        "n_words": float(np.mean([len(query.split()) for query in likeliest])),
         "n_intents": sum(n * count for n, (_, count) in zip(n_named, counts, strict=True)) / len(queries),
         "order_kept": float(kept.mean()) if kept.size else None,
     }
@@ -139,15 +137,16 @@ def examples(
     log: Impressions,
     intents: Intents,
     arms: Mapping[str, np.ndarray],
-    queries: Mapping[str, Sequence[str]],
+    queries: Mapping[str, Sequence[Sequence[str]]],
     n: int = 10,
 ) -> Iterator[dict[str, Any]]:
-    """``n`` visits, evenly over the log: features, what was clicked, and of each arm its query and its first three."""
+    """``n`` visits, evenly over the log: features, what was clicked, and of each arm its queries, with how often
+    each was written, and its first three."""
     for row in np.unique(np.linspace(0, len(log) - 1, n).astype(int)):
         of_arms = {}
         for name, scores in arms.items():
             first = np.argsort(-scores[row], kind="stable")[:AT]
-            asked = {"query": queries[name][row]} if name in queries else {}
+            asked = {"queries": dict(Counter(queries[name][row]))} if name in queries else {}
             of_arms[name] = asked | {"first": [intents.texts[intent] for intent in first]}
         clicked_there = log.shown[row][log.clicks[row] > 0]
         yield {

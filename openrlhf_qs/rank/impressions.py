@@ -103,6 +103,20 @@ class FeatureCodes:
         """How many numbers each feature has, 0 among them."""
         return [len(known) + (1 if _is_text(known) else 2) for known in self.values.values()]
 
+    def lines(self) -> list[list[str]]:
+        """Of each feature the lines of its codes, as :func:`in_words` has them; empty for numbers, whose digits are no
+        words that an intent could have, and for what is not known."""
+        return [
+            ["", *(f"{name}: {value}" for value in known)] if _is_text(known) else [""] * size
+            for (name, known), size in zip(self.values.items(), self.sizes, strict=True)
+        ]
+
+    def line(self, feature: int, features: Mapping[str, Any]) -> str:
+        """The line of one of them, by its place in ``values``, for a value that training need not have had."""
+        name, known = list(self.values.items())[feature]
+        value = features.get(name)
+        return f"{name}: {_checked(name, value)}" if value is not None and _is_text(known) else ""
+
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """``[n, features]``, int32. What training did not have is left out; ValueError where a type is another."""
         starts = range(0, len(features), AT_ONCE)

@@ -61,8 +61,10 @@ def read_proposals(path: str | Path, judged: bool = False) -> list[dict[str, Any
             )
         if not isinstance(proposal, str) or not proposal.strip():
             raise ValueError(f"{path}:{number}: proposal {short(proposal)}; give a text")
-        if "context_id" not in row:
-            row["context_id"] = json.dumps(events)
+        context = row.get("context_id")
+        if isinstance(context, bool) or not isinstance(context, str | int | None):
+            raise ValueError(f"{path}:{number}: context_id {short(context)}; give a text, or leave it out")
+        row["context_id"] = json.dumps(events) if context is None else str(context)
         if judged or "accepted" in row:
             accepted, judges = row.get("accepted"), row.get("judges")
             if (

@@ -1,18 +1,27 @@
-r"""The ranker: two towers, features and intent, and with a query a third one.
+r"""The ranker: two towers, features and intent, and with queries a third one.
 
     ranker = train_ranker(impressions, intents, queries)
     ranker.save("runs/rgalign/rank")
     scores = Ranker.load("runs/rgalign/rank").scores(features, intents, queries)      # [n, intents], log-odds
 
-The score of an intent is ``z . (u + q + W(u * q)) + b + v cos(query, intent) + w p``: ``z`` of its text and, where
-training knew it, of its id; ``u`` of the features, ``q`` of the query. So each two towers interact, features and query
-by their product, and all intents of a user are scored by one matrix product. An intent or a word that training did not
-have is still read, by its text. Texts are vectors of a frozen encoder (:class:`Encoder`).
+The score of an intent is ``z . (u + q + W(u * q)) + b`` and what the two look-ups below add: ``z`` of its text and,
+where training knew it, of its id; ``u`` of the features, ``q`` of the queries. So each two towers interact, features
+and queries by their product, and all intents of a user are scored by one matrix product. Texts are vectors of a frozen
+encoder (:class:`Encoder`).
 
-**The query looks itself up.** ``p`` is the softmax of ``SHARPNESS cos(query, intent)`` over the knowledge base: which
-intent the query means. ``q`` is a network of the query's text, and a linear map of the mean ``z`` under ``p``. Without
-it the query must learn from a few thousand clicks what the intents that it names are like, and a query that names the
-very best intent is worth half as much (docs/RGALIGN.md has the figures).
+**A text looks itself up** in the knowledge base: :math:`e_i` is ``exp(SHARPNESS cos(text, intent))``, over its mean
+for the intents of training: how many times likelier than the average one it is meant.
+
+- The features in words, a line each ("last order: studio kettle"). A line adds :math:`a_{fi}\cos+b_{fi}\log(1+e_i)`,
+  with weights of its feature f and, by a linear map of z, of the intent: an intent to return something is looked for
+  in what was bought, one about prices in what was searched. An article or an intent that training did not have is
+  found by its words.
+- The queries of a user, several draws of a reasoner, whose :math:`e_i` is averaged first: a distribution over
+  intents, which also says what comes second. They add :math:`a\cos+b\log(1+\bar e_i)`, and :math:`q` is a network of
+  their texts and a linear map of the mean z under :math:`\bar e`.
+
+Without the look-up a query must learn from a few thousand clicks what the intents that it names are like, and one that
+names the very best intent is worth half as much (docs/RGALIGN.md has the figures).
 
 **What is learned.** With examination :math:`\theta_k` (:mod:`openrlhf_qs.clicks.propensity`), shown intents
 :math:`i_1..i_K` and clicks :math:`c_k`, a row costs
@@ -34,8 +43,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,52 +58,98 @@ from openrlhf_qs.rank.impressions import FeatureCodes, Impressions, Intents
 CONFIG, WEIGHTS = "ranker.json", "ranker.safetensors"
 MAX_WEIGHT = 5.0  # of a click, in clicks at the top, as for the pairs of the reward model
 N_BUCKETS = 1024  # of the encoder `words`
+MAX_STEPS = 5000  # of a training: a million impressions, of 930 batches, are gone through five times and not twenty
 SHARPNESS = 30.0  # of a query's look-up, a cosine of 1
 
 
 class Encoder:
-    """Texts to unit vectors, each distinct text once.
+    """Texts to unit vectors.
 
     Args:
-        name: ``words``, hashed words, pairs of words and their pieces, which knows every word and needs no model; or
-            a sentence-transformers model, as ``minilm``.
+        name: ``words``, hashed words and pairs of words, which knows every word and needs no model; or a
+            sentence-transformers model, as ``minilm``.
     """
 
     def __init__(self, name: str = "words") -> None:
         self.name = name
         self.model = None if name == "words" else load_embedder(name)
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """``[n, dim]``, float32; zeros for an empty text."""
-        distinct = list(dict.fromkeys(texts))
-        number = {text: n for n, text in enumerate(distinct)}
-        return self._encoded(distinct)[[number[text] for text in texts]]
-
     @property
     def dim(self) -> int:
         return N_BUCKETS if self.model is None else self.model.get_embedding_dimension()
 
-    def _encoded(self, texts: Sequence[str]) -> Tensor:
-        if self.model is not None:
-            vectors = torch.tensor(embed(self.model, texts).astype(np.float32))
-        else:
-            from sklearn.feature_extraction.text import HashingVectorizer
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """``[n, dim]``, float32; zeros for an empty text."""
+        return self.kept(texts)[np.arange(len(texts))]
 
-            of_words = HashingVectorizer(n_features=N_BUCKETS, ngram_range=(1, 2), stop_words=None)
-            vectors = torch.tensor(of_words.transform(texts).toarray(), dtype=torch.float32)
-        return vectors * torch.tensor([[bool(text.strip())] for text in texts])
+    def kept(self, texts: Sequence[str]) -> Vectors:
+        """Of a million texts a tenth of what their vectors take."""
+        if self.model is not None:
+            is_there = np.array([[bool(text.strip())] for text in texts])
+            return Vectors((embed(self.model, texts) * is_there).astype(np.float16))
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        return Vectors(HashingVectorizer(n_features=N_BUCKETS, ngram_range=(1, 2), dtype=np.float32).transform(texts))
+
+
+class Vectors:
+    """Vectors of texts as they are kept, sparse or in half precision; those of some rows are taken out as a tensor."""
+
+    def __init__(self, matrix: Any) -> None:
+        self.matrix = matrix
+
+    def __getitem__(self, rows: Tensor | np.ndarray) -> Tensor:
+        """``[len(rows), dim]``, float32."""
+        some = self.matrix[np.asarray(rows)]
+        return torch.from_numpy(some.toarray() if hasattr(some, "toarray") else some.astype(np.float32))
+
+
+class Lines(NamedTuple):
+    """The features in words of some users.
+
+    Attributes:
+        vectors: ``[t, encoder.dim]``, of the different lines.
+        of_feature: ``[t]``, which feature's each is.
+        numbers: ``[batch, features]``, which line each user has there.
+    """
+
+    vectors: Tensor
+    of_feature: Tensor
+    numbers: Tensor
+
+
+class Queries(NamedTuple):
+    """The queries of some users.
+
+    Attributes:
+        vectors: ``[t, encoder.dim]``, of the different texts.
+        share: ``[batch, t]``, of each among a user's own; all 0 for who has none.
+    """
+
+    vectors: Tensor
+    share: Tensor
 
 
 class Ranker(nn.Module):
-    """See the module."""
+    """See the module.
+
+    Args:
+        words: whether the features' words look themselves up; without, these are the plain two towers.
+    """
 
     def __init__(
-        self, codes: FeatureCodes, intents: Intents, encoder: str = "words", dim: int = 64, seed: int = 0
+        self,
+        codes: FeatureCodes,
+        intents: Intents,
+        encoder: str = "words",
+        words: bool = True,
+        dim: int = 64,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.codes, self.intents, self.encoder = codes, intents, Encoder(encoder)
+        self.codes, self.intents, self.encoder, self.words = codes, intents, Encoder(encoder), words
         self.encoded: tuple = (None, None, None)  # the knowledge base that was asked for last
-        self.settings = {"encoder": encoder, "dim": dim, "seed": seed}
+        self.settings = {"encoder": encoder, "words": words, "dim": dim, "seed": seed}
         sizes = codes.sizes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -113,11 +169,16 @@ class Ranker(nn.Module):
             self.meant = nn.Linear(dim, dim)
             self.same_words = nn.Parameter(torch.tensor(1.0))
             self.same_intent = nn.Parameter(torch.tensor(1.0))
+            self.line_words = nn.Linear(dim, len(sizes))
+            self.line_intent = nn.Linear(dim, len(sizes))
             nn.init.normal_(self.features.weight, std=0.1)
             for table in (self.ids, self.ids_bias):
                 nn.init.normal_(table.weight, std=0.05)
                 with torch.no_grad():
                     table.weight[0] = 0
+            for layer, bias in ((self.line_words, 0.3), (self.line_intent, 0.15)):
+                nn.init.zeros_(layer.weight)
+                nn.init.constant_(layer.bias, bias)
             self.scale = nn.Parameter(torch.tensor([1.0, 0.0]), requires_grad=False)  # of the log-odds, by calibration
 
     def intent_ids(self, intents: Intents) -> Tensor:
@@ -125,51 +186,104 @@ class Ranker(nn.Module):
         number = {pair: n for n, pair in enumerate(zip(self.intents.ids, self.intents.texts, strict=True), start=1)}
         return torch.tensor([number.get(pair, 0) for pair in zip(intents.ids, intents.texts, strict=True)])
 
-    def forward(self, codes: Tensor, query: Tensor | None, ids: Tensor, texts: Tensor) -> Tensor:
+    def forward(
+        self, codes: Tensor, ids: Tensor, texts: Tensor, lines: Lines | None = None, queries: Queries | None = None
+    ) -> Tensor:
         """Scores ``[batch, intents]``, log-odds of a click on what is looked at.
 
         Args:
             codes: ``[batch, features]``.
-            query: ``[batch, encoder.dim]``; zeros where there is none, None where no row has one.
             ids, texts: ``[intents]`` and ``[intents, encoder.dim]``.
         """
         u = self.user_out(self.user(self.features(codes + self.offsets).flatten(1)))
         z = self.text(texts) + self.ids(ids)
-        bias = (self.text_bias(texts) + self.ids_bias(ids)).squeeze(-1)
-        if query is None:
-            return u @ z.T + bias
-        there = query.abs().sum(-1, keepdim=True) > 0
-        alike = query @ texts.T
-        p = (SHARPNESS * alike).softmax(-1) * there
-        q = (self.query(query) + self.meant(p @ z)) * there
-        near = self.same_words * 4 * alike + self.same_intent * 5 * p  # 4 and 5, so that a step of Adam is one in them
-        return (u + q + self.both(u * q)) @ z.T + bias + near
+        scores = (self.text_bias(texts) + self.ids_bias(ids)).squeeze(-1).expand(len(codes), -1)
+        if lines is not None:
+            alike, more = self.look_up(lines.vectors, texts)
+            of_words, of_intent = self.line_words(z).T[lines.of_feature], self.line_intent(z).T[lines.of_feature]
+            there = lines.vectors.abs().sum(-1, keepdim=True) > 0
+            near = there * (of_words * 4 * alike + of_intent * more.log1p())
+            scores = scores + nn.functional.embedding_bag(lines.numbers, near, mode="sum")
+        if queries is not None:
+            alike, more = (queries.share @ one for one in self.look_up(queries.vectors, texts))
+            known = self.known_texts
+            p = queries.share @ self.look_up(queries.vectors, known)[1] / len(known)
+            z_known = z if texts is known else self.text(known) + self.ids.weight[1:]
+            there = queries.share.sum(-1, keepdim=True)
+            # 4, so that a step of Adam is one in the log-odds
+            scores = scores + there * (self.same_words * 4 * alike + self.same_intent * more.log1p())
+            q = queries.share @ self.query(queries.vectors) + there * self.meant(p @ z_known)
+            u = u + q + self.both(u * q)
+        return u @ z.T + scores
+
+    def look_up(self, vectors: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine ``[t, intents]`` of texts to those of the intents, and e of the module: over the mean of training's
+        intents, so that no score hangs on which others there are."""
+        average = (SHARPNESS * vectors @ self.known_texts.T).logsumexp(-1, keepdim=True) - np.log(len(self.intents))
+        alike = vectors @ texts.T
+        return alike, (SHARPNESS * alike - average).exp()
+
+    @cached_property
+    def known_texts(self) -> Tensor:
+        """``[intents, encoder.dim]``, of training's knowledge base."""
+        return self.encoder(self.intents.texts)
+
+    @cached_property
+    def known_lines(self) -> tuple[Vectors, Tensor]:
+        """Of each number in ``self.features`` the vector of its line, and whose feature it is."""
+        texts, of_feature = [], []
+        for feature, known in enumerate(self.codes.lines()):
+            texts += known
+            of_feature += [feature] * len(known)
+        return self.encoder.kept(texts), torch.tensor(of_feature)
+
+    def lines(self, codes: Tensor, features: Sequence[Mapping[str, Any]] = ()) -> Lines:
+        """The lines of ``codes`` ``[batch, features]``; with ``features`` also of values that training had not."""
+        vectors, of_feature = self.known_lines
+        numbers, new = codes + self.offsets, {}
+        if len(features):
+            for row, feature in (codes == 0).nonzero().tolist():
+                text = self.codes.line(feature, features[row])
+                if text:
+                    numbers[row, feature] = len(of_feature) + new.setdefault((feature, text), len(new))
+        distinct, numbers = numbers.unique(return_inverse=True)
+        known = distinct[distinct < len(of_feature)]
+        found, whose = vectors[known], of_feature[known]
+        if new:
+            found = torch.cat([found, self.encoder([text for _, text in new])])
+            whose = torch.cat([whose, torch.tensor([feature for feature, _ in new])])
+        return Lines(found, whose, numbers)
 
     @torch.no_grad()
     def scores(
         self,
         features: Sequence[Mapping[str, Any]],
         intents: Intents | None = None,
-        queries: Sequence[str] | None = None,
+        queries: Sequence[Sequence[str]] | None = None,
         batch_size: int = 4096,
     ) -> np.ndarray:
         """Calibrated log-odds ``[n, intents]``, float32, that a user who looks at an intent clicks it.
 
         Args:
             intents: the knowledge base as it is now; None is that of training.
-            queries: ``[n]``, empty where there is none; None is none at all.
+            queries: ``[n]``, of each user a list, empty where there is none; None is none at all.
         """
         self.eval()
         intents = self.intents if intents is None else intents
-        codes = torch.from_numpy(self.codes(features)).long()
         if intents != self.encoded[0]:
             self.encoded = intents, self.intent_ids(intents), self.encoder(intents.texts)
         _, ids, texts = self.encoded
         found = []
-        for start in range(0, len(codes), batch_size):
-            part = slice(start, start + batch_size)
-            query = None if queries is None else self.encoder(queries[part])
-            found.append(self(codes[part], query, ids, texts) * self.scale[0] + self.scale[1])
+        for start in range(0, len(features), batch_size):
+            rows = range(start, min(start + batch_size, len(features)))
+            part = [features[row] for row in rows]
+            codes = torch.from_numpy(self.codes(part)).long()
+            lines = self.lines(codes, part) if self.words else None
+            asked = None
+            if queries is not None:
+                distinct, numbers = numbered([queries[row] for row in rows])
+                asked = queries_of(numbers, self.encoder.kept(distinct))
+            found.append(self(codes, ids, texts, lines, asked) * self.scale[0] + self.scale[1])
         return torch.cat(found).numpy() if found else np.zeros((0, len(intents)), dtype=np.float32)
 
     def save(self, folder: str | Path) -> None:
@@ -196,18 +310,37 @@ class Ranker(nn.Module):
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             ids, texts = zip(*config["intents"], strict=True)
             codes, intents = FeatureCodes(config["features"]), Intents(ids, texts)
-            ranker = cls(codes, intents, config["encoder"], config["dim"], config["seed"])
+            ranker = cls(codes, intents, **{name: config[name] for name in ("encoder", "words", "dim", "seed")})
             ranker.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{folder} holds no ranker ({error}): give the folder of `openrlhf-qs rank`") from None
         return ranker.eval()
 
 
+def numbered(queries: Sequence[Sequence[str]]) -> tuple[list[str], Tensor]:
+    """The different texts, the first of them empty, and ``[n, k]``, which each user has; 0 where there is none."""
+    number = {"": 0}
+    numbers = np.zeros((len(queries), max(1, *map(len, queries)) if len(queries) else 1), dtype=np.int32)
+    for row, texts in enumerate(queries):
+        numbers[row, : len(texts)] = [number.setdefault(text, len(number)) for text in texts]
+    return list(number), torch.from_numpy(numbers)
+
+
+def queries_of(numbers: Tensor, vectors: Vectors) -> Queries:
+    """The texts ``[batch, k]`` of a batch, by :func:`numbered`; each counts alike among a user's own."""
+    distinct, column = numbers.unique(return_inverse=True)
+    there = (numbers > 0).float()
+    weight = there / there.sum(1, keepdim=True).clamp(min=1)
+    share = torch.zeros(len(numbers), len(distinct)).scatter_add_(1, column, weight)
+    return Queries(vectors[distinct], share)
+
+
 def train_ranker(
     log: Impressions,
     intents: Intents,
-    queries: Sequence[str] | None = None,
+    queries: Sequence[Sequence[str]] | None = None,
     encoder: str = "words",
+    words: bool = True,
     listwise: float = 0.3,
     over_all: float = 1.0,
     query_dropout: float = 0.15,
@@ -223,10 +356,12 @@ def train_ranker(
     """A ranker of ``log``; it stops after the epoch that is best on a twentieth of the rows, and is calibrated there.
 
     Args:
-        queries: ``[n]``, one a row, empty where there is none; None makes two towers.
+        queries: ``[n]``, a list a row, empty where there is none; None makes a ranker without the third tower.
+        words: whether the features' words look themselves up.
         listwise, over_all: lambda and mu of the loss.
         query_dropout: how often a query is hidden, so that the ranker also works without.
         intent_dropout: how often the id of an intent is hidden, so that its text alone has to do.
+        max_epochs: at most; fewer where they would be more than ``MAX_STEPS`` steps, but 3 at least.
         batch_size: 0 is 1024, or less for a small log, so that an epoch has 50 steps.
     """
     if not log.clicks.any():
@@ -234,12 +369,19 @@ def train_ranker(
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     codes = FeatureCodes.of(log.features)
-    ranker = Ranker(codes, intents, encoder, dim, seed)
+    ranker = Ranker(codes, intents, encoder, words, dim, seed)
     table = torch.from_numpy(codes(log.features))
-    distinct = list(dict.fromkeys(["", *(queries or ())]))
-    number = {text: n for n, text in enumerate(distinct)}
-    of_row = torch.tensor([number[text] for text in queries]) if queries else torch.zeros(len(log), dtype=torch.long)
-    vectors, texts, ids = ranker.encoder(distinct), ranker.encoder(intents.texts), ranker.intent_ids(intents)
+    texts, ids = ranker.known_texts, ranker.intent_ids(intents)
+    if queries is not None:
+        distinct, numbers = numbered(queries)
+        vectors = ranker.encoder.kept(distinct)
+
+    def scores_of(rows: Tensor, ids: Tensor, dropout: float = 0.0) -> Tensor:
+        some, asked = table[rows].long(), None
+        if queries is not None:
+            asked = queries_of(numbers[rows] * (torch.rand(len(rows), 1) >= dropout), vectors)
+        return ranker(some, ids, texts, ranker.lines(some) if words else None, asked)
+
     shown, clicks = torch.from_numpy(log.shown).long(), torch.from_numpy(log.clicks).float()
     examination = torch.tensor(log.examination, dtype=torch.float32)
     n_shows = torch.bincount(shown[shown >= 0], minlength=len(intents)).float()
@@ -251,19 +393,16 @@ def train_ranker(
     batch_size = batch_size or min(1024, max(32, len(log) // 50))
     n_kept_back = max(1, len(log) // 20)
     kept_back, order = torch.from_numpy(order[:n_kept_back]), order[n_kept_back:]
-    query_kept_back = vectors[of_row[kept_back]] if queries else None
     optimiser = torch.optim.AdamW(ranker.parameters(), lr=lr, weight_decay=weight_decay)
-    n_steps = max_epochs * -(-len(order) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps, pct_start=0.1)
+    n_batches = -(-len(order) // batch_size)
+    max_epochs = min(max_epochs, max(3, MAX_STEPS // n_batches))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=max_epochs * n_batches, pct_start=0.1)
     best, best_state, since = float("inf"), None, 0
     for epoch in range(max_epochs):
         ranker.train()
         shuffled = torch.from_numpy(rng.permutation(order))
         for rows in shuffled.split(batch_size):
-            query_of = of_row[rows] * (torch.rand(len(rows)) >= query_dropout)
-            query = vectors[query_of] if queries else None
-            seen_ids = ids * (torch.rand(len(ids)) >= intent_dropout)
-            scores = ranker(table[rows].long(), query, seen_ids, texts)
+            scores = scores_of(rows, ids * (torch.rand(len(ids)) >= intent_dropout), query_dropout)
             loss = click_loss(scores, shown[rows], clicks[rows], examination, log_share, listwise, over_all)
             optimiser.zero_grad()
             loss.backward()
@@ -271,7 +410,7 @@ def train_ranker(
             schedule.step()
         ranker.eval()
         with torch.no_grad():
-            scores = ranker(table[kept_back].long(), query_kept_back, ids, texts)
+            scores = scores_of(kept_back, ids)
             value = click_loss(scores, shown[kept_back], clicks[kept_back], examination, log_share, 0, over_all).item()
         if progress:
             print(f"epoch {epoch + 1}: loss {value:.4f} on {len(kept_back):,} rows kept back", flush=True)
@@ -284,7 +423,7 @@ def train_ranker(
                 break
     ranker.load_state_dict(best_state)
     with torch.no_grad():
-        scores = ranker(table[kept_back].long(), query_kept_back, ids, texts)
+        scores = scores_of(kept_back, ids)
     ranker.scale.data = calibration(scores, shown[kept_back], clicks[kept_back], examination)
     return ranker.eval()
 

@@ -1,9 +1,10 @@
 """``openrlhf-qs rank score FILE --model DIR --out OUT``: a ranker's scores for every row of a file.
 
-Of a ranker of intents (``openrlhf-qs rank``) a row has ``features`` and may have a ``query``; it gets ``intents``, the
-ids from the best down, and ``scores``, the chance of a click on each. Of a ranker of proposals (``openrlhf-qs rank
-proposals``) a row has ``events`` and a ``proposal``; it gets ``score``, comparable within its context, and ``chance``,
-that the majority accepts it. Where the rows say what people said, GAUC and ECE are printed.
+Of a ranker of intents (``openrlhf-qs rank``) a row has ``features`` and may have a ``query``, a text or a list of
+them; it gets ``intents``, the ids from the best down, and ``scores``, the chance of a click on each. Of a ranker of
+proposals (``openrlhf-qs rank proposals``) a row has ``events`` and a ``proposal``; it gets ``score``, comparable
+within its context, and ``chance``, that the majority accepts it. Where the rows say what people said, GAUC and ECE
+are printed.
 """
 
 from __future__ import annotations
@@ -56,8 +57,11 @@ def _score_proposals(args: argparse.Namespace, model: dict) -> None:
         contexts = [row["context_id"] for row in rows]
         gauc = proposals.context_auc(scores, accepted, contexts)
         ece = calibration_error(chances, accepted)
-        low, high = _interval(scores, accepted, contexts)
-        print(f"GAUC {gauc:.3f} ({low:.3f} to {high:.3f}); ECE {ece['ece']:.3f}, floor {ece['floor']:.3f}")
+        within = "no context has an accepted and a refused proposal: no GAUC"
+        if not np.isnan(gauc):
+            low, high = _interval(scores, accepted, contexts)
+            within = f"GAUC {gauc:.3f} ({low:.3f} to {high:.3f})"
+        print(f"{within}; ECE {ece['ece']:.3f}, floor {ece['floor']:.3f}")
 
 
 def _interval(scores: np.ndarray, accepted: np.ndarray, contexts: list[str]) -> tuple[float, float]:
@@ -87,7 +91,7 @@ def _score_intents(args: argparse.Namespace, model: dict) -> None:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("features"), dict):
             raise ValueError(f"{args.file}:{number}: features {short(row.get('features'))}; give an object")
-    queries = [str(row.get("query") or "") for row in rows]
+    queries = [_queries(row.get("query"), f"{args.file}:{number}") for number, row in enumerate(rows, start=1)]
     scores = ranker.scores([row["features"] for row in rows], intents, queries if any(queries) else None)
     best = np.argsort(-scores, axis=1, kind="stable")[:, : args.n]
     chances = 1 / (1 + np.exp(-np.take_along_axis(scores, best, axis=1)))
@@ -99,3 +103,11 @@ def _score_intents(args: argparse.Namespace, model: dict) -> None:
         ),
     )
     print(f"{len(rows):,} rows scored, in {args.out}")
+
+
+def _queries(query: object, where: str) -> list[str]:
+    """What a row has as ``query``, as a list."""
+    texts = [query] if isinstance(query, str) else query or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{where}: query {short(query)}; give a text, or a list of texts")
+    return [text for text in texts if text.strip()]

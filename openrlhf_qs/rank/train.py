@@ -1,7 +1,8 @@
 """``openrlhf-qs rank``: train a ranker on a zero-query log.
 
 In: the log, the knowledge base and, for the third tower, queries of a reasoner, JSON Lines ``{"conversation",
-"candidates"}`` as ``openrlhf-qs distil`` writes them. Out: the ranker's folder, and with queries ``reward/`` in it.
+"candidates"}`` as ``openrlhf-qs distil`` writes them; several of a user are read together, and several files too, so
+that more than one reasoner may propose. Out: the ranker's folder, and with queries ``reward/`` in it, which judges.
 
 **Who has seen which clicks.** The reasoner is taught clicks of one half of the users (:meth:`Impressions.half`). Its
 queries for them remember what they clicked, and a ranker that learned from these would trust queries too far; so the
@@ -21,7 +22,7 @@ import numpy as np
 
 from openrlhf_qs.files.whole import json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key
-from openrlhf_qs.rank.impressions import conversation_of, in_words, read_impressions, read_intents
+from openrlhf_qs.rank.impressions import conversation_of, read_impressions, read_intents
 
 REWARD = "reward"
 
@@ -30,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", required=True, nargs="+", metavar="FILE", help="zero-query log to learn from")
     parser.add_argument("--intents", required=True, metavar="FILE", help="knowledge base: JSON Lines of id and text")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the ranker")
-    parser.add_argument("--queries", default="", metavar="FILE", help="of a reasoner; default: none, two towers")
     parser.add_argument(
-        "--features_as_query",
-        action="store_true",
-        help="the features in words stand for the query: the baseline to beat. With --queries, above "
-        "each one: what it adds to them",
+        "--queries", nargs="+", default=[], metavar="FILE", help="of a reasoner, or of several; default: none"
     )
+    parser.add_argument(
+        "--no_words", action="store_true", help="features by their numbers alone, their words unread: the two towers"
+    )
+    parser.add_argument("--no_reward", action="store_true", help="leave out reward/, where no reasoner learns from it")
     parser.add_argument("--shuffle_queries", action="store_true", help="give each user another one's query: a control")
     parser.add_argument(
         "--encoder", default="words", help="of texts: words (hashed), minilm, or a sentence-transformers model"
@@ -53,16 +54,14 @@ def run(args: argparse.Namespace) -> None:
     log = read_impressions(args.log, intents, args.propensity)
     for finding in log.findings:
         print(f"examination: {finding}")
-    how = {"encoder": args.encoder, "max_epochs": args.max_epochs, "seed": args.seed}
+    how = {"encoder": args.encoder, "words": not args.no_words, "max_epochs": args.max_epochs, "seed": args.seed}
     queries, is_reasoners = None, log.half(args.seed)
     if args.queries:
         queries = queries_for(log.features, read_queries(args.queries))
         if args.shuffle_queries:
             queries = shuffled(queries, args.seed)
-        queries = ["" if own else query for own, query in zip(is_reasoners, queries, strict=True)]
-    if args.features_as_query:
-        queries = after_features(log.features, queries)
-    elif args.queries:
+        queries = [[] if own else texts for own, texts in zip(is_reasoners, queries, strict=True)]
+    if args.queries and not args.no_reward:
         others = np.flatnonzero(~is_reasoners)
         judge = train_ranker(log[others], intents, [queries[n] for n in others], **how)
         judge.save(Path(args.out) / REWARD)
@@ -73,38 +72,34 @@ def run(args: argparse.Namespace) -> None:
     examination = ", ".join(f"{value:.2f}" for value in log.examination)
     print(
         f"{args.out}: {len(log):,} impressions, {int(log.clicks.sum()):,} clicks, {len(intents)} intents, "
-        f"{n_queries:,} queries; examination {examination}"
+        f"{n_queries:,} of them with queries; examination {examination}"
     )
     write_whole(Path(args.out) / "log.json", json.dumps({"examination": log.examination.tolist()}) + "\n")
 
 
-def read_queries(path: str | Path) -> dict[str, str]:
-    """Key of a conversation to its query: the likeliest of its candidates; empty where the reasoner wrote none."""
-    found = {}
-    for number, row in enumerate(json_lines(path), start=1):
-        if not isinstance(row.get("candidates"), list) or "conversation" not in row:
-            raise ValueError(f"{path}:{number}: no conversation with candidates; give what `openrlhf-qs distil` wrote")
-        texts = [one["text"] for one in row["candidates"]]
-        found[conversation_key(row["conversation"])] = texts[0] if texts else ""
+def read_queries(paths: Sequence[str | Path]) -> dict[str, list[str]]:
+    """Key of a conversation to its queries, the likeliest first, each as often as it was sampled."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        for number, row in enumerate(json_lines(path), start=1):
+            if not isinstance(row.get("candidates"), list) or "conversation" not in row:
+                what = "no conversation with candidates; give what `openrlhf-qs distil` wrote"
+                raise ValueError(f"{path}:{number}: {what}")
+            texts = [one["text"] for one in row["candidates"] for _ in range(one.get("n_sampled", 1))]
+            found.setdefault(conversation_key(row["conversation"]), []).extend(texts)
     return found
 
 
-def queries_for(features: Sequence[Mapping], queries: Mapping[str, str]) -> list[str]:
-    """The query of each, empty where there is none. ValueError where there is none at all."""
-    found = [queries.get(conversation_key(conversation_of(one)), "") for one in features]
+def queries_for(features: Sequence[Mapping], queries: Mapping[str, list[str]]) -> list[list[str]]:
+    """The queries of each, empty where there are none. ValueError where there is none at all."""
+    found = [queries.get(conversation_key(conversation_of(one)), []) for one in features]
     if not any(found):
         raise ValueError("no query is about features of this log: let the reasoner read the same log")
     return found
 
 
-def after_features(features: Sequence[Mapping], queries: Sequence[str] | None) -> list[str]:
-    """The features in words, with the query below them where there is one."""
-    queries = [""] * len(features) if queries is None else queries
-    return ["\n".join(filter(None, pair)) for pair in zip(map(in_words, features), queries, strict=True)]
-
-
-def shuffled(queries: Sequence[str], seed: int) -> list[str]:
-    """The queries that are there, each with another row that has one."""
+def shuffled(queries: Sequence[list[str]], seed: int) -> list[list[str]]:
+    """The queries that are there, those of a row with another row that has some."""
     there = [n for n, query in enumerate(queries) if query]
     found = list(queries)
     for n, other in zip(there, np.random.default_rng(seed).permutation(there), strict=True):

@@ -13,7 +13,8 @@ from openrlhf_qs.files.record import durations
 from openrlhf_qs.files.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"N_VISITS": "3000", "N_ASKED": "200", "ROUNDS": "1", "REASON_EPOCHS": "3", "ALIGN_SAMPLES": "3"}
+SMALL = {"N_VISITS": "3000", "N_ASKED": "200", "ROUNDS": "1", "REASON_EPOCHS": "3"}
+SMALL |= {"ALIGN_SAMPLES": "3", "QUERY_SAMPLES": "3"}
 SMALL |= {"ALIGN": "sft dpo", "ALIGN_BATCH": "8"}  # a preference optimiser wants a batch of pairs at least
 STAGES = ["intents", "rank", "reason", "align", "foresee"]
 
@@ -40,7 +41,7 @@ def test_every_stage_is_done_and_the_arms_are_measured(run):
     assert list(durations(RunFolder(run))) == STAGES
     arms = json.loads((run / "foresee/metrics.json").read_text())["arms"]
     named = ["oracle", "popularity", "two_towers", "features_in_words", "cold_start", "sft_1", "dpo_1"]
-    named += ["features_and_queries", "shuffled_queries"]
+    named += ["queries_without_words", "shuffled_queries"]
     assert list(arms) == named
     assert all(
         arms["oracle"][metric]["mean"] >= arms[arm][metric]["mean"] for arm in named for metric in ("gauc", "ctr")

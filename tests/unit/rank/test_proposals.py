@@ -51,6 +51,13 @@ def test_it_learns_that_people_take_what_belongs_to_what_they_did_last(tmp_path,
     song, book = map(json.loads, out.read_text().splitlines())
     assert book["score"] > 0 > song["score"] and book["chance"] > 0.5 > song["chance"]
     assert song["proposal"] == "Sing a song"
+    assert "no context has an accepted and a refused proposal: no GAUC; ECE" in capsys.readouterr().out
+    # what another program writes: a number as the context, none at all, fewer fields, a proposal alone in its context
+    bare = [{"events": ["The user opens a map."], "proposal": text} for text in ("Find a way", "Sing")]
+    held_out.write_text("".join(json.dumps(one) + "\n" for one in [bare[0] | {"context_id": 7}, *bare]))
+    score.run(_args(file=str(held_out), model=str(tmp_path / "model"), out=str(out), intents="", n=3))
+    alone, find, sing = map(json.loads, out.read_text().splitlines())
+    assert alone["score"] == 0 and 0 < alone["chance"] < 1 and find["score"] > sing["score"]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +66,7 @@ def test_it_learns_that_people_take_what_belongs_to_what_they_did_last(tmp_path,
         ({"events": []}, r"file.jsonl:1: events \[\]; give a list of texts"),
         ({"proposal": " "}, "proposal ' '; give a text"),
         ({"accepted": 4}, "4 of 3 judges accept"),
+        ({"context_id": ["a"]}, r"context_id \['a'\]; give a text"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, change, what):

@@ -5,13 +5,12 @@ import pytest
 from visits import INTENTS, visits
 
 from openrlhf_qs.rank.eval import examples, signs
-from openrlhf_qs.rank.train import after_features
 
 
 def test_a_query_that_all_get_and_that_names_several_intents_is_seen():
     log = visits(4)
     stuffed = f"{INTENTS.texts[0]} {INTENTS.texts[4].upper()}"  # five words each, "How do I return my"
-    found = signs([stuffed, stuffed, stuffed, "kettle"], np.zeros((4, 6)), log, INTENTS)
+    found = signs([[stuffed], [stuffed], [stuffed, "lamp"], ["kettle"]], np.zeros((4, 6)), log, INTENTS)
     assert found["distinct"] == 0.5 and found["commonest"] == 0.75
     assert found["n_intents"] == pytest.approx(3 * 2 / 4)
     assert found["n_words"] == pytest.approx((3 * 12 + 1) / 4)
@@ -22,26 +21,21 @@ def test_a_ranking_that_repeats_the_order_shown_is_seen():
     as_shown, turned = np.zeros((50, 6)), np.zeros((50, 6))
     np.put_along_axis(as_shown, log.shown, np.array([[3.0, 2.0, 1.0]]).repeat(50, 0), 1)
     np.put_along_axis(turned, log.shown, np.array([[1.0, 2.0, 3.0]]).repeat(50, 0), 1)
-    assert signs(["a"] * 50, as_shown, log, INTENTS)["order_kept"] == 1
-    assert signs(["a"] * 50, turned, log, INTENTS)["order_kept"] == 0
+    assert signs([["a"]] * 50, as_shown, log, INTENTS)["order_kept"] == 1
+    assert signs([["a"]] * 50, turned, log, INTENTS)["order_kept"] == 0
 
 
 def test_a_place_where_nothing_was_shown_is_no_pair():
     log = visits(2)
     log.shown[:, 1:] = -1
-    assert signs(["a", "b"], np.zeros((2, 6)), log, INTENTS)["order_kept"] is None
+    assert signs([["a"], []], np.zeros((2, 6)), log, INTENTS)["order_kept"] is None
 
 
 def test_ten_visits_are_shown_with_each_arms_query_and_its_first_three():
     log = visits(100)
     scores = np.tile(np.arange(6.0), (100, 1))
-    rows = list(examples(log, INTENTS, {"two": scores, "asked": -scores}, {"asked": [f"q{n}" for n in range(100)]}))
+    queries = {"asked": [[f"q{n}", "q", "q"] for n in range(100)]}
+    rows = list(examples(log, INTENTS, {"two": scores, "asked": -scores}, queries))
     assert len(rows) == 10 and rows[0]["features"] == log.features[0] and rows[-1]["features"] == log.features[99]
     assert rows[-1]["arms"]["two"] == {"first": [INTENTS.texts[n] for n in (5, 4, 3)]}
-    assert rows[-1]["arms"]["asked"] == {"query": "q99", "first": [INTENTS.texts[n] for n in (0, 1, 2)]}
-
-
-def test_a_query_stands_below_the_features_and_one_may_be_missing():
-    features = [{"paid": "card", "article": "lamp"}, {"paid": "cash"}]
-    assert after_features(features, ["Is it paid?", ""]) == ["article: lamp\npaid: card\nIs it paid?", "paid: cash"]
-    assert after_features(features, None) == ["article: lamp\npaid: card", "paid: cash"]
+    assert rows[-1]["arms"]["asked"] == {"queries": {"q99": 1, "q": 2}, "first": [INTENTS.texts[n] for n in (0, 1, 2)]}

@@ -8,7 +8,7 @@ import torch
 from visits import INTENTS, visits, wanted_intents
 
 from openrlhf_qs.rank.impressions import Intents
-from openrlhf_qs.rank.ranker import Ranker, click_loss, train_ranker
+from openrlhf_qs.rank.ranker import Encoder, Ranker, click_loss, numbered, queries_of, train_ranker
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +57,59 @@ def test_candidates_in_another_order_have_the_same_scores(ranker):
 
 
 def test_a_query_looks_itself_up_wherever_its_intent_stands_in_the_knowledge_base(log):
-    queries = [INTENTS.texts[intent] for intent in wanted_intents(log)]
+    queries = [[INTENTS.texts[intent]] for intent in wanted_intents(log)]
     ranker = train_ranker(log, INTENTS, queries, max_epochs=1)
     new, order = visits(20, seed=2), [3, 0, 5, 1, 4, 2]
-    asked = [INTENTS.texts[intent] for intent in wanted_intents(new)]
+    asked = [[INTENTS.texts[intent]] for intent in wanted_intents(new)]
     turned = Intents(tuple(INTENTS.ids[n] for n in order), tuple(INTENTS.texts[n] for n in order))
     scores = ranker.scores(new.features, queries=asked)
     np.testing.assert_allclose(ranker.scores(new.features, turned, asked), scores[:, order], rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        ranker.same_intent += 1  # 5 log-odds more for what the query names, hardly any for the others
+        ranker.same_intent += 1  # log(1 + 6) log-odds more for what the query names of six, hardly any for the others
     more = (ranker.scores(new.features, queries=asked) - scores) / ranker.scale[0].item()
-    assert (more[np.arange(20), wanted_intents(new)] > 4).all()
-    assert (np.sort(more, axis=1)[:, :-1] < 1).all()
+    assert (more[np.arange(20), wanted_intents(new)] > 1.9).all()
+    assert (np.sort(more, axis=1)[:, :-1] < 0.1).all()
+
+
+def test_an_article_and_an_intent_that_training_did_not_have_find_each_other_by_their_words(ranker):
+    new = visits(60, seed=2)
+    about_drones = [one | {"article": "drone"} for one in new.features]
+    more = Intents((*INTENTS.ids, "new"), (*INTENTS.texts, "How do I return my drone?"))
+    of_drone, of_others = ranker.scores(about_drones, more), ranker.scores(new.features, more)
+    assert (of_drone[:, -1] > of_others[:, -1] + 1).all()  # log-odds
+    np.testing.assert_allclose(
+        ranker.scores([*about_drones, *new.features], more),
+        np.concatenate([of_drone, of_others]),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_two_towers_do_not_read_the_words_of_a_value_that_training_did_not_have(log):
+    towers = train_ranker(log, INTENTS, words=False, max_epochs=1)
+    about = [{"article": article, "seller": "near", "paid": "card"} for article in ("drone", "boat")]
+    np.testing.assert_array_equal(*towers.scores(about))
+    read = train_ranker(log, INTENTS, max_epochs=1).scores(about, Intents(("a", "b"), ("My drone?", "My boat?")))
+    assert read[0, 0] - read[1, 0] > 0.1 and read[1, 1] - read[0, 1] > 0.1
+
+
+def test_several_queries_count_by_how_often_each_was_written_and_not_by_their_order(log):
+    queries = [[INTENTS.texts[intent]] * 3 + [INTENTS.texts[0]] for intent in wanted_intents(log)]
+    ranker = train_ranker(log, INTENTS, queries, max_epochs=1)
+    one, other = INTENTS.texts[1], INTENTS.texts[5]
+    asked = [[one, one, other], [other, one, one], [one, other, other], []]
+    scores = ranker.scores([visits(1, seed=2).features[0]] * 4, queries=asked)
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+    assert scores[0, 1] > scores[2, 1] and scores[0, 5] < scores[2, 5]
+    assert not np.allclose(scores[3], scores[0], atol=0.1)
+
+
+def test_the_same_texts_in_a_batch_share_one_vector():
+    distinct, numbers = numbered([["a", "b", "a"], [], ["b"]])
+    assert distinct == ["", "a", "b"] and numbers.tolist() == [[1, 2, 1], [0, 0, 0], [2, 0, 0]]
+    vectors, share = queries_of(numbers, Encoder("words").kept(distinct))
+    assert vectors.shape == (3, Encoder("words").dim)
+    np.testing.assert_allclose(share.numpy(), [[0, 2 / 3, 1 / 3], [0, 0, 0], [0, 0, 1]], rtol=1e-6)
 
 
 def test_an_intent_with_a_new_text_counts_as_new_and_one_left_out_changes_no_other(ranker):
@@ -82,16 +123,16 @@ def test_an_intent_with_a_new_text_counts_as_new_and_one_left_out_changes_no_oth
 
 def test_a_query_that_says_what_is_wanted_is_used_and_one_may_be_missing(log):
     # The query is all that tells a kettle from a lamp: of the features only the user's number of visits is there.
-    queries = [INTENTS.texts[intent] for intent in wanted_intents(log)]
+    queries = [[INTENTS.texts[intent]] for intent in wanted_intents(log)]
     bare = [{"visits": one["visits"]} for one in log.features]
     knows_little = type(log)(bare, log.shown, log.clicks, log.users, log.times, log.examination)
     ranker = train_ranker(knows_little, INTENTS, queries, max_epochs=12)
     new = visits(300, seed=3)
     bare = [{"visits": one["visits"]} for one in new.features]
-    with_query = first(ranker.scores(bare, queries=[INTENTS.texts[n] for n in wanted_intents(new)]), new)
+    with_query = first(ranker.scores(bare, queries=[[INTENTS.texts[n]] for n in wanted_intents(new)]), new)
     assert with_query > 0.9
     assert first(ranker.scores(bare), new) < 0.35
-    np.testing.assert_allclose(ranker.scores(bare, queries=[""] * 300), ranker.scores(bare), atol=1e-5)
+    np.testing.assert_allclose(ranker.scores(bare, queries=[[]] * 300), ranker.scores(bare), atol=1e-5)
 
 
 def test_the_loss_of_one_row_is_that_of_the_formula():

@@ -29,7 +29,7 @@ def arguments(module, *words: str) -> argparse.Namespace:
 def ranker(tmp_path_factory):
     log = visits(2000)
     bare = type(log)([{"visits": one["visits"]} for one in log.features], *list(vars(log).values())[1:])
-    trained = train_ranker(bare, INTENTS, [INTENTS.texts[n] for n in wanted_intents(log)], max_epochs=12)
+    trained = train_ranker(bare, INTENTS, [[INTENTS.texts[n]] for n in wanted_intents(log)], max_epochs=12)
     folder = tmp_path_factory.mktemp("ranker")
     trained.save(folder)
     return folder
