@@ -12,7 +12,7 @@ from visits import INTENTS, visits, wanted_intents, write
 
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import Task
-from openrlhf_qs.rank import best, data, train
+from openrlhf_qs.rank import best, data, score, train
 from openrlhf_qs.rank.impressions import Intents, conversation_of
 from openrlhf_qs.rank.ranker import Ranker, train_ranker
 from openrlhf_qs.registry import REWARDS, load_plugins
@@ -85,6 +85,29 @@ def test_the_ranker_that_rewards_does_not_change_with_the_clicks_that_it_judges(
     for name, one in weights[0].items():
         torch.testing.assert_close(weights[1][name], one, rtol=0, atol=0)
     assert not torch.equal(both["user_out.weight"], weights[1]["user_out.weight"])
+
+
+def test_several_reasoners_propose_and_each_query_counts_as_often_as_it_was_sampled(tmp_path):
+    files, asked = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], conversation_of({"paid": "card"})
+    sampled = [{"text": "Why?", "n_sampled": 2}, {"text": "When?", "n_sampled": 1}]
+    for file, candidates in zip(files, (sampled, [{"text": "Who?"}]), strict=True):
+        file.write_text(json.dumps({"conversation": asked, "candidates": candidates}) + "\n")
+    queries = train.read_queries(files)
+    found = train.queries_for([{"paid": "card"}, {"paid": "cash"}], queries)
+    assert found == [["Why?", "Why?", "When?", "Who?"], []]
+    assert train.shuffled([["a"], [], ["b"], ["c"]], 0)[1] == []
+
+
+@pytest.mark.parametrize("query", [7, ["Why?", 7], {"text": "Why?"}])
+def test_a_row_to_score_with_a_query_that_is_no_text_is_named(ranker, tmp_path, query):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"features": {"visits": 3}, "query": query}) + "\n")
+    words = (str(file), "--model", str(ranker), "--out", str(tmp_path / "out.jsonl"))
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: query .*; give a text, or a list of texts"):
+        score.run(arguments(score, *words))
+    file.write_text(json.dumps({"features": {"visits": 3}, "query": ["", INTENTS.texts[4]]}) + "\n")
+    score.run(arguments(score, *words))
+    assert json.loads((tmp_path / "out.jsonl").read_text())["intents"][0] == INTENTS.ids[4]
 
 
 def test_what_is_taught_to_the_reasoner_is_of_its_half_and_what_needs_a_query_is_not(tmp_path):
