@@ -168,7 +168,7 @@ HELP = {
     ),
     "seeds": Help(
         "report/metrics.json of several runs",
-        "a table in Markdown",
+        "tables in Markdown: arms, lifts, the reward model",
         "openrlhf-qs seeds runs/seed0 runs/seed1 --out table.md",
         "EVALUATION.md",
     ),

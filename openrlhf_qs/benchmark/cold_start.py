@@ -43,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as of cold-start, one or several; default instruction follow_up examples",
     )
     parser.add_argument(
-        "--temperature", type=float, nargs="+", default=[0.3, 0.7, 1.0], help="one or several; default 0.3 0.7 1"
+        "--temperature",
+        type=float,
+        nargs="+",
+        metavar="T",
+        default=[0.3, 0.7, 1.0],
+        help="one or several; default 0.3 0.7 1",
     )
     parser.add_argument("--n_answers", type=int, nargs="+", default=[1], help="to choose from; default 1")
     parser.add_argument("--constrained_enable", action="store_true", help="decode nothing but a list of questions")

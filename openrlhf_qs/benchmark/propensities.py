@@ -87,8 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         choices=METHODS,
+        metavar="NAME",
         default=["auto", "ctr", "pbm", "harvest", "cascade", "trust"],
-        help="default: auto ctr pbm harvest cascade trust",
+        help=f"of {', '.join(METHODS)}; default: auto ctr pbm harvest cascade trust",
     )
     parser.add_argument(
         "--n_pair_logs", type=int, default=2, help="of these, logs whose pairs are held against the truth; default 2"

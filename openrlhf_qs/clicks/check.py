@@ -121,6 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--propensity",
         choices=METHODS,
+        metavar="NAME",
         default=DEFAULT_METHOD,
         help=f"how it is estimated how much each position is looked at. {_choices(METHODS)}; default {DEFAULT_METHOD}",
     )

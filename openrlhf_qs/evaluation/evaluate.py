@@ -30,7 +30,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from openrlhf_qs.evaluation import rewards, summary
-from openrlhf_qs.evaluation.ab_test import ArmResult, Judge, ab_metrics, load_judge, run_ab_test
+from openrlhf_qs.evaluation.ab_test import (
+    ArmResult,
+    Judge,
+    ab_metrics,
+    conversation_clusters,
+    load_judge,
+    run_ab_test,
+)
 from openrlhf_qs.evaluation.arms import (
     AT,
     COLD_START,
@@ -49,7 +56,7 @@ from openrlhf_qs.evaluation.arms import (
 from openrlhf_qs.evaluation.baselines import best_of, most_clicked
 from openrlhf_qs.evaluation.examples import examples
 from openrlhf_qs.evaluation.proxy import proxy_against_gold
-from openrlhf_qs.evaluation.quality import response_quality
+from openrlhf_qs.evaluation.quality import quality_change, response_quality
 from openrlhf_qs.evaluation.segments import segments
 from openrlhf_qs.evaluation.temperature import choose, write_generation_config
 from openrlhf_qs.files.run_folder import RunFolder
@@ -131,14 +138,21 @@ def run(args: argparse.Namespace) -> None:
         "quality": {name: response_quality(rows, clicked, embedder) for name, rows in arms.items()},
     }
     results: dict[str, ArmResult] = {}
+    owners = {conversation_key(row["conversation"]): row.get("user_id") for row in reversed(impressions)}
     if judge is not None:
         rich_print(f"A/B test with judge {escape(args.judge)}, at least {args.n_users:,} users an arm")
-        owners = {conversation_key(row["conversation"]): row.get("user_id") for row in reversed(impressions)}
         results = run_ab_test(arms, judge, args.n_users, args.seed, owners)
         metrics |= ab_metrics(results, metrics["quality"])
     as_served = {name: rows for name, rows in arms.items() if AT not in name}
     policies = [name for name in as_served if name in responses]
     before, after = policies[0], LAST_POLICY if LAST_POLICY in policies else policies[-1]
+    if before != after:
+        clusters = conversation_clusters([row.conversation for row in arms[COLD_START]], owners)
+        metrics["quality_change"] = {
+            "before": before,
+            "after": after,
+            "ci95": quality_change(arms[before], arms[after], clicked, clusters),
+        }
     if results:
         keys = {conversation_key(row["conversation"]): row.get("meta") or {} for row in reversed(impressions)}
         conversations = [row.conversation for row in arms[COLD_START]]
@@ -180,7 +194,7 @@ def run(args: argparse.Namespace) -> None:
     write_whole(folder.metrics, json.dumps(metrics, indent=1, allow_nan=False))
     report = write_report(folder.path, metrics)
     _print_table(metrics)
-    rich_print(f"report: {escape(str(report))}")
+    print(f"report: {report}")  # a path is not to be broken at the end of a line
 
 
 def serve(

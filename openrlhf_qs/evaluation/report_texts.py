@@ -31,7 +31,7 @@ def before_and_after(metrics: Mapping[str, Any], before: str, after: str) -> lis
         chances = [arms[name]["ctr"] if name in arms else None for name in (before, after)]
         shown = {
             "conversation": one["conversation"],
-            "change": "" if None in chances else f"{chances[0]:.0%} → {chances[1]:.0%} click",
+            "change": "" if None in chances else f"{before} {chances[0]:.0%} → {after} {chances[1]:.0%} click",
             "arms": [
                 column(
                     name,

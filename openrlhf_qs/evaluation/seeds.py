@@ -1,22 +1,24 @@
-"""``openrlhf-qs seeds``: one run of each of several seeds, side by side: the README's table.
+"""``openrlhf-qs seeds``: one run of each of several seeds, side by side: the README's tables.
 
-In: run folders that differ in their seed, each with ``report/metrics.json``. Out: two Markdown tables. Of every arm as
-it is served, each seed and the mean over them, from three seeds on with its 95 % t interval; and of the last policy
-over each of the others the relative lift, computed within each seed. A run of another seed is another training, on
-another log: its noise is in these intervals, as it is not in those of one run. ``--into README.md`` puts the tables
-between two marks there, with the command and the commits, so that no figure is typed.
+In: run folders that differ in their seed, each with ``report/metrics.json``. Out: Markdown tables. Of every arm as it
+is served the mean over seeds, from three on with its 95 % t interval, and the worst seed; the same of the relative
+lift of the last policy over each other arm, computed within each seed, and of the reward model beside what it is
+measured against. A run of another seed is another training, on another log: its noise is in these intervals, as it is
+not in those of one run. ``--into README.md`` puts the tables between two marks there, with the command and the
+commits, so that no figure is typed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from openrlhf_qs.evaluation.arms import AT, COLD_START, LAST_POLICY
-from openrlhf_qs.evaluation.summary import CEILING, strongest_baseline
+from openrlhf_qs.evaluation.summary import BOUNDS, CEILING, strongest_baseline
 from openrlhf_qs.files.record import read_record
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_whole
@@ -24,9 +26,15 @@ from openrlhf_qs.statistics.intervals import t_interval
 
 BEGIN, END = "<!-- seeds -->", "<!-- end of seeds -->"
 MIN_SEEDS = 3  # for an interval: of two, t with one degree of freedom says next to nothing
+HALF = " ± half the 95 % t interval"
 STRONGEST = "the strongest of them in each seed"
 LIMITS = (CEILING, "fixed_templates")  # what a judge knows, no policy
-QUALITY = {"malformed": ".1%", "near_duplicates": ".1%", "distinct_2": ".3f"}
+QUALITY = {
+    "malformed": (".1%", max),
+    "near_duplicates": (".1%", max),
+    "distinct_2": (".3f", min),
+}  # and which is worst
+REWARD_MODEL = {"accuracy": (".1%", min), "nll": (".3f", max), "ece": (".3f", max)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +62,7 @@ def put_into(file: Path, text: str, runs: Sequence[str]) -> None:
         raise ValueError(f"{file} has no {BEGIN} with {END} after it; write both where the tables shall stand")
     records = [read_record(RunFolder(path)) for path in runs]
     commits = dict.fromkeys(one["commit"][:10] for record in records for one in record.values() if one.get("commit"))
-    names = " ".join(f"runs/{Path(path).resolve().name}" for path in runs)
+    names = " ".join(f"runs/{os.path.basename(os.path.abspath(path))}" for path in runs)
     made = f"Made by `openrlhf-qs seeds {names} --into {file.name}` out of each run's `report/metrics.json`"
     made += f"; stages at {', '.join(commits)}.\n" if commits else ".\n"
     write_whole(file, f"{before}{begin}\n{text}\n{made}{end}{after}")
@@ -79,24 +87,47 @@ def tables(runs: Sequence[Mapping[str, Any]]) -> str:
     names = [name for name in runs[0]["ab"] if AT not in name and all(name in metrics["ab"] for metrics in runs)]
     if not names:
         raise ValueError("no arm is in all of the runs; evaluate them in one way")
-    each = f"CTR, seeds {', '.join(map(str, seeds))}"
-    arms = [["arm", each, "mean", *(key.replace("_", " ") for key in QUALITY)]]
+    arms = [["arm", "CTR", "worst seed", *(f"{key.replace('_', ' ')} (worst)" for key in QUALITY)]]
     for name in names:
         ctr = [metrics["ab"][name]["ctr"] for metrics in runs]
-        quality = [
-            format(sum(metrics["quality"][name][key] or 0.0 for metrics in runs) / len(runs), spec)
-            for key, spec in QUALITY.items()
-        ]
-        arms.append([f"`{name}`", _each(ctr, ".1%"), interval(ctr, ".1%"), *quality])
+        quality = _cells([metrics["quality"][name] for metrics in runs], QUALITY)
+        arms.append([f"`{name}`", interval(ctr, ".1%"), format(min(ctr), ".1%"), *quality])
     text = markdown(arms)
-    if len(runs) >= MIN_SEEDS:
-        text += "\nMean ± half the 95 % t interval over seeds.\n"
-    lifts = [[f"`{LAST_POLICY}` over", "each seed", "mean", "surely above 0 in"]]
+    text += f"\nMeans over seeds {', '.join(map(str, seeds))}{HALF if len(runs) >= MIN_SEEDS else ''}.\n"
+    lifts = [[f"`{LAST_POLICY}` over", "lift", "worst seed", "surely above 0 in"]]
     for name, of_seed in _lifts(runs, names).items():
         values = [value for value, _ in of_seed]
         n_sure = sum(low > 0 for _, low in of_seed)
-        lifts.append([name, _each(values, "+.1%"), interval(values, "+.1%"), f"{n_sure} of {len(of_seed)} seeds"])
-    return text + ("\n" + markdown(lifts) if len(lifts) > 1 else "")
+        worst = format(min(values), "+.1%")
+        lifts.append([name, interval(values, "+.1%"), worst, f"{n_sure} of {len(of_seed)} seeds"])
+    judged = _reward_models(runs)
+    return text + "".join("\n" + markdown(rows) for rows in (lifts, judged) if len(rows) > 1)
+
+
+def _reward_models(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of the reward model, of what it is measured against on the same pairs, and of it on the last policy's
+    suggestions; those that all runs have."""
+    rows = [["on held-out pairs of a click and none", "accuracy (worst)", "NLL (worst)", "ECE (worst)"]]
+    models = [metrics.get("garm", {}) for metrics in runs]
+    found = {"the reward model": models}
+    for name in models[0].get("baselines", {}):
+        bound = ", the bound" if name in BOUNDS else ""
+        found[f"`{name}`{bound}"] = [one.get("baselines", {}).get(name, {}) for one in models]
+    on_policy = [metrics.get("garm_on_policy", {}).get(LAST_POLICY, {}) for metrics in runs]
+    found[f"the reward model, on what `{LAST_POLICY}` suggests"] = on_policy
+    for name, some in found.items():
+        if all("accuracy" in one for one in some):
+            rows.append([name, *_cells(some, REWARD_MODEL)])
+    return rows
+
+
+def _cells(some: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, Callable]]) -> list[str]:
+    """The mean of each figure over the seeds, the worst in brackets."""
+    values = {key: [one[key] or 0.0 for one in some] for key in columns}
+    return [
+        f"{format(sum(values[key]) / len(some), spec)} ({format(worst(values[key]), spec)})"
+        for key, (spec, worst) in columns.items()
+    ]
 
 
 def _lifts(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
@@ -115,10 +146,6 @@ def _lifts(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str,
     if len(others) > 1:
         found[STRONGEST] = [of(metrics, strongest_baseline(metrics["ab"]) or COLD_START) for metrics in runs]
     return found
-
-
-def _each(values: Sequence[float], spec: str) -> str:
-    return ", ".join(format(value, spec) for value in values)
 
 
 def interval(values: Sequence[float], spec: str) -> str:

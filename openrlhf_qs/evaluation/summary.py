@@ -6,6 +6,7 @@ report's first screen and the terminal show.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,11 @@ from openrlhf_qs.evaluation.arms import AT, LAST_POLICY
 from openrlhf_qs.garm.calibration import ECE_LIMIT
 
 BASELINES = ("cold_start", "most_clicked", "sft", "sft_best_of")  # what it has to beat, by the beginning of the name
+START = "rft"  # what GRPO goes on from, where there is one
 CEILING = "ceiling"
 BOUNDS = ("bayes_rule",)  # of what a reward model is measured against: nobody has to beat them
 SIMULATED = ("built_in_world",)  # judges whose users are made up
+COIN_NLL = math.log(2)  # nats a pair
 MALFORMED_LIMIT, NEAR_DUPLICATES_LIMIT = 0.01, 0.10
 CHANGES = {  # of quality: words, format, whether more is better
     "malformed": ("malformed", ".1%", False),
@@ -72,11 +75,15 @@ def answer(metrics: Mapping[str, Any]) -> str:
     if baseline is None or value is None:
         return f"{rate}; there is no baseline to compare it with."
     low, high = metrics["lift_ci95"][f"{LAST_POLICY}_over_{baseline}"]
-    word = "more than" if low > 0 else "fewer than" if high < 0 else "not to be told from"
+    word = "surely more" if low > 0 else "surely fewer" if high < 0 else "no sure difference"
+    start = ""
+    if over := metrics["lift_ci95"].get(f"{LAST_POLICY}_over_{START}"):
+        than = "fewer" if over[0] > 0 else "more" if over[1] < 0 else "no surely different number"
+        start = f" Under {START}, from which it starts, {ab[START]['ctr']:.1%} do: {than}."
     ceiling = f" The most that these users can be made to click is {ab[CEILING]['ctr']:.1%}." if CEILING in ab else ""
     return (
-        f"{rate}, {word} under the strongest baseline, {baseline} with {ab[baseline]['ctr']:.1%}: "
-        f"{value:+.1%} ({low:+.1%} to {high:+.1%}, without the noise of another training).{ceiling}"
+        f"{rate}, {ab[baseline]['ctr']:.1%} under the strongest baseline, {baseline}: {word} ({value:+.1%}, 95 % "
+        f"interval {low:+.1%} to {high:+.1%}, without the noise of another training).{start}{ceiling}"
     )
 
 
@@ -103,7 +110,11 @@ def warnings(
         if after["near_duplicates"] > NEAR_DUPLICATES_LIMIT:
             was = f", {before['near_duplicates']:.1%} under sft" if before else ""
             found.append(
-                ("warn", f"{after['near_duplicates']:.1%} of them hold two suggestions that say the same{was}.")
+                (
+                    "warn",
+                    f"{after['near_duplicates']:.1%} of the responses of {LAST_POLICY} hold two suggestions that say "
+                    f"the same{was}.",
+                )
             )
         if before and after["distinct_2"] and before["distinct_2"] and after["distinct_2"] < before["distinct_2"] / 2:
             found.append(
@@ -119,6 +130,18 @@ def warnings(
     for name, one in garm.get("baselines", {}).items():
         if one["loses"] and name not in BOUNDS:
             found.append(("bad", f"The reward model loses to {name}: {one['sentence']}"))
+    own = metrics.get("garm_on_policy", {}).get(LAST_POLICY)
+    if own and own["nll_ci95"][1] >= COIN_NLL:
+        low, high = own["accuracy_ci95"]
+        kind, word = ("bad", "worse") if own["nll_ci95"][0] > COIN_NLL else ("warn", "not surely better")
+        found.append(
+            (
+                kind,
+                f"Among suggestions of {LAST_POLICY}, which it never learned from, the reward model prefers the "
+                f"clicked one in {own['accuracy']:.1%} of the pairs ({low:.1%} to {high:.1%}); its probabilities are "
+                f"{word} than a coin's (NLL {own['nll']:.3f}, a coin {COIN_NLL:.3f}).",
+            )
+        )
     for name, coefficient in ((weights or {}).get("first_stage", {}).get("coefficient", {})).items():
         error = weights["first_stage"]["standard_error"][name]
         if coefficient < -2 * error:
@@ -142,20 +165,25 @@ def warnings(
 
 
 def changes(metrics: Mapping[str, Any], before: str = "sft", after: str = LAST_POLICY) -> list[dict[str, str]]:
-    """What got better and what got worse: ``name``, ``before``, ``after``, ``kind`` (good, bad, muted), ``word``."""
+    """What surely got better and what surely got worse, by the 95 % intervals of the changes: ``name``, ``before``,
+    ``after``, ``kind`` (good, bad, muted), ``word``."""
     rows, ab, quality = [], metrics.get("ab", {}), metrics.get("quality", {})
     if before in ab and after in ab:
         interval = metrics.get("lift_ci95", {}).get(f"{after}_over_{before}") or [0, 0]
         kind = "good" if interval[0] > 0 else "bad" if interval[1] < 0 else "muted"
         word = {"good": "better", "bad": "worse", "muted": "no sure change"}[kind]
         rows.append(("users who click", f"{ab[before]['ctr']:.1%}", f"{ab[after]['ctr']:.1%}", kind, word))
+    changed = metrics.get("quality_change", {})
+    intervals = changed["ci95"] if (changed.get("before"), changed.get("after")) == (before, after) else {}
     if before in quality and after in quality:
         for key, (name, spec, more_is_better) in CHANGES.items():
             was, now = quality[before].get(key), quality[after].get(key)
             if was is None or now is None:
                 continue
-            shown = format(was, spec), format(now, spec)
-            better = (now > was) == more_is_better
-            kind = "muted" if shown[0] == shown[1] else "good" if better else "bad"
-            rows.append((name, *shown, kind, {"good": "better", "bad": "worse", "muted": "the same"}[kind]))
+            low, high = intervals.get(key, (0.0, 0.0))
+            kind = "muted"
+            if low > 0 or high < 0:
+                kind = "good" if (low > 0) == more_is_better else "bad"
+            word = {"good": "better", "bad": "worse", "muted": "no sure change"}[kind]
+            rows.append((name, format(was, spec), format(now, spec), kind, word))
     return [dict(zip(("name", "before", "after", "kind", "word"), row, strict=True)) for row in rows]

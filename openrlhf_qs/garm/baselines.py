@@ -24,7 +24,7 @@ from openrlhf_qs.form.keys import root_key, text_key
 from openrlhf_qs.form.text import words as words_of
 from openrlhf_qs.garm.calibration import accuracy, expected_calibration_error, negative_log_likelihood
 from openrlhf_qs.statistics.clusters import Clusters
-from openrlhf_qs.statistics.intervals import cluster_bootstrap
+from openrlhf_qs.statistics.intervals import cluster_bootstrap, in_words
 
 C_GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 N_FOLDS = 3
@@ -181,12 +181,12 @@ def fitted(
 
 
 def _sentence(one: Mapping[str, Any]) -> str:
-    low, high = one["accuracy_gain_ci95"]
-    least, most = one["nll_gain_ci95"]
-    return (
-        f"accuracy {one['accuracy_gain']:+.1%} ({low:+.1%} to {high:+.1%}), NLL {-one['nll_gain']:+.3f} "
-        f"({-most:+.3f} to {-least:+.3f})."
+    """The reward model against a baseline, in words that turn with the sign."""
+    points = in_words(
+        100 * one["accuracy_gain"], [100 * end for end in one["accuracy_gain_ci95"]], spec=".1f", unit="points"
     )
+    nll = in_words(-one["nll_gain"], [-end for end in one["nll_gain_ci95"]])
+    return f"accuracy {points}, NLL {nll}."
 
 
 def _fit(difference: sparse.csr_matrix, pairs: Pairs, clusters: Sequence[str]) -> np.ndarray:

@@ -39,7 +39,7 @@ from openrlhf_qs.garm.calibration import (
 from openrlhf_qs.models.device import pick_device
 from openrlhf_qs.registry import JUDGES, load_plugins
 from openrlhf_qs.statistics.clusters import Clusters
-from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, cluster_bootstrap
+from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, cluster_bootstrap, in_words
 
 CHUNK = 512  # suggestions between two movements of the progress bar
 STRESS_MEANS = tuple(np.linspace(0.0, 5.0, 11).tolist())
@@ -413,7 +413,7 @@ def print_tables(metrics: Mapping[str, Any]) -> None:
     table.add_row("ECE if calibrated", *("–" if floor is None else f"{floor:.3f}" for floor in floors))
     console.print(table)
     best = metrics["observed"]
-    table = Table("on the same pairs", "accuracy", "NLL", "ECE", "how much better the model is")
+    table = Table("on the same pairs", "accuracy", "NLL", "ECE", "the model beside it (95 % interval)")
     table.add_row("the reward model", f"{best['accuracy']:.1%}", f"{best['nll']:.3f}", f"{best['ece']:.3f}", "")
     for name, one in metrics.get("baselines", {}).items():
         style = "red" if one["loses"] else None
@@ -449,8 +449,9 @@ def _sentences(metrics: Mapping[str, Any]) -> list[str]:
     if (position := metrics.get("position")) and position["slope"] is not None:
         (low, high), (least, most) = position["slope_in_std_ci95"], position["win_rate_first_ci95"]
         lines.append(
-            f"Position, the outcome held fixed: {position['slope_in_std']:+.3f} standard deviations a place "
-            f"({low:+.3f} to {high:+.3f}); what stood first is preferred in {position['win_rate_first']:.1%} "
+            "Position, the outcome held fixed: a text that stood a place higher is scored "
+            f"{in_words(position['slope_in_std'], (low, high), unit='standard deviations')}; what stood first is "
+            f"preferred in {position['win_rate_first']:.1%} "
             f"({least:.1%} to {most:.1%}) of {position['n_pairs']:,} pairs, 50 % is no preference."
         )
     stress = metrics["stress"]

@@ -69,6 +69,7 @@ def installed_version(package: str) -> str | None:
 
 
 def _show_extension_points(console: Console) -> list[str]:
+    console.print("importing OpenRLHF, vLLM and DeepSpeed, to look at each extension point: some 10 s ...")
     device = pick_device()
     form = "GPU" if device == "cuda" else "CPU"
     console.print(f"GPUs: {', '.join(gpu_names()) or 'none'}; a run here takes the {form} form")

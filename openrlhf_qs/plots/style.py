@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 ARM_COLORS = {"cold_start": "#8b929c", "sft": "#3572b0", "grpo": "#d4622a"}
-OTHER_COLORS = ("#5d8a54", "#8a6bb0", "#b0913a")
+OTHER_COLORS = ("#5d8a54", "#8a6bb0", "#b0913a", "#3f8f8c", "#b05a7a", "#6f7a2a")
 INK, MUTED, LINE = "#1f2430", "#667085", "#3572b0"
 PLOT_STYLE = {
     "svg.fonttype": "none",  # text stays text: small, and sharp at any size

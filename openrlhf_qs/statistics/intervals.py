@@ -23,6 +23,30 @@ class Interval(NamedTuple):
     n: int
 
 
+def in_words(
+    value: float,
+    interval: Sequence[float],
+    more: str = "higher",
+    less: str = "lower",
+    spec: str = ".3f",
+    unit: str = "",
+) -> str:
+    """A difference in a word that its sign chooses, and sizes in the direction of that word.
+
+    ``0.031 lower (0.016 to 0.044)``, or, where the interval holds 0, ``0.004 lower (-0.010 to 0.018, no sure
+    difference)``.
+
+    Args:
+        interval: 95 %, lower and upper end of ``value``.
+        unit: stands after the number, as ``points``.
+    """
+    sign = -1 if value < 0 else 1
+    low, high = sorted(sign * end for end in interval)
+    doubt = "" if low > 0 else ", no sure difference"
+    size = format(abs(value), spec) + (f" {unit}" if unit else "")
+    return f"{size} {less if sign < 0 else more} ({format(low, spec)} to {format(high, spec)}{doubt})"
+
+
 def wilson_interval(share: float, n: float) -> tuple[float, float]:
     r"""95 % interval of a share seen in ``n`` trials, inside [0, 1] also at 0 and 1.
 

@@ -220,10 +220,15 @@ def test_the_help_of_a_command_says_what_it_reads_and_writes_with_an_example_of_
 
 
 @pytest.mark.parametrize("command", sorted(cli.HELP))
-def test_the_help_of_every_command_ends_with_its_example_and_its_page(command, capsys):
+def test_the_help_of_every_command_fits_80_columns_and_ends_with_its_example_and_its_page(
+    command, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         cli.main([*command.split(), "--help"])
-    example = capsys.readouterr().out.rpartition("example:\n")[2].strip()
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    example = shown.rpartition("example:\n")[2].strip()
     assert example.startswith("openrlhf-qs") and example.endswith(f"more: docs/{cli.HELP[command].page}")
 
 

@@ -118,7 +118,7 @@ def test_the_stage_writes_what_it_measured_and_a_report(run_dir, scorer, capsys,
     assert example["grpo"]["garm"][0] == [len("A great one?"), pytest.approx(0.5**0.5)]
     assert "<h2>evaluate</h2>" in (run_dir / "report" / "report.html").read_text()
     shown = " ".join(capsys.readouterr().out.split())
-    assert "of users click under grpo, more than under the strongest baseline, sft" in shown and "cold_start" in shown
+    assert "under the strongest baseline, sft: surely more" in shown and "cold_start" in shown
     assert not list(run_dir.rglob(".*writing"))
 
 
@@ -201,7 +201,9 @@ def test_the_closing_table_fits_80_columns_whole(run_dir, scorer, capsys, monkey
     monkeypatch.setattr(evaluate, "load_judge", lambda name, options: Judge(lambda row: [0.2] * len(row)))
     run_stage("--run", run_dir, "--judge", "mine", "--n_users", 400)
     out = capsys.readouterr().out
-    assert "…" not in out and max(map(len, out.splitlines())) <= 80
+    *lines, report = out.splitlines()
+    assert "…" not in out and max(map(len, lines)) <= 80
+    assert report == f"report: {run_dir / 'report' / 'report.html'}"  # whole, however long: it is copied
     row = next(line for line in out.splitlines() if line.lstrip().startswith("cold_start "))
     assert len(row.split()) == 10, row  # arm, CTR, low, to, high and five more figures
 

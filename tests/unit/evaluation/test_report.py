@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from openrlhf_qs.evaluation.report import STAGES, write_report
+from openrlhf_qs.evaluation.summary import answer, warnings
 from openrlhf_qs.evaluation.tensorboard import read_scalars
 from openrlhf_qs.files.whole import write_json_lines, write_whole
 
@@ -275,15 +276,36 @@ def test_the_first_screen_says_what_came_out_under_which_conditions_and_what_got
         "grpo": {"temperature": 0.5, "tried": {"1": 0.5, "0.5": 0.6}, "by": "CTR", "n_conversations": 9}
     }
     metrics["quality"]["grpo"] = quality(near_duplicates=0.26, distinct_2=0.05)
+    sure = {"near_duplicates": [0.2, 0.26], "self_similarity": [-0.01, 0.02]}
+    metrics["quality_change"] = {"before": "sft", "after": "grpo", "ci95": sure}
     html = write_report(full_run, metrics).read_text()
     assert "simulated users (built_in_world), no real ones · 200 held-out conversations" in html
     assert "grpo at temperature 0.5 · seed 0, one training" in html
     screen = first_screen(html)
-    assert "58.0% of users click under grpo, more than under the strongest baseline, sft with 45.0%: +28.9%" in screen
-    assert "26.0% of them hold two suggestions that say the same, 3.0% under sft." in screen
+    assert "58.0% of users click under grpo, 45.0% under the strongest baseline, sft: surely more (+28.9%" in screen
+    assert "26.0% of the responses of grpo hold two suggestions that say the same, 3.0% under sft." in screen
     assert "grpo repeats itself: 0.050 different word pairs a pair, 0.200 under sft." in screen
     assert re.search(r"with near-duplicates</td><td>3.0%</td><td>26.0%</td><td class=\"bad\">worse", screen)
+    assert re.search(r"self-similarity</td><td>0.200</td><td>0.200</td><td class=\"muted\">no sure change", screen)
     assert re.search(r"users who click</td><td>45.0%</td><td>58.0%</td><td class=\"good\">better", screen)
+
+
+def test_a_reward_model_that_is_no_better_than_a_coin_on_what_the_policy_says_is_a_warning(full_run, metrics):
+    figures = {"n_pairs": 900, "accuracy": 0.53, "accuracy_ci95": [0.52, 0.55], "nll": 0.72, "nll_ci95": [0.71, 0.73]}
+    found = warnings(metrics | {"garm_on_policy": {"grpo": figures}})
+    assert found[0]["kind"] == "bad" and "worse than a coin's (NLL 0.720, a coin 0.693)" in found[0]["sentence"]
+    found = warnings(metrics | {"garm_on_policy": {"grpo": figures | {"nll_ci95": [0.68, 0.73]}}})
+    assert any(one["kind"] == "warn" and "not surely better than a coin's" in one["sentence"] for one in found)
+    found = warnings(metrics | {"garm_on_policy": {"grpo": figures | {"nll": 0.6, "nll_ci95": [0.5, 0.65]}}})
+    assert not any("a coin" in one["sentence"] for one in found)
+
+
+def test_what_the_policy_starts_from_stands_in_the_answer(metrics):
+    metrics["ab"]["rft"] = ab(0.57, [0.3, 0.2, 0.1])
+    metrics["lift"]["grpo_over_rft"], metrics["lift_ci95"]["grpo_over_rft"] = 0.018, [-0.01, 0.04]
+    assert "Under rft, from which it starts, 57.0% do: no surely different number." in answer(metrics)
+    metrics["lift_ci95"]["grpo_over_rft"] = [0.01, 0.04]
+    assert "57.0% do: fewer." in answer(metrics)
 
 
 def test_a_policy_that_loses_to_a_baseline_says_so_first_and_in_red(full_run, metrics):
@@ -291,7 +313,7 @@ def test_a_policy_that_loses_to_a_baseline_says_so_first_and_in_red(full_run, me
     metrics["ab"]["sft"]["ctr"] = 0.62
     screen = first_screen(write_report(full_run, metrics).read_text())
     assert '<ul class="flags"><li class="bad">grpo loses to the baseline sft.</li>' in screen
-    assert "fewer than under the strongest baseline, sft with 62.0%: -7.0% (-10.0% to -4.0%" in screen
+    assert "62.0% under the strongest baseline, sft: surely fewer (-7.0%, 95 % interval -10.0% to -4.0%" in screen
 
 
 def test_a_part_that_clicks_fall_with_and_that_is_trained_on_is_a_warning(full_run, metrics):

@@ -16,7 +16,14 @@ def metrics(seed, sft, grpo, **others):
     return {
         "seed": seed,
         "ab": {name: {"ctr": value} for name, value in ctr.items()},
-        "quality": {name: {"malformed": 0.01, "near_duplicates": 0.05, "distinct_2": 0.2} for name in ctr},
+        "quality": {
+            name: {
+                "malformed": 0.01 * seed,
+                "near_duplicates": 0.05 + 0.01 * seed,
+                "distinct_2": 0.2 - 0.01 * seed,
+            }
+            for name in ctr
+        },
         "lift": {f"grpo_over_{name}": grpo / value - 1 for name, value in ctr.items() if name != "grpo"},
         "lift_ci95": {f"grpo_over_{name}": [grpo / value - 1.02, 9] for name, value in ctr.items() if name != "grpo"},
     }
@@ -26,17 +33,18 @@ def test_means_have_the_interval_over_seeds_and_the_worst_seed_beside_them():
     text = seeds.tables([metrics(0, 0.4, 0.5), metrics(1, 0.5, 0.5), metrics(2, 0.45, 0.45)])
     # of .5, .5, .45: mean .4833, deviation .02887, / sqrt(3) times t(.975, 2) = 4.3027: .0717
     half = stats.t.ppf(0.975, 2) * 0.028868 / 3**0.5
-    assert f"| `grpo` | 50.0%, 50.0%, 45.0% | 48.3% ± {half:.1%} | 1.0% | 5.0% | 0.200 |" in text
-    assert "sft@1" not in text and "CTR, seeds 0, 1, 2" in text
+    # malformed 0, .01, .02 and near-duplicates .05, .06, .07: the largest is worst; distinct-2 .2, .19, .18: the least
+    assert f"| `grpo` | 48.3% ± {half:.1%} | 45.0% | 1.0% (2.0%) | 6.0% (7.0%) | 0.190 (0.180) |" in text
+    assert "sft@1" not in text and "Means over seeds 0, 1, 2 ± half the 95 % t interval." in text
     # over sft: .25, 0, 0, each with the lower end .02 below
-    assert "| `sft` | +25.0%, +0.0%, +0.0% | +8.3% ± 35.9% | 1 of 3 seeds |" in text
+    assert "| `sft` | +8.3% ± 35.9% | +0.0% | 1 of 3 seeds |" in text
 
 
 def test_the_strongest_baseline_may_be_another_one_in_each_seed():
     runs = [metrics(0, 0.5, 0.5, most_clicked=0.4), metrics(1, 0.3, 0.5, most_clicked=0.4)]
     text = seeds.tables(runs)
     # .5 / .5 - 1 = 0 in seed 0, .5 / .4 - 1 = .25 in seed 1
-    assert f"| {seeds.STRONGEST} | +0.0%, +25.0% | +12.5% | 1 of 2 seeds |" in text
+    assert f"| {seeds.STRONGEST} | +12.5% | +0.0% | 1 of 2 seeds |" in text
 
 
 def test_one_run_has_no_interval_and_arms_that_a_run_lacks_are_left_out():
@@ -50,6 +58,21 @@ def test_a_lift_that_stands_the_other_way_round_is_turned():
     run["lift"]["sft_over_grpo"], run["lift_ci95"]["sft_over_grpo"] = -0.2, [-0.25, 0.25]
     # 1 / .8 - 1 = .25, whose lower end is 1 / 1.25 - 1: below 0
     assert "| `sft` | +25.0% | +25.0% | 0 of 1 seeds |" in seeds.tables([run])
+
+
+def test_the_reward_model_stands_beside_what_it_is_measured_against_with_its_worst_seed():
+    runs = [metrics(0, 0.4, 0.5), metrics(1, 0.4, 0.5)]
+    for n, run in enumerate(runs):
+        figures = {"accuracy": 0.75 + 0.01 * n, "nll": 0.46 - 0.02 * n, "ece": 0.02 + 0.01 * n}
+        run["garm"] = figures | {"baselines": {"bayes_rule": figures | {"accuracy": 0.83}}}
+        run["garm_on_policy"] = {"grpo": figures | {"accuracy": 0.54, "nll": 0.7 + 0.02 * n}}
+    text = seeds.tables(runs)
+    # accuracy .75 and .76, NLL .46 and .44, ECE .02 and .03: the least, the largest and the largest are the worst
+    assert "| the reward model | 75.5% (75.0%) | 0.450 (0.460) | 0.025 (0.030) |" in text
+    assert "| `bayes_rule`, the bound | 83.0% (83.0%) |" in text
+    assert "| the reward model, on what `grpo` suggests | 54.0% (54.0%) | 0.710 (0.720) |" in text
+    del runs[1]["garm_on_policy"]
+    assert "on what `grpo` suggests" not in seeds.tables(runs)
 
 
 def test_the_tables_go_between_the_marks_of_a_file_with_the_command_and_the_commits(tmp_path):

@@ -99,7 +99,10 @@ def test_a_reward_model_that_is_surely_worse_in_one_figure_loses():
     assert found["better"]["loses"] and found["better"]["accuracy_gain"] == pytest.approx(-0.125)
     # -.75 log .8 - .25 log .2 = .5697; log 2 - .5697 = .1234
     assert found["coin"]["nll_gain"] == pytest.approx(0.1234, abs=1e-4)
-    assert found["coin"]["sentence"].startswith("accuracy +25.0% (")
+    assert found["coin"]["sentence"].startswith("accuracy 25.0 points higher (")
+    assert ", NLL 0.123 lower (" in found["coin"]["sentence"]
+    assert found["better"]["sentence"].startswith("accuracy 12.5 points lower (")
+    assert ", NLL 0.1" in found["better"]["sentence"] and " higher (" in found["better"]["sentence"]
 
 
 def test_without_training_pairs_the_coin_is_the_only_baseline():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from openrlhf_qs.statistics.intervals import Z_95, cluster_bootstrap, t_interval, wilson_interval
+from openrlhf_qs.statistics.intervals import Z_95, cluster_bootstrap, in_words, t_interval, wilson_interval
 
 
 def test_the_quantile_is_that_of_the_normal_distribution():
@@ -42,3 +42,10 @@ def test_the_interval_over_seeds_is_that_of_students_t():
     one = t_interval(values)
     assert (one.mean - one.half, one.mean + one.half, one.n) == pytest.approx((low, high, 3))
     assert math.isnan(t_interval([0.5]).half)
+
+
+def test_a_difference_in_words_turns_with_its_sign_and_says_where_nothing_is_sure():
+    assert in_words(0.031, [0.016, 0.044]) == "0.031 higher (0.016 to 0.044)"
+    assert in_words(-0.119, [-0.15, -0.08]) == "0.119 lower (0.080 to 0.150)"
+    assert in_words(-0.004, [-0.018, 0.01]) == "0.004 lower (-0.010 to 0.018, no sure difference)"
+    assert in_words(4.66, [2.9, 6.6], "more", "less", ".1f", "points") == "4.7 points more (2.9 to 6.6)"
