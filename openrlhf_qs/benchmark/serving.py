@@ -3,7 +3,8 @@
 Both have as many requests in flight, the same policy and as many samples of each. Over HTTP, by ``openrlhf-qs serve``
 in a process of its own, filters, reward model, choice and log come on top. In: a policy and conversations. Out:
 conversations a second, the time of one, and the seconds of all cores that one takes, those of the engine's processes
-too, which hardly depend on what else the machine has to do.
+too, which hardly depend on what else the machine has to do; and how much longer all took than by vLLM alone, which is
+a figure only where the machine has nothing else to do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from rich import print as rich_print
@@ -27,6 +29,14 @@ from openrlhf_qs.form.prompt import Message
 
 WARM_UP = 20  # requests before the first that counts
 START_S = 600.0
+
+
+class Measured(NamedTuple):
+    """The seconds of each conversation, of all of them, and those of all cores."""
+
+    seconds: list[float]
+    wall_s: float
+    cpu_s: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,18 +52,20 @@ def run(args: argparse.Namespace) -> None:
     conversations = [row["conversation"] for row in read_json_lines(args.conversations)][: args.n + WARM_UP]
     if len(conversations) <= WARM_UP:
         raise ValueError(f"{args.conversations}: {len(conversations)} rows; give more than {WARM_UP}")
-    table = Table("", "samples", "conversations/s", "p50, ms", "p95, ms", "CPU, ms")
+    table = Table("", "samples", "conversations/s", "p50, ms", "p95, ms", "CPU, ms", "longer than alone")
     bare = asyncio.run(_bare(args, conversations))
     for n_samples in args.n_samples:
-        _add(table, "vLLM alone", n_samples, bare[n_samples])
-        _add(table, "over HTTP", n_samples, asyncio.run(_over_http(args, conversations, n_samples, "")))
+        alone = bare[n_samples]
+        table.add_row("vLLM alone", str(n_samples), *cells(alone, alone))
+        over_http = asyncio.run(_over_http(args, conversations, n_samples, ""))
+        table.add_row("over HTTP", str(n_samples), *cells(over_http, alone))
         if args.reward_model:
             chosen = asyncio.run(_over_http(args, conversations, n_samples, args.reward_model))
-            _add(table, "over HTTP, reward model", n_samples, chosen)
+            table.add_row("over HTTP, reward model", str(n_samples), *cells(chosen, alone))
     rich_print(table)
 
 
-async def _bare(args: argparse.Namespace, conversations: Sequence[Sequence[Message]]) -> dict[int, tuple]:
+async def _bare(args: argparse.Namespace, conversations: Sequence[Sequence[Message]]) -> dict[int, Measured]:
     from openrlhf_qs.serve.policy import Policy
 
     policy = Policy(args.policy, 0.7)
@@ -70,7 +82,7 @@ async def _bare(args: argparse.Namespace, conversations: Sequence[Sequence[Messa
 
 async def _over_http(
     args: argparse.Namespace, conversations: Sequence[Sequence[Message]], n_samples: int, reward_model: str
-) -> tuple[list[float], float, float]:
+) -> Measured:
     import httpx2
 
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -113,7 +125,7 @@ async def _timed(
     conversations: Sequence[Sequence[Message]],
     in_flight: int,
     process: int,
-) -> tuple[list[float], float, float]:
+) -> Measured:
     """The seconds of each of ``conversations`` after the first ``WARM_UP``, of all of those, and of all cores that
     ``process`` and what it started spent on them."""
     at_once, seconds = asyncio.Semaphore(in_flight), []
@@ -128,7 +140,7 @@ async def _timed(
     seconds.clear()
     began, cpu_s = time.perf_counter(), _cpu_s(process)
     await asyncio.gather(*map(one, conversations[WARM_UP:]))
-    return seconds, time.perf_counter() - began, _cpu_s(process) - cpu_s
+    return Measured(seconds, time.perf_counter() - began, _cpu_s(process) - cpu_s)
 
 
 def _cpu_s(process: int) -> float:
@@ -138,8 +150,9 @@ def _cpu_s(process: int) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in (root, *root.children(recursive=True)))
 
 
-def _add(table: Table, name: str, n_samples: int, measured: tuple[list[float], float, float]) -> None:
-    seconds, wall, cpu_s = measured
-    p50, p95 = 1000 * np.percentile(seconds, [50, 95])
-    each = 1000 * cpu_s / len(seconds)
-    table.add_row(name, str(n_samples), f"{len(seconds) / wall:.1f}", f"{p50:.0f}", f"{p95:.0f}", f"{each:.0f}")
+def cells(measured: Measured, alone: Measured) -> list[str]:
+    """A row of the table, after its name and the number of samples."""
+    p50, p95 = 1000 * np.percentile(measured.seconds, [50, 95])
+    n, cpu = len(measured.seconds), 1000 * measured.cpu_s / len(measured.seconds)
+    longer = measured.wall_s / n / (alone.wall_s / len(alone.seconds)) - 1
+    return [f"{n / measured.wall_s:.1f}", f"{p50:.0f}", f"{p95:.0f}", f"{cpu:.0f}", f"{longer:+.0%}"]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from openrlhf_qs import cli
+from openrlhf_qs.benchmark.serving import Measured, cells
 from openrlhf_qs.benchmark.silence import SHARES, curve
 from openrlhf_qs.files.whole import write_json_lines
 
@@ -27,3 +28,10 @@ def test_the_log_and_the_journal_are_measured_alike(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "SQLite" in shown and "journal" in shown
     assert list(tmp_path.iterdir()) == []
+
+
+def test_how_much_longer_a_server_takes_is_told_by_conversation():
+    alone, over_http = Measured([0.1] * 10, 0.25, 0.5), Measured([0.1, 0.3] * 10, 0.6, 1.4)
+    assert cells(alone, alone) == ["40.0", "100", "100", "50", "+0%"]
+    # 30 ms a conversation where 25 are enough; half of them take 100 ms and half 300
+    assert cells(over_http, alone) == ["33.3", "200", "300", "70", "+20%"]
