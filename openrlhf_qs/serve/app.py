@@ -180,10 +180,12 @@ def build_app(
         service.metrics.refused.labels("fault").inc()
         return _error(500, "fault", "a fault of the server; its log says where")
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy_of_page, "X-Frame-Options": "SAMEORIGIN"})
 
+    @app.head("/healthz", include_in_schema=False)  # as monitors ask
     @app.get("/healthz", summary="Whether the engines are alive")
     async def healthz() -> JSONResponse:
         try:

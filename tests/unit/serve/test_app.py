@@ -356,10 +356,10 @@ def test_a_log_that_cannot_be_written_shows_nothing_and_acknowledges_nothing(tmp
 
 def test_a_dead_engine_is_told_to_whoever_watches(tmp_path):
     async def work(asking, one):
-        return (await asking.get("/healthz")).status_code
+        return (await asking.get("/healthz")).status_code, (await asking.head("/healthz")).status_code
 
-    assert served(tmp_path, work) == 200
-    assert served(tmp_path / "dead", work, policy=FakePolicy(RuntimeError())) == 503
+    assert served(tmp_path, work) == (200, 200)
+    assert served(tmp_path / "dead", work, policy=FakePolicy(RuntimeError())) == (503, 503)
 
 
 def test_errors_of_a_body_say_where_and_not_what(tmp_path):
