@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import importlib
 import os
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from openrlhf_qs import __version__
 from openrlhf_qs.command_help import HELP
 from openrlhf_qs.files.printable import printable
+from openrlhf_qs.files.whole import FULL
 
 # Modules are imported when their subcommand is called: `--help` must not wait for torch. The stages without one are
 # OpenRLHF's entry points, which openrlhf_qs.host runs.
@@ -200,7 +200,7 @@ def _run(argv: Sequence[str] | None) -> None:
 def _of_the_machine(error: OSError) -> str:
     """What went wrong with a file or a host, in one line, and what to do about a full disk."""
     what = " ".join(str(error).split()) or repr(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL:
         return f"{what}: make room and call again, which goes on from what is finished"
     return what
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SHOWN_PROBLEMS = 20  # that an error names
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file
 
 
 class BadRow(ValueError):
@@ -105,12 +107,16 @@ def write_whole(path: str | Path, text: str) -> None:
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside ``path``, this process's own, that is renamed at the end: nothing half-written bears the
-    final name, and two that write at once do not write into each other's file."""
+    final name, and two that write at once do not write into each other's file. An error of a full disk names it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:  # a write does not say where
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)

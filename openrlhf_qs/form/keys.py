@@ -32,6 +32,7 @@ class _Letters(dict):
 
 
 _LETTERS = _Letters()
+ASKED_SIMILARITY = 90.0  # from which a text is what the user asked before
 # Zero-width, direction and variation marks; points of Hebrew and Arabic, and the stroke that draws a word out. Not the
 # joiners: in Indian and Persian words, and in emoji, they tell.
 _POINTS = re.compile(
@@ -105,6 +106,21 @@ def text_keys(texts: pl.Series) -> pl.Series:
     other = texts.filter(exact).unique()
     theirs = texts.replace_strict(other, [text_key(text) for text in other], default=None, return_dtype=pl.String)
     return theirs.fill_null(keys)
+
+
+def asked_before(
+    conversation: Sequence[Message], texts: Sequence[str], similarity: float = ASKED_SIMILARITY
+) -> list[bool]:
+    """Of each text, whether the user asked it already in this conversation, in the same or nearly the same words.
+
+    Args:
+        similarity: in (0, 100]; rapidfuzz's ratio of two keys from which they are one.
+    """
+    from rapidfuzz import fuzz
+
+    asked = [text_key(message["content"]) for message in conversation if message["role"] == "user"]
+    keys = map(text_key, texts)
+    return [any(fuzz.ratio(key, one, score_cutoff=similarity) > 0 for one in asked) for key in keys]
 
 
 def _of_each(conversations: pl.Series, key) -> pl.Series:

@@ -36,7 +36,7 @@ def click_probabilities(
     for n, (row, texts) in enumerate(zip(rows, suggestions, strict=True)):
         try:
             numbers = [float(one) for one in row]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{name}, row {n}: {short(row)}; return one number a suggestion") from None
         if len(numbers) != len(texts):
             raise ValueError(

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from openrlhf_qs.files.journal import Journal, job_keys, model_print
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
-from openrlhf_qs.form.keys import text_key
+from openrlhf_qs.form.keys import asked_before, text_key
 from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message, check_conversation
 from openrlhf_qs.form.response import N_SUGGESTIONS, format_response, parse_response, response_regex
@@ -287,9 +287,8 @@ def _no_suggestions(texts: Sequence[str], conversation: Sequence[Message]) -> st
     """Why nobody should be shown these, in a few words; empty where they are fine."""
     if len(set(map(text_key, texts))) < len(texts):
         return "two equal texts"
-    asked = {text_key(message["content"]) for message in conversation if message["role"] == "user"}
-    for text in texts:
-        if text_key(text) in asked:
+    for text, was_asked in zip(texts, asked_before(conversation, texts), strict=True):
+        if was_asked:
             return f"what the user asked: {text[:40]!r}"
         if width(text) > MAX_WIDTH:
             return f"a text of {width(text)} columns: {text[:40]!r}"

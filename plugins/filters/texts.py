@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rapidfuzz import fuzz
-
-from openrlhf_qs.form.keys import text_key
+from openrlhf_qs.form.keys import ASKED_SIMILARITY, asked_before
 from openrlhf_qs.form.language import all_in_users_language, close
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.text import language, width, words
@@ -22,18 +20,14 @@ class AskedBefore:
         similarity: in (0, 100]; rapidfuzz's ratio of two texts from which they are one.
     """
 
-    def __init__(self, similarity: float = 90.0) -> None:
+    def __init__(self, similarity: float = ASKED_SIMILARITY) -> None:
         if not 0 < similarity <= 100:
             raise ValueError(f"asked_before.similarity must be in (0, 100], got {similarity}")
         self.similarity = similarity
 
     def __call__(self, request: Request, suggestions: Sequence[str]) -> list[str]:
-        asked = [text_key(message["content"]) for message in request.conversation if message["role"] == "user"]
-        keys = map(text_key, suggestions)
-        return ["asked before" if any(self._same(key, one) for one in asked) else "" for key in keys]
-
-    def _same(self, key: str, asked: str) -> bool:
-        return fuzz.ratio(key, asked, score_cutoff=self.similarity) > 0
+        found = asked_before(request.conversation, suggestions, self.similarity)
+        return ["asked before" if one else "" for one in found]
 
 
 @FILTERS.register("users_language")

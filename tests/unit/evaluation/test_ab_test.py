@@ -117,6 +117,7 @@ def test_an_arm_that_suggests_nothing_is_never_clicked():
         ([[0.5], None, [0.5], [0.5]], "row 1: None; return one number a suggestion"),
         ([[0.5], [None], [0.5], [0.5]], r"row 1: \[None\]; return one number a suggestion"),
         ([["a"], [0.5], [0.5], [0.5]], r"row 0: \['a'\]; return one number a suggestion"),
+        ([[10**400], [0.5], [0.5], [0.5]], r"row 0: \[10+\.\.\.; return one number a suggestion"),
     ],
 )
 def test_a_judge_that_breaks_its_word_is_named_with_the_row(answer, said):

@@ -368,6 +368,12 @@ def test_what_is_not_in_the_users_language_or_a_placeholder_is_asked_again(texts
         read_suggestions(format_response(texts), conversation=GERMAN)
 
 
+def test_what_the_user_asked_in_nearly_the_same_words_is_asked_again_as_a_server_leaves_it_out():
+    texts = ("Wie backe ich zu Hause gutes Brot?", "Wie lange dauert das?", "Warum Salz?")
+    with pytest.raises(ValueError, match="malformed answer: what the user asked: 'Wie backe ich zu Hause gutes Brot"):
+        read_suggestions(format_response(texts), conversation=GERMAN)
+
+
 def test_names_code_and_short_texts_are_of_every_language():
     texts = ("Brot mit ChatGPT backen?", "`pip install bread`?", "Roggenmehl 1150?")
     assert read_suggestions(format_response(texts), conversation=GERMAN) == texts
