@@ -85,7 +85,7 @@ async def load(folder: Path, n: int, seed: int = 0) -> dict:
     memory: list[int] = []
     at_once = asyncio.Semaphore(IN_FLIGHT)
 
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as asking:
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=300) as asking:
 
         async def ordinary(number: int) -> None:
             ask = {"conversation": LEARN, "user": f"u{number % 50}", "request_id": f"r{number}"}
