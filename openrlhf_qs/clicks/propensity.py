@@ -339,7 +339,7 @@ def _of_diagnosis(known: Diagnosis, found: Propensities) -> list[str]:
             f"the gap between the top and place {places} depends on how attractive a suggestion is, as where the top "
             f"is trusted: {what}"
         )
-    elif untold := _untold_places(known, len(found.values)):
+    elif found.method != "none" and (untold := _untold_places(known, len(found.values))):
         places = ", ".join(map(str, untold))
         would = "if it is, one number a place is right for the average suggestion only, and some .1 to .2 too low"
         if slopes := _slopes(known.lines):

@@ -266,6 +266,7 @@ def test_a_ranker_that_never_moves_anything_leaves_nothing_to_correct_by():
     found = estimate(pl.DataFrame(rows, schema=COUNTS, orient="row"))
     assert found.method == "none" and found.values == [1, 1, 1]
     assert "too little moved to tell how much each place is looked at: nothing is corrected" in found.findings[0]
+    assert not any("trusted" in sentence for sentence in found.findings)  # there is no number that trust would change
 
 
 def test_an_estimate_with_a_wide_interval_says_that_it_does_not_know():
