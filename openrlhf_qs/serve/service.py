@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from openrlhf_qs.form.keys import root_key
-from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.prompt import Message, last_question
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.serve.arms import Arm, arm_of
 from openrlhf_qs.serve.forms import same_text
@@ -220,7 +220,7 @@ class Service:
 def _said_after(conversation: Sequence[Message], before: Sequence[Message]) -> str | None:
     """The user's message after the last one of ``before``; None where there is none yet."""
     texts = [same_text(message["content"]) for message in conversation if message["role"] == "user"]
-    last = next((same_text(one["content"]) for one in reversed(before) if one["role"] == "user"), "")
+    last = same_text(last_question(before))
     if last in texts:
         after = texts[len(texts) - texts[::-1].index(last) :]
         return after[0] if after else None

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines, write_whole
+from openrlhf_qs.form.prompt import last_question
 from openrlhf_qs.form.task import SUGGEST, Task
 from openrlhf_qs.registry import SFT_DATASETS, check_options, load_plugins, parse_options
 from openrlhf_qs.sft.candidates import shortened
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _sample_table(sample: Mapping[str, Any]) -> Table:
-    question = next((m["content"] for m in reversed(sample["conversation"]) if m["role"] == "user"), "")
+    question = last_question(sample["conversation"])
     table = Table("", "candidate", title=shortened(question), title_justify="left")
     taken = [(str(number), text) for number, text in enumerate(sample["suggestions"], start=1)]
     left = [("", text) for text in sample["chosen_from"] if text.strip() not in sample["suggestions"]]
