@@ -375,7 +375,7 @@ def _import_file(path: Path) -> None:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit(0) would end the stage as if it were done
         del sys.modules[module_name]
         raise ValueError(f"plugin file {path} cannot be loaded: {error!r}") from error
 

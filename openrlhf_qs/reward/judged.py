@@ -26,7 +26,7 @@ def click_probabilities(
         rows = list(answer) if isinstance(answer, Iterable) else None  # a generator raises here
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{name}: it raised {error!r}") from error
     if rows is None:
         raise ValueError(f"{name}: it returned {short(answer)}; return click probabilities, one row a user")

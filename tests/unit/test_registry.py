@@ -160,6 +160,12 @@ def test_a_broken_plugin_file_is_named_with_its_error_and_can_be_mended(tmp_path
     assert "made_up" in registry.REWARDS
 
 
+def test_a_plugin_file_that_ends_the_process_is_an_error_and_no_success(tmp_path):
+    (tmp_path / "ends.py").write_text("import sys; sys.exit(0)")
+    with pytest.raises(ValueError, match=r"plugin file .*ends.py cannot be loaded: SystemExit\(0\)"):
+        load_plugins([tmp_path / "ends.py"])
+
+
 def test_an_entry_point_that_fails_names_the_package(monkeypatch):
     def load():
         raise ImportError("no module named torchx")

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 from held_out import conversation
@@ -142,6 +144,15 @@ def test_a_judge_that_raises_is_named_with_what_it_raised():
         name = type(judge).__name__
         with pytest.raises(ValueError, match=rf"judge {name}, arm sft: it raised KeyError\('no such key'\)"):
             run_ab_test({"sft": arm(["x"], ["x"])}, judge, 4)
+
+
+def test_a_judge_that_ends_the_process_is_an_error_and_no_success():
+    class Exits:
+        def __call__(self, conversations, suggestions):
+            sys.exit(0)
+
+    with pytest.raises(ValueError, match=r"judge Exits, arm sft: it raised SystemExit\(0\)"):
+        run_ab_test({"sft": arm(["x"], ["x"])}, Exits(), 4)
 
 
 def test_a_judge_may_be_a_generator():
