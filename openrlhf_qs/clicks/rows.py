@@ -138,8 +138,10 @@ def _clicks(clicks: Any, row: Mapping[str, Any]) -> list[int]:
 
 def _timestamp(value: Any, row: Mapping[str, Any]) -> datetime:
     try:
+        if isinstance(value, str) and value.isdigit() and len(value) != len("20250131"):
+            raise ValueError  # digits of an epoch, of which some would be read as a date, a letter and a time
         time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-        if time.year < FIRST_YEAR:  # digits of an epoch, read as a date without hyphens, or a date that was never set
+        if time.year < FIRST_YEAR:  # a date that was never set
             raise ValueError
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (TypeError, ValueError, OverflowError):

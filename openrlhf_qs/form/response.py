@@ -16,34 +16,45 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from openrlhf_qs.form.keys import INVISIBLE
+
 N_SUGGESTIONS = 3  # of a response, where a run does not say otherwise
 CUT = "cut at the token limit"
-# What a model thought, in the forms that models have: <think>, <thinking>, <thought>, <reasoning>, [THINK], ◁think▷.
-_TAG = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection)"
-_OPENING = re.compile(rf"<{_TAG}>|\[{_TAG}\]|◁{_TAG}▷|<\|begin_of_thought\|>", re.IGNORECASE)
-_CLOSING = re.compile(rf"</{_TAG}>|\[/{_TAG}\]|◁/{_TAG}▷|<\|end_of_thought\|>", re.IGNORECASE)
-# Byte order, direction, zero-width and variation marks, and the sign that makes a digit a key: they do not show.
-_INVISIBLE = "\ufeff\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\u20e3"
+# What a model thought, in the forms that models have: <think>, <seed:think>, <thinking time="3">, [THINK], ◁think▷,
+# <|START_THINKING|>, and gpt-oss's channels, with and without their control tokens.
+_TAG = r"(?:\w+[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|(?:inner_)?monologue)(?:_\w+)?"
+_OPENING = re.compile(
+    rf"<{_TAG}(?:\s[^<>]*)?>|\[{_TAG}\]|◁{_TAG}▷|<\|(?:begin_of_|start_)?{_TAG}\|>"
+    r"|<\|channel\|>(?:analysis|commentary)\b",
+    re.IGNORECASE,
+)
+_CLOSING = re.compile(
+    rf"</{_TAG}\s*>|\[/{_TAG}\]|◁/{_TAG}▷|<\|(?:end_of_|end_|/){_TAG}\|>"
+    r"|<\|channel\|>final[^<]*<\|message\|>|(?s:\Aanalysis.*?assistantfinal)",
+    re.IGNORECASE,
+)
+# What stands around a whole answer: control tokens, a fence of code, a tag as <answer>.
+_AT_ITS_ENDS = re.compile(r"\A\s*(?:<\|\w+\|>\s*)+|(?:\s*<\|\w+\|>)+\s*\Z")
+_FRAMED = re.compile(r"\s*(?:```\w*\n(?P<fenced>.*?)```|<(\w+)>(?P<tagged>.*)</\2>)\s*", re.DOTALL)
+# Nor do control characters show, joiners where they join nothing, and the sign that makes a digit a key.
+_INVISIBLE = f"\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f{INVISIBLE}\u200c\u200d\u20e3"
 _AROUND = re.compile(rf"\A[\s{_INVISIBLE}]+|[\s{_INVISIBLE}]+\Z")
-_NUMBERED_LINE = re.compile(rf"([1-9][0-9]?)[{_INVISIBLE}]*(?:[.)]|(?<=\u20e3))[ \t{_INVISIBLE}]*(.*)", re.ASCII)
+_NUMBERED_LINE = re.compile(rf"([1-9][0-9]?)[{_INVISIBLE}]*(?:[.)、．）]|(?<=\u20e3))[ \t{_INVISIBLE}]*(.*)", re.ASCII)
 # Signs that a model puts around a whole text. They would be shown, and sent as the user's next message.
 _PAIRS = [
-    *(("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"), ("[", "]"), ("(", ")")),
-    *(
-        "\u201c\u201d",
-        "\u201e\u201c",
-        "\u2018\u2019",
-        "\u201a\u2018",
-        "\u00ab\u00bb",
-        "\u00bb\u00ab",
-        "\u2039\u203a",
-        "\u201d\u201d",
-    ),
-    *("\u300c\u300d", "\u300e\u300f", "\u300a\u300b", "\u3010\u3011", "\uff08\uff09"),
+    *((sign, sign) for sign in ("```", "``", "**", "__", "~~", "==", "*", "_", "`", '"', "'", "＂", "”")),
+    *("[]", "()", "{}", "“”", "„“", "‘’", "‚‘", "«»", "»«", "‹›", "❝❞", "❛❜", "〝〟"),
+    *("「」", "『』", "《》", "〈〉", "【】", "（）"),
 ]
 _TAGGED = re.compile(r"<(\w+)(?: [^<>]*)?>(.*)</\1>")
-# What is left inside: emphasis, a tag, a link, a heading. Two stars or strokes may be a sum or a name, with blanks.
-_MARKUP = re.compile(r"\*\*|__(?=\S)|</?\w+(?: [^<>]*)?>(?=\S|$)|\]\(\w+:|^#{1,6} |\\[a-z]+\{|&[a-z]+;|<\|")
+# What is left inside or at one end. Signs of code are none: **kwargs, __init__, List<String>, a <div>, 2 * 3 * 4.
+_MARKUP = re.compile(
+    r"\*\*\S.*\S\*\*|^\*\*|\*\*$|(?<![\w*])\*[^\s*](?:[^*]*[^\s*])?\*(?![\w*])"  # bold, italic
+    r"|(?<!\w)__(?![a-z0-9_]+__\b)(?=\S)|~~|^==|==$|```|^`[^`]*$|^[^`]*`$"
+    r"|<\w+(?: [^<>]*)?/?>(?=[^\W\d_])|(?<=\S)(?:</\w+>|<(?:br|hr|p) ?/?>)|<\||\[/\w+\]"  # tags, control tokens
+    r"|\]\(|^\[.*\]\[|&(?:[a-z]+|#\w+);|\\[a-z]+\{"  # links, entities, TeX
+    r"|^#{1,6} |^[-*+>•‣◦▪●○■□–—·] (?!\d)|^\[[ xX]?\] |^\||\|$"  # headings, items, tables
+)
 
 
 @dataclass(frozen=True)
@@ -96,9 +107,9 @@ def response_regex(n: int) -> str:
 def parse_response(text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop") -> ParsedResponse:
     """Read the suggestions out of ``text``; never raises.
 
-    Well formed are exactly ``n`` lines, numbered 1, 2, 3 and so on with ASCII digits and a dot or bracket, each with a
-    letter in it, and nothing else but blank lines, not cut at the token limit. All else is malformed, and read like
-    this:
+    Well formed are exactly ``n`` lines, numbered 1, 2, 3 and so on with ASCII digits and a dot, a bracket or the Chinese
+    comma, each with a letter in it, and nothing else but blank lines, not cut at the token limit. All else is malformed,
+    and read like this:
 
     - A line that is not numbered so ("One. ...", "- ...", "١. ...", a greeting) is no suggestion.
     - A numbered line is one, whatever its number and however far it is indented, so the items of a nested list are.
@@ -106,8 +117,9 @@ def parse_response(text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop
     - Of more than ``n`` suggestions the first ones count; of fewer, those that are there.
 
     What a model thought is no part of the answer: all before the last closing tag of a thought goes, and all after an
-    opening one that was never closed. Marks that do not show hide no number. Quotes, emphasis and tags around a whole
-    suggestion are taken off; a suggestion with such signs within it is malformed, for they would be shown as they are.
+    opening one that was never closed. So do control tokens, a fence of code and a tag around the whole answer. Marks that
+    do not show hide no number. Quotes, emphasis and tags around a whole suggestion are taken off; a suggestion with such
+    signs within it, or at one end, is malformed, for they would be shown as they are.
 
     Args:
         n: how many were asked for.
@@ -161,8 +173,11 @@ def _bare(text: str) -> str:
 
 
 def _answer(text: str) -> str:
-    """``text`` after what the model thought."""
+    """``text`` after what the model thought, without what stands around the whole of it."""
     closings = list(_CLOSING.finditer(text))
     text = text[closings[-1].end() :] if closings else text
     opening = _OPENING.search(text)
-    return text[: opening.start()] if opening else text
+    text = _AT_ITS_ENDS.sub("", text[: opening.start()] if opening else text)
+    framed = _FRAMED.fullmatch(text)
+    inner = (framed["fenced"] or framed["tagged"] or "") if framed else ""
+    return inner if "\n" in inner else text

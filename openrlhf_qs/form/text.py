@@ -43,6 +43,9 @@ _DENSE = re.compile(
     "[\u0590-\u07ff\u0900-\u0dff\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 )
 _WIDE = re.compile("[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_ACCENTED, _ACCENTS = re.compile("[\u00c0-\u024f\u0370-\u04ff\u1e00-\u1fff]"), re.compile("[\u0300-\u036f]")
+_LOOSELY = re.compile("[\u0622-\u06cc\u30a1-\u30f6]")
+_LOOSE = str.maketrans("أإآٱىیةک", "اااايي\u0647ك") | {code: code - 0x60 for code in range(0x30A1, 0x30F7)}
 MIN_PROBABILITY = 0.6  # of a language, below which nothing is said
 POSSIBLE = 0.1  # probability from which a text can be in a language
 OTHERS = ("be", "sr", "so", "ku", "ps", "sd", "tg", "tt", "ug", "mg", "mt", "cy", "is", "sq", "jv", "su", "ht")
@@ -77,6 +80,15 @@ def pieces(text: str) -> list[str]:
 def spread(text: str) -> str:
     """``text`` with a space between characters that write a syllable or a word each: Chinese, kana, Hangul."""
     return _WIDE.sub(" \\g<0> ", text).replace("  ", " ").strip() if _WIDE.search(text) else text
+
+
+def unaccented(text: str) -> str:
+    """``text`` as it is written in a hurry: Latin, Greek and Cyrillic letters without accents, one form of the Arabic
+    letters that are written for one another, hiragana for katakana. For looking how alike two texts are, and for
+    nothing that is shown."""
+    if _ACCENTED.search(text):
+        text = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", text)))
+    return text.translate(_LOOSE) if _LOOSELY.search(text) else text
 
 
 def _segments(text: str) -> list[str]:

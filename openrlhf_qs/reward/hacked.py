@@ -61,7 +61,8 @@ def _splice(one: str, other: str) -> str:
     beginning, end = pieces(one), pieces(other)
     by_pieces = "".join(beginning[: len(beginning) // 2] + end[len(end) // 2 :]).strip()
     by_characters = other[: len(other) // 2] + one[len(one) // 2 :]
-    return next((text for text in (by_pieces, by_characters) if text not in (one, other)), by_pieces)
+    # Two that differ in one word alone make each other, wherever they are cut.
+    return next(text for text in (by_pieces, by_characters, one[: len(one) // 2] + other) if text not in (one, other))
 
 
 HACKS: dict[str, Callable[..., Sequence[Sequence[str]]]] = {

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from openrlhf_qs.form.text import spread
+from openrlhf_qs.form.text import spread, unaccented
 
 MAX_ROWS = 256  # of one call of trigram_cosine: a row takes 8 of 64 bits
 N_BANDS, N_IN_BAND = 8, 8  # of a MinHash signature: at a Jaccard index of 0.9 two texts meet in 99 % of cases
@@ -22,12 +22,12 @@ def trigrams(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint64
     """The character trigrams of each text with a space before and after it.
 
     A character that writes a syllable or a word has a space on both sides, too: of such texts these are the characters
-    and the pairs of neighbours, for three of them would be as much as a whole word of letters.
+    and the pairs of neighbours, for three of them would be as much as a whole word of letters. Accents count nothing.
 
     Returns:
         ``[n]`` each: the index of the text, ascending, and the three characters in one number (21 bits each).
     """
-    texts = [text if text.isascii() else spread(text) for text in texts]
+    texts = [text if text.isascii() else spread(unaccented(text)) for text in texts]
     codes = np.frombuffer("".join(f" {text} " for text in texts).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
     owner = np.repeat(np.arange(len(texts)), [len(text) + 2 for text in texts])
     inside = owner[:-2] == owner[2:]

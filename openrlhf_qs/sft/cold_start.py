@@ -47,20 +47,29 @@ TEMPLATES = Path(__file__).parent / "templates"
 CHUNK = 256  # prompts that vLLM gets in one go, which a kill costs
 SHOWN_FAILURES = 20
 MAX_WIDTH = 160  # columns; a wider text does not fit under an answer
-# What the template shows in place of a question, and what models leave unfilled.
+# What the template shows in place of a question, what models leave unfilled, and a heading.
 _PLACEHOLDER = re.compile(
-    r"\A(?:(?:\w+ )?(?:question|suggestion|frage|vorschlag|pregunta|sugerencia|pergunta|sugestão|domanda|suggerimento"
-    r"|вопрос|подсказка|soru|öneri|प्रश्न|सुझाव|سؤال|اقتراح|질문|제안)(?: ?#?\w{1,5})?"
-    r"|(?:第?[一二三四五六七八\d]个?)?(?:追问|问题|建议|問題|建議|質問|提案)[一二三四五六七八\d]?|…|\.\.\.)[.?？…:：]*\Z"
+    r"\A(?:(?:(?:the|your|my|an?|other|another|next|further|possible|suggested|sample|example|short|user|follow-?up|first|second"
+    r"|third|fourth|fifth|sixth|seventh|eighth) )*(?:question|suggestion|follow-?up)s?(?: (?:here|text|goes here))?"
+    r"|(?:\w+ )?(?:frage|vorschlag|pregunta|sugerencia|pergunta|sugestão|domanda|suggerimento|вопрос|подсказка|soru|öneri"
+    r"|प्रश्न|सुझाव|سؤال|اقتراح|질문|제안)|(?:\w+ième|première) (?:question|suggestion))(?: ?#?\w{1,5})?\s*[.?…:：؟]*\Z"
+    r"|\A(?:(?:最初|次|\d+つ目|\d+番目)の)?(?:第?[一二三四五六七八\d]个?)?(?:追问|问题|建议|問題|建議|質問|提案)[一二三四五六七八\d]?[.?…:：？]*\Z"
+    r"|\A(?:n/?a|n\.a\.|tbd|todo|to do|none|null|xxx+)[.?…]*\Z|\A(?:…|\.\.\.)[.?？…:：]*\Z|[:：]\s*\Z"
     r"|\[[\w ]+\]|\{\w+\}|<\w+>|\$\w+|lorem ipsum",
     re.IGNORECASE,
 )
 # A model that speaks of itself does not write in the user's voice.
 _REFUSAL = re.compile(
-    r"\bas an? (?:ai|artificial|large language|language) |\bI(?:'m| am) (?:sorry|unable|not able|an ai)\b"
-    r"|\bI (?:cannot|can't|can not|won't) (?:help|assist|answer|provide|suggest|comply)"
-    r"|作为(?:一个)?(?:AI|人工智能|语言模型)|我(?:无法|不能)(?:提供|回答|帮助|协助)|申し訳(?:ありません|ございません)"
-    r"|als (?:KI|künstliche Intelligenz)|en tant qu['’](?:IA|intelligence)|como (?:una )?(?:IA|inteligencia)",
+    r"\Aas an? (?:ai|artificial|large language model|language model)\b|\bas an? (?:ai|(?:large )?language model)[\w ]*,? I\b"
+    r"|\A(?:I['’]m|I am) (?:\w+ )?sorry\b|\AI apologi[sz]e\b|\bI(?:['’]m| am) an ai\b"
+    r"|\A(?:sorry,? (?:but )?)?I(?: cannot| can['’]t| can not| won['’]t| am unable to|['’]m unable to|['’]m not able to) "
+    r"(?:help (?:with|you)|assist|answer|provide|suggest|comply|fulfil|discuss|generate)"
+    r"|\AI (?:don['’]t|do not) have (?:access to (?:real-?time|current|the internet|external|personal)|personal|opinions|feelings)"
+    r"|作为(?:一个)?(?:AI|人工智能|语言模型)|我(?:无法|不能)(?:提供|回答|帮助|协助)|\A(?:很|非常)?(?:抱歉|对不起|對不起)|申し訳(?:ありません|ございません)"
+    r"|als (?:KI|künstliche Intelligenz)|\AEs tut mir (?:sehr )?leid|en tant qu['’](?:IA|intelligence)|\AJe suis (?:vraiment )?désolé"
+    r"|como (?:una? )?(?:IA|inteligencia|inteligência)|\ALo siento|\A(?:Desculpe|Sinto muito|Lamento),? (?:mas )?(?:eu )?não|\AMi dispiace"
+    r"|\A(?:Извините|Простите|К сожалению),? (?:но )?я не|\AÜzgünüm|\A죄송|\A(?:क्षमा करें|मुझे खेद है)|\A(?:عذرًا|عذرا|آسف|أعتذر|للأسف)"
+    r"|\AXin lỗi,? (?:nhưng )?tôi không|\Aขออภัย|\AMaaf, (?:saya|tetapi)|\AHet spijt me|\APrzepraszam, ale",
     re.IGNORECASE,
 )
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:  # --help need not wait for torch
 PAD, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MAX_TOKENS = 1024
 HEAD_DIM = 64
-WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}\u200c\u200d]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
+# Marks, joiners and the stroke between Tibetan syllables are parts of words.
+WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}\u0f0b\u200c\u200d]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\u0f0b]+|\s+(?!\S)|\s+"
 
 # The special tokens all begin with "<|". Written "< |" they are plain text, so no message can end its own turn or
 # forge another, and the replacement cannot bring forth a new "<|". OpenRLHF's PromptDataset turns a text with

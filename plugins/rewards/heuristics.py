@@ -39,9 +39,17 @@ if TYPE_CHECKING:
     from openrlhf_qs.reward.rollout import RolloutBatch
 
 WIDE_SCRIPTS = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL"}
-WIDE_LIMITS, LIMITS = (8, 64), (10, 100)  # columns of a suggestion: the narrowest and the widest
+# Without blanks between words, or with vowels as marks or not at all: they say as much in half of the columns.
+DENSE_SCRIPTS = {
+    "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "ARABIC", "HEBREW", "ETHIOPIC", "DEVANAGARI", "BENGALI", "GURMUKHI",
+    "GUJARATI", "ORIYA", "TAMIL", "TELUGU", "KANNADA", "MALAYALAM", "SINHALA",
+}  # fmt: skip
+# Columns of a suggestion: the narrowest and the widest.
+LIMITS = dict.fromkeys(WIDE_SCRIPTS, (6, 64)) | dict.fromkeys(DENSE_SCRIPTS, (5, 100))
+OTHER_LIMITS = (10, 100)
 MIN_CLICKED, TAIL = 100, 0.005  # texts of a script from which its widths are measured; share beyond either limit
 MIN_CONVERSATIONS = 50  # of a language: in fewer than these it is not counted which words are frequent
+_DOUBLED = re.compile(r"(?<!\S)([^\s-]+)-\1(?![^\s.,;:!?？।])", re.IGNORECASE)
 _SHORT_HIRAGANA = re.compile("[\u3041-\u309f]{1,2}")  # particles and endings of Japanese, which ICU cuts off
 
 
@@ -58,7 +66,8 @@ class Rules:
         max_width: columns; a wider one does not fit under an answer. None: as in ``widths``.
         widths: by script, with blanks between them, as in ``CJK=8-64``: least and most columns. The fusion stage finds
             them in what was clicked: from two thirds of the narrowest half per cent to three halves of the widest.
-            For a script that is not there, 8 to 64 columns of Chinese, Japanese and Korean, 10 to 100 of others.
+            For a script that is not there, 6 to 64 columns of Chinese, Japanese and Korean, 5 to 100 of scripts that
+            need few letters (Thai, Arabic, Hindi), 10 to 100 of others.
     """
 
     def __init__(self, min_width: int | None = None, max_width: int | None = None, widths: str = "") -> None:
@@ -112,7 +121,7 @@ class Rules:
 
     def _fits(self, suggestion: str) -> bool:
         name = script(suggestion)
-        least, most = self._limits.get(name) or (WIDE_LIMITS if name in WIDE_SCRIPTS else LIMITS)
+        least, most = self._limits.get(name) or LIMITS.get(name, OTHER_LIMITS)
         return (self.min_width or least) <= width(suggestion) <= (self.max_width or most)
 
 
@@ -136,7 +145,7 @@ class Repetition:
     The largest counts. Of words, in the suggestion that is worst: the share that stood in it before, frequent words of
     the language aside ("bread flour bread bread": 2 of 4). Of word pairs: the same, with all words. Of n-grams: the
     share of those of all suggestions that stood before; none goes across the end of a suggestion, and a suggestion of
-    fewer than n words is one.
+    fewer than n words is one. A word doubled with a hyphen, as Indonesian and Hindi write a plural, is one.
 
     Args:
         n: words of an n-gram; shorter ones punish ways of asking ("What is the ..."), longer ones only copies.
@@ -154,7 +163,7 @@ class Repetition:
         return -torch.tensor([self._repeated(last_question(c), parsed.suggestions) for c, parsed in rows])
 
     def _repeated(self, message: str, suggestions: Sequence[str]) -> float:
-        rows = [words(suggestion) for suggestion in suggestions]
+        rows = [words(_undoubled(suggestion)) for suggestion in suggestions]
         n_again = sum(map(len, rows)) - len(set(chain(*rows)))
         if not n_again:
             return 0.0
@@ -170,6 +179,11 @@ class Repetition:
 
     def _n_grams(self, row: Sequence[str]) -> int:
         return max(len(row) - self.n + 1, 1) if row else 0
+
+
+def _undoubled(text: str) -> str:
+    """``text`` with one of two equal words that a hyphen joins: ``anak-anak`` is Indonesian for children."""
+    return _DOUBLED.sub(r"\1", text) if "-" in text else text
 
 
 def _repeated_share(items: Sequence) -> float:

@@ -26,6 +26,7 @@ from openrlhf_qs.form.language import (
 )
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.response import N_SUGGESTIONS, suggestion_problem
+from openrlhf_qs.form.topic import on_topic
 from openrlhf_qs.models.embedder import embed, load_embedder
 from openrlhf_qs.registry import SFT_DATASETS
 from openrlhf_qs.sft import assembly
@@ -43,7 +44,7 @@ class Diverse:
     A candidate goes out where it cannot be read as one suggestion, is surely in another language or script than the
     user's last message, says what a better one of its row says (the same
     but for case, punctuation and white space, or ``near_duplicate``), or stands under too many conversations to be
-    about any of them (``boilerplate``). Of those left, as many as wanted are selected; the better stand before the
+    about any of them and is no better here than what stands beside it (``boilerplate``). Of those left, as many as wanted are selected; the better stand before the
     worse. A row is dropped where fewer can stand together, or where it was shown and nothing was clicked.
 
     Args:
@@ -54,7 +55,9 @@ class Diverse:
             trigrams, 0.85 by meaning where there is an embedder.
         min_quality: in [0, 1]; a candidate goes out whose quality is below this share of the row's best.
         near_duplicate: cosine of character trigrams in (0, 1] from which two texts of a row are one.
-        boilerplate: share of all conversations, in (0, 1], and at least 20 of them: what stands under more goes out.
+        boilerplate: share of all conversations, in (0, 1], and at least 20 of them: what stands under more goes out, but
+            for what users click here, or the reward model finds, better than the row's average; without clicks and
+            reward model, but for what takes up a word of the conversation. A row keeps as many as are wanted.
         boilerplate_similarity: Jaccard index of trigrams in (0, 1] from which two texts of the corpus count as one.
         embedder: folder or hub name of a sentence-transformers model, or minilm; it sees two wordings of one question.
             Empty compares trigrams and needs no model.
@@ -116,8 +119,8 @@ class Diverse:
         keys = self._drop_unreadable(ledger)
         key = _numbered(keys)
         self._drop_duplicates(ledger, quality, key)
-        self._drop_boilerplate(ledger, keys, key)
         self._drop_other_languages(ledger, rows)
+        self._drop_boilerplate(ledger, rows, keys, key, quality, n)
         order = self._drop_worse(ledger, quality)
         vectors = self._embedded(ledger, key[order], order)
         self._drop_rows_without_click(ledger)
@@ -160,9 +163,18 @@ class Diverse:
         best = which[np.maximum.accumulate(np.where(new, np.arange(len(which)), 0))]
         ledger.mark(which[~new], "duplicate", best[~new])
 
-    def _drop_boilerplate(self, ledger: Ledger, keys: Sequence[str], key: NDArray) -> None:
-        """Out goes what stands, in nearly the same words, under more rows than the option allows."""
-        which, n_rows = ledger.open(), ledger.candidates.n_rows
+    def _drop_boilerplate(
+        self,
+        ledger: Ledger,
+        rows: Sequence[Mapping[str, Any]],
+        keys: Sequence[str],
+        key: NDArray,
+        quality: NDArray,
+        n: int,
+    ) -> None:
+        """Out goes what stands, in nearly the same words, under more rows than the option allows, and is not for this
+        one; of a row that would have fewer than ``n`` left the best stay."""
+        which, n_rows, row = ledger.open(), ledger.candidates.n_rows, ledger.candidates.row
         limit = max(self.boilerplate * n_rows, MIN_BOILERPLATE_ROWS)
         if n_rows <= limit:
             return
@@ -172,9 +184,30 @@ class Diverse:
         leader = np.empty_like(by_count)
         leader[by_count] = by_count[assembly.nearly_equal(texts, self.boilerplate_similarity, self.seed)]
         group = leader[number]
-        places = np.unique(group * n_rows + ledger.candidates.row[which])
+        places = np.unique(group * n_rows + row[which])
         n_rows_of_group = np.bincount(places // n_rows, minlength=len(count))
-        ledger.mark(which[n_rows_of_group[group] > limit], "boilerplate")
+        common = which[n_rows_of_group[group] > limit]
+        common = common[~self._is_for_its_row(ledger, rows, common)]
+        n_kept = np.bincount(row[which], minlength=n_rows) - np.bincount(row[common], minlength=n_rows)
+        common = common[np.lexsort((-quality[common], row[common]))]
+        rank = np.arange(len(common)) - np.searchsorted(row[common], row[common])
+        ledger.mark(common[rank >= n - n_kept[row[common]]], "boilerplate")
+
+    def _is_for_its_row(self, ledger: Ledger, rows: Sequence[Mapping[str, Any]], which: NDArray) -> NDArray[np.bool_]:
+        """Of candidates that stand in many rows: whether users, or the reward model that stands for them, find them better
+        than the average of this one; where neither was asked, whether they take up a word of its conversation."""
+        exponents = {"clicks": 1.0, "garm": 1.0, "log_prob": 0.0}  # a teacher finds likely what fits everywhere
+        numbers, row = ledger.candidates.numbers, ledger.candidates.row
+        asked = ~np.isnan(ledger.candidates.click_rate) | ~np.isnan(numbers["garm_mean"])
+        if not asked.any():
+            texts = ledger.candidates.texts
+            found = [on_topic(rows[row[index]].get("conversation") or (), texts[index]) for index in which.tolist()]
+            return np.array(found, dtype=bool)
+        quality = log_quality(ledger.candidates, exponents)
+        open_ = ledger.open()
+        n_open = np.bincount(row[open_], minlength=ledger.candidates.n_rows)
+        average = np.bincount(row[open_], quality[open_], minlength=ledger.candidates.n_rows) / np.maximum(n_open, 1)
+        return quality[which] > average[row[which]] + 1e-9
 
     def _drop_other_languages(self, ledger: Ledger, rows: Sequence[Mapping[str, Any]]) -> None:
         """Out goes what no user of that conversation asked to read."""

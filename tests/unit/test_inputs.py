@@ -26,7 +26,7 @@ from openrlhf_qs.reward.hacked import hacked_responses
 from openrlhf_qs.reward.monitors import Monitors, batch_statistics
 from openrlhf_qs.reward.offline import offline_batch
 
-ROWS = [json.loads(line) for line in Path(__file__).with_name("inputs.jsonl").read_text("utf-8").splitlines()]
+ROWS = [row for name in ("inputs", "variants") for row in read_json_lines(Path(__file__).with_name(f"{name}.jsonl"))]
 PLAIN = ("How long must it rise?", "Which flour is best?", "Can I freeze it?")
 CHATML = (
     "{%- for m in messages -%}{{- '<|im_start|>' ~ m.role ~ '\\n' ~ m.content ~ '<|im_end|>\\n' -}}{%- endfor -%}"
@@ -152,7 +152,7 @@ def test_two_wordings_of_one_question_are_not_both_taught(row):
     candidates = [{"text": t, "n_shown": 9, "n_clicked": 5 - n} for n, t in enumerate(row["candidates"])]
     conversation = [{"role": "user", "content": "q"}]
     (chosen,) = SFT_DATASETS.create("diverse")([{"conversation": conversation, "candidates": candidates}], 3)
-    assert chosen is None or not set(row["candidates"][:2]) <= set(chosen)
+    assert chosen and not set(row["candidates"][:2]) <= set(chosen)
 
 
 @rows("fusion pareto")
@@ -198,8 +198,10 @@ def test_a_picture_in_words_stays_in_the_prompt(row, tokenizer):
 def test_what_no_user_should_see_is_asked_again(row):
     from openrlhf_qs.sft.cold_start import read_suggestions
 
-    if row["case"] in ("bold", "quoted"):
+    if row["case"] in ("bold", "quoted", "italic"):
         assert read_suggestions(row["text"]) == ("How long?", "What flour?", "At home?")
+    elif row["case"].startswith("fine"):
+        assert format_response(read_suggestions(row["text"])) == row["text"]
     else:
         with pytest.raises(ValueError, match="malformed answer"):
             read_suggestions(row["text"])
