@@ -82,8 +82,8 @@ def text_key(text: str) -> str:
 
 
 def plain_form(text: str) -> str:
-    """``text`` in NFKC and case folded, with one form of apostrophe, without invisible marks and without the vowel signs
-    of Arabic and Hebrew."""
+    """``text`` in NFKC and case folded, with one form of apostrophe, without invisible marks and without the vowel
+    signs of Arabic and Hebrew."""
     if text.isascii():
         return text.casefold()
     return _POINTS.sub("", unicodedata.normalize("NFKC", _APOSTROPHE.sub("'", text)).casefold())

@@ -172,11 +172,9 @@ def _in_script(said: Sequence[str], suggestion: str) -> bool:
 @lru_cache(N_CACHED)
 def _tells(text: str) -> bool:
     """Whether ``text`` is more than a name or "ok", which users of every script write in Latin letters."""
-    return (
-        _families(text) != {"LATIN"}
-        or tells_language(text)
-        or sum(map(bool, map(languages_of_common, words(text)))) > 1
-    )
+    if _families(text) != {"LATIN"} or tells_language(text):
+        return True
+    return sum(bool(languages_of_common(word)) for word in words(text)) > 1
 
 
 def _families(text: str) -> set[str]:

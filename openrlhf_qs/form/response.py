@@ -22,7 +22,10 @@ N_SUGGESTIONS = 3  # of a response, where a run does not say otherwise
 CUT = "cut at the token limit"
 # What a model thought, in the forms that models have: <think>, <seed:think>, <thinking time="3">, [THINK], ◁think▷,
 # <|START_THINKING|>, and gpt-oss's channels, with and without their control tokens.
-_TAG = r"(?:\w+[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|(?:inner_)?monologue)(?:_\w+)?"
+_TAG = (
+    r"(?:\w+[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|(?:inner_)?monologue)"
+    r"(?:_\w+)?"
+)
 _OPENING = re.compile(
     rf"<{_TAG}(?:\s[^<>]*)?>|\[{_TAG}\]|◁{_TAG}▷|<\|(?:begin_of_|start_)?{_TAG}\|>"
     r"|<\|channel\|>(?:analysis|commentary)\b",
@@ -107,9 +110,9 @@ def response_regex(n: int) -> str:
 def parse_response(text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop") -> ParsedResponse:
     """Read the suggestions out of ``text``; never raises.
 
-    Well formed are exactly ``n`` lines, numbered 1, 2, 3 and so on with ASCII digits and a dot, a bracket or the Chinese
-    comma, each with a letter in it, and nothing else but blank lines, not cut at the token limit. All else is malformed,
-    and read like this:
+    Well formed are exactly ``n`` lines, numbered 1, 2, 3 and so on with ASCII digits and a dot, a bracket or the
+    Chinese comma, each with a letter in it, and nothing else but blank lines, not cut at the token limit. All else is
+    malformed, and read like this:
 
     - A line that is not numbered so ("One. ...", "- ...", "١. ...", a greeting) is no suggestion.
     - A numbered line is one, whatever its number and however far it is indented, so the items of a nested list are.
@@ -117,9 +120,9 @@ def parse_response(text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop
     - Of more than ``n`` suggestions the first ones count; of fewer, those that are there.
 
     What a model thought is no part of the answer: all before the last closing tag of a thought goes, and all after an
-    opening one that was never closed. So do control tokens, a fence of code and a tag around the whole answer. Marks that
-    do not show hide no number. Quotes, emphasis and tags around a whole suggestion are taken off; a suggestion with such
-    signs within it, or at one end, is malformed, for they would be shown as they are.
+    opening one that was never closed. So do control tokens, a fence of code and a tag around the whole answer. Marks
+    that do not show hide no number. Quotes, emphasis and tags around a whole suggestion are taken off; a suggestion
+    with such signs within it, or at one end, is malformed, for they would be shown as they are.
 
     Args:
         n: how many were asked for.

@@ -98,9 +98,9 @@ def reward_model_class(
         value_head_prefix: name of the head among the weights.
         packing_samples: whether sequences come padded but run packed (needs flash-attn). Decoders only.
         mark: ``{"name": a registered head, "options": {...}}`` for a new head, with ``vocabulary``, the print of its
-            tokenizer's, ``dropout``, the share of each token's embedding and of what the head reads that is left
-            out in training, and ``turn_end_id``, the token that ends a turn, where the model shall be told of exact
-            matches; None keeps the config's own.
+            tokenizer's, ``max_len``, the tokens of a text in training, ``dropout``, the share of each token's
+            embedding and of what the head reads that is left out in training, and ``turn_end_id``, the token that
+            ends a turn, where the model shall be told of exact matches; None keeps the config's own.
     """
 
     class SuggestionRewardModel(base_pretrained_model):
@@ -424,6 +424,11 @@ def _class_of(path: str | Path, prefix: str) -> tuple[Any, type]:
     return config, reward_model_class(base.__base__, base, prefix)
 
 
+def trained_length(config) -> int:
+    """The tokens of a text that a reward model was trained with; 1,024 where an older checkpoint does not say it."""
+    return config.reward_model.get("max_len", 1024)
+
+
 def encode_suggestions(
     tokenizer, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str], max_len: int
 ) -> tuple[Tensor, Tensor]:
@@ -610,15 +615,15 @@ class SuggestionScorer:
             :func:`openrlhf_qs.garm.preference_likelihood.preference_probability`.
     """
 
-    def __init__(self, path: str | Path, device: str = "cpu", max_len: int = 1024) -> None:
+    def __init__(self, path: str | Path, device: str = "cpu", max_len: int | None = None) -> None:
         """
         Args:
             path: folder of a checkpoint that ``recipes/garm.sh`` wrote. ValueError where it is not one.
-            max_len: tokens; of longer texts the beginning is cut.
+            max_len: tokens; of longer conversations the beginning is cut, by whole turns. None: as in training.
         """
         self.model = load_reward_model(path, dtype_on_cpu(path) if device == "cpu" else torch.float32).to(device)
         self.tokenizer = load_tokenizer(path)
-        self.max_len = max_len
+        self.max_len = max_len or trained_length(self.model.config)
         self.share_prefix = can_share_prefix(self.model.config, self.model.config._attn_implementation)
         self.link = self.model.head.link
 

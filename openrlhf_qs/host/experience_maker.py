@@ -55,13 +55,13 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         if self.with_reward_model:
             from transformers import AutoConfig
 
-            from openrlhf_qs.garm.reward_model import can_share_prefix, load_tokenizer
+            from openrlhf_qs.garm.reward_model import can_share_prefix, load_tokenizer, trained_length
 
             path, ds = self.args.reward.model_name_or_path, self.args.ds
             self.reward_tokenizer = load_tokenizer(path)
-            self.share_prefix = can_share_prefix(
-                AutoConfig.from_pretrained(path), ds.attn_implementation, ds.packing_samples
-            )
+            config = AutoConfig.from_pretrained(path)
+            self.share_prefix = can_share_prefix(config, ds.attn_implementation, ds.packing_samples)
+            self.reward_max_len = min(self.args.data.max_len, trained_length(config))
 
     @torch.no_grad()
     def make_experience_batch(self, rollout_samples):
@@ -229,7 +229,7 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         # A batch without one suggestion still makes the call: the group wants work for each of its processes.
         pairs = pairs or [(requests[0].conversation, "-")]
         input_ids, mask, self.reward_place = suggestion_rows(
-            self.reward_tokenizer, *zip(*pairs, strict=True), self.args.data.max_len, self.share_prefix
+            self.reward_tokenizer, *zip(*pairs, strict=True), self.reward_max_len, self.share_prefix
         )
         n_processes = len(self.reward_model_group._actor_handlers) // self.reward_model_group.duplicate_actors
         n_rows = max(1, 4 * self.args.rollout.micro_batch_size * len(input_ids) // len(pairs))

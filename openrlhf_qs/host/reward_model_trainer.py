@@ -26,6 +26,9 @@ class SuggestionRewardModelTrainer(RewardModelTrainer):
         self.head = head
         self.objective = objective
         self.loss_fn = self.objective_loss
+        # Whoever asks the model cuts conversations to that (openrlhf_qs.garm.reward_model.trained_length).
+        model = self.strategy._unwrap_model(self.model)
+        model.config.reward_model["max_len"] = self.strategy.args.data.max_len
         self.monitor = GradientMonitor()
 
     def concatenated_forward(self, model, input_ids, mask, batch, _):

@@ -49,27 +49,33 @@ SHOWN_FAILURES = 20
 MAX_WIDTH = 160  # columns; a wider text does not fit under an answer
 # What the template shows in place of a question, what models leave unfilled, and a heading.
 _PLACEHOLDER = re.compile(
-    r"\A(?:(?:(?:the|your|my|an?|other|another|next|further|possible|suggested|sample|example|short|user|follow-?up|first|second"
-    r"|third|fourth|fifth|sixth|seventh|eighth) )*(?:question|suggestion|follow-?up)s?(?: (?:here|text|goes here))?"
-    r"|(?:\w+ )?(?:frage|vorschlag|pregunta|sugerencia|pergunta|sugestão|domanda|suggerimento|вопрос|подсказка|soru|öneri"
-    r"|प्रश्न|सुझाव|سؤال|اقتراح|질문|제안)|(?:\w+ième|première) (?:question|suggestion))(?: ?#?\w{1,5})?\s*[.?…:：؟]*\Z"
-    r"|\A(?:(?:最初|次|\d+つ目|\d+番目)の)?(?:第?[一二三四五六七八\d]个?)?(?:追问|问题|建议|問題|建議|質問|提案)[一二三四五六七八\d]?[.?…:：？]*\Z"
+    r"\A(?:(?:(?:the|your|my|an?|other|another|next|further|possible|suggested|sample|example|short|user|follow-?up"
+    r"|first|second|third|fourth|fifth|sixth|seventh|eighth) )*(?:question|suggestion|follow-?up)s?"
+    r"(?: (?:here|text|goes here))?|(?:\w+ième|première) (?:question|suggestion)"
+    r"|(?:\w+ )?(?:frage|vorschlag|pregunta|sugerencia|pergunta|sugestão|domanda|suggerimento|вопрос|подсказка|soru"
+    r"|öneri|प्रश्न|सुझाव|سؤال|اقتراح|질문|제안))(?: ?#?\w{1,5})?\s*[.?…:：؟]*\Z"
+    r"|\A(?:(?:最初|次|\d+つ目|\d+番目)の)?(?:第?[一二三四五六七八\d]个?)?(?:追问|问题|建议|問題|建議|質問|提案)"
+    r"[一二三四五六七八\d]?[.?…:：？]*\Z"
     r"|\A(?:n/?a|n\.a\.|tbd|todo|to do|none|null|xxx+)[.?…]*\Z|\A(?:…|\.\.\.)[.?？…:：]*\Z|[:：]\s*\Z"
     r"|\[[\w ]+\]|\{\w+\}|<\w+>|\$\w+|lorem ipsum",
     re.IGNORECASE,
 )
 # A model that speaks of itself does not write in the user's voice.
 _REFUSAL = re.compile(
-    r"\Aas an? (?:ai|artificial|large language model|language model)\b|\bas an? (?:ai|(?:large )?language model)[\w ]*,? I\b"
-    r"|\A(?:I['’]m|I am) (?:\w+ )?sorry\b|\AI apologi[sz]e\b|\bI(?:['’]m| am) an ai\b"
-    r"|\A(?:sorry,? (?:but )?)?I(?: cannot| can['’]t| can not| won['’]t| am unable to|['’]m unable to|['’]m not able to) "
-    r"(?:help (?:with|you)|assist|answer|provide|suggest|comply|fulfil|discuss|generate)"
-    r"|\AI (?:don['’]t|do not) have (?:access to (?:real-?time|current|the internet|external|personal)|personal|opinions|feelings)"
-    r"|作为(?:一个)?(?:AI|人工智能|语言模型)|我(?:无法|不能)(?:提供|回答|帮助|协助)|\A(?:很|非常)?(?:抱歉|对不起|對不起)|申し訳(?:ありません|ございません)"
-    r"|als (?:KI|künstliche Intelligenz)|\AEs tut mir (?:sehr )?leid|en tant qu['’](?:IA|intelligence)|\AJe suis (?:vraiment )?désolé"
-    r"|como (?:una? )?(?:IA|inteligencia|inteligência)|\ALo siento|\A(?:Desculpe|Sinto muito|Lamento),? (?:mas )?(?:eu )?não|\AMi dispiace"
-    r"|\A(?:Извините|Простите|К сожалению),? (?:но )?я не|\AÜzgünüm|\A죄송|\A(?:क्षमा करें|मुझे खेद है)|\A(?:عذرًا|عذرا|آسف|أعتذر|للأسف)"
-    r"|\AXin lỗi,? (?:nhưng )?tôi không|\Aขออภัย|\AMaaf, (?:saya|tetapi)|\AHet spijt me|\APrzepraszam, ale",
+    r"\A(?:"
+    r"as an? (?:ai|artificial|(?:large )?language model)\b|(?:I['’]m|I am) (?:\w+ )?sorry\b|I apologi[sz]e\b"
+    r"|(?:sorry,? (?:but )?)?I(?: cannot| can['’]t| can not| won['’]t| am unable to|['’]m unable to|['’]m not able to)"
+    r" (?:help (?:with|you)|assist|answer|provide|suggest|comply|fulfil|discuss|generate)"
+    r"|I (?:don['’]t|do not) have (?:access to (?:real-?time|current|the internet|personal)|personal|opinions)"
+    r"|(?:很|非常)?(?:抱歉|对不起|對不起)|Es tut mir (?:sehr )?leid|Je suis (?:vraiment )?désolé|Lo siento|Mi dispiace"
+    r"|(?:Desculpe|Sinto muito|Lamento),? (?:mas )?(?:eu )?não|(?:Извините|Простите|К сожалению),? (?:но )?я не"
+    r"|Üzgünüm|죄송|क्षमा करें|मुझे खेद है|عذرًا|عذرا|آسف|أعتذر|للأسف|Xin lỗi,? (?:nhưng )?tôi không|ขออภัย"
+    r"|Maaf, (?:saya|tetapi)|Het spijt me|Przepraszam, ale)"
+    r"|\bas an? (?:ai|(?:large )?language model)[\w ]*,? I\b"
+    r"|\bI(?:['’]m| am) an ai\b"
+    r"|作为(?:一个)?(?:AI|人工智能|语言模型)|我(?:无法|不能)(?:提供|回答|帮助|协助)|申し訳(?:ありません|ございません)"
+    r"|als (?:KI|künstliche Intelligenz)|en tant qu['’](?:IA|intelligence)"
+    r"|como (?:una? )?(?:IA|inteligencia|inteligência)",
     re.IGNORECASE,
 )
 

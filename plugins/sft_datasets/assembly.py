@@ -42,9 +42,9 @@ class Diverse:
     """Suggestions that are good and that differ.
 
     A candidate goes out where it cannot be read as one suggestion, is surely in another language or script than the
-    user's last message, says what a better one of its row says (the same
-    but for case, punctuation and white space, or ``near_duplicate``), or stands under too many conversations to be
-    about any of them and is no better here than what stands beside it (``boilerplate``). Of those left, as many as wanted are selected; the better stand before the
+    user's last message, says what a better one of its row says (the same but for case, punctuation and white space, or
+    ``near_duplicate``), or stands under too many conversations to be about any of them and is no better here than
+    what stands beside it (``boilerplate``). Of those left, as many as wanted are selected; the better stand before the
     worse. A row is dropped where fewer can stand together, or where it was shown and nothing was clicked.
 
     Args:
@@ -55,8 +55,8 @@ class Diverse:
             trigrams, 0.85 by meaning where there is an embedder.
         min_quality: in [0, 1]; a candidate goes out whose quality is below this share of the row's best.
         near_duplicate: cosine of character trigrams in (0, 1] from which two texts of a row are one.
-        boilerplate: share of all conversations, in (0, 1], and at least 20 of them: what stands under more goes out, but
-            for what users click here, or the reward model finds, better than the row's average; without clicks and
+        boilerplate: share of all conversations, in (0, 1], and at least 20 of them: what stands under more goes out,
+            but for what users like here, or the reward model does, better than the row's average; without clicks and
             reward model, but for what takes up a word of the conversation. A row keeps as many as are wanted.
         boilerplate_similarity: Jaccard index of trigrams in (0, 1] from which two texts of the corpus count as one.
         embedder: folder or hub name of a sentence-transformers model, or minilm; it sees two wordings of one question.
@@ -194,8 +194,9 @@ class Diverse:
         ledger.mark(common[rank >= n - n_kept[row[common]]], "boilerplate")
 
     def _is_for_its_row(self, ledger: Ledger, rows: Sequence[Mapping[str, Any]], which: NDArray) -> NDArray[np.bool_]:
-        """Of candidates that stand in many rows: whether users, or the reward model that stands for them, find them better
-        than the average of this one; where neither was asked, whether they take up a word of its conversation."""
+        """Of candidates that stand in many rows: whether users, or the reward model that stands for them, like them
+        better than the average of this one; where neither was asked, whether they take up a word of its conversation.
+        """
         exponents = {"clicks": 1.0, "garm": 1.0, "log_prob": 0.0}  # a teacher finds likely what fits everywhere
         numbers, row = ledger.candidates.numbers, ledger.candidates.row
         asked = ~np.isnan(ledger.candidates.click_rate) | ~np.isnan(numbers["garm_mean"])

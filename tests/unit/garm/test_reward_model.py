@@ -154,6 +154,19 @@ def test_a_suggestion_scores_the_same_whatever_stands_beside_it(checkpoint):
         np.testing.assert_allclose(turned[n][::-1], together[n], rtol=1e-4, atol=1e-5)
 
 
+def test_a_reward_model_reads_as_many_tokens_as_it_was_trained_with_by_whole_turns(checkpoint):
+    turns = [{"role": "assistant" if n % 2 else "user", "content": f"message {n} of a long chat"} for n in range(40)]
+    assert SuggestionScorer(checkpoint).max_len == 1024, "an older checkpoint does not say it"
+    edit_config(checkpoint, reward_model=GAUSSIAN | {"max_len": 200})
+    scorer = SuggestionScorer(checkpoint)
+    ((_, rows),) = scorer.rows([turns], ["How long?"])
+    text = scorer.tokenizer.decode(rows.input_ids[0])
+    assert rows.input_ids.shape[1] <= 200 and text.startswith("<|im_start|>user\nmessage ")
+    kept = [n for n in range(40) if f"message {n} of a long chat<|im_end|>" in text]
+    assert kept == list(range(kept[0], 40)) and 2 < len(kept) < 40 and kept[0] % 2 == 0
+    assert SuggestionScorer(checkpoint, max_len=80).max_len == 80
+
+
 def test_nothing_to_score_is_no_error(checkpoint):
     mean, std, epistemic_std = SuggestionScorer(checkpoint)([], [])
     assert mean.shape == std.shape == epistemic_std.shape == (0,)
