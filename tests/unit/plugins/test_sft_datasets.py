@@ -159,6 +159,48 @@ def test_what_stands_under_many_conversations_is_boilerplate():
     assert all("something more" in answer[0] for answer in Diverse(boilerplate=1.0)(rows))
 
 
+def few_subjects(n: int, **numbers) -> list[dict]:
+    """``n`` conversations about two subjects, each with the same candidates, of which users want those on theirs."""
+    about_tea, about_pianos = (
+        ["What does tea cost?", "Where does tea grow?"],
+        ["Who tunes a piano?", "Is the piano old?"],
+    )
+    texts = [*about_tea, *about_pianos, "Tell me more?"]
+    rows = []
+    for number in range(n):
+        subject = ("tea", "piano")[number % 2]
+        given = [{"text": text} | {name: of(subject in text) for name, of in numbers.items()} for text in texts]
+        rows.append({"conversation": [{"role": "user", "content": f"{subject} {number}"}], "candidates": given})
+    return rows
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"n_shown": lambda liked: 9, "n_clicked": lambda liked: 5 if liked else 1},
+        {"log_prob": lambda liked: -1.0, "garm_mean": lambda liked: 1.0 if liked else -1.0},
+        {"log_prob": lambda liked: -1.0 if liked else 0.0},
+    ],
+    ids=["clicks", "reward model", "teacher alone"],
+)
+def test_in_a_log_of_few_subjects_what_is_liked_is_no_boilerplate(numbers):
+    rows = few_subjects(3 * MIN_BOILERPLATE_ROWS, **numbers)
+    answers = Diverse(boilerplate=0.1)(rows, 2)
+    assert [sorted(answer) for answer in answers[:2]] == [
+        ["What does tea cost?", "Where does tea grow?"],
+        ["Is the piano old?", "Who tunes a piano?"],
+    ]
+    assert None not in answers
+
+
+def test_a_row_of_nothing_but_boilerplate_keeps_as_many_as_are_wanted():
+    rows = [
+        {"conversation": [], "candidates": [{"text": text, "n_shown": 9, "n_clicked": 2} for text in ("A b?", "C d?")]}
+        for _ in range(3 * MIN_BOILERPLATE_ROWS)
+    ]
+    assert Diverse(boilerplate=0.1)(rows, 2)[0] == ["A b?", "C d?"]
+
+
 def test_a_candidate_far_below_the_best_of_its_row_goes():
     row = sampled("Cheap flights?", "Good hotels?", "Local food?", "Rail pass?")  # exp(-0.1) apart: 1, .90, .82, .74
     assert one(row, min_quality=0.8)[1]["candidates"] == {"chosen": 3, "low quality": 1}
