@@ -285,5 +285,7 @@ def _examination(rows: pl.DataFrame, method: str) -> tuple[np.ndarray, tuple[str
     some = shuffled if shuffled["clicks"].list.sum().sum() else rows
     with_context = some.with_columns(context=pl.lit(0, pl.UInt64)) if some is shuffled else some
     n_places = int(rows["clicks"].list.len().max())
+    if some is shuffled and method == "auto":
+        method = "ctr"  # exact where the order is random, and needs no model of how clicks come about
     found = estimate(shown_counts(with_context), method, n_positions=n_places)
     return np.array(found.values), tuple(found.findings)

@@ -20,6 +20,16 @@ def test_a_log_is_read_as_it_was_written_and_its_examination_estimated(tmp_path)
     np.testing.assert_allclose(read.examination, [1.0, 0.6, 0.3], atol=0.12)
 
 
+def test_where_the_order_was_random_the_click_rate_of_a_place_says_how_much_it_is_looked_at(tmp_path):
+    clicks, base = write(tmp_path, visits(4000))
+    rows = [json.loads(line) | {"policy": "shuffled"} for line in clicks.read_text().splitlines()]
+    clicks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    intents = read_intents(base)
+    found = read_impressions(clicks, intents).examination
+    np.testing.assert_array_equal(found, read_impressions(clicks, intents, "ctr").examination)
+    np.testing.assert_allclose(found, [1.0, 0.6, 0.3], atol=0.12)
+
+
 def test_suggestions_may_be_ids_of_intents(tmp_path):
     clicks, base = write(tmp_path, visits(20, n_users=4))
     text = clicks.read_text()
