@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+import shutil
+import textwrap
 
-from rich.console import Console
-from rich.table import Table
-
-from openrlhf_qs.registry import KINDS, load_plugins, option_parameters, origin
+from openrlhf_qs.registry import BUILT_IN, KINDS, load_plugins, option_parameters, origin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +23,14 @@ def run(args: argparse.Namespace) -> None:
     if args.name:
         _show_one(args.name)
         return
-    table = Table("kind", "name", "origin", "what it does")
     for registry in KINDS.values():
+        print(f"{registry.kind}:")
         for name in registry:
-            table.add_row(registry.kind, name, origin(registry[name]), summary(registry[name]))
-    Console(markup=False).print(table)  # a shape such as [batch] is no markup
+            place = origin(registry[name])
+            of = "" if place == BUILT_IN else f" ({place})"
+            _print_under(f"  {name}", f"{summary(registry[name])}{of}", 20)
+    print()
+    _print_under("", "built in, unless a file or package stands in brackets; openrlhf-qs plugins NAME: its options", 0)
 
 
 def _show_one(name: str) -> None:
@@ -36,26 +38,35 @@ def _show_one(name: str) -> None:
     if not found:
         known = ", ".join(sorted(name for registry in KINDS.values() for name in registry))
         raise ValueError(f"unknown plugin {name!r}; known: {known}")
-    console = Console(markup=False)
     for registry in found:
         plugin = registry[name]
-        console.print(f"{name}  ({registry.kind}, {origin(plugin)})", style="bold")
-        console.print(f"{summary(plugin)}\nA {registry.kind}: {registry.protocol}")
+        print(f"{name}  ({registry.kind}, {origin(plugin)})")
+        for text in (summary(plugin), f"A {registry.kind}: {registry.protocol}"):
+            _print_under("", text, 0)
         for ability, one in registry.abilities.items():
-            console.print(f"It may have {ability}: {one.what}")
+            _print_under("", f"It may have {ability}: {one.what}", 2)
         parameters = option_parameters(plugin)
-        if not parameters:
-            console.print("no options")
-            continue
+        print("options:" if parameters else "no options")
         described = option_descriptions(plugin)
-        table = Table("option", "default", "type", "what it is")
         for option, parameter in parameters.items():
-            default = "required" if parameter.default is parameter.empty else repr(parameter.default)
+            default = "required" if parameter.default is parameter.empty else f"default {parameter.default!r}"
             annotation = getattr(parameter.annotation, "__name__", None) or str(parameter.annotation)
             if annotation == "Literal":
                 annotation = " | ".join(map(repr, parameter.annotation.__args__))
-            table.add_row(f"{name}.{option}", default, annotation, described.get(option, ""))
-        console.print(table)
+            _print_under(f"  {name}.{option}", f"{annotation}, {default}", len(name) + len(option) + 5)
+            if text := described.get(option):
+                _print_under("    ", text, 4)
+
+
+def _print_under(first: str, text: str, indent: int) -> None:
+    """``first``, then ``text`` from column ``indent`` on, in lines that the terminal holds whole."""
+    width = shutil.get_terminal_size().columns
+    text = text.replace("``", "")  # as docstrings mark what is code
+    if len(first) >= indent and first.strip():  # too long to stand beside it
+        print(first)
+        first = ""
+    indents = {"initial_indent": first.ljust(indent), "subsequent_indent": " " * indent}
+    print(textwrap.fill(text, width, **indents, break_long_words=False, break_on_hyphens=False))
 
 
 def summary(plugin: type) -> str:

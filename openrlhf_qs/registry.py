@@ -389,10 +389,13 @@ def option_parameters(plugin: type) -> dict[str, inspect.Parameter]:
     return parameters
 
 
+BUILT_IN = "built in"
+
+
 def origin(plugin: type) -> str:
     """Where a plugin comes from: ``built in``, the name of an installed package, or a file."""
     if plugin.__module__.startswith("openrlhf_qs.plugins."):
-        return "built in"
+        return BUILT_IN
     if plugin.__module__.startswith("openrlhf_qs_plugin_"):
         return sys.modules[plugin.__module__].__file__
     return plugin.__module__.partition(".")[0]

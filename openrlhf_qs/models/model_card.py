@@ -66,6 +66,11 @@ or with transformers
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from openrlhf_qs.form.task import read_task
+from openrlhf_qs.models.template import prompt_ids
+
+task = read_task("{folder}")
+conversation = [{{"role": "user", "content": "How do I bake?"}}, {{"role": "assistant", "content": "Use flour."}}]
 tokenizer, model = AutoTokenizer.from_pretrained("{folder}"), AutoModelForCausalLM.from_pretrained("{folder}")
 ids = torch.tensor([prompt_ids(tokenizer, task.messages(conversation))])
 tokens = model.generate(ids, do_sample=True, temperature={temperature}, max_new_tokens={max_tokens})

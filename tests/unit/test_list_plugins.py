@@ -9,8 +9,8 @@ from openrlhf_qs.list_plugins import option_descriptions, summary
 from openrlhf_qs.registry import KINDS, load_plugins, option_parameters
 
 
-def shown(capsys, monkeypatch, name=None, plugin=()):
-    monkeypatch.setenv("COLUMNS", "200")
+def shown(capsys, monkeypatch, name=None, plugin=(), columns="200"):
+    monkeypatch.setenv("COLUMNS", columns)
     list_plugins.run(argparse.Namespace(name=name, plugin=list(plugin)))
     return capsys.readouterr().out
 
@@ -60,13 +60,20 @@ def test_every_built_in_plugin_says_what_it_does_and_describes_its_options():
             assert not missing, f"{kind.kind} {name}: {missing} not described under Args"
 
 
-def test_the_list_shows_kind_name_origin_and_sentence(capsys, monkeypatch):
-    out = shown(capsys, monkeypatch)
+def test_the_list_shows_each_kind_with_its_names_and_sentences_in_80_columns(capsys, monkeypatch):
+    out = shown(capsys, monkeypatch, columns="80")
+    assert max(map(len, out.splitlines())) <= 80 and "``" not in out
     for kind in KINDS.values():
-        for name in kind:
-            assert any(kind.kind in line and name in line and "built in" in line for line in out.splitlines()), (
-                f"{kind.kind} {name} is not listed"
-            )
+        of_kind = out.partition(f"{kind.kind}:\n")[2]
+        for name, plugin in kind.items():
+            assert f"  {name} " in of_kind or f"  {name}\n" in of_kind, f"{kind.kind} {name} is not listed"
+            assert summary(plugin).replace("``", "") in " ".join(out.split()), name
+
+
+def test_the_options_of_one_plugin_fit_80_columns(capsys, monkeypatch):
+    out = shown(capsys, monkeypatch, "ood", columns="80")
+    assert max(map(len, out.splitlines())) <= 80 and "``" not in out
+    assert "  ood.slack  float, default 0.0\n    of constraint; nats per token above the" in out
 
 
 def test_one_plugin_is_shown_with_its_options_and_what_it_is_called_with(capsys, monkeypatch):

@@ -57,7 +57,13 @@ def test_a_card_says_what_the_model_is_made_from_how_it_is_asked_and_what_came_o
 @pytest.mark.parametrize("stage", MODELS)
 def test_the_code_of_a_card_is_python_and_asks_as_the_policy_was_trained(run, stage):
     for code in re.findall(r"```python\n(.*?)```", card(run, stage), re.DOTALL):
-        ast.parse(code)
+        nodes = list(ast.walk(ast.parse(code)))
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        read, made = ({node.id for node in names if isinstance(node.ctx, kind)} for kind in (ast.Load, ast.Store))
+        imported = {
+            alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+        }
+        assert read <= made | imported  # each piece can be run by itself
     if stage == "grpo":
         assert r'"Nenne 3 kurze \"Fragen\"."' in card(run, stage) and "max_tokens=40" in card(run, stage)
 
