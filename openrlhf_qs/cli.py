@@ -94,6 +94,10 @@ BENCHMARKS = {
         "benchmark.cold_start",
         "how many of a model's first suggestions can be shown, by template and temperature",
     ),
+    "benchmark frozen-backbone": (
+        "benchmark.frozen_backbone",
+        "what a language model's layers hold of what users like, before it is trained on it",
+    ),
     "benchmark ranker": ("benchmark.ranker", "the ranker of intents against LightGBM's LambdaMART, as the log grows"),
     "benchmark propensities": (
         "benchmark.propensities",

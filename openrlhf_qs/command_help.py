@@ -257,6 +257,9 @@ HELP = {
         "openrlhf-qs benchmark cold-start --model smollm2 --n_conversations 30",
         "SMALL_MODELS.md",
     ),
+    "benchmark frozen-backbone": Help(
+        "nothing", _TERMINAL, "openrlhf-qs benchmark frozen-backbone --model smollm2", "SMALL_MODELS.md"
+    ),
     "benchmark scoring": Help("nothing", _TERMINAL, "openrlhf-qs benchmark scoring --n_tokens 128", "MONITORS.md"),
     "benchmark grpo-overhead": Help(
         "nothing", _TERMINAL, "openrlhf-qs benchmark grpo-overhead --n_steps 10", "MONITORS.md"
