@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${REFUSED_ROLES:=fold}"    # roles that the policy's chat template refuses: fold (system into user, merge), drop the rows, or stop
 if [ "$FORM" = cpu ] && [ -n "$POLICY" ]; then
-   : "${N_IMPRESSIONS:=4000}" "${N_CONTEXTS:=1500}"   # as many as a model like smollm2 reads within two hours, all stages together
+   : "${N_IMPRESSIONS:=4000}" "${N_CONTEXTS:=1500}"   # meant for two hours of a model like smollm2, all stages together
 else
    : "${N_IMPRESSIONS:=32000}" "${N_CONTEXTS:=10000}"   # of the simulated log, where $CLICK_LOG is empty, and conversations in it
 fi
