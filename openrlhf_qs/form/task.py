@@ -20,6 +20,7 @@ from openrlhf_qs.form.response import N_SUGGESTIONS, ParsedResponse, format_resp
 
 FILE = "task.json"
 MAX_SUGGESTIONS = 8
+RESPONSE_TOKENS = 64  # of an answer, where nobody says how many; the stage data finds in the log how many it needs
 TEMPLATE = "Suggest $number short questions the user may ask next, numbered 1 to $n."
 ONE = "Suggest one short question the user may ask next, numbered 1."
 TEACHER_TEMPLATE = "Suggest one short question the user may ask next."

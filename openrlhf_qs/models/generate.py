@@ -16,7 +16,7 @@ from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message
-from openrlhf_qs.form.task import Task, read_task
+from openrlhf_qs.form.task import RESPONSE_TOKENS, Task, read_task
 from openrlhf_qs.models.engine import load_engine, sample
 from openrlhf_qs.models.reference import reference_log_ppl
 
@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[2000],
         help="distinct conversations, the first ones: of each of --prompts, or of all; default 2000",
     )
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens a response may have; default 64")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=RESPONSE_TOKENS, help="tokens a response may have; default 64"
+    )
     parser.add_argument(
         "--temperature", type=float, nargs="+", default=[1.0], help="of sampling, one or several; default 1"
     )

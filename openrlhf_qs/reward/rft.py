@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from openrlhf_qs.form.task import Task, read_task
+from openrlhf_qs.form.task import RESPONSE_TOKENS, Task, read_task
 from openrlhf_qs.models.engine import Answer
 from openrlhf_qs.models.template import token_texts
 from openrlhf_qs.sft.distil import Options, Sampler, add_sampling_arguments, sample_candidates
@@ -25,7 +25,7 @@ from openrlhf_qs.sft.distil import Options, Sampler, add_sampling_arguments, sam
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", required=True, dest="teacher", help="folder of the SFT policy")
     parser.add_argument("--reward_model", required=True, metavar="DIR", help="as recipes/garm.sh writes it")
-    add_sampling_arguments(parser, n_samples=8, max_new_tokens=64, temperature=0.7)
+    add_sampling_arguments(parser, n_samples=8, max_new_tokens=RESPONSE_TOKENS, temperature=0.7)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from openrlhf_qs.form.task import RESPONSE_TOKENS
 from openrlhf_qs.registry import FILTERS, check_options, load_plugins, parse_options
 from openrlhf_qs.serve.arms import Arm, check_shares
 from openrlhf_qs.serve.suggester import BatchedScorer, Suggester
@@ -27,7 +28,7 @@ def add_suggester_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of sampling; default: {TEMPERATURE} where the best of several is chosen; of a single sample that which "
         "evaluate found best, in the policy's generation_config.json, or 1",
     )
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens of a response; default 64")
+    parser.add_argument("--max_new_tokens", type=int, default=RESPONSE_TOKENS, help="tokens of a response; default 64")
     parser.add_argument(
         "--take",
         choices=("suggestions", "responses"),
