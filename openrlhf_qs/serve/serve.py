@@ -97,6 +97,7 @@ async def serve(args: argparse.Namespace) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=75,  # proxies keep theirs for 60: what they send while this end closes would be lost
         timeout_graceful_shutdown=30,
     )
     server = uvicorn.Server(config)

@@ -65,17 +65,18 @@ async def load(folder: Path, n: int, seed: int = 0) -> dict:
     """``n`` requests, of which half go wrong somewhere; what was seen."""
     rng = random.Random(seed)
     other = await asyncio.start_server(upstream, "127.0.0.1", 0)
-    to = Upstream(f"http://127.0.0.1:{other.sockets[0].getsockname()[1]}/v1", read_s=0.2)
+    to = Upstream(f"http://127.0.0.1:{other.sockets[0].getsockname()[1]}/v1", read_s=1.0)
     application, service = app(
         folder,
         to,
-        limits=Limits(body_bytes=20_000, body_s=0.2),
+        limits=Limits(body_bytes=20_000, body_s=1.0),
         policy=BadPolicy(rng),
         scorer=scorer(),
-        rules=Rules(answer_s=0.2),
+        rules=Rules(answer_s=2.0),
     )
     service.arms[0].suggester.filters = filters("asked_before", "users_language")
-    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="critical", lifespan="off"))
+    how = {"log_level": "critical", "lifespan": "off", "timeout_keep_alive": 300}
+    server = uvicorn.Server(uvicorn.Config(application, port=0, **how))
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
