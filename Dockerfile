@@ -13,7 +13,7 @@ ENV PATH=$VIRTUAL_ENV/bin:$PATH
 RUN python3 -m venv "$VIRTUAL_ENV"
 
 # What takes long and seldom changes, in a layer of its own; the rest as the recipes install it.
-RUN pip install --no-cache-dir torch==2.13.0 packaging ninja wheel setuptools \
+RUN pip install --no-cache-dir torch==2.13.0 packaging ninja psutil wheel setuptools \
     && pip install --no-cache-dir --no-build-isolation flash-attn==2.8.3
 WORKDIR /openrlhf-qs
 COPY . .

@@ -191,7 +191,7 @@ install_packages() {
       build_operators &
    else
       echo "2 of 3: flash-attn, which is built against that torch"
-      "${pip[@]}" packaging ninja wheel setuptools
+      "${pip[@]}" packaging ninja psutil wheel setuptools   # psutil: flash-attn asks it for the memory that its compilers may take
       "${pip[@]}" --no-build-isolation flash-attn==2.8.3
    fi
    echo "3 of 3: Ray, DeepSpeed, transformers and the rest"

@@ -134,8 +134,8 @@ def plain(value: Any) -> str:
 
 
 def _ctr_bars(ab: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    colors = arm_colors(ab)
     ab = {name: arm for name, arm in ab.items() if AT not in name}  # at other temperatures: the table of evaluate
+    colors = arm_colors(ab)
     top = max((arm["ci95"][1] for arm in ab.values()), default=0) or 1.0
     return [
         {

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from openrlhf_qs.evaluation.arms import AT
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.plots.style import MUTED, arm_colors
 
@@ -22,7 +23,7 @@ N_OPEN = 2  # of the same prompts that are shown at once; the others are folded
 
 def before_and_after(metrics: Mapping[str, Any], before: str, after: str) -> list[dict[str, Any]]:
     """``title`` and ``rows`` of each group of the examples."""
-    colors = arm_colors(name for name in metrics.get("quality", {}))
+    colors = arm_colors(name for name in metrics.get("quality", {}) if AT not in name)
     examples = metrics.get("examples", ())
     unit = largest(arm.get("parts", {}) for one in examples for arm in one["arms"].values())
     groups: dict[str, list] = {}

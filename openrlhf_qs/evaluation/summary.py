@@ -78,7 +78,7 @@ def answer(metrics: Mapping[str, Any]) -> str:
     word = "surely more" if low > 0 else "surely fewer" if high < 0 else "no sure difference"
     start = ""
     if over := metrics["lift_ci95"].get(f"{LAST_POLICY}_over_{START}"):
-        than = "fewer" if over[0] > 0 else "more" if over[1] < 0 else "no surely different number"
+        than = "fewer" if over[0] > 0 else "more" if over[1] < 0 else "no sure difference"
         start = f" Under {START}, from which it starts, {ab[START]['ctr']:.1%} do: {than}."
     ceiling = f" The most that these users can be made to click is {ab[CEILING]['ctr']:.1%}." if CEILING in ab else ""
     return (

@@ -303,7 +303,7 @@ def test_a_reward_model_that_is_no_better_than_a_coin_on_what_the_policy_says_is
 def test_what_the_policy_starts_from_stands_in_the_answer(metrics):
     metrics["ab"]["rft"] = ab(0.57, [0.3, 0.2, 0.1])
     metrics["lift"]["grpo_over_rft"], metrics["lift_ci95"]["grpo_over_rft"] = 0.018, [-0.01, 0.04]
-    assert "Under rft, from which it starts, 57.0% do: no surely different number." in answer(metrics)
+    assert "Under rft, from which it starts, 57.0% do: no sure difference." in answer(metrics)
     metrics["lift_ci95"]["grpo_over_rft"] = [0.01, 0.04]
     assert "57.0% do: fewer." in answer(metrics)
 
