@@ -1,4 +1,4 @@
-"""``openrlhf-qs plugins``: what there is, from where, and with which options."""
+"""``openrlhf-qs plugins``: what there is, from where, and with which options; or whether what a run names is there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ import inspect
 import re
 import shutil
 import textwrap
+from collections.abc import Sequence
 
-from openrlhf_qs.registry import BUILT_IN, KINDS, load_plugins, option_parameters, origin
+from openrlhf_qs.registry import (
+    BUILT_IN,
+    KINDS,
+    check_options,
+    load_plugins,
+    option_parameters,
+    origin,
+    parse_options,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,10 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; repeatable"
     )
+    parser.add_argument(
+        "--check",
+        action="append",
+        default=[],
+        metavar="KIND=NAME,NAME",
+        help="print nothing, and fail where one of these is not there or an --option does not fit; repeatable",
+    )
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME.OPTION=VALUE", help="of --check; repeatable"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     load_plugins(args.plugin)
+    if args.check or args.option:
+        check(args.check, args.option)
+        return
     if args.name:
         _show_one(args.name)
         return
@@ -31,6 +53,17 @@ def run(args: argparse.Namespace) -> None:
             _print_under(f"  {name}", f"{summary(registry[name])}{of}", 20)
     print()
     _print_under("", "built in, unless a file or package stands in brackets; openrlhf-qs plugins NAME: its options", 0)
+
+
+def check(named: Sequence[str], options: Sequence[str]) -> None:
+    """ValueError where a plugin of ``KIND=NAME,NAME`` is not registered, or an option is none of a plugin's."""
+    for one in named:
+        kind, _, names = one.partition("=")
+        if kind not in KINDS:
+            raise ValueError(f"--check {one}: no kind {kind!r} of plugins; there are {', '.join(KINDS)}")
+        for name in names.split(","):
+            KINDS[kind][name.strip()]
+    check_options(parse_options(options))
 
 
 def _show_one(name: str) -> None:

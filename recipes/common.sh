@@ -314,6 +314,14 @@ plugin_flags() {
    for word in $OPTION; do PLUGIN_FLAGS+=("$1option" "$word"); done
 }
 
+# check_plugins: what later stages will ask for is there, before anything is trained. JUDGE is looked at where it is asked.
+check_plugins() {
+   [ "$DRY_RUN" != 1 ] || return 0
+   plugin_flags --
+   attached openrlhf-qs plugins --check "sft dataset=$SFT_DATASET" --check "reward model=$REWARD_MODEL" --check "reward=$REWARD" \
+      --check "fusion=$FUSION" "${PLUGIN_FLAGS[@]}"
+}
+
 # attached COMMAND...: runs it so that it ends with this recipe, however that is ended.
 CHILD=
 attached() {

@@ -11,6 +11,7 @@ else
 fi
 
 begin data "$@"
+check_plugins
 if [ -z "$CLICK_LOG" ]; then
    LOG=("$RUN/data/clicks.jsonl")
    [ -f "${LOG[0]}" ] || run openrlhf-qs world --out "${LOG[0]}" --n_impressions "$N_IMPRESSIONS" --n_contexts "$N_CONTEXTS" \

@@ -1,4 +1,5 @@
 import argparse
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from openrlhf_qs.registry import KINDS, load_plugins, option_parameters
 
 def shown(capsys, monkeypatch, name=None, plugin=(), columns="200"):
     monkeypatch.setenv("COLUMNS", columns)
-    list_plugins.run(argparse.Namespace(name=name, plugin=list(plugin)))
+    list_plugins.run(argparse.Namespace(name=name, plugin=list(plugin), check=[], option=[]))
     return capsys.readouterr().out
 
 
@@ -117,3 +118,21 @@ def test_the_list_waits_for_nothing_heavy(words):
     assert "softplus" in done.stdout if words else "bradley_terry" in done.stdout
     imported = set(done.stdout.splitlines()[-1].split())
     assert not {"torch", "scipy", "polars", "pyarrow", "sklearn", "transformers", "matplotlib"} & imported
+
+
+@pytest.mark.parametrize(
+    ("check", "option", "problem"),
+    [
+        ("reward=garm,grm", "", "unknown reward 'grm'; known: "),
+        ("rewards=garm", "", "no kind 'rewards' of plugins; there are sft dataset, "),
+        ("fusion=pareto", "ood.thresold=3", "reward 'ood' has no option 'thresold'"),
+        ("fusion=pareto", "odd.threshold=3", "unknown plugin 'odd'"),
+    ],
+)
+def test_what_a_run_names_wrongly_is_told_without_a_run(check, option, problem, capsys):
+    asked = argparse.Namespace(name=None, plugin=[], check=[check], option=[option] if option else [])
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        list_plugins.run(asked)
+    right = argparse.Namespace(name=None, plugin=[], check=["reward=garm, ood"], option=["ood.threshold=3"])
+    list_plugins.run(right)
+    assert not capsys.readouterr().out

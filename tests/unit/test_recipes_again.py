@@ -27,8 +27,9 @@ model() {
    printf '\x02\0\0\0\0\0\0\0{}' > "$1/model.safetensors"
    for name in config tokenizer_config; do echo '{}' > "$1/$name.json"; done
 }
-[ "$1" = follow ] || echo "$*" >> "$CALLS"
+case "$1" in follow | plugins) ;; *) echo "$*" >> "$CALLS" ;; esac
 case "$1 ${2:-}" in
+   "plugins "*) [ ! -e "$CALLS.unknown" ] || { echo "openrlhf-qs plugins: unknown reward" >&2; exit 2; } ;;
    "follow "*) exec cat >> "$(value --log "$@")" ;;
    "garm crosses" | "garm calibrate" | "garm spread") ;;
    "generate "*)
@@ -549,3 +550,13 @@ def test_a_set_up_that_was_killed_in_its_first_seconds_begins_again(tmp_path):
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), "HOME": str(tmp_path)}
     subprocess.run(["bash", str(checkout / "recipes" / "test.sh")], env=environment, capture_output=True)
     assert asked.read_text().splitlines() == [f"-m venv --clear {checkout}/.venv"]
+
+
+def test_a_plugin_that_is_not_there_is_told_before_anything_is_made(recipes):
+    unknown = Path(recipes.environment["CALLS"] + ".unknown")
+    unknown.touch()
+    failed = recipes("grpo_garm", REWARD="garm,grm")
+    assert failed.returncode and "unknown reward" in failed.stderr
+    assert not recipes.calls()
+    unknown.unlink()
+    assert recipes("grpo_garm", REWARD="garm").returncode == 0
