@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from openrlhf_qs.form.prompt import Message
 
 if TYPE_CHECKING:
@@ -48,8 +46,7 @@ _POINTS = re.compile(f"[{INVISIBLE}\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u
 _UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _NEEDLESS = re.compile(f"(?<=[{_UNSPACED}]) | (?=[{_UNSPACED}])")
 # What becomes of each byte: ASCII as by str.lower and _LETTERS; texts with other bytes are looked at one by one.
-_BYTES = np.arange(256, dtype=np.uint8)
-_BYTES[:128] = [ord(_LETTERS[ord(chr(code).lower())]) for code in range(128)]
+_BYTES = bytes(ord(_LETTERS[ord(chr(code).lower())]) for code in range(128)) + bytes(range(128, 256))
 
 
 def conversation_key(conversation: Sequence[Message]) -> str:
@@ -117,7 +114,7 @@ def text_keys(texts: pl.Series) -> pl.Series:
 
     array = texts.to_arrow()
     _, offsets, text = array.buffers()
-    plain = pa.py_buffer(_BYTES[np.frombuffer(text or b"", np.uint8)])
+    plain = pa.py_buffer((text.to_pybytes() if text else b"").translate(_BYTES))
     plain = pl.from_arrow(pa.LargeStringArray.from_buffers(len(array), offsets, plain, offset=array.offset))
     keys = plain.str.replace_all("  +", " ").str.strip_chars(" ")
     exact = (texts.str.len_bytes() != texts.str.len_chars()) | (keys == "")

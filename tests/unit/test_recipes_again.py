@@ -416,7 +416,7 @@ def test_a_recipe_that_is_ended_ends_its_training(recipes, sent):
     process = recipes.slow_training()
     assert trainings_of(recipes.run)
     process.send_signal(sent)  # to the recipe alone, not to its group
-    process.wait(timeout=30)
+    process.wait(timeout=60)
     wait_until(lambda: not trainings_of(recipes.run), seconds=30)
     assert read_record(recipes.run)["sft"]["state"] == "begun"
     assert recipes("sft").returncode == 0
@@ -425,7 +425,7 @@ def test_a_recipe_that_is_ended_ends_its_training(recipes, sent):
 def test_the_whole_way_that_is_ended_ends_the_training_of_its_stage(recipes):
     process = recipes.slow_training("grpo_garm")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 143
+    assert process.wait(timeout=60) == 143
     wait_until(lambda: not trainings_of(recipes.run), seconds=30)
 
 
@@ -440,7 +440,7 @@ def test_a_second_call_beside_the_first_is_refused_and_names_it(recipes):
         )
     assert recipes("data", RUN=str(recipes.folder / "other")).returncode == 0, "another RUN goes on beside it"
     first.terminate()
-    first.wait(timeout=30)
+    first.wait(timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -332,8 +332,9 @@ def test_every_hack_is_made_of_every_response_and_is_what_it_says():
     first = {kind: [parse_response(text).suggestions for text in rows[0]] for kind, rows in made.items()}
     assert first["repeated"] == [(f"Question {n} of 0?",) * 3 for n in "abc"]
     assert first["stuffed"][0][0] == "bake bread bake bread bake bread bake bread bake bread?"
-    # the end of another of its own, then those of the only conversation about something else
-    assert [texts[0] for texts in first["spliced"]] == ["Question a of 0?"] * 2 + ["Question a of 2?"] * N_ELSEWHERE
+    # with another of its own, then with those of the only conversation about something else; never one of the two
+    ends = ["b of 0", "c of 0"] + ["a of 2"] * N_ELSEWHERE
+    assert [texts[0] for texts in first["spliced"]] == [f"QuestionQuestion {end}?" for end in ends]
     # the next conversation about something else; after the last one the first
     assert [[parse_response(text).suggestions[0][-2] for text in rows] for rows in made["shuffled"]] == [
         ["2"] * N_ELSEWHERE, ["2"] * N_ELSEWHERE, ["0", "1"] * (N_ELSEWHERE // 2)

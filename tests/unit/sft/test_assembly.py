@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_qs.form.text import spread
+from openrlhf_qs.form.text import spread, unaccented
 from openrlhf_qs.sft.assembly import (
     MAX_ROWS,
     determinantal_map,
@@ -36,7 +36,7 @@ def test_trigrams_are_those_of_each_text_and_never_reach_into_the_next(texts):
     found = [set() for _ in texts]
     for index, number in zip(owner.tolist(), gram.tolist(), strict=True):
         found[index].add("".join(chr(number >> shift & (1 << 21) - 1) for shift in (42, 21, 0)))
-    assert found == [trigram_set(spread(text)) for text in texts]
+    assert found == [trigram_set(spread(unaccented(text))) for text in texts]
 
 
 @settings(max_examples=50, deadline=None)
@@ -44,7 +44,7 @@ def test_trigrams_are_those_of_each_text_and_never_reach_into_the_next(texts):
 def test_similarity_is_the_cosine_of_trigram_sets(texts, empty_slots):
     n, row = len(texts), np.full(len(texts), MAX_ROWS - 1)
     similarity = trigram_cosine(texts, row, np.arange(n), (MAX_ROWS, n + empty_slots))[-1]
-    sets = [trigram_set(spread(text)) for text in texts]
+    sets = [trigram_set(spread(unaccented(text))) for text in texts]
     for a, b in combinations(range(n), 2):
         expected = len(sets[a] & sets[b]) / (len(sets[a]) * len(sets[b])) ** 0.5
         assert similarity[a, b] == similarity[b, a] == pytest.approx(expected, abs=1e-6)
