@@ -218,7 +218,11 @@ class OneProcess:
     def __init__(self, folder: str | Path) -> None:
         self.args = SimpleNamespace(
             data=SimpleNamespace(
-                prompt_key=None, chosen_key="chosen", rejected_key="rejected", apply_chat_template=True
+                prompt_key=None,
+                chosen_key="chosen",
+                rejected_key="rejected",
+                apply_chat_template=True,
+                max_len=MAX_TOKENS,
             ),
             model=SimpleNamespace(
                 model_name_or_path=str(folder),
@@ -237,6 +241,9 @@ class OneProcess:
 
     def is_rank_0(self) -> bool:
         return False  # so that it draws no progress bars
+
+    def _unwrap_model(self, model):
+        return model
 
     def backward(self, loss, model, optimizer) -> None:
         loss.backward()
