@@ -72,6 +72,8 @@ def states(
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from openrlhf_qs.garm.shared_prefix import common_length
+
     folder = resolve_model(name)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype="auto").eval()
     for conversation, texts in zip(conversations, shown, strict=True):
@@ -81,7 +83,7 @@ def states(
             ]
             for text in texts
         ]
-        start = n_common(rows)
+        start = common_length(rows)
         length = max(map(len, rows))
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
@@ -96,12 +98,6 @@ def states(
             pooled.append((hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True))
             pooled.append(hidden[torch.arange(len(rows)), last])
         yield torch.stack(pooled, dim=1).numpy()
-
-
-def n_common(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with; of none the last one counts."""
-    most = min(map(len, rows)) - 1
-    return next((n for n in range(most) if len({row[n] for row in rows}) > 1), most)
 
 
 def fitted(

@@ -54,7 +54,7 @@ def share_prefixes(
     rows, place = [], [0] * len(texts)
     place_of: dict[tuple[Hashable, tuple[int, ...]], int] = {}
     for group in members.values():
-        n_common = _n_common([texts[n] for n in group])
+        n_common = common_length([texts[n] for n in group])
         common, own_parts, n_row = texts[group[0]][:n_common], [], n_common
         for n in group:
             own = tuple(texts[n][n_common:])
@@ -166,7 +166,7 @@ def _row(
     return row
 
 
-def _n_common(texts: Sequence[Sequence[int]]) -> int:
+def common_length(texts: Sequence[Sequence[int]]) -> int:
     """Tokens that all texts begin with; each keeps one of its own."""
     columns = zip(*(text[:-1] for text in texts), strict=False)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

@@ -62,7 +62,8 @@ def _splice(one: str, other: str) -> str:
     by_pieces = "".join(beginning[: len(beginning) // 2] + end[len(end) // 2 :]).strip()
     by_characters = other[: len(other) // 2] + one[len(one) // 2 :]
     # Two that differ in one word alone make each other, wherever they are cut.
-    return next(text for text in (by_pieces, by_characters, one[: len(one) // 2] + other) if text not in (one, other))
+    spliced = (by_pieces, by_characters, one[: len(one) // 2] + other, one + other)
+    return next(text for text in spliced if text not in (one, other))
 
 
 HACKS: dict[str, Callable[..., Sequence[Sequence[str]]]] = {

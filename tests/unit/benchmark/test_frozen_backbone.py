@@ -7,17 +7,17 @@ from openrlhf_qs.benchmark.frozen_backbone import (
     RIDGE,
     fitted,
     mean_cosine,
-    n_common,
     preferred,
     prepared_for,
     ridge_logistic,
 )
+from openrlhf_qs.garm.shared_prefix import common_length
 
 
 def test_what_rows_begin_with_together_is_the_conversation():
-    assert n_common([[1, 2, 3, 4], [1, 2, 5]]) == 2
-    assert n_common([[1, 2], [1, 2]]) == 1  # a suggestion keeps a token
-    assert n_common([[1, 2, 3]]) == 2
+    assert common_length([[1, 2, 3, 4], [1, 2, 5]]) == 2
+    assert common_length([[1, 2], [1, 2]]) == 1  # a suggestion keeps a token
+    assert common_length([[1, 2, 3]]) == 2
 
 
 def test_the_mean_cosine_is_that_of_rows_that_differ():

@@ -327,6 +327,12 @@ CONVERSATIONS = [[{"role": "user", "content": text}] for text in ("How do I bake
 SUGGESTIONS = [[f"Question {n} of {row}?" for n in "abc"] for row in range(3)]
 
 
+def test_two_short_texts_are_spliced_too_where_one_is_a_part_of_the_other():
+    for one, other in (("A", "B"), ("AB", "B"), ("你好", "好"), ("B", "AB")):
+        made = hacked_responses(CONVERSATIONS[:2], [[one, other, "C"]] * 2, [0, 1])["spliced"]
+        assert all(parse_response(text).suggestions[0] not in (one, other) for text in made[0][:1])
+
+
 def test_every_hack_is_made_of_every_response_and_is_what_it_says():
     made = hacked_responses(CONVERSATIONS, SUGGESTIONS, TOPICS)
     first = {kind: [parse_response(text).suggestions for text in rows[0]] for kind, rows in made.items()}
