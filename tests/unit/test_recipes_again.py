@@ -29,7 +29,9 @@ model() {
 }
 case "$1" in follow | plugins) ;; *) echo "$*" >> "$CALLS" ;; esac
 case "$1 ${2:-}" in
-   "plugins "*) [ ! -e "$CALLS.unknown" ] || { echo "openrlhf-qs plugins: unknown reward" >&2; exit 2; } ;;
+   "plugins "*)
+      [ ! -e "$CALLS.checked" ] || echo "$*" >> "$CALLS.checked"
+      [ ! -e "$CALLS.unknown" ] || { echo "openrlhf-qs plugins: unknown reward" >&2; exit 2; } ;;
    "follow "*) exec cat >> "$(value --log "$@")" ;;
    "garm crosses" | "garm calibrate" | "garm spread") ;;
    "generate "*)
@@ -457,6 +459,17 @@ def test_a_second_call_beside_the_first_is_refused_and_names_it(recipes):
         ({"RUN": "runs/[/b]"}, "a comma, @, bracket, brace"),
         ({"RUN": "runs/a@1"}, "a comma, @, bracket, brace"),
         ({"AGAIN": "yes"}, "AGAIN=yes: give 1, or nothing"),
+        ({"DRY_RUN": "yes"}, "DRY_RUN=yes: give 1 or 0"),
+        ({"RFT": "no"}, "RFT=no: give 1 or 0"),
+        ({"CROSSES": "true"}, "CROSSES=true: give 1 or 0"),
+        ({"STEPS": "many"}, "STEPS=many: give a whole number, as in STEPS=8"),
+        ({"N_RFT": "2k"}, "N_RFT=2k: give a whole number, as in N_RFT=100"),
+        ({"SFT_EPOCHS": "1.5"}, "SFT_EPOCHS=1.5: give a whole number"),
+        ({"GARM_LR": "1e-"}, "GARM_LR=1e-: give a number, as in 0.1 or 1e-4"),
+        ({"GRPO_TEMPERATURE": "-1"}, "GRPO_TEMPERATURE=-1: give a number"),
+        ({"CREDIT": "token"}, "CREDIT=token: give suggestion or response"),
+        ({"MONITOR": "on"}, "MONITOR=on: give warn, stop or off"),
+        ({"CALIBRATE": "hard"}, "CALIBRATE=hard: give soft, significant or no"),
     ],
 )
 def test_what_would_be_ignored_or_misread_is_one_line(recipes, variables, said):
@@ -550,6 +563,26 @@ def test_a_set_up_that_was_killed_in_its_first_seconds_begins_again(tmp_path):
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), "HOME": str(tmp_path)}
     subprocess.run(["bash", str(checkout / "recipes" / "test.sh")], env=environment, capture_output=True)
     assert asked.read_text().splitlines() == [f"-m venv --clear {checkout}/.venv"]
+
+
+@pytest.mark.parametrize("value", ["1e-4", ".5", "2.", "3", "1.5E+1"])
+def test_a_number_may_be_written_in_any_usual_way(recipes, value):
+    done = recipes("data", GARM_LR=value)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_whole_way_names_is_checked_at_its_beginning_in_a_dry_run_too(recipes):
+    log = Path(recipes.environment["CALLS"] + ".checked")
+    log.touch()
+    mine = recipes.folder / "users.py"
+    mine.write_text("")
+    for judge, said in (("built_in_wrld", "--check judge=built_in_wrld"), (str(mine), f"--plugin {mine}")):
+        for variables in ({}, {"DRY_RUN": "1"}):
+            run = str(recipes.folder / f"run {judge.replace('/', '')}")
+            recipes("data", JUDGE=judge, OBJECTIVE="clickz", RUN=run, **variables)
+            (checked,) = log.read_text().splitlines()
+            assert said in checked and "--check objective=clickz" in checked and "--check fusion=" in checked
+            log.write_text("")
 
 
 def test_a_plugin_that_is_not_there_is_told_before_anything_is_made(recipes):

@@ -194,6 +194,22 @@ def test_a_killed_stage_goes_on_with_the_same_and_stops_with_something_else(run)
     assert record.begin(run, "grpo", VALUES | {"REWARD": "garm"}, flags)
 
 
+def test_a_run_of_an_earlier_version_goes_on_under_a_variable_that_came_since_unless_it_is_named(run):
+    assert "MAX_LEN" not in VALUES
+    assert not make(run, "data", MAX_LEN="512")
+    record.check_earlier(run, record.read_record(run), "sft", VALUES | {"MAX_LEN": "512"}, given=())
+    for stage in ("data", "sft"):
+        with pytest.raises(ValueError, match="MAX_LEN=99, made without MAX_LEN"):
+            make(run, stage, given=["MAX_LEN"], MAX_LEN="99")
+
+
+def test_an_entry_of_another_form_is_told_in_one_line(run):
+    text = run.record.read_text(encoding="utf-8").replace('"plugin_files"', '"plugins"')
+    run.record.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot be read .* has no plugin_files.*take another RUN"):
+        make(run, "data")
+
+
 def test_what_a_killed_call_was_writing_is_gone_with_the_next_one(run):
     make(run, "fusion")
     assert record.begin(run, "grpo", VALUES)
