@@ -107,12 +107,14 @@ def write_whole(path: str | Path, text: str) -> None:
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside ``path``, this process's own, that is renamed at the end: nothing half-written bears the
-    final name, and two that write at once do not write into each other's file. An error of a full disk names it."""
+    final name, and two that write at once do not write into each other's file. An error of a full disk names it.
+    Whoever may read any new file may read this one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         yield temporary
+        share_as_usual(temporary)
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in FULL and error.filename is None:  # a write does not say where
@@ -120,3 +122,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def share_as_usual(path: str | Path) -> None:
+    """Let those read and write a file who may do so with any new one (umask): safetensors writes for its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, os.stat(path).st_mode | 0o666 & ~mask)

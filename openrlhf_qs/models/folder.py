@@ -7,13 +7,12 @@ not there.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from openrlhf_qs.files.record import broken
-from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.files.whole import share_as_usual, write_whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 AGAIN = "copy the model again, or make it again"
@@ -75,11 +74,9 @@ def make_usable(path: str | Path) -> None:
         write_whole(
             folder / "config.json", json.dumps(config | {"use_cache": True}, indent=2, ensure_ascii=False) + "\n"
         )
-    mask = os.umask(0)
-    os.umask(mask)
     for file in folder.iterdir() if folder.is_dir() else ():
         if file.is_file() and not file.is_symlink():
-            file.chmod(file.stat().st_mode | 0o666 & ~mask)
+            share_as_usual(file)
 
 
 def weight_files(path: str | Path) -> list[Path]:

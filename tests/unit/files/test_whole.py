@@ -34,6 +34,16 @@ def test_what_fails_half_way_leaves_the_file_as_it_was(tmp_path):
     assert os.listdir(tmp_path) == ["rows.jsonl"]
 
 
+def test_whoever_may_read_any_new_file_may_read_one_that_its_writer_kept_to_itself(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "model.safetensors") as temporary:
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors does
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 def test_two_processes_write_under_names_of_their_own(tmp_path):
     reading, writing = os.pipe()
     process = os.fork()
