@@ -24,7 +24,7 @@ from openrlhf_qs.serve.upstream import Upstream
 
 LEARN = [{"role": "user", "content": "How do I learn Turkish?"}, {"role": "assistant", "content": "Read a lot."}]
 KEY = "0123456789abcdef"
-N_GENERATED = 400  # conversations; 10,000 once, in docs/SERVING.md
+N_GENERATED = 400  # conversations; in docs/SERVING.md, too
 
 
 def client(application, **how) -> httpx2.AsyncClient:
