@@ -125,7 +125,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def share_as_usual(path: str | Path) -> None:
-    """Let those read and write a file who may do so with any new one (umask): safetensors writes for its owner alone."""
+    """Let those read and write a file who may do so with any new one: safetensors writes for its owner alone."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, os.stat(path).st_mode | 0o666 & ~mask)
