@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from openrlhf_qs.registry import (
     BUILT_IN,
     KINDS,
+    all_names,
     check_options,
     load_plugins,
     option_parameters,
     origin,
     parse_options,
+    unknown,
 )
 
 
@@ -69,8 +71,7 @@ def check(named: Sequence[str], options: Sequence[str]) -> None:
 def _show_one(name: str) -> None:
     found = [registry for registry in KINDS.values() if name in registry]
     if not found:
-        known = ", ".join(sorted(name for registry in KINDS.values() for name in registry))
-        raise ValueError(f"unknown plugin {name!r}; known: {known}")
+        raise ValueError(unknown("plugin", name, all_names()))
     for registry in found:
         plugin = registry[name]
         print(f"{name}  ({registry.kind}, {origin(plugin)})")

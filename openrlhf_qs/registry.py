@@ -27,7 +27,7 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -182,7 +182,8 @@ class Registry(Mapping[str, type]):
         for option in options:
             if option not in parameters:
                 known = ", ".join(parameters) or "none"
-                raise ValueError(f"{self.kind} {name!r} has no option {option!r}; its options: {known}")
+                meant = did_you_mean(option, parameters)
+                raise ValueError(f"{self.kind} {name!r} has no option {option!r}; its options: {known}{meant}")
         fields = {
             p.name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
             for p in parameters.values()
@@ -200,7 +201,7 @@ class Registry(Mapping[str, type]):
 
     def __getitem__(self, name: str) -> type:
         if name not in self._plugins:
-            raise ValueError(f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self._plugins)) or 'none'}")
+            raise ValueError(unknown(self.kind, name, self._plugins))
         return self._plugins[name]
 
     def __contains__(self, name: object) -> bool:
@@ -341,6 +342,23 @@ KINDS: dict[str, Registry] = {
 }
 
 
+def all_names() -> list[str]:
+    """The plugins of every kind."""
+    return sorted(name for kind in KINDS.values() for name in kind)
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """That there is none of this name: what there is, and what may be meant."""
+    known = sorted(known)
+    return f"unknown {kind} {name!r}; known: {', '.join(known) or 'none'}{did_you_mean(name, known)}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence on a name that is not known, empty where none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def load_plugins(files: Sequence[str | Path] = ()) -> None:
     """Import the built-in plugins, those of installed packages, and ``files``; safe to call again.
 
@@ -418,6 +436,5 @@ def check_options(options: Mapping[str, Mapping[str, str]]) -> None:
     for name, values in options.items():
         kinds = [kind for kind in KINDS.values() if name in kind]
         if not kinds:
-            known = ", ".join(sorted(name for kind in KINDS.values() for name in kind))
-            raise ValueError(f"option {name}.…: unknown plugin {name!r}; known: {known}")
+            raise ValueError(f"option {name}.…: {unknown('plugin', name, all_names())}")
         kinds[0].check_options(name, values)

@@ -12,10 +12,10 @@ import itertools
 from pathlib import Path
 
 import polars as pl
-from rich import print as rich_print
 from rich.table import Table
 
 from openrlhf_qs.clicks.preferences import SCHEMA, write_preferences
+from openrlhf_qs.files.printable import print_table
 
 N_OPTIONS = 5
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         "pairs of equal shares (label 0.5)": (label == 0.5).sum(),
     }.items():
         table.add_row(name, f"{count:,}")
-    rich_print(table)
+    print_table(table)
 
 
 def read_panes(path: Path) -> list[tuple[str, list[str], list[float]]]:

@@ -23,13 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from rich import print as rich_print
 from rich.table import Table
 from scipy.special import ndtr
 
 from openrlhf_qs.clicks import preferences
 from openrlhf_qs.clicks.preferences import PAIR, write_preferences
 from openrlhf_qs.clicks.rows import MESSAGES
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z
 
 COLUMNS = {
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
     prior_std = relative_difference_std(count_pairs(arms)) if args.prior_std is None else args.prior_std
     table.add_row("std of true relative differences", f"{prior_std:.3f}")
     table.add_row("mean label", f"{label.mean():.3f}")
-    rich_print(table)
+    print_table(table)
 
 
 def read_packages(path: str | Path) -> pl.DataFrame:

@@ -17,9 +17,9 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.response import N_SUGGESTIONS, response_regex
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
             | {"conversation": one, "answer": answer, "first": some if isinstance(some, str) else some[0].text}
             for one, answer, some in zip(asked, found, answers, strict=True)
         ]
-    Console(markup=False).print(table)
+    print_table(table)
     if args.out:
         write_json_lines(args.out, rows)
 

@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from openrlhf_qs.benchmark.reward_models import KINDS
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.form.prompt import Message, suggestion_messages
 from openrlhf_qs.models.resolve import resolve_model
 from openrlhf_qs.models.template import rendered
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
             for right, nll in found
         )
         table.add_row(str(layer), pool, f"{mean_cosine(x):.3f}", *cells)
-    Console().print(table)
+    print_table(table)
 
 
 def states(

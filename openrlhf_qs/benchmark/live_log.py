@@ -20,9 +20,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
-from rich import print as rich_print
 from rich.table import Table
 
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.serve.live_log import MAX_BATCH, Impression, LiveLog
 
 CONVERSATION = [{"role": "user", "content": "x" * 400}, {"role": "assistant", "content": "y" * 1200}]
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
                 seconds, wall = asyncio.run(_measured(kind(folder), n_waiting, args.seconds))
             p50, p95 = 1000 * np.percentile(seconds, [50, 95])
             table.add_row(name, str(n_waiting), f"{len(seconds) / wall:,.0f}", f"{p50:.1f}", f"{p95:.1f}")
-    rich_print(table)
+    print_table(table)
 
 
 async def _measured(log, n_waiting: int, wanted_s: float) -> tuple[list[float], float]:

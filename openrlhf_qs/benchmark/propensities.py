@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
         results.append(one | {"pairs": measure_pairs(kind, seeds[: args.n_pair_logs])})
     tables = [_table(results), *([_table_of_pairs(results)] if args.n_pair_logs else [])]
     for table in [*tables, *([_table_before(results)] if args.before else [])]:
-        Console(stderr=True, width=150).print(table)
+        Console(stderr=True).print(table)
     text = json.dumps({"n_logs": args.n_logs, "seed": args.seed, "kinds": results})
     print(text)
     if args.out:

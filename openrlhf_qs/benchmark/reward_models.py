@@ -28,6 +28,7 @@ from rich.table import Table
 from openrlhf_qs.archives.mimics import pane_preferences, read_panes
 from openrlhf_qs.archives.upworthy import headline_arms, headline_preferences, read_packages, usable_packages
 from openrlhf_qs.clicks.preferences import all_pairs, preference_rows
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.garm.calibration import (
     accuracy,
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
             for head in heads:
                 runs[head].append(measure(task, head, args.n_steps, seed))
         results["tasks"][name] = {head: summary(rows) for head, rows in runs.items()}
-        Console().print(_table(name, results["tasks"][name]))
+        print_table(_table(name, results["tasks"][name]))
     print(json.dumps(results))
     if args.out:
         write_whole(Path(args.out), json.dumps(results, indent=1))

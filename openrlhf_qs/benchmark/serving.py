@@ -21,9 +21,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from rich import print as rich_print
 from rich.table import Table
 
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.prompt import Message
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         if args.reward_model:
             chosen = asyncio.run(_over_http(args, conversations, n_samples, args.reward_model))
             table.add_row("over HTTP, reward model", str(n_samples), *cells(chosen, alone))
-    rich_print(table)
+    print_table(table)
 
 
 async def _bare(args: argparse.Namespace, conversations: Sequence[Sequence[Message]]) -> dict[int, Measured]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from rich import print as rich_print
 from rich.table import Table
 
 from openrlhf_qs.evaluation.ab_test import load_judge
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.registry import load_plugins
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         table.add_row(
             f"{share:.0%}", f"{threshold:.3f}", f"{ctr:.1%}", changes[0], f"{lost:.1%}", changes[1], f"{best_lost:.1%}"
         )
-    rich_print(table)
+    print_table(table)
     print(f"{len(rows):,} conversations; correlation of the two chances {np.corrcoef(expected, truth)[0, 1]:.2f}")
 
 

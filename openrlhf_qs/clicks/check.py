@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from rich.console import Console
 from rich.table import Table
 
 from openrlhf_qs.clicks import repeats
@@ -40,7 +39,7 @@ from openrlhf_qs.clicks.propensity import (
 from openrlhf_qs.clicks.repeats import MIN_ROWS, HeavyUser, frequent_texts, heavy_users, row_hashes
 from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.clicks.verdicts import Verdict, verdicts, worst
-from openrlhf_qs.files.printable import counted
+from openrlhf_qs.files.printable import counted, print_table
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message, last_question
@@ -140,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
     else:
-        Console(markup=False, emoji=False).print(_table(found))
+        print_table(_table(found))
 
 
 def check_log(

@@ -21,11 +21,11 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from openrlhf_qs.clicks.batches import Problem, Problems
 from openrlhf_qs.clicks.rows import FIELDS, check_characters, checked_row
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import BadRow, short, write_json_lines
 from openrlhf_qs.form.prompt import check_conversation
 from openrlhf_qs.form.response import parse_response, unwrapped
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
         table.add_row("", f"{n:,}", rule)
     for reason, n in problems.counts.most_common():
         table.add_row("left out", f"{n:,}", reason)
-    Console(markup=False, emoji=False).print(table)
+    print_table(table)
 
 
 def converted(

@@ -38,6 +38,7 @@ from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, PLACES, Prope
 from openrlhf_qs.clicks.repeats import findings, heavy_users, row_hashes, without_repeats
 from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.run_folder import DataFolder
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.keys import conversation_keys
@@ -183,7 +184,7 @@ def run(args: argparse.Namespace) -> None:
             "conversations_over_two_splits": moved["n_spanning"],
         }
         write_json_lines(out.log, [summary])  # last: where it is, all the others are
-    console.print(_table(summary, out))
+    print_table(_table(summary, out))
 
 
 def _preferences(log: pl.DataFrame, args: argparse.Namespace, examination: Propensities) -> pl.DataFrame:

@@ -337,7 +337,8 @@ def preference_problems(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         if values is not None and not (len(values) == len(suggestions) and all(map(_is_finite, values))):
             return [("", f"{name} {short(values)} for {len(suggestions)} suggestions; give a number for each")]
     if not isinstance(row.get("pairs"), list):
-        return [("", f"pairs {short(row.get('pairs'))}; give a list, which may be empty")]
+        made = "; `openrlhf-qs data` makes preferences of a click log" if "pairs" not in row else ""
+        return [("", f"pairs {short(row.get('pairs'))}; give a list, which may be empty{made}")]
     found = ((n, pair_problem(pair, suggestions)) for n, pair in enumerate(row["pairs"], start=1))
     return [(f"pair {n}: ", what) for n, what in found if what]
 

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from openrlhf_qs.evaluation.ab_test import load_judge
 from openrlhf_qs.evaluation.arms import AT, Shown, by_temperature, read_responses
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
     if curves:
         pictured = {arm: curves[arm] for arm in PICTURED if arm in curves} or curves
         write_whole(folder / "overoptimisation.svg", svg(over_kl(pictured)))
-    Console().print(_table(table, base))
+    print_table(_table(table, base))
     pictures = "arms.svg, overoptimisation.svg" if curves else "arms.svg"
     print(f"every figure: {folder}/ablation.md, ablation.json; pictures: {pictures}")
 

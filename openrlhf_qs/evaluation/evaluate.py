@@ -59,6 +59,7 @@ from openrlhf_qs.evaluation.proxy import proxy_against_gold
 from openrlhf_qs.evaluation.quality import quality_change, response_quality
 from openrlhf_qs.evaluation.segments import segments
 from openrlhf_qs.evaluation.temperature import choose, write_generation_config
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key, text_key
@@ -268,7 +269,7 @@ def _print_table(metrics: Mapping[str, Any]) -> None:
     for name, quality in metrics["quality"].items():
         ab = metrics.get("ab", {}).get(name)
         table.add_row(
-            escape(name),
+            name,
             f"{ab['ctr']:.1%}" if ab else "–",
             f"{100 * ab['ci95'][0]:.1f} to {100 * ab['ci95'][1]:.1f}" if ab else "–",
             *(
@@ -282,7 +283,7 @@ def _print_table(metrics: Mapping[str, Any]) -> None:
                 )
             ),
         )
-    console.print(table)
+    print_table(table)
     console.print(
         "malf.: malformed; dupl.: with two suggestions that say the same; dist-2: different word pairs a pair; like: "
         "likeness to what was clicked.",
@@ -305,11 +306,11 @@ def _print_reward_model(measured: Mapping[str, Mapping[str, Any]]) -> None:
         if figures["n_pairs"]:
             low, high = figures["accuracy_ci95"]
             table.add_row(
-                escape(name),
+                name,
                 f"{figures['n_pairs']:,}",
                 f"{figures['accuracy']:.1%}",
                 f"{100 * low:.1f} to {100 * high:.1f}",
                 *(f"{figures[key]:.3f}" for key in ("ece", "ece_if_calibrated", "nll")),
             )
     if table.row_count:
-        Console().print(table)
+        print_table(table)

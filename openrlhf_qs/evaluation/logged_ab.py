@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.console import Console
 from rich.table import Table
 from scipy.special import stdtr, stdtrit
 from scipy.stats import chisquare
@@ -25,6 +24,7 @@ from scipy.stats import chisquare
 from openrlhf_qs.clicks.click_log import ON_ERROR, read_click_log
 from openrlhf_qs.clicks.repeats import findings, heavy_users, row_hashes
 from openrlhf_qs.evaluation.segments import groups
+from openrlhf_qs.files.printable import counted, print_table
 from openrlhf_qs.form.keys import root_keys
 from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.multiple import holm
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(found, ensure_ascii=False))
         return
     for table in _tables(found):
-        Console(markup=False, emoji=False).print(table)
+        print_table(table)
     print("\n".join([*found["findings"], *found["verdicts"]]))
 
 
@@ -347,7 +347,8 @@ def _arms(log: pl.DataFrame, by: str, control: str) -> tuple[list[str], np.ndarr
     told = [None if value is None else str(value) for value in values]
     names = sorted({value for value in told if value is not None})
     if len(names) < 2:
-        raise ValueError(f"--by {by}: {len(names)} arms in {log.height} rows {names}; a test has at least 2")
+        found = f"{names[0]} alone" if names else "no arm"
+        raise ValueError(f"--by {by}: {found} in {counted(log.height, 'row')}; a test has two arms or more")
     if control and control not in names:
         raise ValueError(f"--control {control}: there is no such arm; there are {', '.join(names)}")
     names.sort(key=lambda name: name != control)

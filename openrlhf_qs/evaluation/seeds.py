@@ -19,6 +19,7 @@ from typing import Any
 
 from openrlhf_qs.evaluation.arms import AT, COLD_START, LAST_POLICY
 from openrlhf_qs.evaluation.summary import BOUNDS, CEILING, strongest_baseline
+from openrlhf_qs.files.printable import counted
 from openrlhf_qs.files.record import read_record
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_whole
@@ -93,13 +94,14 @@ def tables(runs: Sequence[Mapping[str, Any]]) -> str:
         quality = _cells([metrics["quality"][name] for metrics in runs], QUALITY)
         arms.append([f"`{name}`", interval(ctr, ".1%"), format(min(ctr), ".1%"), *quality])
     text = markdown(arms)
-    text += f"\nMeans over seeds {', '.join(map(str, seeds))}{HALF if len(runs) >= MIN_SEEDS else ''}.\n"
+    of = f"Means over seeds {', '.join(map(str, seeds))}" if len(runs) > 1 else f"Of one training, seed {seeds[0]}"
+    text += f"\n{of}{HALF if len(runs) >= MIN_SEEDS else ''}.\n"
     lifts = [[f"`{LAST_POLICY}` over", "lift", "worst seed", "surely above 0 in"]]
     for name, of_seed in _lifts(runs, names).items():
         values = [value for value, _ in of_seed]
         n_sure = sum(low > 0 for _, low in of_seed)
         worst = format(min(values), "+.1%")
-        lifts.append([name, interval(values, "+.1%"), worst, f"{n_sure} of {len(of_seed)} seeds"])
+        lifts.append([name, interval(values, "+.1%"), worst, f"{n_sure} of {counted(len(of_seed), 'seed')}"])
     judged = _reward_models(runs)
     return text + "".join("\n" + markdown(rows) for rows in (lifts, judged) if len(rows) > 1)
 

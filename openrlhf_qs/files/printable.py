@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # Escape sequences (ECMA-48: CSI, OSC and the short ones), then every control character but tab and line end.
 ESCAPES = re.compile(
@@ -18,3 +22,14 @@ def printable(text: str) -> str:
 def counted(n: int, noun: str) -> str:
     """``n`` of something, in words that go on: "1 row", "2,000 rows"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def print_table(table: Table) -> None:
+    """A table under its title, which stands whole in a line of its own: Rich would break it at the table's width, and
+    read what is in brackets in a path as a style."""
+    from rich.console import Console
+
+    if table.title:
+        print(printable(str(table.title)))
+        table.title = None
+    Console(markup=False, emoji=False).print(table)

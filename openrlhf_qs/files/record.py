@@ -383,9 +383,6 @@ def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
     """ValueError, KeyError or TypeError where it is no entry that this module wrote."""
     if entry["state"] not in ("begun", "done", "removed", "shared"):
         raise ValueError(f"{name}.state is {entry['state']!r}")
-    wanted = ENTRY if entry["state"] in ("begun", "done") else {"given"}
-    if missing := wanted - entry.keys():
-        raise ValueError(f"{name} has no {', '.join(sorted(missing))}")
     if not math.isfinite(entry["seconds"] if entry["state"] == "done" else 0):
         raise ValueError(f"{name}.seconds is {entry['seconds']}")
 
@@ -425,6 +422,10 @@ def begin(
         ValueError: what it reads is not there, or is not what the earlier stage made.
     """
     entries = read_record(run)
+    for name, entry in entries.items():
+        missing = ENTRY - entry.keys() if entry["state"] in ("begun", "done") else ()
+        if missing:
+            raise ValueError(f"{run.record} is of another version ({name} has no {min(missing)}): take another RUN")
     asked = asked_of(stage, values, flags, given)
     check_earlier(run, entries, stage, values, given)
     asked["stages"] = {name: _made(run, entries, name)["id"] for name in STAGES[stage].reads(values)}
@@ -671,7 +672,7 @@ def recall(run: RunFolder, stage: str, names: Sequence[str]) -> dict[str, str]:
     entries = read_record(run)
     values: dict[str, str] = {}
     for entry in [*entries.values(), *([entries[stage]] if stage in entries else [])]:
-        values |= entry["given"]
+        values |= entry.get("given", {})
     return {name: values[name] for name in names if name in values}
 
 

@@ -22,7 +22,8 @@ def read_variables(path: str | Path, known: Iterable[str]) -> dict[str, str]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"CONFIG={path} cannot be read: {error}; give a text file with a NAME=value a line") from None
+        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise ValueError(f"CONFIG={path} cannot be read ({why}): give a text file with a NAME=value a line") from None
     for number, line in enumerate(lines, 1):
         line = line.strip()
         if not line or line.startswith("#"):

@@ -19,9 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.box import SIMPLE
 from rich.table import Table
 
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import write_json_lines, write_whole
 from openrlhf_qs.rank.impressions import (
     Impressions,
@@ -85,7 +86,8 @@ def run(args: argparse.Namespace) -> None:
         write_json_lines(args.examples, examples(log, intents, arms, queries))
     if args.out:
         write_whole(args.out, json.dumps({"n": len(log), "judge": args.judge, "arms": results}, indent=1) + "\n")
-    Console(width=140).print(table(results))
+    for shown in tables(results):
+        print_table(shown)
 
 
 def arm_scores(
@@ -199,14 +201,21 @@ def on_clicks(scores: np.ndarray, log: Impressions) -> dict[str, float]:
     return calibration_error(chance[there], log.clicks[there])
 
 
-def table(results: dict[str, Any]) -> Table:
-    """One line an arm."""
-    shown = Table("arm", "GAUC", "Recall@3", "NDCG@3", "CTR@3", "GAUC, new", "Recall@3, new", "ECE (floor)")
+RANKED, NEW = ("gauc", "recall", "ndcg", "ctr"), ("gauc_new", "recall_new")
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """One line an arm: all intents, then the new ones and the calibration. 80 columns hold each whole."""
+    style = {"title_justify": "left", "box": SIMPLE, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    ranked = Table("arm", "GAUC", "Recall@3", "NDCG@3", "CTR@3", title="all intents", **style)
+    new = Table("arm", "GAUC", "Recall@3", "ECE (floor)", title="new intents; ECE of all", **style)
     for name, result in results.items():
-        cells = []
-        for metric in ("gauc", "recall", "ndcg", "ctr", "gauc_new", "recall_new"):
-            one = result.get(metric)
-            cells.append("" if not one or one["mean"] is None else f"{one['mean']:.4f} ± {one['half'] or 0:.4f}")
+        cell = {metric: _interval(result.get(metric)) for metric in (*RANKED, *NEW)}
+        ranked.add_row(name, *(cell[metric] for metric in RANKED))
         ece = result.get("calibration")
-        shown.add_row(name, *cells, f"{ece['ece']:.4f} ({ece['floor']:.4f})" if ece else "")
-    return shown
+        new.add_row(name, *(cell[metric] for metric in NEW), f"{ece['ece']:.3f} ({ece['floor']:.3f})" if ece else "")
+    return [ranked, new]
+
+
+def _interval(one: dict[str, Any] | None) -> str:
+    return "" if not one or one["mean"] is None else f"{one['mean']:.3f} ±{one['half'] or 0:.3f}"

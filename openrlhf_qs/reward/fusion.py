@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key, root_key
 from openrlhf_qs.form.prompt import Message
@@ -458,7 +459,6 @@ def write(path: str, weights: Weights, fusion: str, report: Mapping[str, Any]) -
 
 def show(parts: Mapping[str, Part], report: Mapping[str, Any]) -> None:
     """Print the weights, the first stage's coefficients with their errors, and the objectives of the choice."""
-    from rich.console import Console
     from rich.table import Table
 
     first, share = report.get("first_stage"), report.get("shares", {})
@@ -473,7 +473,7 @@ def show(parts: Mapping[str, Part], report: Mapping[str, Any]) -> None:
         numbers = [part.weight, share.get(name), part.mean, part.std]
         numbers += [first[key].get(name) for key in ("coefficient", "standard_error")] if first else []
         table.add_row(name, *("–" if number is None else f"{number:.3f}" for number in numbers))
-    Console().print(table)
+    print_table(table)
     if "front" in report:
         table = Table(title=f"{len(report['front'])} weights on the Pareto front; chosen: {report['chosen']['rule']}")
         for heading in ("objective", "first stage", "chosen", "best on the front"):
@@ -484,4 +484,4 @@ def show(parts: Mapping[str, Part], report: Mapping[str, Any]) -> None:
             if name == "resistance":
                 for kind, share in report["resistance"]["chosen"].items():
                     table.add_row(f"  to {kind}", f"{report['resistance']['start'][kind]:.3f}", f"{share:.3f}", "")
-        Console().print(table)
+        print_table(table)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import check_conversation
 from openrlhf_qs.form.request import Request
@@ -161,7 +162,6 @@ def _log_ppl(args: argparse.Namespace, rows: Sequence[Mapping], texts: Texts):
 
 def show(responses: Sequence[str], scored, composite) -> None:
     """Print every number of the first responses, then the averages over all of them."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{len(responses)} responses, normalisation {composite.normalisation}")
@@ -183,7 +183,7 @@ def show(responses: Sequence[str], scored, composite) -> None:
         add_parts(lambda value, n=n: value[n].item())
     table.add_row(f"average of {len(responses)}", "", "", "", f"{scored.total.mean().item():.3f}")
     add_parts(lambda value: value.mean().item())
-    Console(markup=False).print(table)
+    print_table(table)
     print(f"gate closed: {int(scored.closed.sum())} of {len(responses)}")
     if not scored.no_signal.all():
         shares = ", ".join(f"{name} {share:.0%}" for name, share in scored.share.items())

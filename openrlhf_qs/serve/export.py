@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich import print as rich_print
 from rich.table import Table
 
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import replacing, write_json_lines
 from openrlhf_qs.serve.live_log import (
     CLICK_WINDOW_S,
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     table = Table("", "", title=args.out, title_justify="left")
     for name in ("impressions", "clicks", "answers without a suggestion", "not known to be seen", "late clicks"):
         table.add_row(name, f"{counts[name]:,}")
-    rich_print(table)
+    print_table(table)
 
 
 def click_log_rows(

@@ -25,11 +25,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from openrlhf_qs.files.journal import Journal, job_keys, model_print
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.keys import asked_before, text_key
 from openrlhf_qs.form.language import in_users_language
@@ -420,4 +420,4 @@ def report(args: argparse.Namespace, failed: Sequence[tuple[int, str]], n_writte
         table.add_row("left out", f"{len(failed):,}", f"after {args.retries + 1} tries; all in {failures}")
         for problem, count in Counter(problem for _, problem in failed).most_common(SHOWN_FAILURES):
             table.add_row("", f"{count:,}", problem)
-    Console(markup=False).print(table)
+    print_table(table)

@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from openrlhf_qs.files.journal import Journal, job_keys, model_print
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.keys import conversation_key, text_key
 from openrlhf_qs.form.language import in_users_language
@@ -104,7 +104,7 @@ def sample_candidates(args: argparse.Namespace, sampler: type[Sampler]) -> Journ
         journal.add(rows)
     elapsed_s = time.monotonic() - started
     n_texts = args.n_samples * sampler.task_of(args.teacher).n
-    Console().print(report_table(journal.rows(), n_texts, f"{args.teacher} to {args.out}"))
+    print_table(report_table(journal.rows(), n_texts, f"{args.teacher} to {args.out}"))
     print(f"{len(missing) * args.n_samples:,} answers in {elapsed_s:.0f} s, start of the engine included")
     return journal
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines, write_whole
 from openrlhf_qs.form.prompt import last_question
 from openrlhf_qs.form.task import SUGGEST, Task
@@ -123,10 +123,9 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     write_json_lines(out, assembled)
     write_report(out.with_suffix(".report.json"), {"sft_dataset": args.sft_dataset, "options": options, **report})
-    console = Console(markup=False, emoji=False)
     for sample in report["samples"][:SHOWN_SAMPLES]:
-        console.print(_sample_table(sample))
-    console.print(report_table(f"assemble: {args.file} to {out}", report))
+        print_table(_sample_table(sample))
+    print_table(report_table(f"assemble: {args.file} to {out}", report))
 
 
 def _sample_table(sample: Mapping[str, Any]) -> Table:

@@ -16,9 +16,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
@@ -377,5 +377,5 @@ def run(args: argparse.Namespace) -> None:
     table.add_row("impressions with a click", f"{clicks.any(axis=1).mean():.1%}")
     for position, rate in enumerate(clicks.mean(axis=0), start=1):
         table.add_row(f"clicks in slot {position}", f"{rate:.1%}")
-    Console().print(table)
+    print_table(table)
     print(f"what is true of these clicks: {truth_path(args.out)}")

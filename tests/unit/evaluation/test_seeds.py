@@ -48,7 +48,8 @@ def test_the_strongest_baseline_may_be_another_one_in_each_seed():
 
 
 def test_one_run_has_no_interval_and_arms_that_a_run_lacks_are_left_out():
-    assert "| `grpo` | 50.0% | 50.0% |" in seeds.tables([metrics(0, 0.4, 0.5)])
+    alone = seeds.tables([metrics(0, 0.4, 0.5)])
+    assert "| `grpo` | 50.0% | 50.0% |" in alone and "\nOf one training, seed 0.\n" in alone
     assert "most_clicked" not in seeds.tables([metrics(0, 0.4, 0.5, most_clicked=0.3), metrics(1, 0.4, 0.5)])
 
 
@@ -57,7 +58,7 @@ def test_a_lift_that_stands_the_other_way_round_is_turned():
     del run["lift"]["grpo_over_sft"], run["lift_ci95"]["grpo_over_sft"]
     run["lift"]["sft_over_grpo"], run["lift_ci95"]["sft_over_grpo"] = -0.2, [-0.25, 0.25]
     # 1 / .8 - 1 = .25, whose lower end is 1 / 1.25 - 1: below 0
-    assert "| `sft` | +25.0% | +25.0% | 0 of 1 seeds |" in seeds.tables([run])
+    assert "| `sft` | +25.0% | +25.0% | 0 of 1 seed |" in seeds.tables([run])
 
 
 def test_the_reward_model_stands_beside_what_it_is_measured_against_with_its_worst_seed():

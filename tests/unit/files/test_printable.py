@@ -1,6 +1,7 @@
 import pytest
+from rich.table import Table
 
-from openrlhf_qs.files.printable import counted, printable
+from openrlhf_qs.files.printable import counted, print_table, printable
 
 
 @pytest.mark.parametrize(
@@ -18,3 +19,13 @@ def test_other_text_stays_as_it_is():
 
 def test_one_is_no_plural():
     assert counted(1, "row") == "1 row" and counted(2000, "row") == "2,000 rows" and counted(0, "row") == "0 rows"
+
+
+def test_a_tables_title_stands_whole_above_it_whatever_is_in_brackets(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    table = Table("", "rows", title="log convert: chats.json to runs/[red]/clicks of a long name.jsonl")
+    table.add_row("[bold]", ":+1:")
+    print_table(table)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "log convert: chats.json to runs/[red]/clicks of a long name.jsonl"
+    assert any("[bold]" in line and ":+1:" in line for line in shown[1:])

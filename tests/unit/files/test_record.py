@@ -206,7 +206,7 @@ def test_a_run_of_an_earlier_version_goes_on_under_a_variable_that_came_since_un
 def test_an_entry_of_another_form_is_told_in_one_line(run):
     text = run.record.read_text(encoding="utf-8").replace('"plugin_files"', '"plugins"')
     run.record.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="cannot be read .* has no plugin_files.*take another RUN"):
+    with pytest.raises(ValueError, match="is of another version .data has no plugin_files.: take another RUN"):
         make(run, "data")
 
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from rich.console import Console
 from visits import INTENTS, visits
 
-from openrlhf_qs.rank.eval import examples, signs
+from openrlhf_qs.rank.eval import examples, signs, tables
 
 
 def test_a_query_that_all_get_and_that_names_several_intents_is_seen():
@@ -39,3 +40,15 @@ def test_ten_visits_are_shown_with_each_arms_query_and_its_first_three():
     assert len(rows) == 10 and rows[0]["features"] == log.features[0] and rows[-1]["features"] == log.features[99]
     assert rows[-1]["arms"]["two"] == {"first": [INTENTS.texts[n] for n in (5, 4, 3)]}
     assert rows[-1]["arms"]["asked"] == {"queries": {"q99": 1, "q": 2}, "first": [INTENTS.texts[n] for n in (0, 1, 2)]}
+
+
+def test_the_tables_of_many_arms_fit_a_terminal_of_80_columns_whole():
+    one = {"mean": 0.84512, "half": 0.00231}
+    result = dict.fromkeys(("gauc", "recall", "ndcg", "ctr", "gauc_new", "recall_new"), one)
+    results = {"queries_without_words": result | {"calibration": {"ece": 0.0091, "floor": 0.006}}, "oracle": result}
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    for shown in tables(results):
+        console.print(shown)
+    text = console.export_text()
+    assert text.count("0.845 ±0.002") == 12 and "0.009 (0.006)" in text and "…" not in text
+    assert text.count("queries_without_words") == 2
