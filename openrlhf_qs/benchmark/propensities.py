@@ -26,6 +26,7 @@ from rich.table import Table
 
 from openrlhf_qs.clicks.preferences import click_rate_preferences, preferences
 from openrlhf_qs.clicks.propensity import COUNTS, METHODS, PLACES, Propensities, added_up, estimate
+from openrlhf_qs.clicks.reading_on import VISITS
 from openrlhf_qs.clicks.rows import MESSAGES
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.world.click_models import EXAMINATION, TRUST_ATTRACTIVE, TRUST_OTHER, click_chances, truth
@@ -133,11 +134,12 @@ def measure(kind: Kind, methods: list[str], seeds: range) -> dict[str, Any]:
     chosen: dict[str, int] = {}
     raised = dict.fromkeys(FINDINGS, 0)
     for seed in seeds:
-        counts, true = simulated_counts(kind, seed)
+        simulation = simulated(kind, seed)
+        counts, users, true = simulation.counts(), simulation.visits(), simulation.examination
         examination.append(true)
         for method in methods:
             try:
-                one = estimate(counts, method)
+                one = estimate(counts, method, users=users)
             except ValueError:
                 continue
             found[method].append((one, slopes if one.method == "trust" and slopes is not None else true))
@@ -217,13 +219,45 @@ def trusted_lines(n: int = N_SHOWN) -> tuple[np.ndarray, np.ndarray]:
 
 class Simulated(NamedTuple):
     """A log whose truth is known: ``context [n]``, ``shown [n, 3]``, the number of each suggestion from the top,
-    ``appeal`` and ``clicks`` of the same shape, log-odds of an average user and 0 or 1, and ``examination [3]``."""
+    ``appeal`` and ``clicks`` of the same shape, log-odds of an average user and 0 or 1, ``examination [3]``, and
+    ``user [n]``, one number for all impressions of a user."""
 
     context: np.ndarray
     shown: np.ndarray
     appeal: np.ndarray
     clicks: np.ndarray
     examination: np.ndarray
+    user: np.ndarray
+
+    def counts(self) -> pl.DataFrame:
+        """As :func:`openrlhf_qs.clicks.propensity.shown_counts` has them."""
+        n, above = len(self.context), self.clicks.cumsum(axis=1) - self.clicks > 0
+        rows = pl.DataFrame(
+            {
+                "context": np.repeat(self.context, N_SHOWN),
+                "suggestion": self.shown.ravel(),
+                "position": np.tile(np.arange(1, N_SHOWN + 1), n),
+                "n_shown": np.ones(n * N_SHOWN, dtype=int),
+                "n_clicked": self.clicks.ravel().astype(int),
+                "n_open": (~above).ravel().astype(int),
+                "n_first": (self.clicks & ~above).ravel().astype(int),
+            },
+            schema=COUNTS,
+        )
+        return added_up(rows)
+
+    def visits(self) -> pl.DataFrame:
+        """As :func:`openrlhf_qs.clicks.reading_on.visits` has them."""
+        above = self.clicks.cumsum(axis=1) - self.clicks > 0
+        columns = {
+            "user": self.user,
+            "is_root": np.zeros(len(self.user), dtype=bool),
+            "context": self.context,
+            "top": self.clicks[:, 0].astype(int),
+            "n_places": np.full(len(self.user), N_SHOWN),
+            "n_open": (~above).sum(axis=1),
+        }
+        return pl.DataFrame(columns, schema=VISITS)
 
     def log(self) -> pl.DataFrame:
         """As a click log, in words that are numbers."""
@@ -233,6 +267,7 @@ class Simulated(NamedTuple):
             {
                 "impression_id": [str(row) for row in range(len(self.context))],
                 "conversation": pl.Series(contexts, dtype=MESSAGES).gather(self.context),
+                "user_id": [str(user) for user in self.user],
                 "suggestions": texts[self.shown].tolist(),
                 "clicks": self.clicks.astype(np.int8).tolist(),
             }
@@ -263,28 +298,15 @@ def simulated(kind: Kind, seed: int = 0) -> Simulated:
     else:
         clicks = rng.random((n, N_SHOWN)) < chances
     examination = np.array(truth(kind.clicks, attraction)["examination"])
-    return Simulated(context, context[:, None] * kind.n_known + shown, of_shown, clicks, examination)
+    users = np.arange(n) // kind.n_turns
+    return Simulated(context, context[:, None] * kind.n_known + shown, of_shown, clicks, examination, users)
 
 
 def simulated_counts(kind: Kind, seed: int = 0) -> tuple[pl.DataFrame, np.ndarray]:
     """Counts of a log of that kind (:data:`openrlhf_qs.clicks.propensity.COUNTS`), and the share in which each place
     was looked at, relative to the top."""
     one = simulated(kind, seed)
-    n = len(one.context)
-    above = one.clicks.cumsum(axis=1) - one.clicks > 0
-    rows = pl.DataFrame(
-        {
-            "context": np.repeat(one.context, N_SHOWN),
-            "suggestion": one.shown.ravel(),
-            "position": np.tile(np.arange(1, N_SHOWN + 1), n),
-            "n_shown": np.ones(n * N_SHOWN, dtype=int),
-            "n_clicked": one.clicks.ravel().astype(int),
-            "n_open": (~above).ravel().astype(int),
-            "n_first": (one.clicks & ~above).ravel().astype(int),
-        },
-        schema=COUNTS,
-    )
-    return added_up(rows), one.examination
+    return one.counts(), one.examination
 
 
 def measure_pairs(kind: Kind, seeds: range) -> dict[str, dict[str, float]]:
@@ -298,9 +320,9 @@ def measure_pairs(kind: Kind, seeds: range) -> dict[str, dict[str, float]]:
     found: dict[str, list[tuple[float, float]]] = {}
     for seed in seeds:
         one = simulated(kind, seed)
-        log, counts = one.log(), simulated_counts(kind, seed)[0]
+        log, counts = one.log(), one.counts()
         for method in OF_PAIRS:
-            places = estimate(counts, method)
+            places = estimate(counts, method, users=one.visits())
             more = {name: getattr(places, name) for name in PLACES}
             made = preferences(log, "ipw", places.values, **more)
             chosen, rejected, weight, row = _columns(made)
@@ -309,7 +331,7 @@ def measure_pairs(kind: Kind, seeds: range) -> dict[str, dict[str, float]]:
             found.setdefault(method, []).append(_worth(appeal, gap, weight))
         appeal_of = np.zeros(one.shown.max() + 1)
         appeal_of[one.shown.ravel()] = one.appeal.ravel()
-        made = click_rate_preferences(log, places.values, trust=places.trust)
+        made = click_rate_preferences(log, places.looks, trust=places.trust)
         place_of = np.bincount(one.shown.ravel(), np.tile(np.arange(N_SHOWN), len(log))) / np.maximum(
             np.bincount(one.shown.ravel()), 1
         )

@@ -36,6 +36,7 @@ from openrlhf_qs.clicks.propensity import (
     estimate,
     shows,
 )
+from openrlhf_qs.clicks.reading_on import VISITS, visits
 from openrlhf_qs.clicks.repeats import MIN_ROWS, HeavyUser, frequent_texts, heavy_users, row_hashes
 from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.clicks.verdicts import Verdict, verdicts, worst
@@ -74,6 +75,7 @@ class Summary:
         lines: of the good rows, from 1 in the batch; with ``ids`` in the same order.
         ids, conversations, users: hashes; of users those of the rows that have one.
         counts: see :func:`openrlhf_qs.clicks.propensity.shows`.
+        visits: see :func:`openrlhf_qs.clicks.reading_on.visits`.
         rows: hashes of all but the id, see :func:`openrlhf_qs.clicks.repeats.row_hashes`.
         heavy, texts: users with many rows, texts that many rows show.
         n_suggestions, n_turns: rows by how many suggestions they show, and by how many messages they have.
@@ -93,6 +95,7 @@ class Summary:
     conversations: np.ndarray
     users: np.ndarray
     counts: pl.DataFrame
+    visits: pl.DataFrame
     rows: np.ndarray
     heavy: list[HeavyUser]
     texts: list[tuple[str, int]]
@@ -198,6 +201,7 @@ def summarise(batch: Batch) -> Summary:
         conversations=rows["context"].to_numpy(),
         users=rows["user_id"].drop_nulls().hash().to_numpy(),
         counts=shows(rows),
+        visits=visits(rows),
         rows=row_hashes(rows).to_numpy(),
         heavy=heavy_users(rows),
         texts=frequent_texts(rows),
@@ -258,6 +262,7 @@ class Total:
         self._lines = SpilledHashes()  # of the rows whose ids are in _ids
         self._places: list[tuple[int, int, int]] = []  # of each batch: rows before it, its file, lines before it
         self._counts, self._keep_below = pl.DataFrame(schema=COUNTS), 2**64 - 1
+        self._visits, self._keep_users_below = pl.DataFrame(schema=VISITS), 2**64 - 1
 
     def add(self, path: str, line: int, summary: Summary) -> None:
         """Add the summary of a batch that comes after ``line`` lines of ``path``."""
@@ -285,6 +290,7 @@ class Total:
         self._rows.add(summary.rows)
         self._heavy.update(dict(summary.heavy))
         self._add_counts(summary.counts)
+        self._add_visits(summary.visits)
 
     def description(self, on_error: str, propensity: str) -> dict[str, Any]:
         """See :func:`check_log`."""
@@ -299,7 +305,8 @@ class Total:
             raise ValueError(f"{where}: {found}; give a click log, one impression a row")
         method, order, examination, findings = propensity, "unknown", None, []
         try:
-            examination = estimate(added_up(self._counts), propensity, n_positions=len(self._shown))
+            counts, n_positions = added_up(self._counts), len(self._shown)
+            examination = estimate(counts, propensity, n_positions=n_positions, users=self._visits)
             method, order, findings = examination.method, examination.order, list(examination.findings)
         except ValueError as error:
             method = f"{propensity}: {error}"
@@ -370,6 +377,14 @@ class Total:
         while self._counts.height > MAX_COUNTS // 2:
             self._keep_below //= 2
             self._counts = self._counts.filter(pl.col("context") <= self._keep_below)
+
+    def _add_visits(self, visits: pl.DataFrame) -> None:
+        """Keep those of a sample of the users, which is halved whenever it grows too large."""
+        visits = visits.filter(pl.col("user") <= self._keep_users_below)
+        self._visits = pl.concat([self._visits, visits], rechunk=False)
+        while self._visits.height > MAX_COUNTS:
+            self._keep_users_below //= 2
+            self._visits = self._visits.filter(pl.col("user") <= self._keep_users_below)
 
 
 class SpilledHashes:

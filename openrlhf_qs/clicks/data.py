@@ -34,7 +34,7 @@ from openrlhf_qs.clicks.preferences import (
     preferences,
     write_preferences,
 )
-from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, PLACES, Propensities, estimate, shown_counts
+from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, PLACES, Propensities, estimate_log
 from openrlhf_qs.clicks.repeats import findings, heavy_users, row_hashes, without_repeats
 from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
@@ -143,13 +143,13 @@ def run(args: argparse.Namespace) -> None:
         splits, moved = split_log(log, args.split, args.heldout_share, args.fusion_share, args.seed, args.time_cuts)
         _check_clicks(splits)
         n_positions = log["clicks"].list.len().max()
-        examination = estimate(shown_counts(splits.train), args.propensity, n_positions=n_positions)
+        examination = estimate_log(splits.train, args.propensity, n_positions)
 
         status.update("making preference pairs")
         files = (out.preferences, out.preferences_heldout, out.preferences_calibration)
         of_split = {file: _preferences(split, args, examination) for file, split in zip(files, splits, strict=True)}
         status.update("gathering SFT candidates")
-        candidates = click_candidates(splits.train, examination.values, examination.trust)
+        candidates = click_candidates(splits.train, examination.looks, examination.trust)
         prompts = list(_prompts(splits.train, task))
 
         status.update("writing")
@@ -189,7 +189,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _preferences(log: pl.DataFrame, args: argparse.Namespace, examination: Propensities) -> pl.DataFrame:
     if args.pairs_from == "click_rates":
-        return click_rate_preferences(log, examination.values, trust=examination.trust)
+        return click_rate_preferences(log, examination.looks, trust=examination.trust)
     more = {name: getattr(examination, name) for name in PLACES}
     return preferences(log, args.position_policy, examination.values, **more)
 

@@ -124,7 +124,7 @@ def preferences(
         chosen_factors = [inverse_propensity(p, max_weight) for p in one_number]
         rejected_factors = [disliked_probability(p, attraction) for p in one_number]
         if unless_clicked:
-            rejected_factors = [disliked_probability(0.0, one) for one in attraction_by_place(log, propensities)]
+            rejected_factors = [disliked_probability(0.0, one) for one in attraction_by_place(log, one_number)]
 
     pairs = pair_places(log, position_policy)
     if pairs.is_empty():

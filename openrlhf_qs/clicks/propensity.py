@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from openrlhf_qs.clicks.reading_on import if_users_differ, reading_on, visits
 from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.statistics.intervals import Z_95
 
@@ -52,8 +53,8 @@ TAKES_CLICKS = 0.5  # odds ratio of a click with and without one above, below wh
 TRUSTED = 0.1  # share of a place's click rate that does not grow with attraction, from which it is said
 UNTOLD = 0.3  # the same share, negative, from which a log that cannot exclude it is said not to tell
 MIN_CONTEXTS = 30  # with suggestions at the top and at a place, below which there is no line
-WEAK = 10.0  # F statistic below which an instrument is weak (Staiger and Stock 1997)
 PRIOR_LOOKS = 5.0  # at the average click rate, with which the instrument of a line begins
+DIFFER = 1.0  # deviation of users in log-odds of a click that intervals allow for, where a log cannot tell it
 KNOWN = 2.0  # upper over lower end of an interval, above which a place is called unknown
 
 
@@ -65,8 +66,9 @@ class Propensities(NamedTuple):
     whatever stands there: all 0, or missing, but by the method ``trust``. A click's chance is ``trust + value *
     attraction``. ``unless_clicked`` is, by the method ``cascade``, how much each place is looked at where nothing
     above was clicked; below a click nothing is.
-    ``average`` is, by the method ``trust``, for who can take but one number a place: that of the position-based model,
-    which is by how much suggestions are clicked less there on average, weighed by clicks.
+    ``average`` is by how much suggestions are clicked less at a place on average: by the method ``trust`` that of the
+    position-based model, for who can take but one number a place; by ``cascade`` ``value`` times by how much less
+    those click who read on.
     """
 
     values: list[float]
@@ -79,20 +81,40 @@ class Propensities(NamedTuple):
     unless_clicked: tuple[float, ...] = ()
     average: tuple[float, ...] = ()
 
+    @property
+    def looks(self) -> list[float]:
+        """What a show at each place counts where clicks are divided by it, ``trust`` taken off before."""
+        return self.values if self.trust else list(self.average) or self.values
 
-class Line(NamedTuple):
-    """The chance of a click at a place, ``slope * chance at the top + intercept``, and the intercept's share of the
-    mean click rate there; ``influence [contexts, 3]`` adds up to the covariance of the three."""
 
-    slope: float
-    intercept: float
-    share: float
+class Ratio(NamedTuple):
+    """``over / under``, and what each context brings to the errors of the two, ``influence [contexts, 2]``."""
+
+    over: float
+    under: float
     influence: np.ndarray
 
     @property
-    def errors(self) -> list[float]:
-        """Standard errors of the three."""
-        return np.sqrt((self.influence**2).sum(0)).tolist()
+    def value(self) -> float:
+        return self.over / self.under
+
+    def interval(self, z: float = Z_95) -> tuple[float, float]:
+        """Fieller's (1954): right however little is known of ``under``, and without bounds where that may be 0."""
+        (vv_over, vv), (_, vv_under) = z**2 * self.influence.T @ self.influence
+        square, both, rest = self.under**2 - vv_under, self.over * self.under - vv, self.over**2 - vv_over
+        if square <= 0 or self.under <= 0:
+            return -np.inf, np.inf
+        root = np.sqrt(max(both**2 - square * rest, 0.0))
+        return float((both - root) / square), float((both + root) / square)
+
+
+class Line(NamedTuple):
+    """The chance of a click at a place, ``slope * chance at the top + intercept``, and the intercept's ``share`` of
+    the mean click rate there."""
+
+    slope: Ratio
+    intercept: float
+    share: Ratio
 
 
 class Diagnosis(NamedTuple):
@@ -121,10 +143,7 @@ class Diagnosis(NamedTuple):
         if self.lines is None:
             return None
         z = NormalDist().inv_cdf(1 - 0.025 / len(self.lines))  # Bonferroni: one of seven is soon below 0 by chance
-        halves = [z * line.errors[2] for line in self.lines]
-        return [
-            (line.share, line.share - half, line.share + half) for line, half in zip(self.lines, halves, strict=True)
-        ]
+        return [(line.share.value, *line.share.interval(z)) for line in self.lines]
 
 
 def shown_counts(log: pl.DataFrame) -> pl.DataFrame:
@@ -169,15 +188,26 @@ def added_up(counts: pl.DataFrame) -> pl.DataFrame:
 
 def examination_propensities(log: pl.DataFrame, method: str = DEFAULT_METHOD) -> list[float]:
     """The examination of each position of ``log`` by one of ``METHODS``, > 0, the first is 1."""
-    return estimate(shown_counts(log), method, n_positions=log["clicks"].list.len().max() or 0).values
+    return estimate_log(log, method).values
+
+
+def estimate_log(log: pl.DataFrame, method: str = DEFAULT_METHOD, n_positions: int = 0) -> Propensities:
+    """:func:`estimate` of the impressions of ``log``, with its users."""
+    n_positions = n_positions or log["clicks"].list.len().max() or 0
+    return estimate(shown_counts(log), method, n_positions=n_positions, users=visits(log))
 
 
 def estimate(
-    counts: pl.DataFrame, method: str = DEFAULT_METHOD, max_weight: float = MAX_WEIGHT, n_positions: int = 0
+    counts: pl.DataFrame,
+    method: str = DEFAULT_METHOD,
+    max_weight: float = MAX_WEIGHT,
+    n_positions: int = 0,
+    users: pl.DataFrame | None = None,
 ) -> Propensities:
     """Estimate by one of ``METHODS``, with intervals and what is to be said of it.
 
     Args:
+        users: of the same impressions, :func:`openrlhf_qs.clicks.reading_on.visits`; only ``cascade`` asks for them.
         max_weight: what a click counts at most, in clicks at the top; what that takes away is among the findings.
         n_positions: of the log. A place of which ``counts`` says nothing, for it only ever repeats what stands above,
             gets the value of the place above it, and a finding; 0: as many as ``counts`` has.
@@ -190,14 +220,23 @@ def estimate(
     places = counts["position"].unique().sort().to_list()
     if places != list(range(1, max(n_positions, len(places)) + 1)):
         dense = counts.with_columns(pl.col("position").replace_strict(places, range(1, len(places) + 1)))
-        return _with_silent_places(estimate(dense, method, max_weight), places, max(n_positions, *places))
+        if users is not None:
+            on_dense = {
+                name: pl.Series(np.searchsorted(places, users[name], side="right")) for name in ("n_places", "n_open")
+            }
+            users = users.with_columns(**on_dense)
+        found = estimate(dense, method, max_weight, users=users)
+        return _with_silent_places(found, places, max(n_positions, *places))
     known = diagnose(counts)
     if method == "auto":
-        found, second = _chosen(counts, known)
+        found, second = _chosen(counts, known, users)
     else:
-        found, second = _by(method, counts, known), None
-    findings = [*_of_diagnosis(known, found), *_of_estimate(found, second), *_of_cap(found.values, max_weight)]
-    return found._replace(findings=(*found.findings, *findings), order=known.order)
+        found, second = _by(method, counts, known, users), None
+    findings = [*_of_estimate(found, second), *_of_cap(found.values, max_weight)]
+    if method == "auto":
+        found = _allowing_for_trust(found, known)
+    findings = (*found.findings, *_of_diagnosis(known, found, method == "auto"), *findings)
+    return found._replace(findings=findings, order=known.order)
 
 
 def _with_silent_places(found: Propensities, places: list[int], n_positions: int) -> Propensities:
@@ -256,10 +295,12 @@ def trusted_places(known: Diagnosis) -> list[int]:
     return [place for place, (value, _, high) in enumerate(shares, start=2) if high < 0 and value < -TRUSTED]
 
 
-def _chosen(counts: pl.DataFrame, known: Diagnosis) -> tuple[Propensities, Propensities | None]:
+def _chosen(
+    counts: pl.DataFrame, known: Diagnosis, users: pl.DataFrame | None
+) -> tuple[Propensities, Propensities | None]:
     """The estimator that fits the log, and another one that must agree with it where both are right."""
     if known.odds_ratio and known.odds_ratio[2] < TAKES_CLICKS:
-        return _by("cascade", counts, known), None
+        return _by("cascade", counts, known, users), None
     if trusted_places(known) and (trusting := _tried("trust", counts, known)):
         return trusting, None
     if known.order != "chosen":
@@ -283,9 +324,27 @@ def _tried(method: str, counts: pl.DataFrame, known: Diagnosis) -> Propensities 
         return None
 
 
-def _by(method: str, counts: pl.DataFrame, known: Diagnosis) -> Propensities:
+def _allowing_for_trust(found: Propensities, known: Diagnosis) -> Propensities:
+    """``found`` with intervals that hold the slopes of the lines too, at the places of which it cannot be excluded
+    that the gap to the top depends on attraction. Where the log has no lines, such a place may be looked at as much
+    as the top: trust in the top only ever makes lower places come out too low. Where nothing is corrected, all may be.
+    """
+    low, high = list(found.low), list(found.high)
+    if found.method == "none":
+        return found._replace(low=[1.0, *[0.0] * len(low[1:])])
+    if found.method not in ("ctr", "pbm"):
+        return found
+    for place in _untold_places(known, len(low), TRUSTED):
+        slope = known.lines[place - 2].slope.interval() if known.lines else (-np.inf, np.inf)
+        if not np.isfinite(slope).all():
+            slope = (low[place - 1], 1.0)
+        low[place - 1], high[place - 1] = min(low[place - 1], max(slope[0], 0.0)), max(high[place - 1], slope[1])
+    return found._replace(low=low, high=high)
+
+
+def _by(method: str, counts: pl.DataFrame, known: Diagnosis, users: pl.DataFrame | None = None) -> Propensities:
     if method == "cascade":
-        found = by_cascade(counts, known.order)
+        found = by_cascade(counts, known.order, users)
     elif method == "trust":
         found = by_trust(counts, known.lines)
     elif method == "none":
@@ -301,9 +360,9 @@ def _unknown_places(found: Propensities) -> list[int]:
     return [place for place, (low, high) in enumerate(bounds, start=1) if not high <= KNOWN * low]
 
 
-def _of_diagnosis(known: Diagnosis, found: Propensities) -> list[str]:
-    """What speaks against an estimate in how the log came to be."""
-    findings = []
+def _of_diagnosis(known: Diagnosis, found: Propensities, is_auto: bool) -> list[str]:
+    """What speaks against an estimate in how the log came to be; ``is_auto``: its intervals allow for trust."""
+    findings, held = [], "; the intervals hold that" if is_auto else ""
     if known.order == "chosen":
         findings.append(
             f"the order was chosen: a suggestion that comes again stands where it stood in {known.same_place:.0%}, "
@@ -323,15 +382,14 @@ def _of_diagnosis(known: Diagnosis, found: Propensities) -> list[str]:
         if found.method == "cascade":
             findings.append(
                 "pairs of impressions from such a log still favour a place higher, by .09 to .14 in log-odds on "
-                "simulated ones (data --pairs_from click_rates: by .05 to .08), and where users differ much in how "
-                "often they click, as over several turns, lower places come out .06 to .08 too low"
+                "simulated ones (data --pairs_from click_rates: by .05 to .08)"
             )
     elif trusted := trusted_places(known):
         shares = [
             "{:+.0%} of its clicks, {:+.0%} to {:+.0%}".format(*known.fixed_share[place - 2]) for place in trusted
         ]
         places = ", ".join(f"{place} ({share})" for place, share in zip(trusted, shares, strict=True))
-        what = "one number a place is right for the average suggestion only"
+        what = f"one number a place is right for the average suggestion only, and some .1 to .2 too low{held}"
         if found.method == "trust":
             brought = " ".join(f"{chance:.3f}" for chance in found.trust)
             what = f"each place has a line, with a chance of {brought} whatever stands there"
@@ -345,15 +403,17 @@ def _of_diagnosis(known: Diagnosis, found: Propensities) -> list[str]:
         if slopes := _slopes(known.lines):
             numbers = [f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in zip(*slopes[:3], strict=True)]
             would = f"if it is, lower places count {', '.join(numbers[1:])}, by --propensity trust"
-        findings.append(f"too little comes again to tell whether the top is trusted more than place {places}: {would}")
+        findings.append(
+            f"too little comes again to tell whether the top is trusted more than place {places}: {would}{held}"
+        )
     return findings
 
 
-def _untold_places(known: Diagnosis, n_positions: int) -> list[int]:
-    """The places whose gap to the top may depend on attraction a good deal, for all that the log tells."""
+def _untold_places(known: Diagnosis, n_positions: int, share: float = UNTOLD) -> list[int]:
+    """The places of whose clicks ``share`` may be trust in the top, for all that the log tells."""
     if known.fixed_share is None:
         return list(range(2, n_positions + 1))
-    return [place for place, (_, low, _) in enumerate(known.fixed_share, start=2) if low < -UNTOLD]
+    return [place for place, (_, low, _) in enumerate(known.fixed_share, start=2) if low < -share]
 
 
 def _of_estimate(found: Propensities, second: Propensities | None) -> list[str]:
@@ -428,7 +488,7 @@ def _lines(counts: pl.DataFrame, order: str) -> list[Line] | None:
     them, of which the one with the narrower intervals is taken."""
     ways = [_lines_within(counts), *([_lines_across(counts)] if order == "random" else [])]
     found = [lines for lines in ways if lines is not None]
-    return min(found, key=lambda lines: sum(line.errors[2] for line in lines), default=None)
+    return min(found, key=lambda lines: sum(np.ptp(line.share.interval()) for line in lines), default=None)
 
 
 def _lines_within(counts: pl.DataFrame) -> list[Line] | None:
@@ -463,30 +523,34 @@ def _lines_within(counts: pl.DataFrame) -> list[Line] | None:
         # The means, over all pairs of a show at the top and one here, of the instrument and its products with both.
         instrument = (clicks - top - here) / others
         by_top, by_here = (top * (clicks - 1 - here) / others, here * (clicks - 1 - top) / others)
-        matrix = np.array([[(w * top).sum(), w.sum()], [(w * by_top).sum(), (w * instrument).sum()]])
-        if not _is_strong(w, top, instrument, by_top, context[rows]):
+        w = w / w.sum()
+        mean, mean_top, mean_here = w @ instrument, w @ top, w @ here
+        of_top, of_here = top - mean_top, here - mean_here
+        covariances = [w @ by_top - mean * mean_top, w @ by_here - mean * mean_here]
+        if not covariances[0] or not mean_here:
             return None
-        slope, intercept = np.linalg.solve(matrix, [(w * here).sum(), (w * by_here).sum()])
-        residuals = np.stack([here - slope * top - intercept, by_here - slope * by_top - intercept * instrument])
-        influence = (w * residuals).T @ np.linalg.inv(matrix).T  # [rows, 2]
-        mean_here = (w * here).sum() / w.sum()
-        share = intercept / mean_here
-        of_share = (influence[:, 1] - share * w * (here - mean_here) / w.sum()) / mean_here
-        summed = np.zeros((context.max() + 1, 3))
-        np.add.at(summed, context[rows], np.column_stack([influence, of_share]))
-        lines.append(Line(float(slope), float(intercept), float(share), summed))
+        of_covariances = [
+            by - w @ by - mean * of - at * (instrument - mean)
+            for by, of, at in ((by_top, of_top, mean_top), (by_here, of_here, mean_here))
+        ]
+        summed = np.zeros((context.max() + 1, 4))
+        np.add.at(summed, context[rows], w[:, None] * np.column_stack([*of_covariances, of_top, of_here]))
+        lines.append(_line(*covariances, mean_top, mean_here, summed))
     return lines
 
 
-def _is_strong(
-    weight: np.ndarray, top: np.ndarray, instrument: np.ndarray, product: np.ndarray, context: np.ndarray
-) -> bool:
-    """Whether the instrument says enough of the rate at the top: its F statistic is above ``WEAK``."""
-    mean = [np.average(values, weights=weight) for values in (top, instrument, product)]
-    covariance = mean[2] - mean[0] * mean[1]
-    influence = product - mean[2] - mean[1] * (top - mean[0]) - mean[0] * (instrument - mean[1])
-    error = np.sqrt((np.bincount(context, weight * influence) ** 2).sum()) / weight.sum()
-    return bool(covariance > np.sqrt(WEAK) * error)
+def _line(of_top: float, of_here: float, mean_top: float, mean_here: float, influence: np.ndarray) -> Line:
+    """The line whose slope is ``of_here / of_top``, two covariances with one instrument, through both means.
+
+    ``influence [contexts, 4]`` is that of the four, in their order.
+    """
+    for_top, for_here, for_mean_top, for_mean_here = influence.T
+    slope = Ratio(of_here, of_top, np.stack([for_here, for_top], axis=1))
+    whole, taken = of_top * mean_here, of_here * mean_top  # of which the share is (whole - taken) / whole
+    for_whole = for_top * mean_here + of_top * for_mean_here
+    for_taken = for_here * mean_top + of_here * for_mean_top
+    share = Ratio(whole - taken, whole, np.stack([for_whole - for_taken, for_whole], axis=1))
+    return Line(slope, mean_here - slope.value * mean_top, share)
 
 
 def _lines_across(counts: pl.DataFrame) -> list[Line] | None:
@@ -502,7 +566,7 @@ def _lines_across(counts: pl.DataFrame) -> list[Line] | None:
         return None
     context, shown, clicked = _by_suggestion(counts)
     n, mean = shown.sum(0), clicked.sum(0) / shown.sum(0)
-    if not mean.all():
+    if not mean.all() or context.max() + 1 < MIN_CONTEXTS:
         return None
     looks = shown @ mean  # by about how much their places are looked at
     others = np.maximum(looks[:, None] - mean, 0.0) + PRIOR_LOOKS * mean[0]
@@ -510,21 +574,17 @@ def _lines_across(counts: pl.DataFrame) -> list[Line] | None:
     beyond = (clicked.sum(1) - looks)[:, None] + mean
     products = np.where(shown > 0, (clicked * (beyond - 1) - mean * (shown * beyond - clicked)) / others, 0.0) / n
     covariance = products.sum(0)
+    if not covariance[0]:
+        return None
     summed = np.zeros((2, context.max() + 1, n_positions))
     for part, values in zip(summed, (products - covariance * shown / n, (clicked - mean * shown) / n), strict=True):
         np.add.at(part, context, values)
     of_covariance, of_mean = summed
-    if not covariance[0] > np.sqrt(WEAK * (of_covariance[:, 0] ** 2).sum()):
-        return None
-    slope = covariance / covariance[0]
-    of_slope = (of_covariance - slope * of_covariance[:, :1]) / covariance[0]
-    intercept = mean - slope * mean[0]
-    of_intercept = of_mean - slope * of_mean[:, :1] - mean[0] * of_slope
-    share = intercept / mean
-    of_share = (of_intercept - share * of_mean) / mean
-    influence = np.stack([of_slope, of_intercept, of_share], axis=2)
     return [
-        Line(float(slope[place]), float(intercept[place]), float(share[place]), influence[:, place])
+        _line(
+            *(covariance[0], covariance[place], mean[0], mean[place]),
+            np.column_stack([of_covariance[:, [0, place]], of_mean[:, [0, place]]]),
+        )
         for place in range(1, n_positions)
     ]
 
@@ -558,7 +618,8 @@ def by_trust(counts: pl.DataFrame, lines: list[Line] | None) -> Propensities:
             "too few suggestions were shown at two places, or too few times, to tell trust from attention: give a "
             "larger log, or take the propensities by pbm"
         )
-    zeros = [0.0, *(-line.intercept / line.slope for line in lines)]  # chances at the top of what is not clicked there
+    # Chances at the top of what is not clicked at each place.
+    zeros = [0.0, *(-line.intercept / line.slope.value for line in lines)]
     return found._replace(
         trust=tuple(float(slope * (max(zeros) - zero)) for slope, zero in zip(found.values, zeros, strict=True)),
         average=tuple(by_position_based_model(counts).values),
@@ -569,9 +630,9 @@ def _slopes(lines: list[Line] | None) -> Propensities | None:
     """The slopes of the lines with their intervals; None where they are unknown."""
     if lines is None:
         return None
-    values, halves = [1.0, *(line.slope for line in lines)], [0.0, *(Z_95 * line.errors[0] for line in lines)]
-    low, high = ([one + sign * half for one, half in zip(values, halves, strict=True)] for sign in (-1, 1))
-    found = Propensities(values, low, high)
+    bounds = [(1.0, 1.0), *(line.slope.interval() for line in lines)]
+    low, high = ([bound[side] for bound in bounds] for side in (0, 1))
+    found = Propensities([1.0, *(line.slope.value for line in lines)], low, high)
     return None if min(low) <= 0 or _unknown_places(found) else found
 
 
@@ -586,8 +647,12 @@ class _Estimate(NamedTuple):
 
     def with_interval(self) -> Propensities:
         """Clustered by context, for users of one conversation see the same; of few contexts, by the model."""
+        return _with_interval(self.logs, self.interval_variances())
+
+    def interval_variances(self) -> np.ndarray:
+        """``[k]``, of ``logs``."""
         many = len(self.contexts) >= MIN_CONTEXTS
-        return _with_interval(self.logs, (self.influence**2).sum(0) if many else self.variances)
+        return (self.influence**2).sum(0) if many else self.variances
 
     def times(self, other: _Estimate) -> _Estimate:
         """The estimate of the product, whose errors hang together."""
@@ -598,12 +663,13 @@ class _Estimate(NamedTuple):
         return _Estimate(self.logs + other.logs, contexts, influence, self.variances + other.variances)
 
 
-def by_cascade(counts: pl.DataFrame, order: str) -> Propensities:
+def by_cascade(counts: pl.DataFrame, order: str, users: pl.DataFrame | None = None) -> Propensities:
     """A user who reads from the top and may stop at a click: how often each place is reached.
 
     Where nothing above was clicked, a place is looked at as under the position-based model, so its examination is
     estimated from those shows alone. It is then looked at in that share of the shows in which nothing above was
-    clicked.
+    clicked. Those who read on are those who click less; by how much, ``users`` who come again tell
+    (:mod:`openrlhf_qs.clicks.reading_on`), and where they do not, the interval allows for it and a finding says so.
     """
     still_open = counts.with_columns(n_shown="n_open", n_clicked="n_first").filter(pl.col("n_shown") > 0)
     try:
@@ -612,12 +678,41 @@ def by_cascade(counts: pl.DataFrame, order: str) -> Propensities:
         if order == "chosen":
             raise
         found = None
-    # In a random order, click rates stand in where too little moved. They are a little low: conversations that are
-    # clicked more are less often still open.
+    # In a random order, click rates stand in where too little moved. They do not hold suggestions against themselves:
+    # that conversations which are clicked more are less often still open is then a part of how users differ.
+    within = True
     if order != "chosen" and (found is None or _unknown_places(found.with_interval())):
-        found = _click_rates(still_open)
-    reached = found.times(_rates(counts, "n_open", "n_shown"))
-    return reached.with_interval()._replace(unless_clicked=tuple(np.exp(found.logs).tolist()))
+        found, within = _click_rates(still_open), False
+    is_open = _rates(counts, "n_open", "n_shown")
+    reached = found.times(is_open)
+    uncorrected = reached.with_interval()
+    places = {"unless_clicked": tuple(np.exp(found.logs).tolist()), "average": tuple(uncorrected.values)}
+    shown = counts.group_by("position").agg(pl.col("n_clicked", "n_shown").sum()).sort("position")
+    rate = ((shown["n_clicked"] + 1) / (shown["n_shown"] + 2)).to_numpy()
+    attraction = np.clip(rate / np.exp(reached.logs), 1e-4, 0.9)
+    less = None if users is None else reading_on(users, np.exp(reached.logs), np.exp(is_open.logs), within)
+    if less is not None and not _unknown_places(_with_interval(less.logs, less.variances)):
+        # What attracts less is clicked less again, where users differ in log-odds; if they do not, it is not. The
+        # intervals hold both.
+        at_place = less.logs * (1 - attraction) / (1 - attraction[0])
+        variances = reached.interval_variances() + less.variances
+        ways = [_with_interval(reached.logs - logs, variances) for logs in (at_place, less.logs)]
+        low, high = (side([way[n] for way in ways], axis=0).tolist() for n, side in ((1, np.min), (2, np.max)))
+        numbers = ", ".join(f"{one:.2f}" for one in np.exp(at_place[1:]))
+        finding = (
+            f"by their other turns, those who read on to lower places click {numbers} times as often as all users "
+            "would: so much more are these places looked at than clicks there say"
+        )
+        return ways[0]._replace(low=low, high=high, findings=(finding,), **places)
+    allowed = if_users_differ(attraction, DIFFER)
+    high = (np.array(uncorrected.high) / np.exp(allowed)).tolist()
+    more = ", ".join(f"{one:.2f}" for one in np.exp(-allowed[1:]))
+    finding = (
+        "too few users come again to tell how much they differ, and those who read on are those who click less: if "
+        f"users differ by a deviation of {DIFFER:g} in log-odds, lower places are looked at {more} times as often, "
+        "which the intervals hold; give user_id in more rows"
+    )
+    return uncorrected._replace(high=high, findings=(finding,), **places)
 
 
 def by_click_rates(counts: pl.DataFrame) -> Propensities:

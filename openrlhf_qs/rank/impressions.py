@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from openrlhf_qs.clicks.click_log import read_click_log
-from openrlhf_qs.clicks.propensity import estimate, shown_counts
+from openrlhf_qs.clicks.propensity import estimate_log
 from openrlhf_qs.files.whole import json_lines, raise_problems, short
 from openrlhf_qs.form.prompt import Message
 
@@ -287,5 +287,5 @@ def _examination(rows: pl.DataFrame, method: str) -> tuple[np.ndarray, tuple[str
     n_places = int(rows["clicks"].list.len().max())
     if some is shuffled and method == "auto":
         method = "ctr"  # exact where the order is random, and needs no model of how clicks come about
-    found = estimate(shown_counts(with_context), method, n_positions=n_places)
-    return np.array(found.values), tuple(found.findings)
+    found = estimate_log(with_context, method, n_places)
+    return np.array(found.looks), tuple(found.findings)

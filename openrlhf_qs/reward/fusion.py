@@ -370,8 +370,9 @@ def _click_pairs(
     within = suggestion_pairs(log, places, readable)
     parts, values = stack(raw, names), suggestion_values(composite, logged, raw, np.unique(within.row), names)
     differences = [values[row][c] - values[row][r] for row, c, r in zip(*within[:3], strict=True)]
+    looks = places["propensities"] if any(places["trust"]) else places["average"] or places["propensities"]
     clicks = [
-        sum(click * inverse_propensity(p) for click, p in zip(some, places["propensities"], strict=False))
+        sum(click * inverse_propensity(p) for click, p in zip(some, looks, strict=False))
         for some in log["clicks"].to_list()
     ]
     chosen, rejected, weight, across = impression_pairs(asked, clicks, topic, n_others=len(within.row))
@@ -419,10 +420,10 @@ def _passed(raw: Mapping[str, Tensor], gates: Sequence[str]) -> np.ndarray:
 
 def _places(args: argparse.Namespace, log: pl.DataFrame) -> dict[str, list[float]]:
     """What each place does to clicks, by the names in log.json: ``propensities`` and those of ``PLACES``."""
-    from openrlhf_qs.clicks.propensity import PLACES, estimate, shown_counts
+    from openrlhf_qs.clicks.propensity import PLACES, estimate_log
 
     if not args.propensities:
-        found = estimate(shown_counts(log))
+        found = estimate_log(log)
         return {"propensities": list(found.values)} | {name: list(getattr(found, name)) for name in PLACES}
     try:
         found = json.loads(Path(args.propensities).read_text())
