@@ -34,13 +34,12 @@ def buckets(tokens: Sequence[int], turn_end_id: int, n_buckets: int) -> np.ndarr
     own = said[-1][said[-1] != turn_end_id] if said else ids
     answer, question = (np.unique(said[-n]) if len(said) >= n else ids[:0] for n in (2, 3))
     once = np.unique(own)
-    asked = np.intersect1d(once, question)
     found = [
         _key(_TOKEN, once),
         _key(_FOLLOWING, own[:-1], own[1:]),
         _key(_CROSS, once[:, None], question[None, :]).ravel(),
-        _key(_IN_QUESTION, asked),
-        _key(_IN_ANSWER, np.intersect1d(once, answer)),
+        _key(_IN_QUESTION, np.intersect1d(once, question, assume_unique=True)),
+        _key(_IN_ANSWER, np.intersect1d(once, answer, assume_unique=True)),
     ]
     return np.unique(np.concatenate(found) % np.uint64(n_buckets)).astype(np.int64)
 

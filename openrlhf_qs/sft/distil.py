@@ -216,17 +216,20 @@ def sample_here(
 def sample_on_ray(
     sampler: type[Sampler], options: Options, chunks: Sequence[Mapping[str, list[Message]]], seed: int, n_shards: int
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """The rows of each chunk, as they are finished, from ``n_shards`` engines that take the next chunk when free."""
-    own_ray.prepare_environment(loopback=False)  # before the import, which reads whether a token is asked for
+    """The rows of each chunk, as they are finished, from ``n_shards`` engines. Which engine takes a chunk hangs on its
+    number alone: with the same seed all is sampled as before."""
+    own_ray.prepare_environment(loopback=n_gpus() == 0)  # before the import, which reads whether a token is asked for
     import ray
-    from ray.util import ActorPool
 
     if not ray.is_initialized():
         own_ray.start()
     on_gpus = ray.cluster_resources().get("GPU", 0) > 0
     actor = ray.remote(num_cpus=1, num_gpus=options.tensor_parallel_size if on_gpus else 0)(sampler)
-    pool = ActorPool([actor.remote(options, seed + shard) for shard in range(n_shards)])
-    yield from pool.map_unordered(lambda engine, chunk: engine.rows.remote(chunk), chunks)
+    engines = [actor.remote(options, seed + shard) for shard in range(n_shards)]
+    waiting = [engines[number % n_shards].rows.remote(chunk) for number, chunk in enumerate(chunks)]
+    while waiting:
+        finished, waiting = ray.wait(waiting)
+        yield from ray.get(finished)
 
 
 def shards_at_hand(tensor_parallel_size: int) -> int:
