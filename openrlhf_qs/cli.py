@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -231,8 +232,15 @@ def _say_what_there_is(parser: argparse.ArgumentParser, argv: Sequence[str]) -> 
     typed = " ".join(argv[:2]) if _is_word(argv[1:]) else argv[0]
     family = [name for name in TOOLS if name.startswith(f"{argv[0]} ")]
     if family and typed == argv[0] and argv[0] not in OPENRLHF:
-        listed = "".join(f"\n  {name:<24}{TOOLS[name][1]}" for name in family)
-        parser.error(f"{argv[0]} what? There is{listed}")
+        indent = " " * (max(map(len, family)) + 4)
+        width = shutil.get_terminal_size().columns
+        listed = [
+            textwrap.fill(
+                TOOLS[name][1], width, initial_indent=f"  {name}".ljust(len(indent)), subsequent_indent=indent
+            )
+            for name in family
+        ]
+        parser.error("\n".join([f"{argv[0]} what? There is", *listed]))
     near = difflib.get_close_matches(typed, family or COMMANDS, n=1, cutoff=0.6) or difflib.get_close_matches(
         argv[0], COMMANDS, n=1
     )

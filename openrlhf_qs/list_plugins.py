@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from openrlhf_qs.registry import (
     BUILT_IN,
     KINDS,
+    add_plugin_arguments,
     all_names,
     check_options,
     load_plugins,
@@ -25,18 +26,13 @@ from openrlhf_qs.registry import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="show the options of this plugin")
     parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; repeatable"
-    )
-    parser.add_argument(
         "--check",
         action="append",
         default=[],
         metavar="KIND=NAME,NAME",
         help="print nothing, and fail where one of these is not there or an --option does not fit; repeatable",
     )
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME.OPTION=VALUE", help="of --check; repeatable"
-    )
+    add_plugin_arguments(parser, options="of --check")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ registers on import), or from a Python file named on the command line. :func:`lo
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.metadata
 import importlib.util
@@ -357,6 +358,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence on a name that is not known, empty where none is near."""
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def add_plugin_arguments(
+    parser: argparse.ArgumentParser, registers: str = "plugins", options: str = "of a plugin"
+) -> None:
+    """``--plugin`` and ``--option``, for :func:`load_plugins` and :func:`parse_options`; ``options`` says of what."""
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help=f"registers {registers}; repeatable"
+    )
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME.OPTION=VALUE", help=f"{options}; repeatable"
+    )
 
 
 def load_plugins(files: Sequence[str | Path] = ()) -> None:

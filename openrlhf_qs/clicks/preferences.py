@@ -302,6 +302,8 @@ def preference_rows(table: pl.DataFrame) -> Iterator[dict[str, Any]]:
 def read_preferences(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a file, with and without pairs. ValueError names the first 20 bad ones."""
     rows = read_json_lines(path)
+    if rows and not any("pairs" in row for row in rows):
+        raise ValueError(f"{path}: no row has pairs; `openrlhf-qs data` makes preferences of a click log")
     check_preferences(rows, lambda number: f"{path}:{number}")
     return rows
 
@@ -337,8 +339,7 @@ def preference_problems(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         if values is not None and not (len(values) == len(suggestions) and all(map(_is_finite, values))):
             return [("", f"{name} {short(values)} for {len(suggestions)} suggestions; give a number for each")]
     if not isinstance(row.get("pairs"), list):
-        made = "; `openrlhf-qs data` makes preferences of a click log" if "pairs" not in row else ""
-        return [("", f"pairs {short(row.get('pairs'))}; give a list, which may be empty{made}")]
+        return [("", f"pairs {short(row.get('pairs'))}; give a list, which may be empty")]
     found = ((n, pair_problem(pair, suggestions)) for n, pair in enumerate(row["pairs"], start=1))
     return [(f"pair {n}: ", what) for n, what in found if what]
 

@@ -66,7 +66,7 @@ from openrlhf_qs.form.keys import conversation_key, text_key
 from openrlhf_qs.form.task import read_task
 from openrlhf_qs.garm.eval import load_on_device
 from openrlhf_qs.models.embedder import load_embedder
-from openrlhf_qs.registry import load_plugins, parse_options
+from openrlhf_qs.registry import add_plugin_arguments, load_plugins, parse_options
 
 MOST_CLICKED = "most_clicked"
 
@@ -83,16 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the users of the A/B test: a registered judge, or a Python file that registers one; default none: "
         "no A/B test, the held-out clicks alone",
     )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME.OPTION=VALUE",
-        help="option of a plugin, as in openai_endpoint.model=qwen3; may be repeated",
-    )
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; repeatable"
-    )
+    add_plugin_arguments(parser, options="of a plugin, as in openai_endpoint.model=qwen3")
     parser.add_argument(
         "--n_users",
         type=int,

@@ -37,7 +37,7 @@ STAGES = {
     "data": "The click log, split by conversation into training rows, preference pairs and held-out impressions.",
     "distil": "A teacher of single suggestions, and what it would suggest.",
     "sft": "The policy learns to write suggestions from what was clicked.",
-    "garm": "The Gaussian reward model learns from pairs which suggestion is preferred, and how sure that is.",
+    "garm": "The reward model learns from clicks how good a suggestion is, and how far users differ on it.",
     "fusion": "The weights of the parts of the composite reward. Each part is normalised by its mean and std first.",
     "rft": "The policy is taught the best that differ of the suggestions in its own samples.",
     "grpo": "The policy is trained on the composite reward, against its own other responses to the same prompt.",
@@ -166,7 +166,14 @@ def _data(run: RunFolder) -> list[dict]:
     if facts is None:
         return []
     log = {name: value for name, value in facts.get("log", facts).items() if not isinstance(value, Mapping | list)}
-    rows = [[name.removeprefix("n_").replace("_", " "), plain(value)] for name, value in log.items()]
+    shares = {"clicked_share": "impressions with a click", "ctr": "clicks per suggestion shown"}
+    rows = [
+        [
+            shares.get(name) or name.removeprefix("n_").replace("_", " "),
+            f"{value:.1%}" if name in shares else plain(value),
+        ]
+        for name, value in log.items()
+    ]
     rows += [["rows in " + name, plain(n)] for name, n in facts.get("written", {}).items()]
     return [
         _table(["", ""], rows),

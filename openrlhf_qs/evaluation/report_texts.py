@@ -58,7 +58,7 @@ def over_training(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     def of(row: Mapping[str, Any], name: str) -> dict[str, Any]:
         total = sum(value or 0.0 for value in row["weighted"].values())
         arm = {**row, "parts": row["weighted"]}
-        return column(name, colors[row["step"]], f"reward {total:+.2f}", arm, unit)
+        return column(name, colors[row["step"]], f"reward {total:+z.2f}", arm, unit)
 
     prompts: dict[str, list] = {}
     for row in rows:
@@ -114,14 +114,14 @@ def column(
                 "text": text,
                 "clicked": text in clicked,
                 "new": is_new,
-                "garm": "" if score is None else f"GaRM {score[0]:+.2f} ± {score[1]:.2f}",
+                "garm": "" if score is None else f"GaRM {score[0]:+z.2f} ± {score[1]:.2f}",
             }
             for text, score, is_new in zip(arm["suggestions"], garm, new, strict=True)
         ],
         "parts": [
             {
                 "name": part,
-                "shown": "failed" if value is None else f"{value:+.2f}",
+                "shown": "failed" if value is None else f"{value:+z.2f}",
                 "minus": (value or 0.0) < 0,
                 "width": round(100 * abs(value or 0.0) / unit, 1),
             }

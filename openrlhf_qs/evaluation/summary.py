@@ -78,8 +78,8 @@ def answer(metrics: Mapping[str, Any]) -> str:
     word = "surely more" if low > 0 else "surely fewer" if high < 0 else "no sure difference"
     start = ""
     if over := metrics["lift_ci95"].get(f"{LAST_POLICY}_over_{START}"):
-        than = "fewer" if over[0] > 0 else "more" if over[1] < 0 else "no sure difference"
-        start = f" Under {START}, from which it starts, {ab[START]['ctr']:.1%} do: {than}."
+        than = "surely fewer" if over[0] > 0 else "surely more" if over[1] < 0 else "no sure difference"
+        start = f" Under {START}, from which it starts, it is {ab[START]['ctr']:.1%}: {than}."
     ceiling = f" The most that these users can be made to click is {ab[CEILING]['ctr']:.1%}." if CEILING in ab else ""
     return (
         f"{rate}, {ab[baseline]['ctr']:.1%} under the strongest baseline, {baseline}: {word} ({value:+.1%}, 95 % "
@@ -169,10 +169,10 @@ def changes(metrics: Mapping[str, Any], before: str = "sft", after: str = LAST_P
     ``after``, ``kind`` (good, bad, muted), ``word``."""
     rows, ab, quality = [], metrics.get("ab", {}), metrics.get("quality", {})
     if before in ab and after in ab:
-        interval = metrics.get("lift_ci95", {}).get(f"{after}_over_{before}") or [0, 0]
-        kind = "good" if interval[0] > 0 else "bad" if interval[1] < 0 else "muted"
-        word = {"good": "better", "bad": "worse", "muted": "no sure change"}[kind]
-        rows.append(("users who click", f"{ab[before]['ctr']:.1%}", f"{ab[after]['ctr']:.1%}", kind, word))
+        interval = metrics.get("lift_ci95", {}).get(f"{after}_over_{before}")
+        rows.append(
+            ("users who click", f"{ab[before]['ctr']:.1%}", f"{ab[after]['ctr']:.1%}", *_verdict(interval, True))
+        )
     changed = metrics.get("quality_change", {})
     intervals = changed["ci95"] if (changed.get("before"), changed.get("after")) == (before, after) else {}
     if before in quality and after in quality:
@@ -180,10 +180,15 @@ def changes(metrics: Mapping[str, Any], before: str = "sft", after: str = LAST_P
             was, now = quality[before].get(key), quality[after].get(key)
             if was is None or now is None:
                 continue
-            low, high = intervals.get(key, (0.0, 0.0))
-            kind = "muted"
-            if low > 0 or high < 0:
-                kind = "good" if (low > 0) == more_is_better else "bad"
-            word = {"good": "better", "bad": "worse", "muted": "no sure change"}[kind]
-            rows.append((name, format(was, spec), format(now, spec), kind, word))
+            rows.append((name, format(was, spec), format(now, spec), *_verdict(intervals.get(key), more_is_better)))
     return [dict(zip(("name", "before", "after", "kind", "word"), row, strict=True)) for row in rows]
+
+
+def _verdict(interval: Sequence[float] | None, more_is_better: bool) -> tuple[str, str]:
+    """Kind and word of a change with this 95 % interval; without one, as where an earlier version evaluated, none."""
+    if interval is None:
+        return "muted", "not compared"
+    low, high = interval
+    if low <= 0 <= high:
+        return "muted", "no sure change"
+    return ("good", "better") if (low > 0) == more_is_better else ("bad", "worse")

@@ -47,7 +47,7 @@ def read_json_lines(path: str | Path) -> list[dict]:
 def json_lines(path: str | Path) -> Iterator[dict]:
     """The same, row by row."""
     if not Path(path).is_file():
-        raise ValueError(f"{path} does not exist: run the stage that writes it first")
+        raise ValueError(f"{path} does not exist; where a stage of the run writes it, run that first")
     n_rows = 0
     open_text = gzip.open if Path(path).suffix == ".gz" else open
     with open_text(path, "rt", encoding="utf-8") as file:

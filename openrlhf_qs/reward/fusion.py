@@ -29,7 +29,7 @@ from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import Task, read_task
 from openrlhf_qs.models.reference import reference_log_ppl, reference_tokens
-from openrlhf_qs.registry import FUSIONS, REWARDS, load_plugins, parse_options
+from openrlhf_qs.registry import FUSIONS, REWARDS, add_plugin_arguments, load_plugins, parse_options
 from openrlhf_qs.reward.fusion_data import FusionData, impression_pairs, suggestion_pairs, topics
 from openrlhf_qs.reward.hacked import hacked_responses
 from openrlhf_qs.reward.normalisation import NORMALISATIONS
@@ -78,10 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n_max", type=int, default=4000, help="impressions at most, the first ones; default 4000")
     parser.add_argument("--out", required=True, metavar="FILE", help="weights.json")
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; repeatable"
-    )
-    parser.add_argument("--option", action="append", default=[], metavar="NAME.OPTION=VALUE", help="repeatable")
+    add_plugin_arguments(parser, options="of a part, as in ood.threshold=3")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import check_conversation
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import Task
+from openrlhf_qs.registry import add_plugin_arguments, load_plugins, parse_options
 
 N_SHOWN = 5  # responses in the table, the first ones
 
@@ -36,15 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n_suggestions", type=int, default=3, help="that a response is to have, 1 to 8; default 3")
     parser.add_argument("--out", default="", metavar="FILE", help=".jsonl, .csv or .parquet to write; default: none")
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; repeatable"
-    )
-    parser.add_argument("--option", action="append", default=[], metavar="NAME.OPTION=VALUE", help="repeatable")
+    add_plugin_arguments(parser, options="of a part, as in ood.threshold=3")
 
 
 def run(args: argparse.Namespace) -> None:
     from openrlhf_qs.garm.score import read_rows, write_rows
-    from openrlhf_qs.registry import load_plugins, parse_options
     from openrlhf_qs.reward.composite import CompositeReward, read_weights
     from openrlhf_qs.reward.fusion import load_scorer
 
@@ -133,7 +130,8 @@ def _response(value: Any) -> str:
 def _suggestions(value: Any) -> list[str]:
     texts = _from_json(value)
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"no response, and suggestions {str(value)[:40]!r}; give a response or a list of suggestions")
+        found = "no suggestions" if value is None else f"suggestions {str(value)[:40]!r}"
+        raise ValueError(f"no response, and {found}; give a response or a list of suggestions")
     return texts
 
 
@@ -172,16 +170,16 @@ def show(responses: Sequence[str], scored, composite) -> None:
     def add_parts(number) -> None:
         for name, part in composite.parts.items():
             values = (number(scored.raw[name]), number(scored.normalised[name]), part.weight)
-            table.add_row(f"  {name}", *(f"{value:.3f}" for value in (*values, number(scored.weighted[name]))))
+            table.add_row(f"  {name}", *(f"{value:z.3f}" for value in (*values, number(scored.weighted[name]))))
         for name in composite.gates:
-            table.add_row(f"  {name}", f"{number(scored.raw[name]):.3f}", "", "gate", "")
+            table.add_row(f"  {name}", f"{number(scored.raw[name]):z.3f}", "", "gate", "")
         table.add_section()
 
     for n, response in enumerate(responses[:N_SHOWN]):
         mark = "closed" if scored.closed[n] else ""
-        table.add_row(" / ".join(response.split("\n")), "", "", mark, f"{scored.total[n].item():.3f}")
+        table.add_row(" / ".join(response.split("\n")), "", "", mark, f"{scored.total[n].item():z.3f}")
         add_parts(lambda value, n=n: value[n].item())
-    table.add_row(f"average of {len(responses)}", "", "", "", f"{scored.total.mean().item():.3f}")
+    table.add_row(f"average of {len(responses)}", "", "", "", f"{scored.total.mean().item():z.3f}")
     add_parts(lambda value: value.mean().item())
     print_table(table)
     print(f"gate closed: {int(scored.closed.sum())} of {len(responses)}")

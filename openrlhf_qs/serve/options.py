@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openrlhf_qs.form.task import RESPONSE_TOKENS
-from openrlhf_qs.registry import FILTERS, check_options, load_plugins, parse_options
+from openrlhf_qs.registry import FILTERS, add_plugin_arguments, check_options, load_plugins, parse_options
 from openrlhf_qs.serve.arms import Arm, check_shares
 from openrlhf_qs.serve.suggester import BatchedScorer, Suggester
 
@@ -44,12 +44,7 @@ def add_suggester_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--filter", default=FILTER, help=f"plugins, separated by commas, or none; default {FILTER}", metavar="NAMES"
     )
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="registers filters; repeatable"
-    )
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME.OPTION=VALUE", help="of a filter; repeatable"
-    )
+    add_plugin_arguments(parser, "filters", "of a filter")
     parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of one policy; default 1")
     parser.add_argument("--seed", type=int, default=0)
 

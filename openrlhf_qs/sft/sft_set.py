@@ -19,7 +19,7 @@ from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines, write_whole
 from openrlhf_qs.form.prompt import last_question
 from openrlhf_qs.form.task import SUGGEST, Task
-from openrlhf_qs.registry import SFT_DATASETS, check_options, load_plugins, parse_options
+from openrlhf_qs.registry import SFT_DATASETS, add_plugin_arguments, check_options, load_plugins, parse_options
 from openrlhf_qs.sft.candidates import shortened
 
 N_SAMPLES = 10  # assembled rows that the report shows with what they were chosen from
@@ -101,16 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sft_dataset", default="diverse", help="plugin that chooses them; default diverse")
     parser.add_argument("--n_suggestions", type=int, default=3, help="that a response has, 1 to 8; default 3")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME.OPTION=VALUE",
-        help="as in diverse.method=dpp; may be repeated",
-    )
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="registers plugins; may be repeated"
-    )
+    add_plugin_arguments(parser, options="of it, as in diverse.method=dpp")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -119,7 +110,11 @@ def run(args: argparse.Namespace) -> None:
     options = parse_options(args.option)
     check_options(options)
     choose = SFT_DATASETS.create(args.sft_dataset, **options.get(args.sft_dataset, {}))
-    assembled, report = assemble(choose, read_json_lines(args.file), Task(args.n_suggestions))
+    rows = read_json_lines(args.file)
+    try:
+        assembled, report = assemble(choose, rows, Task(args.n_suggestions))
+    except ValueError as error:
+        raise ValueError(f"{args.file}: {error}") from None
     out = Path(args.out)
     write_json_lines(out, assembled)
     write_report(out.with_suffix(".report.json"), {"sft_dataset": args.sft_dataset, "options": options, **report})

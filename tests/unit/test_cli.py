@@ -112,12 +112,14 @@ def test_the_command_alone_prints_its_help_in_groups(capsys):
 
 
 @pytest.mark.parametrize("family", ["benchmark", "log", "reward"])
-def test_the_first_word_of_a_family_alone_lists_it(capsys, family):
+def test_the_first_word_of_a_family_alone_lists_it(capsys, monkeypatch, family):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
         cli.main([family])
     shown = capsys.readouterr().err
     assert stop.value.code == 2
-    assert all(name in shown for name in cli.TOOLS if name.startswith(f"{family} "))
+    assert all(f"  {name}  " in shown for name in cli.TOOLS if name.startswith(f"{family} "))
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_assemble_says_why_it_assembles_no_single_suggestions(tmp_path, capsys):

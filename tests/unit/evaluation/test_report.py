@@ -290,6 +290,12 @@ def test_the_first_screen_says_what_came_out_under_which_conditions_and_what_got
     assert re.search(r"users who click</td><td>45.0%</td><td>58.0%</td><td class=\"good\">better", screen)
 
 
+def test_what_an_earlier_version_did_not_compare_is_not_called_unchanged(full_run, metrics):
+    metrics["quality"]["grpo"] = quality(near_duplicates=0.26)
+    screen = first_screen(write_report(full_run, metrics).read_text())
+    assert re.search(r"with near-duplicates</td><td>3.0%</td><td>26.0%</td><td class=\"muted\">not compared", screen)
+
+
 def test_a_reward_model_that_is_no_better_than_a_coin_on_what_the_policy_says_is_a_warning(full_run, metrics):
     figures = {"n_pairs": 900, "accuracy": 0.53, "accuracy_ci95": [0.52, 0.55], "nll": 0.72, "nll_ci95": [0.71, 0.73]}
     found = warnings(metrics | {"garm_on_policy": {"grpo": figures}})
@@ -303,9 +309,9 @@ def test_a_reward_model_that_is_no_better_than_a_coin_on_what_the_policy_says_is
 def test_what_the_policy_starts_from_stands_in_the_answer(metrics):
     metrics["ab"]["rft"] = ab(0.57, [0.3, 0.2, 0.1])
     metrics["lift"]["grpo_over_rft"], metrics["lift_ci95"]["grpo_over_rft"] = 0.018, [-0.01, 0.04]
-    assert "Under rft, from which it starts, 57.0% do: no sure difference." in answer(metrics)
+    assert "Under rft, from which it starts, it is 57.0%: no sure difference." in answer(metrics)
     metrics["lift_ci95"]["grpo_over_rft"] = [0.01, 0.04]
-    assert "57.0% do: fewer." in answer(metrics)
+    assert "it is 57.0%: surely fewer." in answer(metrics)
 
 
 def test_a_policy_that_loses_to_a_baseline_says_so_first_and_in_red(full_run, metrics):

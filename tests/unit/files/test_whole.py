@@ -82,7 +82,9 @@ def test_what_is_no_text_names_the_file(tmp_path):
 
 
 def test_a_missing_file_says_which_stage_is_due(tmp_path):
-    with pytest.raises(ValueError, match="rows.jsonl does not exist: run the stage that writes it first"):
+    with pytest.raises(
+        ValueError, match="rows.jsonl does not exist; where a stage of the run writes it, run that first"
+    ):
         read_json_lines(tmp_path / "rows.jsonl")
 
 
