@@ -11,12 +11,12 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${INTENTS:=}"              # knowledge base: JSON Lines of id and text; empty with CLICK_LOG empty: the simulated one
 : "${N_VISITS:=40000}"        # of the simulated log, where $CLICK_LOG is empty
-: "${N_ASKED:=8000}"          # visits of training that get a query, of the ranker's half; 0: all of it
+: "${N_ASKED:=4000}"          # visits of training that get a query, of the ranker's half; 0: all of it
 : "${ENCODER:=words}"         # of texts in the ranker: words (hashed), minilm, a sentence-transformers model
 : "${ROUNDS:=2}"              # of the closed loop: ranker, reasoner, ranker on the new queries
 : "${ALIGN:=sft}"             # what the ranker's gain does in a round: sft (the best of N queries are taught), dpo (best
                               # against worst), grpo (it is the reward); several, separated by spaces, are compared
-: "${ALIGN_SAMPLES:=8}"       # queries a visit, of which the best is taught; the group of GRPO
+: "${ALIGN_SAMPLES:=4}"       # queries a visit, of which the best is taught; the group of GRPO
 : "${ALIGN_TEMPERATURE:=1.0}" # that they are sampled at
 : "${ALIGN_STEPS:=40}"        # of GRPO, a round
 : "${ALIGN_PROMPTS:=32}"      # visits a step of GRPO
@@ -24,12 +24,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${CONTROLS:=0}"            # 1: also a round taught by shuffled gains, and queries of an untrained reasoner
 : "${REASON_SAVE_STEPS:=100}" "${ALIGN_SAVE_STEPS:=100}"   # steps between checkpoints
 : "${QUERY_TOKENS:=24}"       # tokens that a query may have
-: "${QUERY_SAMPLES:=8}"       # queries of a visit that the ranker reads together: what it might be about, and how likely
+: "${QUERY_SAMPLES:=4}"       # queries of a visit that the ranker reads together: what it might be about, and how likely
 if [ "$FORM" = gpu ]; then
    : "${REASON_BATCH:=256}" "${REASON_MICRO_BATCH:=8}" "${REASON_EPOCHS:=2}" "${REASON_LR:=1e-5}"
    : "${ALIGN_BATCH:=256}" "${ALIGN_MICRO_BATCH:=8}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-6}" "${DPO_LR:=5e-7}" "${GRPO_LR:=1e-6}"
 else
-   : "${REASON_BATCH:=16}" "${REASON_EPOCHS:=8}" "${REASON_LR:=4e-3}"   # from no training at all: many small steps at a high rate
+   : "${REASON_BATCH:=16}" "${REASON_EPOCHS:=6}" "${REASON_LR:=4e-3}"   # from no training at all: many small steps at a high rate
    : "${ALIGN_BATCH:=32}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-4}" "${DPO_LR:=5e-5}" "${GRPO_LR:=2e-4}"
 fi
 STAGES=(intents rank reason align foresee)

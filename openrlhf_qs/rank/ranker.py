@@ -34,7 +34,9 @@ names the very best intent is worth half as much (docs/RGALIGN.md has the figure
 the position-based model's likelihood, whose clicks of different places are independent; ListNet's top-one
 cross-entropy (Cao et al. 2007), which is the KL divergence from the clicks but for a constant, over what was shown;
 and over all intents, with the share :math:`p_i` of the shows that were intent i's added to its score, as for a sampled
-softmax: an intent that was never shown is not disliked for it.
+softmax: an intent is not disliked for being shown seldom. One that was never shown is not in the sum: a small share in
+place of none would not do, for Adam makes of a small gradient as large a step as of a large one, so what can only lose
+goes down all the time.
 
 Plain torch, because the whole is eighty lines of it and the loss is none that a library of recommenders has.
 """
@@ -60,6 +62,7 @@ MAX_WEIGHT = 5.0  # of a click, in clicks at the top, as for the pairs of the re
 N_BUCKETS = 1024  # of the encoder `words`
 MAX_STEPS = 5000  # of a training: a million impressions, of 930 batches, are gone through five times and not twenty
 SHARPNESS = 30.0  # of a query's look-up, a cosine of 1
+LINES_AT_ONCE = 4096  # whose vectors are in memory at one time
 
 
 class Encoder:
@@ -105,17 +108,40 @@ class Vectors:
 
 
 class Lines(NamedTuple):
-    """The features in words of some users.
+    """Different lines of features, looked up in a knowledge base; no weight of the ranker is in it.
 
     Attributes:
-        vectors: ``[t, encoder.dim]``, of the different lines.
+        alike: ``[t, intents]``, cosines.
+        more: ``[t, intents]``, log(1 + e) of the module; both are 0 for a line without a word.
         of_feature: ``[t]``, which feature's each is.
-        numbers: ``[batch, features]``, which line each user has there.
     """
 
-    vectors: Tensor
+    alike: Tensor
+    more: Tensor
     of_feature: Tensor
-    numbers: Tensor
+
+    def of(self, numbers: Tensor) -> tuple[Lines, Tensor]:
+        """Those of some users alone, and which of them each user has, both ``[batch, features]``."""
+        is_there = torch.zeros(len(self.of_feature), dtype=torch.bool)
+        is_there[numbers] = True
+        return Lines(*(of[is_there] for of in self)), (is_there.cumsum(0) - 1)[numbers]
+
+    def __add__(self, others: Lines) -> Lines:
+        return Lines(*(torch.cat(pair) for pair in zip(self, others, strict=True)))
+
+
+class Base(NamedTuple):
+    """A knowledge base as the ranker reads it.
+
+    Attributes:
+        ids: ``[intents]``, :meth:`Ranker.intent_ids`.
+        texts: ``[intents, encoder.dim]``.
+        lines: those of every value that training had, by their number in ``Ranker.features``; None without words.
+    """
+
+    ids: Tensor
+    texts: Tensor
+    lines: Lines | None
 
 
 class Queries(NamedTuple):
@@ -148,7 +174,7 @@ class Ranker(nn.Module):
     ) -> None:
         super().__init__()
         self.codes, self.intents, self.encoder, self.words = codes, intents, Encoder(encoder), words
-        self.encoded: tuple = (None, None, None)  # the knowledge base that was asked for last
+        self.asked_last: tuple[Intents, Base] | None = None
         self.settings = {"encoder": encoder, "words": words, "dim": dim, "seed": seed}
         sizes = codes.sizes
         with torch.random.fork_rng(devices=[]):
@@ -186,30 +212,46 @@ class Ranker(nn.Module):
         number = {pair: n for n, pair in enumerate(zip(self.intents.ids, self.intents.texts, strict=True), start=1)}
         return torch.tensor([number.get(pair, 0) for pair in zip(intents.ids, intents.texts, strict=True)])
 
+    def base(self, intents: Intents) -> Base:
+        """A knowledge base, looked up once: the last one is kept."""
+        if self.asked_last is None or self.asked_last[0] != intents:
+            texts = self.known_texts if intents == self.intents else self.encoder(intents.texts)
+            lines = self.looked_up(*self.known_lines, texts) if self.words else None
+            self.asked_last = intents, Base(self.intent_ids(intents), texts, lines)
+        return self.asked_last[1]
+
     def forward(
-        self, codes: Tensor, ids: Tensor, texts: Tensor, lines: Lines | None = None, queries: Queries | None = None
+        self,
+        codes: Tensor,
+        base: Base,
+        lines: tuple[Lines, Tensor] | None = None,
+        queries: Queries | None = None,
+        ids: Tensor | None = None,
     ) -> Tensor:
         """Scores ``[batch, intents]``, log-odds of a click on what is looked at.
 
         Args:
             codes: ``[batch, features]``.
-            ids, texts: ``[intents]`` and ``[intents, encoder.dim]``.
+            lines: of :meth:`lines`.
+            ids: ``[intents]``, in place of those of ``base``: training hides some.
         """
+        ids, texts = base.ids if ids is None else ids, base.texts
         u = self.user_out(self.user(self.features(codes + self.offsets).flatten(1)))
         z = self.text(texts) + self.ids(ids)
         scores = (self.text_bias(texts) + self.ids_bias(ids)).squeeze(-1).expand(len(codes), -1)
         if lines is not None:
-            alike, more = self.look_up(lines.vectors, texts)
-            of_words, of_intent = self.line_words(z).T[lines.of_feature], self.line_intent(z).T[lines.of_feature]
-            there = lines.vectors.abs().sum(-1, keepdim=True) > 0
-            near = there * (of_words * 4 * alike + of_intent * more.log1p())
-            scores = scores + nn.functional.embedding_bag(lines.numbers, near, mode="sum")
+            (alike, more, of_feature), numbers = lines
+            of_words, of_intent = self.line_words(z).T[of_feature], self.line_intent(z).T[of_feature]
+            near = of_words * 4 * alike + of_intent * more
+            scores = scores + nn.functional.embedding_bag(numbers, near, mode="sum")
         if queries is not None:
-            alike, more = (queries.share @ one for one in self.look_up(queries.vectors, texts))
+            alike, more = self.look_up(queries.vectors, texts)
             known = self.known_texts
-            p = queries.share @ self.look_up(queries.vectors, known)[1] / len(known)
+            of_known = more if texts is known else self.look_up(queries.vectors, known)[1]
+            p = queries.share @ of_known / len(known)
             z_known = z if texts is known else self.text(known) + self.ids.weight[1:]
             there = queries.share.sum(-1, keepdim=True)
+            alike, more = queries.share @ alike, queries.share @ more
             # 4, so that a step of Adam is one in the log-odds
             scores = scores + there * (self.same_words * 4 * alike + self.same_intent * more.log1p())
             q = queries.share @ self.query(queries.vectors) + there * self.meant(p @ z_known)
@@ -219,9 +261,20 @@ class Ranker(nn.Module):
     def look_up(self, vectors: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine ``[t, intents]`` of texts to those of the intents, and e of the module: over the mean of training's
         intents, so that no score hangs on which others there are."""
-        average = (SHARPNESS * vectors @ self.known_texts.T).logsumexp(-1, keepdim=True) - np.log(len(self.intents))
         alike = vectors @ texts.T
+        to_known = alike if texts is self.known_texts else vectors @ self.known_texts.T
+        average = (SHARPNESS * to_known).logsumexp(-1, keepdim=True) - np.log(len(self.intents))
         return alike, (SHARPNESS * alike - average).exp()
+
+    def looked_up(self, vectors: Vectors, of_feature: Tensor, texts: Tensor) -> Lines:
+        """Lines by their vectors ``[t, encoder.dim]``, some at a time."""
+        alike, more = torch.zeros(2, len(of_feature), len(texts)).unbind()
+        for rows in torch.arange(len(of_feature)).split(LINES_AT_ONCE):
+            some = vectors[rows]
+            is_there = some.any(-1, keepdim=True)
+            cosine, times = self.look_up(some, texts)
+            alike[rows], more[rows] = is_there * cosine, is_there * times.log1p()
+        return Lines(alike, more, of_feature)
 
     @cached_property
     def known_texts(self) -> Tensor:
@@ -237,22 +290,22 @@ class Ranker(nn.Module):
             of_feature += [feature] * len(known)
         return self.encoder.kept(texts), torch.tensor(of_feature)
 
-    def lines(self, codes: Tensor, features: Sequence[Mapping[str, Any]] = ()) -> Lines:
-        """The lines of ``codes`` ``[batch, features]``; with ``features`` also of values that training had not."""
-        vectors, of_feature = self.known_lines
-        numbers, new = codes + self.offsets, {}
+    def lines(self, codes: Tensor, base: Base, features: Sequence[Mapping[str, Any]] = ()) -> tuple[Lines, Tensor]:
+        """The lines of ``codes`` ``[batch, features]``, and which each user has; with ``features`` also of values that
+        training had not."""
+        numbers, new, n_known = codes + self.offsets, {}, len(base.lines.of_feature)
         if len(features):
             for row, feature in (codes == 0).nonzero().tolist():
                 text = self.codes.line(feature, features[row])
                 if text:
-                    numbers[row, feature] = len(of_feature) + new.setdefault((feature, text), len(new))
-        distinct, numbers = numbers.unique(return_inverse=True)
-        known = distinct[distinct < len(of_feature)]
-        found, whose = vectors[known], of_feature[known]
-        if new:
-            found = torch.cat([found, self.encoder([text for _, text in new])])
-            whose = torch.cat([whose, torch.tensor([feature for feature, _ in new])])
-        return Lines(found, whose, numbers)
+                    numbers[row, feature] = n_known + new.setdefault((feature, text), len(new))
+        if not new:
+            return base.lines.of(numbers)
+        is_new = numbers >= n_known
+        known, of_known = base.lines.of(numbers.where(~is_new, self.offsets.expand_as(numbers)))
+        whose, texts = zip(*new, strict=True)
+        found = self.looked_up(self.encoder.kept(texts), torch.tensor(whose), base.texts)
+        return known + found, of_known.where(~is_new, numbers - n_known + len(known.of_feature))
 
     @torch.no_grad()
     def scores(
@@ -269,22 +322,20 @@ class Ranker(nn.Module):
             queries: ``[n]``, of each user a list, empty where there is none; None is none at all.
         """
         self.eval()
-        intents = self.intents if intents is None else intents
-        if intents != self.encoded[0]:
-            self.encoded = intents, self.intent_ids(intents), self.encoder(intents.texts)
-        _, ids, texts = self.encoded
+        base = self.base(self.intents if intents is None else intents)
+        n_intents = len(base.ids)
         found = []
         for start in range(0, len(features), batch_size):
             rows = range(start, min(start + batch_size, len(features)))
             part = [features[row] for row in rows]
             codes = torch.from_numpy(self.codes(part)).long()
-            lines = self.lines(codes, part) if self.words else None
+            lines = self.lines(codes, base, part) if self.words else None
             asked = None
             if queries is not None:
                 distinct, numbers = numbered([queries[row] for row in rows])
                 asked = queries_of(numbers, self.encoder.kept(distinct))
-            found.append(self(codes, ids, texts, lines, asked) * self.scale[0] + self.scale[1])
-        return torch.cat(found).numpy() if found else np.zeros((0, len(intents)), dtype=np.float32)
+            found.append(self(codes, base, lines, asked) * self.scale[0] + self.scale[1])
+        return torch.cat(found).numpy() if found else np.zeros((0, n_intents), dtype=np.float32)
 
     def save(self, folder: str | Path) -> None:
         """Write the ranker into ``folder``, its settings last."""
@@ -371,23 +422,21 @@ def train_ranker(
     codes = FeatureCodes.of(log.features)
     ranker = Ranker(codes, intents, encoder, words, dim, seed)
     table = torch.from_numpy(codes(log.features))
-    texts, ids = ranker.known_texts, ranker.intent_ids(intents)
+    base = ranker.base(intents)
     if queries is not None:
         distinct, numbers = numbered(queries)
         vectors = ranker.encoder.kept(distinct)
 
-    def scores_of(rows: Tensor, ids: Tensor, dropout: float = 0.0) -> Tensor:
+    def scores_of(rows: Tensor, ids: Tensor | None = None, dropout: float = 0.0) -> Tensor:
         some, asked = table[rows].long(), None
         if queries is not None:
             asked = queries_of(numbers[rows] * (torch.rand(len(rows), 1) >= dropout), vectors)
-        return ranker(some, ids, texts, ranker.lines(some) if words else None, asked)
+        return ranker(some, base, ranker.lines(some, base) if words else None, asked, ids)
 
     shown, clicks = torch.from_numpy(log.shown).long(), torch.from_numpy(log.clicks).float()
     examination = torch.tensor(log.examination, dtype=torch.float32)
     n_shows = torch.bincount(shown[shown >= 0], minlength=len(intents)).float()
-    log_share = ((n_shows + 1) / (n_shows.sum() + len(intents))).log()
-    if (n_shows == 0).all():
-        raise ValueError("nothing was shown")
+    log_share = (n_shows / n_shows.sum()).log()
 
     order = rng.permutation(len(log))
     batch_size = batch_size or min(1024, max(32, len(log) // 50))
@@ -402,7 +451,8 @@ def train_ranker(
         ranker.train()
         shuffled = torch.from_numpy(rng.permutation(order))
         for rows in shuffled.split(batch_size):
-            scores = scores_of(rows, ids * (torch.rand(len(ids)) >= intent_dropout), query_dropout)
+            ids = base.ids * (torch.rand(len(intents)) >= intent_dropout)
+            scores = scores_of(rows, ids, query_dropout)
             loss = click_loss(scores, shown[rows], clicks[rows], examination, log_share, listwise, over_all)
             optimiser.zero_grad()
             loss.backward()
@@ -410,7 +460,7 @@ def train_ranker(
             schedule.step()
         ranker.eval()
         with torch.no_grad():
-            scores = scores_of(kept_back, ids)
+            scores = scores_of(kept_back)
             value = click_loss(scores, shown[kept_back], clicks[kept_back], examination, log_share, 0, over_all).item()
         if progress:
             print(f"epoch {epoch + 1}: loss {value:.4f} on {len(kept_back):,} rows kept back", flush=True)
@@ -423,7 +473,7 @@ def train_ranker(
                 break
     ranker.load_state_dict(best_state)
     with torch.no_grad():
-        scores = scores_of(kept_back, ids)
+        scores = scores_of(kept_back)
     ranker.scale.data = calibration(scores, shown[kept_back], clicks[kept_back], examination)
     return ranker.eval()
 
@@ -443,7 +493,7 @@ def click_loss(
         scores: ``[batch, intents]``.
         shown, clicks: ``[batch, k]``; what was not shown is -1.
         examination: ``[k]``.
-        log_share: ``[intents]``.
+        log_share: ``[intents]``, -inf for what was never shown.
     """
     there = shown >= 0
     of_shown = scores.gather(1, shown.clamp(min=0))
