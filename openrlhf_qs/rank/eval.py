@@ -183,6 +183,7 @@ def measured(scores: np.ndarray, relevance: np.ndarray, is_new: np.ndarray, log:
     values["ctr"] = np.where(relevance.any(1), values["ctr"], np.nan)  # a visit without a click says nothing here
     if is_new.any():
         values["gauc_new"] = group_auc(scores[:, is_new], relevance[:, is_new])
+        values["gauc_known"] = group_auc(scores[:, ~is_new], relevance[:, ~is_new])
         wants_new = relevance[:, is_new].max(1) >= relevance.max(1)
         top = at_top(scores, relevance * is_new, log.examination)["recall"]
         values["recall_new"] = np.where(wants_new, top, np.nan)

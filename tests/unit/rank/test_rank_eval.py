@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 from visits import INTENTS, visits
 
-from openrlhf_qs.rank.eval import examples, signs, tables
+from openrlhf_qs.rank.eval import examples, measured, signs, tables
 
 
 def test_a_query_that_all_get_and_that_names_several_intents_is_seen():
@@ -30,6 +30,18 @@ def test_a_place_where_nothing_was_shown_is_no_pair():
     log = visits(2)
     log.shown[:, 1:] = -1
     assert signs([["a"], []], np.zeros((2, 6)), log, INTENTS)["order_kept"] is None
+
+
+def test_what_new_intents_and_what_all_others_are_worth_is_told_apart():
+    log, is_new = visits(30), np.arange(6) >= 4
+    relevance = np.tile([0.9, 0.1, 0.1, 0.1, 0.95, 0.0], (30, 1))
+    found = measured(np.tile([5.0, 4.0, 3.0, 2.0, 1.0, 0.0], (30, 1)), relevance, is_new, log)
+    # of the new ones the better stands first, and neither among the first three of all
+    assert found["gauc_new"]["mean"] == 1 and found["recall_new"]["mean"] == 0
+    # of the others .9 stands first, and .1 thrice: 2.43 pairs right by .9 over the three, 0.03 the other way round,
+    # and of the three's own 0.27 of 0.54
+    assert found["gauc_known"]["mean"] == pytest.approx((2.43 + 0.27) / (2.43 + 0.03 + 0.54))
+    assert found["gauc"]["mean"] < found["gauc_known"]["mean"]
 
 
 def test_ten_visits_are_shown_with_each_arms_query_and_its_first_three():
