@@ -5,8 +5,27 @@ ROOT=$(dirname "$RECIPES")
 
 die() { printf '%s\n' "$*" >&2; exit 1; }
 
-# show_help: the comment on top of the recipe.
-show_help() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
+# show_help: the comment on top of the recipe, in lines that a terminal of 80 columns holds: an example under what is said of it.
+show_help() {
+   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" | awk -v width=80 '
+      function filled(text, first, next_lines, end,   n, i, words, line) {
+         n = split(text, words, " ")
+         line = first words[1]
+         for (i = 2; i <= n; i++) {
+            if (length(line " " words[i] end) > width) { print line end; line = next_lines words[i] }
+            else line = line " " words[i]
+         }
+         if (n) print line
+      }
+      /^  / {
+         filled(prose, "", "", ""); prose = ""
+         if (match($0, / +# /)) { filled(substr($0, RSTART + RLENGTH), "  # ", "  # ", ""); $0 = substr($0, 1, RSTART - 1) }
+         filled($0, "  ", "     ", " \\")
+         next
+      }
+      { prose = prose " " $0 }
+      END { filled(prose, "", "", "") }'
+}
 
 # Every variable that a recipe gives a default.
 VARIABLES=$(grep -ohE '\$\{[A-Z][A-Z0-9_]*:=' "$RECIPES"/*.sh | tr -d '${:=' | sort -u)

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib
 import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -185,6 +186,18 @@ def openrlhf() -> Iterator[Callable[..., Any]]:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_is_valid_bash(recipe):
     assert subprocess.run(["bash", "-n", recipe], capture_output=True).stderr == b""
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.name != "common.sh"], ids=lambda path: path.name)
+def test_the_help_of_a_recipe_fits_80_columns_and_loses_no_word(recipe):
+    asked = f"source {ROOT / 'recipes' / 'common.sh'}; show_help"
+    done = subprocess.run(["bash", "-c", asked, str(recipe)], capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and lines and max(map(len, lines)) <= 80, done.stdout + done.stderr
+    top = recipe.read_text().split("\n", 1)[1]
+    said = [line[1:] for line in itertools.takewhile(lambda line: line.startswith("#"), top.splitlines())]
+    words = set(" ".join(said).split())
+    assert words - {"#"} == set(done.stdout.split()) - {"#", "\\"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
