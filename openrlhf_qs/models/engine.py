@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import sys
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,12 @@ def load_async_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
         )
 
 
+def say_nothing_of_shared_memory() -> None:
+    """Python's process that cleans up shared memory says at the end that vLLM left some; it is gone by then. It
+    takes the filters of warnings that stand here when it is started."""
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+
+
 def _options(policy: str, seed: int, tensor_parallel_size: int) -> dict[str, Any]:
     """What both engines are made with; the environment that they read is set."""
     policy = resolve_model(policy)
@@ -64,6 +71,7 @@ def _options(policy: str, seed: int, tensor_parallel_size: int) -> dict[str, Any
         )
     for name, value in SILENT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    say_nothing_of_shared_memory()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, on a host without a GPU
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -74,3 +75,13 @@ def test_a_long_chat_is_cut_to_what_the_policy_was_taught_with(tokenizer):
 
 def test_a_model_that_takes_less_than_was_taught_has_the_last_word(tokenizer):
     assert len(asked(tokenizer, TAUGHT, model_len=256)) <= 256 - ANSWER
+
+
+def test_nothing_is_said_of_shared_memory_that_vllm_leaves_to_the_end():
+    leak = "from multiprocessing.shared_memory import SharedMemory; SharedMemory(create=True, size=16)"
+    quiet = "from openrlhf_qs.models.engine import say_nothing_of_shared_memory as quiet; quiet(); "
+    said = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stderr
+        for code in (leak, quiet + leak)
+    ]
+    assert "leaked shared_memory" in said[0] and said[1] == ""
