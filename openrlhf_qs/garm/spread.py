@@ -42,6 +42,7 @@ from openrlhf_qs.registry import load_plugins
 HEAD = "click_gaussian"
 TOKEN_PENALTY = 10.0  # of the tokens' variances: about that of ten pairs of showings that say something
 HIDDEN_PENALTY = 0.1  # of the linear layer, a share of the mean square of the hidden states
+MAX_OF_USER = 2000  # showings, two million pairs: of a bot there may be any number
 MIN_VARIANCE = 0.01  # of a suggestion, log-odds squared: none of its tokens has any
 NO_USERS = (
     "no user of these rows was shown anything twice, or none has a user_id: how far users differ cannot be had from "
@@ -143,11 +144,13 @@ def showings_of(rows: Sequence[Mapping[str, Any]], log_odds: np.ndarray, tokens:
 
 
 def pairs_of(showings: Showings) -> tuple[np.ndarray, np.ndarray]:
-    """Every two showings of one user in different impressions, as rows of ``showings``, ``[pairs]`` each."""
+    """Every two showings of one user in different impressions, as rows of ``showings``, ``[pairs]`` each; of a user
+    with more than ``MAX_OF_USER`` showings, the last ones."""
     order = np.argsort(showings.user, kind="stable")
     bounds = np.flatnonzero(np.diff(showings.user[order], prepend=-1, append=-1))
     first, second = [], []
     for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        start = max(start, end - MAX_OF_USER)
         one, other = np.triu_indices(end - start, 1)
         first.append(order[start + one])
         second.append(order[start + other])
@@ -160,15 +163,15 @@ def token_variances(
     showings: Showings, first: np.ndarray, second: np.ndarray, penalty: float = TOKEN_PENALTY
 ) -> np.ndarray:
     """``[vocabulary]``, at least 0: how much users differ about each token, log-odds squared."""
-    size = showings.tokens.shape[1]
-    quadratic, linear_part = np.zeros((size, size)), np.zeros(size)
+    size = showings.tokens.shape[1]  # of a large vocabulary, whose square no memory holds
+    quadratic, linear_part = sparse.csr_matrix((size, size)), np.zeros(size)
     scale = 1 / np.sqrt(showings.variance)
     for start in range(0, len(first), 1 << 16):
         i, j = first[start : start + (1 << 16)], second[start : start + (1 << 16)]
         common = showings.tokens[i].multiply(showings.tokens[j]).tocsr()
         weight = scale[i] * scale[j]
         rows = sparse.diags(weight * showings.slope[i] * showings.slope[j]) @ common
-        quadratic += (rows.T @ rows).toarray()
+        quadratic = quadratic + rows.T @ rows
         linear_part += rows.T @ (weight * showings.residual[i] * showings.residual[j])
 
     def loss(k: np.ndarray) -> tuple[float, np.ndarray]:

@@ -54,6 +54,22 @@ def test_the_words_that_users_differ_about_are_found_and_those_they_agree_on_are
     np.testing.assert_allclose(found[:3], deviations[:3] ** 2, atol=0.3)
 
 
+def test_a_large_vocabulary_takes_no_more_memory_than_what_was_shown_of_it():
+    deviations = np.array([0.0, 1.0])
+    showings = clicks_of_users(300, 6, deviations)
+    shape = (showings.tokens.shape[0], 150_000)  # Qwen3's: its square would be 180 GB
+    last = sparse.csr_matrix((showings.tokens.data, showings.tokens.indices + 149_998, showings.tokens.indptr), shape)
+    found = token_variances(showings._replace(tokens=last), *pairs_of(showings))
+    np.testing.assert_allclose(found[-2:], token_variances(showings, *pairs_of(showings)), atol=1e-6)
+    assert not found[:-2].any()
+
+
+def test_a_user_who_is_shown_more_than_all_others_fills_no_memory():
+    rows = [row("bot", ["a"], [1]) for _ in range(30_000)]  # 450 million pairs
+    first, second = pairs_of(showings_of(rows, np.zeros(30_000), sparse.eye(30_000).tocsr()))
+    assert len(first) == 2000 * 1999 / 2 and min(first.min(), second.min()) == 28_000
+
+
 def test_clicks_in_other_hands_show_no_deviation():
     showings = clicks_of_users(3000, 12, np.array([1.5, 1.5]))
     shuffled = showings._replace(user=np.random.default_rng(1).permutation(showings.user))
