@@ -2,8 +2,7 @@
 
 A log of the built-in world is written once and repeated under new ids, users and first messages, as JSON Lines and as
 Parquet. Each size is timed in a process of its own, from the file to the description of the log and its preference
-pairs, which are made and counted; they are not written, for the disk is not what is measured. What does not grow with
-the log is mostly the model that tells languages apart: it is unpacked once, in some .7 s of processor time.
+pairs, which are made and counted; they are not written, for the disk is not what is measured.
 """
 
 from __future__ import annotations

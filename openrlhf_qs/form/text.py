@@ -14,15 +14,14 @@ from functools import cache, lru_cache
 from importlib.resources import files
 from typing import NamedTuple
 
-import numpy as np
-
+from openrlhf_qs.form.identifier import Identifier, load_identifier
 from openrlhf_qs.form.keys import plain_form
 
 N_CACHED = 1 << 16  # texts; the suggestions of one conversation are looked at by many
 # UAX #29 for ASCII: an apostrophe, full stop or colon stands within letters, a comma, full stop or apostrophe in
 # digits.
 _ASCII_WORD = re.compile(r"\w+(?:(?:(?<=[A-Za-z])['.:](?=[A-Za-z])|(?<=\d)[.,';](?=\d))\w+)*", re.ASCII)
-_ASCII_PLAIN, _JOINING = re.compile(r"[a-z0-9]+"), frozenset("'.:,;_")
+_ASCII_PLAIN, _JOINING = re.compile(r"[a-z0-9]+"), re.compile("['.:,;_]")
 # A script and the language that has it alone, or nearly so.
 SCRIPTS = {
     "HIRAGANA": "ja", "KATAKANA": "ja", "HANGUL": "ko", "THAI": "th", "LAO": "lo", "KHMER": "km", "MYANMAR": "my",
@@ -42,6 +41,7 @@ STEMMERS = {
 _DENSE = re.compile(
     "[\u0590-\u07ff\u0900-\u0dff\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 )
+_NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 _WIDE = re.compile("[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _ACCENTED, _ACCENTS = re.compile("[\u00c0-\u024f\u0370-\u04ff\u1e00-\u1fff]"), re.compile("[\u0300-\u036f]")
 _LOOSELY = re.compile("[\u0622-\u06cc\u30a1-\u30f6]")
@@ -60,7 +60,7 @@ def words(text: str) -> tuple[str, ...]:
     """The words of ``text`` in NFKC and case folded; what has no letter and no digit is none."""
     plain = plain_form(text)
     if plain.isascii():
-        if not _JOINING.intersection(plain):  # the usual case, in a third of the time
+        if not _JOINING.search(plain):  # the usual case, in a third of the time
             return tuple(_ASCII_PLAIN.findall(plain))
         return tuple(word for word in _ASCII_WORD.findall(plain) if word.strip("_"))
     return tuple(part for part in _segments(plain) if any(map(str.isalnum, part)))
@@ -79,7 +79,7 @@ def pieces(text: str) -> list[str]:
 
 def spread(text: str) -> str:
     """``text`` with a space between characters that write a syllable or a word each: Chinese, kana, Hangul."""
-    return _WIDE.sub(" \\g<0> ", text).replace("  ", " ").strip() if _WIDE.search(text) else text
+    return text.translate(_SPREAD).replace("  ", " ").strip() if _WIDE.search(text) else text
 
 
 def unaccented(text: str) -> str:
@@ -97,39 +97,51 @@ def _segments(text: str) -> list[str]:
     return list(WordBreaker(text, "und"))
 
 
-@lru_cache(N_CACHED)
 def width(text: str) -> int:
     """Columns that ``text`` takes: 2 for a wide character, 0 for a mark or an invisible one, else 1."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0
-        if unicodedata.category(character) in ("Mn", "Me", "Cf")
-        else 2
-        if unicodedata.east_asian_width(character) in "WF"
-        else 1
-        for character in text
-    )
+    return len(text) if text.isascii() else sum(map(_COLUMNS.__getitem__, text))
 
 
 @lru_cache(N_CACHED)
 def scripts(text: str) -> dict[str, int]:
     """Letters of each script, the names as in Unicode ("LATIN", "CJK"), the most frequent first."""
     if text.isascii():
-        n_letters = sum(map(str.isalpha, text))
+        n_letters = len(text.encode().translate(None, _NO_LETTERS))
         return {"LATIN": n_letters} if n_letters else {}
     counts: dict[str, int] = {}
-    for character in text:
-        if character.isalpha():
-            name = _script(character)
-            counts[name] = counts.get(name, 0) + 1
+    for name in map(_SCRIPTS.__getitem__, text):
+        counts[name] = counts.get(name, 0) + 1
+    counts.pop("", None)
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-@cache
-def _script(character: str) -> str:
-    name = unicodedata.name(character, "?").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
-    return name.partition(" ")[0]
+class _Columns(dict):
+    """Of each character; found out once."""
+
+    def __missing__(self, character: str) -> int:
+        wide = unicodedata.east_asian_width(character) in "WF"
+        self[character] = 0 if unicodedata.category(character) in ("Mn", "Me", "Cf") else 2 if wide else 1
+        return self[character]
+
+
+class _Scripts(dict):
+    """Of each letter, and empty for what is none; found out once."""
+
+    def __missing__(self, character: str) -> str:
+        name = unicodedata.name(character, "?").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
+        self[character] = name.partition(" ")[0] if character.isalpha() else ""
+        return self[character]
+
+
+class _Spread(dict):
+    """Of each character, for ``str.translate``: with a space before and after it where it is wide."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = f" {chr(code)} " if _WIDE.match(chr(code)) else chr(code)
+        return self[code]
+
+
+_COLUMNS, _SCRIPTS, _SPREAD = _Columns(), _Scripts(), _Spread()
 
 
 def script(text: str) -> str:
@@ -164,12 +176,7 @@ def likely_languages(text: str) -> tuple[tuple[str, float], ...]:
         main = next((name for name, n in found.items() if SCRIPTS.get(name) and 2 * n >= found["LATIN"]), main)
     if SCRIPTS.get(main, ""):
         return ((SCRIPTS[main], 1.0),)
-    plain = plain.casefold()
-    first, p = _identifier().classify(plain)  # a quarter of the time that the ranks take
-    if p > 1 - POSSIBLE:
-        return ((first, p),)
-    ranked = _identifier().rank(plain)[:5]
-    return tuple((code, p) for n, (code, p) in enumerate(ranked) if n == 0 or p >= POSSIBLE)
+    return _identifier().likely(plain.casefold(), sure=1 - POSSIBLE, possible=POSSIBLE)
 
 
 def known_words(message: str, said: str = "") -> frozenset[str]:
@@ -199,14 +206,9 @@ def without_code(text: str) -> str:
 
 
 @cache
-def _identifier():
-    from py3langid.langid import MODEL_DIR, MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_DIR / MODEL_FILE, norm_probs=True)
+def _identifier() -> Identifier:
     # Of 140 languages some are hardly written in chats, and are taken for the large ones beside them.
-    identifier.set_languages(set(identifier.labels) & {*_frequent_words(), *OTHERS})
-    identifier.nb_ptc = np.ascontiguousarray(identifier.nb_ptc, dtype=np.float32)  # four times as fast as the columns
-    return identifier
+    return load_identifier({*_frequent_words(), *OTHERS})
 
 
 @lru_cache(N_CACHED)
@@ -321,6 +323,12 @@ def _encodable(character: str, encoding: str) -> bool:
 def frequent_words(code: str) -> frozenset[str]:
     """Words that stand in many texts of a language, whatever their subject; empty where nobody counted."""
     return _frequent_words().get(code, frozenset())
+
+
+@cache
+def words_of_many_texts() -> frozenset[str]:
+    """The :func:`frequent_words` of all languages."""
+    return frozenset().union(*_frequent_words().values())
 
 
 def languages_of_common(word: str) -> tuple[str, ...]:

@@ -8,11 +8,12 @@ they are, and which to take. Arrays are padded: ``[rows, slots]`` holds the cand
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openrlhf_qs.form.text import spread, unaccented
+from openrlhf_qs.form.text import N_CACHED, spread, unaccented
 
 MAX_ROWS = 256  # of one call of trigram_cosine: a row takes 8 of 64 bits
 N_BANDS, N_IN_BAND = 8, 8  # of a MinHash signature: at a Jaccard index of 0.9 two texts meet in 99 % of cases
@@ -27,12 +28,17 @@ def trigrams(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint64
     Returns:
         ``[n]`` each: the index of the text, ascending, and the three characters in one number (21 bits each).
     """
-    texts = [text if text.isascii() else spread(unaccented(text)) for text in texts]
+    texts = [text if text.isascii() else _compared(text) for text in texts]
     codes = np.frombuffer("".join(f" {text} " for text in texts).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
     owner = np.repeat(np.arange(len(texts)), [len(text) + 2 for text in texts])
     inside = owner[:-2] == owner[2:]
     packed = codes[:-2] << np.uint64(42) | codes[1:-1] << np.uint64(21) | codes[2:]
     return owner[:-2][inside], packed[inside]
+
+
+@lru_cache(N_CACHED)
+def _compared(text: str) -> str:
+    return spread(unaccented(text))
 
 
 def trigram_cosine(
@@ -180,22 +186,28 @@ def nearly_equal(texts: Sequence[str], threshold: float, seed: int) -> NDArray[n
     return np.where(leader[leader] == leader, leader, index)
 
 
-def _signatures(texts: Sequence[str], seed: int, n_at_once: int = 10_000) -> NDArray[np.uint32]:
-    """``[n, N_BANDS * N_IN_BAND]``: datasketch's MinHash of each text's trigrams."""
+def _signatures(texts: Sequence[str], seed: int, n_at_once: int = 1_000) -> NDArray[np.uint32]:
+    """``[n, N_BANDS * N_IN_BAND]``: the MinHash of each text's trigrams that datasketch makes under ``affine32``, of
+    many texts at once, which takes a fifth of the time."""
     from datasketch import MinHash
 
     blank = MinHash(num_perm=N_BANDS * N_IN_BAND, seed=seed, hashfunc=int, scheme="affine32")
-    signatures = np.empty((len(texts), N_BANDS * N_IN_BAND), dtype=np.uint32)
+    factor, term = blank.permutations
+    signatures = np.tile(blank.hashvalues, (len(texts), 1))  # of a text without a trigram
     for start in range(0, len(texts), n_at_once):
-        part = texts[start : start + n_at_once]
-        owner, gram = trigrams(part)
-        grams = (gram * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)).tolist()
-        ends = np.searchsorted(owner, np.arange(len(part) + 1)).tolist()
-        for index in range(len(part)):
-            minhash = blank.copy()
-            minhash.update_batch(grams[ends[index] : ends[index + 1]])
-            signatures[start + index] = minhash.hashvalues
+        owner, gram = trigrams(texts[start : start + n_at_once])
+        hashed = _finalised((gram * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)).astype(np.uint32))
+        distinct, first = np.unique(owner, return_index=True)
+        if len(distinct):
+            signatures[start + distinct] = np.minimum.reduceat(hashed[:, None] * factor + term, first)
     return signatures
+
+
+def _finalised(hashed: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """MurmurHash3's last step, which spreads a number over all bits."""
+    hashed = (hashed ^ hashed >> np.uint32(16)) * np.uint32(0x85EBCA6B)
+    hashed = (hashed ^ hashed >> np.uint32(13)) * np.uint32(0xC2B2AE35)
+    return hashed ^ hashed >> np.uint32(16)
 
 
 def _mixed(band: NDArray[np.uint32]) -> NDArray[np.uint64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain, combinations, pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +28,7 @@ from openrlhf_qs.form.text import (
     tells_language,
     width,
     words,
+    words_of_many_texts,
 )
 from openrlhf_qs.registry import REWARDS
 
@@ -169,7 +170,7 @@ class Repetition:
             return 0.0
         found = [0.0]
         if n_again >= min(self.n, *map(len, rows)):  # as many words come again where an n-gram does
-            found.append(_repeated_share([row[k : k + self.n] for row in rows for k in range(self._n_grams(row))]))
+            found.append(_repeated_share(list(chain(*map(self._n_grams, rows)))))
         repeating = [row for row in rows if len(set(row)) < len(row)]
         if repeating:
             frequent = known_words(message, " ".join(suggestions))
@@ -177,8 +178,10 @@ class Repetition:
             found += [_repeated_share(list(pairwise(row))) for row in repeating]
         return max(found)
 
-    def _n_grams(self, row: Sequence[str]) -> int:
-        return max(len(row) - self.n + 1, 1) if row else 0
+    def _n_grams(self, row: Sequence[str]) -> Iterable[tuple[str, ...]]:
+        if len(row) < self.n:
+            return [tuple(row)] if row else []
+        return zip(*(row[k:] for k in range(self.n)), strict=False)
 
 
 def _undoubled(text: str) -> str:
@@ -326,6 +329,8 @@ class Relevance:
             word, _, share = one.partition("=")
             code, _, word = word.rpartition("/")
             self._of_language.setdefault(code, {})[word] = self._weight(float(share)) if share else 0.0
+        self._listed = words_of_many_texts().union(*self._of_language.values())
+        self._rare = lru_cache(N_CACHED)(self._rare_words)
         self._asked = lru_cache(N_CACHED)(self._content_of_message)
         self._content = lru_cache(N_CACHED)(self._content_of_text)
         self._weights = lru_cache(N_CACHED)(self._weights_of_languages)
@@ -337,9 +342,23 @@ class Relevance:
     def _relevant(self, conversation: Sequence[Message], parsed: ParsedResponse) -> list[float]:
         """How much of the user's last message each suggestion takes up."""
         message = last_question(conversation)
+        rare = self._rare(message)
+        theirs = map(self._rare, parsed.suggestions)
+        surely = [rare != some and not rare.isdisjoint(some) for some in theirs]
+        if all(surely):  # the usual case, for which nobody need know the language
+            return [1.0] * len(surely)
         codes, asked = self._asked(message, "" if tells_language(message) else " ".join(parsed.suggestions))
         code = next(iter(codes), "")
-        return [_taken_up(asked, self._content(suggestion, codes), code) for suggestion in parsed.suggestions]
+        return [
+            1.0 if known else _taken_up(asked, self._content(suggestion, codes), code)
+            for known, suggestion in zip(surely, parsed.suggestions, strict=True)
+        ]
+
+    def _rare_words(self, text: str) -> frozenset[str]:
+        """The words of ``text`` that weigh 1 in whatever language it is."""
+        return frozenset(
+            word for word in words(text) if word not in self._listed and not _SHORT_HIRAGANA.fullmatch(word)
+        )
 
     def _content_of_message(self, message: str, said: str) -> tuple[tuple[str, ...], Content]:
         """The languages that a message can be in, or what was said to one that is too short to tell, the likeliest

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from openrlhf_qs.form import response as room
 from openrlhf_qs.form.response import N_SUGGESTIONS, format_response, parse_response, suggestion_problem
 
 
@@ -179,3 +180,19 @@ def test_a_suggestion_without_text_or_of_two_lines_cannot_be_written(suggestion)
 
 def test_suggestions_are_numbered_from_one():
     assert format_response(["How?", " Why? "]) == "1. How?\n2. Why?"
+
+
+SIGNS = st.text(st.sampled_from("*_~=`<>[](){}&;\\#|-+•—· \t\n\"'“”「」1.:/aAbж\u200b\ufe0f\x0b\u2028"), max_size=16)
+
+
+@thousands
+@given(SIGNS, SIGNS)
+def test_the_quick_looks_pass_over_nothing_that_the_whole_ones_find(one, other):
+    for text in (one, other, f"a {one}", f"{one} b", f"<b>{one}</b>"):
+        assert room._bare(text) == room._AROUND.sub("", text)
+        if room._MARKUP.search(text):
+            assert text[:1] in room._ITEM_SIGNS or room._SIGN_OF_MARKUP.search(text)
+        if room._OPENING.search(text) or room._CLOSING.search(text) or room._FRAMED.fullmatch(text):
+            assert text[:1] in "Aa" or room._SIGN_OF_MORE.search(text)
+        if text and (room._TAGGED.fullmatch(text) or any(room._inside(text, *pair) for pair in room._PAIRS)):
+            assert text[-1] in room._ENDS
