@@ -346,6 +346,7 @@ response_tokens() {
    elif [ -z "$RESPONSE_TOKENS" ] && [ "$DRY_RUN" = 1 ]; then
       RESPONSE_TOKENS=64
    fi
+   [ -n "$RESPONSE_TOKENS" ] || [ -d "$RUN/data" ] || die "there is no run in $RUN, whose data are the first stage: bash recipes/data.sh"
    [ -n "$RESPONSE_TOKENS" ] || die "$RUN/data/max_new_tokens is missing: run the stage data again, or give MAX_NEW_TOKENS"
 }
 
@@ -361,9 +362,12 @@ plugin_flags() {
 # cannot tell.
 check_plugins() {
    local checks=() venv="${VIRTUAL_ENV:-$ROOT/.venv}"
-   if [ "$DRY_RUN" = 1 ]; then
+   if [ "$DRY_RUN" = 1 ] && [ -f "$ROOT/pyproject.toml" ]; then
+      if [ ! -x "$venv/bin/openrlhf-qs" ]; then
+         [ "$STAGE" != data ] || echo "plugin names are not checked: there is no environment yet" >&2
+         return 0
+      fi
       local PATH="$venv/bin:$PATH"
-      command -v openrlhf-qs > /dev/null || { echo "plugin names are not checked: there is no environment yet" >&2; return 0; }
    fi
    plugin_flags --
    case $JUDGE in

@@ -520,7 +520,7 @@ def _table(found: dict[str, Any]) -> Table:
         one = Verdict(**check)
         hurts = f" [{', '.join(one.stages)}]" if one.stages else ""
         table.add_row(one.about, one.level, one.sentence + hurts)
-    table.add_row("in all", found["verdict"], "in brackets: the stages that a finding hurts")
+    table.add_row("in all", found["verdict"], "the worst of these; in brackets: the stages that a finding hurts")
     return table
 
 

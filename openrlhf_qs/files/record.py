@@ -37,6 +37,7 @@ from openrlhf_qs.files.variables import as_file
 from openrlhf_qs.files.whole import write_whole
 
 Variables = Mapping[str, str]
+BY_DEFAULT = " by default"  # of a variable that the call does not name
 DONE_BEFORE = 3  # exit status of `begin`
 ENTRY = {"variables", "given", "flags", "files", "options", "plugin_files", "stages"}  # of a stage, see asked_of
 # Flags that say where something is kept or how it is watched, not what is made.
@@ -204,6 +205,7 @@ class Differs(ValueError):
 
     def __init__(self, differences: Sequence[str]) -> None:
         super().__init__("; ".join(differences))
+        self.differences = differences
 
 
 # What a call asks for
@@ -320,9 +322,10 @@ def differences(asked: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[s
     for name, value in asked["variables"].items():
         before = made["variables"].get(name)
         if before is None and name in asked["given"]:
-            yield f"{name}={shlex.quote(value)}, made without {name}"
+            yield f"{name}={shlex.quote(value)}, made with no {name}"
         elif before not in (None, value):
-            yield f"{name}={shlex.quote(value)}, made with {name}={shlex.quote(before)}"
+            by = "" if name in asked["given"] else BY_DEFAULT
+            yield f"{name}={shlex.quote(value)}{by}, made with {name}={shlex.quote(before)}"
     for name in sorted({*asked["files"], *made["files"]}):
         ours, theirs = asked["files"].get(name, {}), made["files"].get(name, {})
         contents = [[(one or {}).get("hash", path) for path, one in files.items()] for files in (ours, theirs)]
@@ -459,7 +462,8 @@ def begin(
                 return False
     if stage == "distil" and made is None and taught.get("state") == "done" and not found:
         # no teacher for nothing
-        found = list(differences(taught | {"variables": {"DISTIL": values["DISTIL"]}}, taught))
+        wanted = {"variables": {"DISTIL": values["DISTIL"]}, "given": asked["given"]}
+        found = list(differences(taught | wanted, taught))
     if found and not again:
         raise Differs(found)
     if again == "stage" or found:
@@ -734,6 +738,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             share(run, RunFolder(args.other), args.words)
     except Differs as error:
+        if all(BY_DEFAULT in one for one in error.differences):
+            print(
+                f"defaults have changed since: CONFIG={run.variables} goes on with those of the run", file=sys.stderr
+            )
         later = ", ".join(name for name in after(args.stage) if run.stage(name).exists())
         print(f"{args.stage} in {run.path}: asked is {error}", file=sys.stderr)
         print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 
+from openrlhf_qs.files.printable import counted
 from openrlhf_qs.serve.live_log import forget
 
 
@@ -18,7 +19,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("give a user; an empty one stands for all whom the chat does not name")
     n = forget(args.log, args.user)
     print(
-        f"{n:,} impressions removed from {args.log}, with their events"
+        f"{counted(n, 'impression')} removed from {args.log}, with their events"
         if n
         else f"{args.log} has no impression of {args.user}: nothing was removed; is that how the chat names the user?"
     )

@@ -70,21 +70,24 @@ DEEPSPEED_MODULE = "openrlhf_qs.cli"
 
 
 def bash(recipe: str, **variables: str) -> subprocess.CompletedProcess:
-    """The recipe, in an environment of nothing but ``variables`` and the path."""
+    """The recipe, in an environment of nothing but ``variables`` and the path; nothing is installed."""
     return subprocess.run(
         ["bash", ROOT / "recipes" / recipe],
-        env={"PATH": os.environ["PATH"]} | variables,
+        env={"PATH": os.environ["PATH"], "VIRTUAL_ENV": "/none"} | variables,
         capture_output=True,
         text=True,
         timeout=60,
     )
 
 
+NOT_CHECKED = "plugin names are not checked: there is no environment yet\n"
+
+
 @functools.cache
 def dry_run(form: str, recipe: str = "grpo_garm.sh") -> list[list[str]]:
     """The commands that the recipe prints, as words."""
     done = bash(recipe, DRY_RUN="1", RUN="runs/of_no_one", **FORMS[form])
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.returncode == 0 and done.stderr in ("", NOT_CHECKED), done.stderr
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 

@@ -78,7 +78,7 @@ def test_a_second_call_that_asks_for_the_same_finds_it_done(run):
 def test_a_call_that_asks_for_something_else_is_told_what_differs(run, asked, said):
     before = run.record.read_bytes()
     with pytest.raises(record.Differs, match=re.escape(said)):
-        make(run, "sft", **asked)
+        make(run, "sft", given=[name for name in asked if name.isupper()], **asked)
     assert run.record.read_bytes() == before and (run.sft / "model.safetensors").is_file()
 
 
@@ -199,8 +199,21 @@ def test_a_run_of_an_earlier_version_goes_on_under_a_variable_that_came_since_un
     assert not make(run, "data", MAX_LEN="512")
     record.check_earlier(run, record.read_record(run), "sft", VALUES | {"MAX_LEN": "512"}, given=())
     for stage in ("data", "sft"):
-        with pytest.raises(ValueError, match="MAX_LEN=99, made without MAX_LEN"):
+        with pytest.raises(ValueError, match="MAX_LEN=99, made with no MAX_LEN"):
             make(run, stage, given=["MAX_LEN"], MAX_LEN="99")
+
+
+def test_a_default_that_changed_since_is_told_from_what_a_call_asks_for(run, capsys):
+    def begun(given: str) -> str:
+        with pytest.raises(SystemExit):
+            words = [f"{name}={value}" for name, value in (VALUES | {"SFT_LR": "1e-3"}).items()]
+            record.main(["begin", "--run", str(run.path), "--stage", "sft", "--given", given, *words, "--"])
+        return capsys.readouterr().err
+
+    said = begun("")
+    assert "SFT_LR=1e-3 by default, made with SFT_LR=2e-3" in said and f"CONFIG={run.variables} goes on" in said
+    said = begun("SFT_LR")
+    assert "SFT_LR=1e-3, made with SFT_LR=2e-3" in said and "CONFIG=" not in said
 
 
 def test_an_entry_of_another_form_is_told_in_one_line(run):
