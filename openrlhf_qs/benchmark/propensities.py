@@ -36,6 +36,8 @@ FINDINGS = {  # how a finding begins, or what stands in it
     "order chosen": "the order was chosen",
     "order unknown": "to tell whether the order was random",
     "a click ends reading": "a click above takes",
+    "users differ by so much": "by their other turns",
+    "how users differ cannot be told": "too few users come again",
     "top trusted": "depends on how attractive",
     "trust cannot be told": "to tell whether the top is trusted",
     "does not know": "does not know",
