@@ -48,7 +48,12 @@ def load_async_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
     options = _options(policy, seed, tensor_parallel_size)
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+    if tensor_parallel_size == 1:
+        # One process for scheduling and computing. By its name, "uni", vLLM takes no such executor on the CPU, but one
+        # with a process more, and the two wait for each other by asking all the time: a core that serves nobody.
+        options["distributed_executor_backend"] = UniProcExecutor
     with children_end_with_this_process():
         return AsyncLLM.from_engine_args(
             AsyncEngineArgs(**options, logprobs_mode="processed_logprobs", disable_log_stats=True)

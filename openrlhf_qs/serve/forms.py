@@ -32,10 +32,17 @@ HEADERS = {
 }
 FOLLOW_UP_TASKS = ("follow_up_generation", "follow_ups", "follow_up")
 _HISTORY = ("<chat_history>", "</chat_history>")
-# Where the instruction of Dify's prompts begins, in all its versions: what stands before is the conversation.
-_DIFY = re.compile(r"^Please help me predict the three most likely questions", re.MULTILINE)
+# Dify's prompts, whatever an operator makes of the instruction: a transcript of Human and Assistant, the instruction,
+# and at the end "questions:". Where it begins is known by the words of Dify's own, or by the array that it wants.
+_DIFY_END = re.compile(r"\nquestions:\s*\Z")
+_DIFY = re.compile(
+    r"^Please (?:help me )?predict (?:the )?(?:three|3) most likely (?:[\w-]+ )*questions\b", re.MULTILINE
+)
+_ARRAY_WANTED = re.compile(r"^.*(?:\bJSON\b|\[\s*[\"“«「']).*$", re.MULTILINE | re.IGNORECASE)
 _ASKS_FOR_ARRAY = re.compile(r"array in JSON format|JSON array", re.IGNORECASE)
-_SPEAKER = re.compile(r"^(USER|ASSISTANT|SYSTEM|Human|Assistant|User|System|AI): ?", re.MULTILINE)
+_FOLLOW_UPS = re.compile(r"\bfollow_ups\b")  # the key that Open WebUI reads, in templates of every language
+_HEADING = re.compile(r"\n#{1,6} ")
+_SPEAKER = re.compile(r"^(USER|ASSISTANT|SYSTEM|TOOL|Human|Assistant|User|System|AI): ?", re.MULTILINE)
 _ROLE_OF = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
 
 
@@ -92,9 +99,9 @@ def _form(model: str, task: str, prompt: str) -> Form | None:
         return None
     if MODELS.get(model):
         return MODELS[model]
-    if _DIFY.search(prompt):
+    if _dify_instruction(prompt) is not None:
         return "array"
-    if history(prompt) is not None and '"follow_ups"' in prompt:
+    if (template := _around_history(prompt)) is not None and _FOLLOW_UPS.search(template):
         return "follow_ups"
     if task:  # a template of the user's own
         return "array" if _ASKS_FOR_ARRAY.search(prompt) and "follow_ups" not in prompt else "follow_ups"
@@ -106,32 +113,78 @@ def _conversation(messages: Sequence[Message], prompt: str) -> list[Message]:
     found = history(prompt)
     if found is not None:
         return read_transcript(found)
-    instruction = list(_DIFY.finditer(prompt))
-    if instruction:
-        return read_transcript(prompt[: instruction[-1].start()])
-    return list(messages)
+    instruction = _dify_instruction(prompt)
+    if instruction is not None:
+        return read_transcript(prompt[:instruction])
+    found = _bare_history(prompt)
+    return list(messages) if found is None else read_transcript(prompt[slice(*found)])
+
+
+def _dify_instruction(prompt: str) -> int | None:
+    """Where the instruction of a prompt of Dify's begins, behind the transcript; None where it is none."""
+    own = list(_DIFY.finditer(prompt))
+    if own:
+        return own[-1].start()
+    end = _DIFY_END.search(prompt)
+    marks = list(_SPEAKER.finditer(prompt, 0, end.start())) if end else []
+    if not marks or not prompt.startswith(("Human:", "Assistant:")):
+        return None
+    said = prompt.find("\n", marks[-1].end())  # the last message has a line of its own at least
+    if not 0 <= said < end.start():
+        return None
+    wanted = _ARRAY_WANTED.search(prompt, said + 1, end.start())
+    return wanted.start() if wanted else prompt.rfind("\n", 0, end.start()) + 1
+
+
+def _around_history(prompt: str) -> str | None:
+    """A template without the conversation that it was filled with; None where it has none. What a chat is about says
+    nothing of the task."""
+    found = _between_marks(prompt) or _bare_history(prompt)
+    return found and prompt[: found[0]] + prompt[found[1] :]
+
+
+def _bare_history(prompt: str) -> tuple[int, int] | None:
+    """From where to where the messages of a template stand that has no marks around them, as Open WebUI writes them:
+    before the heading, else the line, that names its key. None where there are no messages of both."""
+    marks = [mark for mark in _SPEAKER.finditer(prompt) if mark[1] in ("USER", "ASSISTANT", "SYSTEM", "TOOL")]
+    if not {"USER", "ASSISTANT"} <= {mark[1] for mark in marks}:
+        return None
+    last = marks[-1].end()
+    key = _FOLLOW_UPS.search(prompt, last)
+    if key is None:
+        return marks[0].start(), len(prompt)
+    headings = [found.start() for found in _HEADING.finditer(prompt, last, key.start())]
+    end = headings[-1] if headings else prompt.rfind("\n", last, key.start())
+    return marks[0].start(), end if end >= 0 else len(prompt)
 
 
 def history(prompt: str) -> str | None:
     """What stands between the last pair of Open WebUI's marks; None where there is none. In linear time, which no
     regular expression takes for a text of opening marks alone."""
+    found = _between_marks(prompt)
+    return found and prompt[slice(*found)].strip()
+
+
+def _between_marks(prompt: str) -> tuple[int, int] | None:
     opening, closing = _HISTORY
     end = prompt.rfind(closing)
     before = prompt.rfind(closing, 0, max(end, 0))
     start = prompt.find(opening, before + len(closing) if before >= 0 else 0, max(end, 0))
-    return prompt[start + len(opening) : end].strip() if start >= 0 else None
+    return (start + len(opening), end) if start >= 0 else None
 
 
 def read_transcript(text: str) -> list[Message]:
     """``USER: …`` and ``ASSISTANT: …``, or ``Human:`` and ``Assistant:``, as messages; text without a speaker is the
-    user's."""
+    user's, and what tools said goes."""
     marks = list(_SPEAKER.finditer(text))
+    # The first mark says whose way of writing it is: a message may quote a dialogue in another one.
+    marks = [mark for mark in marks if mark[1].isupper() == marks[0][1].isupper()]
     before = text[: marks[0].start()] if marks else text
     found = [{"role": "user", "content": before.strip()}]
     ends = [*(mark.start() for mark in marks), len(text)][1:]
     for mark, end in zip(marks, ends, strict=True):
-        found.append({"role": _ROLE_OF[mark[1].lower()], "content": text[mark.end() : end].strip()})
-    return [message for message in found if message["content"]]
+        found.append({"role": _ROLE_OF.get(mark[1].lower(), ""), "content": text[mark.end() : end].strip()})
+    return [message for message in found if message["role"] and message["content"]]
 
 
 def as_messages(messages: Any) -> list[Message]:

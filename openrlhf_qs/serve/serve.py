@@ -17,6 +17,10 @@ from openrlhf_qs.serve.arms import parse_arm
 from openrlhf_qs.serve.live_log import CLICK_WINDOW_S, LiveLog
 from openrlhf_qs.serve.options import add_suggester_arguments, make_arms, name_of
 
+# No web sockets and no HTTP/2: who offers to change to one, as Java's client does with its first request, is answered
+# in what was asked in. uvicorn's other parser, httptools, drops the body of such a request.
+HTTP = {"http": "h11", "ws": "none"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
@@ -93,8 +97,8 @@ async def serve(args: argparse.Namespace) -> None:
     place = bound(args.host, args.port)  # a port that is taken is said before the engines are loaded, which takes long
     config = uvicorn.Config(
         make_app(args),
-        ws="none",  # there are no web sockets here: a request for one is a request as any other
-        log_level="warning",
+        **HTTP,
+        log_level="error",  # its warnings are of requests that strangers may send as often as they like
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,  # proxies keep theirs for 60: what they send while this end closes would be lost

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from openrlhf_qs.form.task import SUGGEST
+from openrlhf_qs.models import engine as engines
 from openrlhf_qs.models.engine import sample, sample_async
 from openrlhf_qs.models.template import prompt_ids
 from openrlhf_qs.sft.small_policy import train_tokenizer
@@ -37,6 +38,22 @@ def vllm(monkeypatch):
         module.SamplingParams = module.TokensPrompt = module.StructuredOutputsParams = Options
         module.RequestOutputKind = Options
         monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize(("n_gpus", "own"), [(1, True), (2, False)])
+def test_a_served_policy_of_one_device_is_computed_by_the_process_that_schedules(monkeypatch, n_gpus, own):
+    class UniProcExecutor: ...
+
+    for name in ("vllm.v1", "vllm.v1.engine", "vllm.v1.engine.async_llm", "vllm.v1.executor.uniproc_executor"):
+        module = ModuleType(name)
+        module.AsyncLLM = SimpleNamespace(from_engine_args=lambda args: args)
+        module.UniProcExecutor = UniProcExecutor
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys.modules["vllm"], "AsyncEngineArgs", Options, raising=False)
+    monkeypatch.setattr(engines, "_options", lambda policy, seed, n: {"tensor_parallel_size": n})
+    args = vars(engines.load_async_engine("policy", 0, n_gpus))
+    # by the name "uni" vLLM would take another one on the CPU, with a process more
+    assert args.get("distributed_executor_backend") is (UniProcExecutor if own else None)
 
 
 def asked(tokenizer, max_len: int, model_len: int = MODEL_LEN) -> list[int]:

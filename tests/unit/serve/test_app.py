@@ -3,10 +3,12 @@
 import asyncio
 import json
 import random
+import re
 import socket
 
 import httpx2
 import pytest
+import uvicorn
 from fakes import OTHERS, TURKISH, FakePolicy, app, filters, response, scorer, service
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -17,7 +19,7 @@ from openrlhf_qs.serve.arms import Arm, arm_of, check_shares, parse_arm
 from openrlhf_qs.serve.export import click_log_rows
 from openrlhf_qs.serve.gate import Limits
 from openrlhf_qs.serve.live_log import Event
-from openrlhf_qs.serve.serve import bound
+from openrlhf_qs.serve.serve import HTTP, bound
 from openrlhf_qs.serve.service import Rules
 from openrlhf_qs.serve.suggester import Suggester
 from openrlhf_qs.serve.upstream import Upstream
@@ -594,3 +596,33 @@ def test_a_place_that_no_number_of_the_log_can_hold_is_an_invalid_event(tmp_path
         return await asking.post("/v1/events", json={"events": events})
 
     assert served(tmp_path, work).status_code == 422
+
+
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+def test_who_offers_another_protocol_is_answered_in_this_one(tmp_path, protocol):
+    application, service = app(tmp_path)
+    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="critical", lifespan="off", **HTTP))
+    body = json.dumps({"conversation": LEARN}).encode()
+    head = "POST /v1/suggestions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head += f"Connection: Upgrade\r\nUpgrade: {protocol}\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    async def work():
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.servers[0].sockets[0].getsockname()[1])
+        for cut in (len(head), len(head) + 9):  # twice on one connection, the body in a packet of its own
+            writer.write((head.encode() + body)[:cut])
+            await writer.drain()
+            await asyncio.sleep(0.05)
+            writer.write((head.encode() + body)[cut:])
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200 "), answer
+            length = int(re.search(rb"content-length: (\d+)", answer.lower())[1])
+            assert json.loads(await reader.readexactly(length))["suggestions"]
+        writer.close()
+        server.should_exit = True
+        await serving
+
+    asyncio.run(work())
+    service.close()

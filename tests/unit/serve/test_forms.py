@@ -73,6 +73,53 @@ def test_the_prompt_says_the_form_and_holds_the_conversation(prompt, form):
     assert found.form == form and found.conversation == CONVERSATION and not found.stream
 
 
+GERMAN = """### Aufgabe:
+Schlage drei Anschlussfragen vor, als JSON-Objekt mit dem Schlüssel follow_ups.
+### Verlauf:
+{}
+### Ausgabe:
+{{ "follow_ups": ["Frage 1?", "Frage 2?", "Frage 3?"] }}"""
+TRANSCRIPT = "\n".join(f"{one['role'].upper()}: {one['content']}" for one in CONVERSATION)
+HUMAN = DIFY.partition("\nPlease help me")[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "form"),
+    [
+        (GERMAN.format(TRANSCRIPT), "follow_ups"),
+        (GERMAN.format(f"<chat_history>\n{TRANSCRIPT}\n</chat_history>"), "follow_ups"),
+        (f"Devuelve un objeto JSON con `follow_ups`.\n\n{TRANSCRIPT}", "follow_ups"),
+        (f"{TRANSCRIPT}\n\n请给出三个后续问题：{{'follow_ups': [...]}}", "follow_ups"),
+        # Dify's instruction is its operator's: SUGGESTED_QUESTIONS_PROMPT
+        (
+            f"{HUMAN}\nPlease help me predict the three most likely follow-up technical questions a developer asks. "
+            'Keep each between 40-60 characters. Output must be JSON array: ["question1","question2"]\nquestions:\n',
+            "array",
+        ),
+        (f'{HUMAN}\n请预测用户最可能提出的三个问题，输出 JSON 数组：["问题1","问题2","问题3"]\nquestions:\n', "array"),
+        (f"{HUMAN}\nWas fragt der Mensch wohl als Nächstes?\nquestions:\n", "array"),
+    ],
+)
+def test_a_template_in_other_words_or_another_language_is_known_by_its_form(prompt, form):
+    found = asked(prompt, model="suggestions")
+    assert found.form == form and found.conversation == CONVERSATION
+
+
+def test_a_chat_about_follow_ups_makes_no_other_task_ours():
+    about = TITLE.replace("How do I bake bread?", 'What does {"follow_ups": []} mean?')
+    assert asked(about).form is None
+    assert asked('What does {"follow_ups": []} mean?').form is None
+    assert asked("Please list my questions:\nquestions:\n").form is None
+
+
+def test_a_dialogue_that_a_message_quotes_stays_in_it():
+    quoted = "USER: Go on\nASSISTANT: A scene.\nHuman: Hello\nAssistant: Hi\nTOOL: 42"
+    assert read_transcript(quoted) == [
+        {"role": "user", "content": "Go on"},
+        {"role": "assistant", "content": "A scene.\nHuman: Hello\nAssistant: Hi"},
+    ]
+
+
 def test_every_other_task_and_every_chat_is_not_ours():
     assert asked(TITLE).form is None
     assert asked(TITLE, {"x-task": "title_generation"}, model="suggestions-array").form is None
@@ -191,4 +238,14 @@ def test_the_history_is_what_the_last_pair_of_marks_holds(prompt, found):
 def test_marks_without_end_cost_no_time():
     began = time.monotonic()
     read_asked({"messages": [{"role": "user", "content": "<chat_history>" * 18_000 + '"follow_ups"'}]}, {})
-    assert time.monotonic() - began < 5  # a regular expression took 142 s
+    for line in (
+        "USER: a\nASSISTANT: b\n",
+        "\n### ",
+        "\nquestions:",
+        "[ ",
+        "Please predict three most likely a ",
+        "JSON",
+    ):
+        asked(f"Human: a\nAssistant: b\n{line * (200_000 // len(line))}\nquestions:\n")
+        asked(f"USER: a\nASSISTANT: b\n{line * (200_000 // len(line))}\nfollow_ups")
+    assert time.monotonic() - began < 20  # a regular expression took 142 s
