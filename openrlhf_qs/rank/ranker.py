@@ -36,8 +36,8 @@ cross-entropy (Cao et al. 2007), which is the KL divergence from the clicks but 
 and over all intents, with the share :math:`p_i` of the shows that were intent i's added to its score, as for a sampled
 softmax: an intent is not disliked for being shown seldom. One that was never shown is not in the sum: a small share in
 place of none would not do, for Adam makes of a small gradient as large a step as of a large one, so what can only lose
-goes down all the time. With queries it is in the sum, by the share of a single show: left out it took places of the
-shown ones (docs/RGALIGN.md), so such a ranker hardly ever ranks a new intent first.
+goes down all the time. With queries it is in the sum, by the share of a single show: left out, the first three got
+worse (docs/RGALIGN.md); so such a ranker hardly ever has a new intent among them.
 
 Plain torch, because the whole is eighty lines of it and the loss is none that a library of recommenders has.
 """
