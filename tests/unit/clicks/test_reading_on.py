@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from openrlhf_qs.benchmark.propensities import Kind, simulated
+from openrlhf_qs.clicks.check import check_log
 from openrlhf_qs.clicks.click_log import SCHEMA
 from openrlhf_qs.clicks.propensity import estimate, estimate_log
 from openrlhf_qs.clicks.reading_on import VISITS, if_users_differ, reading_on, visits
@@ -109,6 +110,15 @@ def test_a_whole_log_is_corrected_by_the_users_it_names():
     named, nameless = estimate_log(log), estimate_log(log.drop("user_id"))
     assert named.values[1] > nameless.values[1] + 0.03
     assert named.average == pytest.approx(nameless.values)
+
+
+def test_log_check_asks_the_users_of_a_log(tmp_path):
+    one = simulated(Kind("cascade", None, 80, n_impressions=8000, n_turns=4), 1)
+    rows = one.log().with_columns(timestamp=pl.lit("2026-01-01T00:00:00Z"))
+    (tmp_path / "clicks.jsonl").write_bytes(rows.write_ndjson().encode())
+    found = check_log([tmp_path / "clicks.jsonl"])
+    assert [place["examination"] for place in found["positions"]] == pytest.approx(estimate_log(one.log()).values)
+    assert "by their other turns, those who read on to lower places click" in " ".join(found["findings"])
 
 
 def test_what_users_who_differ_are_allowed_for_is_what_a_simulation_finds():
