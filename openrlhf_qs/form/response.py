@@ -21,19 +21,19 @@ from openrlhf_qs.form.keys import INVISIBLE
 N_SUGGESTIONS = 3  # of a response, where a run does not say otherwise
 CUT = "cut at the token limit"
 # What a model thought, in the forms that models have: <think>, <seed:think>, <thinking time="3">, [THINK], ◁think▷,
-# <|START_THINKING|>, and gpt-oss's channels, with and without their control tokens.
+# <|START_THINKING|>, gpt-oss's channels, with and without their control tokens, and Gemma's; or a turn of its own.
 _TAG = (
     r"(?:\w+[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|(?:inner_)?monologue)"
     r"(?:_\w+)?"
 )
 _OPENING = re.compile(
     rf"<{_TAG}(?:\s[^<>]*)?>|\[{_TAG}\]|◁{_TAG}▷|<\|(?:begin_of_|start_)?{_TAG}\|>"
-    r"|<\|channel\|>(?:analysis|commentary)\b",
+    rf"|<\|channel\|>(?:analysis|commentary)\b|<\|channel>{_TAG}\b|<\|im_start\|>{_TAG}\b",
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
     rf"</{_TAG}\s*>|\[/{_TAG}\]|◁/{_TAG}▷|<\|(?:end_of_|end_|/){_TAG}\|>"
-    r"|<\|channel\|>final[^<]*<\|message\|>|(?s:\Aanalysis.*?assistantfinal)",
+    r"|<\|channel\|>final[^<]*<\|message\|>|(?s:\Aanalysis.*?assistantfinal)|<channel\|>|<\|im_start\|>assistant\s",
     re.IGNORECASE,
 )
 # What stands around a whole answer: control tokens, a fence of code, a tag as <answer>.
@@ -47,23 +47,25 @@ _NUMBERED_LINE = re.compile(rf"([1-9][0-9]?)[{_INVISIBLE}]*(?:[.)、．）]|(?<=
 # Signs that a model puts around a whole text. They would be shown, and sent as the user's next message.
 _PAIRS = [
     *((sign, sign) for sign in ("```", "``", "**", "__", "~~", "==", "*", "_", "`", '"', "'", "＂", "”")),
-    *("[]", "()", "{}", "“”", "„“", "‘’", "‚‘", "«»", "»«", "‹›", "❝❞", "❛❜", "〝〟"),
+    *("[]", "()", "{}", "“”", "„“", "„”", "≪≫", "﹁﹂", "‘’", "‚‘", "«»", "»«", "‹›", "❝❞", "❛❜", "〝〟"),
     *("「」", "『』", "《》", "〈〉", "【】", "（）"),
 ]
 _TAGGED = re.compile(r"<(\w+)(?: [^<>]*)?>(.*)</\1>")
 _ENDS = {">", *(pair[1][-1] for pair in _PAIRS)}  # with which a text ends that stands in such signs
+_ITEM_SIGNS = "-*+>•‣◦▪●○■□–—·→⇒➜➤➔►▶▸◆◇◻◼◽◾★☆✓✔✅☐☑❖✦✧"  # a blank follows them
 # What is left inside or at one end. Signs of code are none: **kwargs, __init__, List<String>, a <div>, 2 * 3 * 4.
 _MARKUP = re.compile(
     r"\*\*\S.*\S\*\*|^\*\*|\*\*$|(?<![\w*])\*[^\s*](?:[^*]*[^\s*])?\*(?![\w*])"  # bold, italic
     r"|(?<!\w)__(?![a-z0-9_]+__\b)(?=\S)|~~|^==|==$|```|^`[^`]*$|^[^`]*`$"
     r"|<\w+(?: [^<>]*)?/?>(?=[^\W\d_])|(?<=\S)(?:</\w+>|<(?:br|hr|p) ?/?>)|<\||\[/\w+\]"  # tags, control tokens
     r"|\]\(|^\[.*\]\[|&(?:[a-z]+|#\w+);|\\[a-z]+\{"  # links, entities, TeX
-    r"|^#{1,6} |^[-*+>•‣◦▪●○■□–—·] (?!\d)|^\[[ xX]?\] |^\||\|$"  # headings, items, tables
+    rf"|^#{{1,6}} |^[{re.escape(_ITEM_SIGNS)}] (?!\d)"  # headings, items
+    r"|^\[[ xX]?\] |^\||\|$"  # boxes, tables
 )
 # Without one of these there is no thought, frame or control token, and no markup. They are looked for first: most
 # texts have none, and one set of characters is looked for in a tenth of the time.
 _SIGN_OF_MORE = re.compile(r"[<\[◁`]")
-_SIGN_OF_MARKUP, _ITEM_SIGNS = re.compile(r"[*_~=`<\]&\\#|]"), frozenset("-+>•‣◦▪●○■□–—·")
+_SIGN_OF_MARKUP = re.compile(r"[*_~=`<\]&\\#|]")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ _DENSE = re.compile(
 _NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 _WIDE = re.compile("[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _ACCENTED, _ACCENTS = re.compile("[\u00c0-\u024f\u0370-\u04ff\u1e00-\u1fff]"), re.compile("[\u0300-\u036f]")
+_STROKES = str.maketrans("ıłđøħŧ", "ildoht")  # which no accent makes of the plain letter
 _LOOSELY = re.compile("[\u0622-\u06cc\u30a1-\u30f6]")
 _LOOSE = str.maketrans("أإآٱىیةک", "اااايي\u0647ك") | {code: code - 0x60 for code in range(0x30A1, 0x30F7)}
 MIN_PROBABILITY = 0.6  # of a language, below which nothing is said
@@ -87,7 +88,7 @@ def unaccented(text: str) -> str:
     letters that are written for one another, hiragana for katakana. For looking how alike two texts are, and for
     nothing that is shown."""
     if _ACCENTED.search(text):
-        text = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", text)))
+        text = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", text.translate(_STROKES))))
     return text.translate(_LOOSE) if _LOOSELY.search(text) else text
 
 
