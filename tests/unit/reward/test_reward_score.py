@@ -71,7 +71,7 @@ def test_the_reference_says_how_likely_a_response_is(file, tmp_path, monkeypatch
     ("row", "words", "message"),
     [
         ({"conversation": [], "response": "a"}, ("rules",), "row 4: conversation .*; give a list of messages"),
-        ({"conversation": "a"}, ("rules",), "row 4: no response, and suggestions 'None'"),
+        ({"conversation": "a"}, ("rules",), "row 4: no response, and no suggestions"),
         ({"conversation": "a", "suggestions": [1]}, ("rules",), "row 4: no response, and suggestions"),
         ({"conversation": "a", "suggestions": [""]}, ("rules",), "row 4: suggestion '' is empty"),
         ({"conversation": "a", "response": 3}, ("rules",), "row 4: response '3'; give text"),
