@@ -437,6 +437,8 @@ def train_ranker(
     shown, clicks = torch.from_numpy(log.shown).long(), torch.from_numpy(log.clicks).float()
     examination = torch.tensor(log.examination, dtype=torch.float32)
     n_shows = torch.bincount(shown[shown >= 0], minlength=len(intents)).float()
+    if not n_shows.any():
+        raise ValueError("nothing was shown")
     n_shows += queries is not None
     log_share = (n_shows / n_shows.sum()).log()
 
