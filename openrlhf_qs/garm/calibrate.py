@@ -11,10 +11,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from rich import print as rich_print
 from rich.table import Table
 from scipy.optimize import minimize_scalar
 
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.garm.calibration import (
     accuracy,
     expected_calibration_error,
@@ -47,29 +47,29 @@ def run(args: argparse.Namespace) -> None:
     load_plugins(args.plugin)
     (rows, pairs), scorer = read_pairs(args.preferences), load_on_device(args.model)
     scored, link = score_pairs(rows, pairs, scorer), scorer.link
-    rich_print(_accuracy(scored, link))
+    print(_accuracy(scored, link))
     if args.on == "significant":
         scored = significant_outcomes(scored)
     n_clusters = scored.clusters.n_clusters
     if n_clusters < MIN_CLUSTERS:
-        rich_print(f"{n_clusters} conversations or users are too few to fit a temperature: it is left at 1")
+        print(f"{n_clusters} conversations or users are too few to fit a temperature: it is left at 1")
         return
     scale = fit_scale(scored, link)
     if scale is None:
-        rich_print(
+        print(
             f"the best factor of the means is beyond 1/{MAX_SCALE:g} to {MAX_SCALE:g}: on these {len(scored.label)} "
             "pairs the model is no better than a coin, or never wrong; it is left at 1, more pairs would tell"
         )
         return
     factor = scale_uncertainty(scored, link, scale)
     if factor > MAX_UNCERTAINTY:
-        rich_print(
+        print(
             f"the pairs of {n_clusters} conversations or users do not tell the temperature: means times {scale:.3f}, "
             f"95 % interval {scale / factor:.3g} to {scale * factor:.3g}; it is left at 1"
         )
         return
     rescale_means(args.model, scale)
-    table = Table("", "before", "after", title=args.model, title_justify="left")
+    table = Table("", "before", "after", title=args.model)
     sides = [_probability(scored, link, one) for one in (1.0, scale)]
     table.add_row("means times", "1", f"{scale:.3f} ({scale / factor:.3f} to {scale * factor:.3f})")
     for name, figure in (("NLL", negative_log_likelihood), ("ECE", expected_calibration_error)):
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
             f"{name}, {len(scored.label):,} pairs",
             *(f"{figure(p, scored.weight, label=scored.label):.4f}" for p in sides),
         )
-    rich_print(table)
+    print_table(table)
 
 
 def _accuracy(scored: Scored, link: str) -> str:

@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from openrlhf_qs.clicks.preferences import Pairs, all_pairs, read_preferences
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.form.keys import conversation_key, root_key
 from openrlhf_qs.form.prompt import Message
@@ -402,7 +403,7 @@ def print_tables(metrics: Mapping[str, Any]) -> None:
         "soft labels": metrics.get("soft"),
     }
     shown = {name: one for name, one in shown.items() if one}
-    table = Table("against the", *shown, title=f"{metrics['model']} on {metrics['preferences']}", title_justify="left")
+    table = Table("against the", *shown, title=f"{metrics['model']} on {metrics['preferences']}")
     table.add_row("pairs", *(f"{one['n_pairs']:,}" for one in shown.values()))
     table.add_row("impressions", *(f"{one['n_impressions']:,}" for one in shown.values()))
     for key, name in (("accuracy", "accuracy"), ("nll", "NLL"), ("brier", "Brier"), ("ece", "ECE")):
@@ -411,7 +412,7 @@ def print_tables(metrics: Mapping[str, Any]) -> None:
         )
     floors = [one["ece_if_calibrated"] for one in shown.values()]
     table.add_row("ECE if calibrated", *("–" if floor is None else f"{floor:.3f}" for floor in floors))
-    console.print(table)
+    print_table(table)
     best = metrics["observed"]
     table = Table("on the same pairs", "accuracy", "NLL", "ECE", "the model beside it (95 % interval)")
     table.add_row("the reward model", f"{best['accuracy']:.1%}", f"{best['nll']:.3f}", f"{best['ece']:.3f}", "")

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import print as rich_print
 from rich.table import Table
 from scipy import sparse
 from scipy.optimize import minimize
 
 from openrlhf_qs.clicks.preferences import read_preferences
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.garm.crosses import CROSSES, N_BUCKETS, buckets
 from openrlhf_qs.garm.edit_head import edit_head, scale_means
 from openrlhf_qs.garm.shown import Clicks, clicks_of, texts_of
@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> None:
     load_plugins()
     report = fit(read_preferences(args.preferences), read_preferences(args.kept_apart), args.model)
     if isinstance(report, str):
-        rich_print(f"{args.model}: no crosses. {report}")
+        print(f"{args.model}: no crosses. {report}")
         return
-    table = Table("", "", title=args.model, title_justify="left")
+    table = Table("", "", title=args.model)
     for name, value in report.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
-    rich_print(table)
+    print_table(table)
 
 
 def fit(

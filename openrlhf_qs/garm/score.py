@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import print as rich_print
 from rich.table import Table
 
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import json_object, replacing
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import load_plugins
@@ -64,11 +64,11 @@ def run(args: argparse.Namespace) -> None:
     for row, values in zip(rows, added, strict=True):
         row.update(values)
     write_rows(args.out, [*columns, *added[0]], rows)
-    table = Table("scored", "", title=args.out, title_justify="left")
+    table = Table("scored", "", title=args.out)
     table.add_row("rows", f"{len(rows):,}")
     table.add_row(f"texts in {text}", f"{n_texts:,}")
     table.add_row("empty, so without a score", f"{n_empty:,}")
-    rich_print(table)
+    print_table(table)
 
 
 def score_rows(

@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import print as rich_print
 from rich.table import Table
 from scipy import sparse
 from scipy.optimize import minimize
 
 from openrlhf_qs.clicks.preferences import read_preferences
+from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.garm.edit_head import edit_head
 from openrlhf_qs.garm.shown import clicks_of, texts_of
 from openrlhf_qs.models.template import as_plain_text
@@ -75,13 +75,13 @@ def run(args: argparse.Namespace) -> None:
     load_plugins()
     rows = read_preferences(args.preferences)
     if args.optional_enable and not _users_return(rows):
-        rich_print(f"{args.model}: its deviations stay constant. {NO_USERS}")
+        print(f"{args.model}: its deviations stay constant. {NO_USERS}")
         return
     report = fit(rows, args.model)
-    table = Table("", "", title=args.model, title_justify="left")
+    table = Table("", "", title=args.model)
     for name, value in report.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
-    rich_print(table)
+    print_table(table)
 
 
 def fit(rows: Sequence[Mapping[str, Any]], model: str | Path) -> dict[str, Any]:
