@@ -199,7 +199,7 @@ def _run(argv: Sequence[str] | None) -> None:
     elif command in OPENRLHF:
         from openrlhf_qs.host import run as host
 
-        host.run(command, settings, rest, vars(args)["qs.processes"])
+        host.run(command, settings, rest)
 
 
 def _of_the_machine(error: OSError) -> str:

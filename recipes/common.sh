@@ -135,7 +135,6 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 : "${GPUS:=0}"                  # GPUs on each node; with 0 everything runs on the CPU
 : "${NODES:=1}"                 # nodes; for sft and garm with more than one, HOSTFILE is DeepSpeed's list of them
 : "${HOSTFILE:=}"
-: "${PROCESSES:=}"              # that share the work of sft, garm, rft on the CPU; empty: one a core for the small policy, 4 at most
 : "${ASYNC:=0}"                 # 1: GRPO's rollouts and training overlap (GPU form, at least 2 GPUs)
 : "${DRY_RUN:=0}"               # 1: print the command of every stage, run nothing
 : "${AGAIN:=0}"                 # 1: make the stage anew, and all after it, checkpoints too
@@ -456,37 +455,18 @@ training_flags() {
    )
 }
 
-# processes MODEL: in N_PROCESSES, how many share the work on the CPU; MODEL is the one that was named, empty for the small one.
-processes() {
-   N_PROCESSES=${PROCESSES:-1}
-   [ -z "$PROCESSES$1" ] && [ "$FORM" = cpu ] || return 0
-   N_PROCESSES=$(nproc)   # OMP_NUM_THREADS where that is set and less
-   [ "$N_PROCESSES" -le 4 ] || N_PROCESSES=4
-}
-
-# batch_flags MODEL BATCH MICRO_BATCH: how a batch is shared out in the training of MODEL, as above, in the array BATCH_FLAGS.
-batch_flags() {
-   processes "$1"
-   [ -n "$PROCESSES" ] || while [ $(($2 % N_PROCESSES)) != 0 ]; do N_PROCESSES=$((N_PROCESSES - 1)); done
-   BATCH_FLAGS=(--train.batch_size "$2" --train.micro_batch_size "${3:-$(($2 / N_PROCESSES))}")
-   [ "$N_PROCESSES" = 1 ] || BATCH_FLAGS+=(--qs.processes "$N_PROCESSES")
-}
-
 # sft_flags SFT|TEACHER FILE FOLDER MODEL: train_sft on suggestions in FILE, MODEL to FOLDER, in the array SFT_FLAGS, with
 # the variables that begin with that word.
 sft_flags() {
    local lr="$1_LR" epochs="$1_EPOCHS" batch="$1_BATCH" micro_batch="$1_MICRO_BATCH" save_steps="$1_SAVE_STEPS"
    training_flags "$3" "${!save_steps}"
-   local named=$POLICY
-   [ "$1" != TEACHER ] || named=$TEACHER$POLICY
-   batch_flags "$named" "${!batch}" "${!micro_batch:-}"
    SFT_FLAGS=(
       --data.dataset "$2"
       --data.input_key prompt --data.output_key response   # as the assembly names them
       --data.apply_chat_template
       --data.max_len "$MAX_LEN"
       --model.model_name_or_path "$4"
-      "${BATCH_FLAGS[@]}"
+      --train.batch_size "${!batch}" --train.micro_batch_size "${!micro_batch:-${!batch}}"
       --train.max_epochs "${!epochs}" --adam.lr "${!lr}"
       "${TRAINING_FLAGS[@]}"
    )

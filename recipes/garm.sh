@@ -19,7 +19,6 @@ fi
 
 begin garm "$@"
 training_flags "$RUN/garm" "$GARM_SAVE_STEPS"
-batch_flags "$GARM_BASE$POLICY" "$GARM_BATCH" "${GARM_MICRO_BATCH:-}"
 DATA=(
    --data.dataset "$RUN/data/preferences.jsonl"
    --data.apply_chat_template
@@ -28,7 +27,7 @@ DATA=(
 )
 SIZE=(
    --model.model_name_or_path "${GARM_BASE:-$RUN/sft}"
-   "${BATCH_FLAGS[@]}"
+   --train.batch_size "$GARM_BATCH" --train.micro_batch_size "${GARM_MICRO_BATCH:-$GARM_BATCH}"
    --train.max_epochs "$GARM_EPOCHS" --adam.lr "$GARM_LR"
 )
 if [ "$FORM" = gpu ]; then

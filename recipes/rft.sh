@@ -20,11 +20,10 @@ response_tokens
 [ -z "$EMBEDDER" ] || OPTION="$OPTION diverse.embedder=$EMBEDDER"
 expect "$RUN/sft" --written "$RFT_SAMPLES" "$RUN/data/prompts.jsonl" "$N_RFT" --read "$RFT_SAMPLES" "$RUN/data/prompts.jsonl" "$N_RFT" \
    --taught "$RFT_EPOCHS" "$RUN/data/prompts.jsonl" "$N_RFT"
-processes "$POLICY"
 if [ ! -f "$RUN/rft/candidates.jsonl" ] || [ "$DRY_RUN" = 1 ]; then
    run openrlhf-qs rft --policy "$RUN/sft" --reward_model "$RUN/garm" --prompts "$RUN/data/prompts.jsonl" \
       --out "$RUN/rft/candidates.jsonl" --n_max "$N_RFT" --n_samples "$RFT_SAMPLES" --temperature "$RFT_TEMPERATURE" \
-      --max_new_tokens "$RESPONSE_TOKENS" --seed "$SEED" $([ "$N_PROCESSES" = 1 ] || echo --n_shards "$N_PROCESSES")
+      --max_new_tokens "$RESPONSE_TOKENS" --seed "$SEED"
 fi
 sft_flags RFT "$RUN/rft/candidates.jsonl" "$RUN/rft" "$RUN/sft"
 launch sft "${SFT_FLAGS[@]}" --qs.sft_dataset diverse "${TASK[@]/#--/--qs.}" "$@"

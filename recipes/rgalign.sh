@@ -88,12 +88,12 @@ teach() {
 prefer() {
    [ ! -e "$2/.taught" ] || [ "$DRY_RUN" = 1 ] || return 0
    training_flags "$2" "$ALIGN_SAVE_STEPS"
-   batch_flags "$POLICY" "$ALIGN_BATCH" "${ALIGN_MICRO_BATCH:-}"
    local size=(--ds.zero_stage 0 --ds.attn_implementation sdpa)
    [ "$FORM" != gpu ] || size=(--ds.zero_stage 3 --model.gradient_checkpointing_enable)
    launch dpo --data.dataset "$1" --data.prompt_key prompt --data.apply_chat_template --data.max_len "$MAX_LEN" \
       --model.model_name_or_path "$3" --ref.model_name_or_path "$3" --model.beta "$DPO_BETA" --adam.lr "$DPO_LR" \
-      "${BATCH_FLAGS[@]}" --train.max_epochs "$ALIGN_EPOCHS" "${TRAINING_FLAGS[@]}" "${size[@]}"
+      --train.batch_size "$ALIGN_BATCH" --train.micro_batch_size "${ALIGN_MICRO_BATCH:-$ALIGN_BATCH}" \
+      --train.max_epochs "$ALIGN_EPOCHS" "${TRAINING_FLAGS[@]}" "${size[@]}"
    [ "$DRY_RUN" = 1 ] || touch "$2/.taught"
 }
 

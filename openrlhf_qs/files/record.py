@@ -79,7 +79,6 @@ def _rft(variables: Variables) -> tuple[str, ...]:
 
 SFT_SIZE = ("LR", "EPOCHS", "BATCH", "MICRO_BATCH")
 FORM = ("GPUS", "NODES")
-TRAINING = (*FORM, "PROCESSES")
 STAGES = {
     "data": Stage(
         ("SEED", "N_IMPRESSIONS", "N_CONTEXTS", "N_SUGGESTIONS", "MAX_LEN", "REFUSED_ROLES"),
@@ -87,21 +86,13 @@ STAGES = {
         products=("*.jsonl", "log.json", "lengths.json", "max_new_tokens"),
     ),
     "distil": Stage(
-        ("SEED", "N_CANDIDATES", "MAX_LEN", *(f"TEACHER_{name}" for name in SFT_SIZE), *TRAINING),
+        ("SEED", "N_CANDIDATES", "MAX_LEN", *(f"TEACHER_{name}" for name in SFT_SIZE), *FORM),
         reads=lambda variables: ("data",),
         files=("TEACHER", "POLICY"),
         products=("candidates.jsonl", *(f"teacher/{pattern}" for pattern in MODEL)),
     ),
     "sft": Stage(
-        (
-            "SEED",
-            "N_SUGGESTIONS",
-            "DISTIL",
-            "SFT_DATASET",
-            "MAX_LEN",
-            *(f"SFT_{name}" for name in SFT_SIZE),
-            *TRAINING,
-        ),
+        ("SEED", "N_SUGGESTIONS", "DISTIL", "SFT_DATASET", "MAX_LEN", *(f"SFT_{name}" for name in SFT_SIZE), *FORM),
         reads=lambda variables: ("data", "distil") if variables.get("DISTIL") == "1" else ("data",),
         files=("POLICY", "EMBEDDER", "PROMPT_TEMPLATE"),
         plugins=("SFT_DATASET",),
@@ -116,7 +107,7 @@ STAGES = {
             "SPREAD",
             "MAX_LEN",
             *(f"GARM_{name}" for name in (*SFT_SIZE, "DROPOUT")),
-            *TRAINING,
+            *FORM,
         ),
         reads=_read_by_garm,
         files=("GARM_BASE", "POLICY", "DATA_DIR"),
@@ -132,7 +123,7 @@ STAGES = {
         (
             *("SEED", "N_SUGGESTIONS", "N_RFT", "RFT_SAMPLES", "RFT_TEMPERATURE", "MAX_LEN", "MAX_NEW_TOKENS"),
             *(f"RFT_{name}" for name in SFT_SIZE),
-            *TRAINING,
+            *FORM,
         ),
         reads=lambda variables: ("data", "sft", "garm"),
         files=("POLICY", "EMBEDDER", "PROMPT_TEMPLATE"),
@@ -164,7 +155,7 @@ STAGES = {
         ("SEED", "ENCODER"), reads=lambda variables: ("intents",), files=("INTENTS",), products=("*/ranker.json",)
     ),
     "reason": Stage(
-        ("SEED", "MAX_LEN", "QUERY_TOKENS", "QUERY_SAMPLES", *(f"REASON_{name}" for name in SFT_SIZE), *TRAINING),
+        ("SEED", "MAX_LEN", "QUERY_TOKENS", "QUERY_SAMPLES", *(f"REASON_{name}" for name in SFT_SIZE), *FORM),
         reads=lambda variables: ("intents",),
         files=("POLICY",),
         products=(*MODEL, "queries.jsonl"),
@@ -181,7 +172,7 @@ STAGES = {
                 "QUERY_TOKENS",
                 "QUERY_SAMPLES",
                 *(f"ALIGN_{name}" for name in SFT_SIZE),
-                *TRAINING,
+                *FORM,
             ),
         ),
         reads=lambda variables: ("intents", "reason"),
@@ -491,7 +482,7 @@ def check_earlier(
     What counts for ``stage`` itself may be another than it was (a seed of its own, another number of GPUs), but for
     options and files of plugins: weights are those of the parts that they were learned with.
     """
-    own = {*STAGES[stage].variables, *STAGES[stage].files, *TRAINING}
+    own = {*STAGES[stage].variables, *STAGES[stage].files, *FORM}
     names = list(STAGES[stage].reads(values))
     for name in names:  # and those that they read, which are added meanwhile
         made = entries.get(name)

@@ -44,7 +44,6 @@ def prepare(stage: str, args: argparse.Namespace, host_argv: Sequence[str]) -> S
     settings = Settings(device, stage_settings(stage, ours), files, options, ours["qs.trust_remote_code_enable"])
     host_args = host_arguments(stage, host_argv)
     check_checkpoints(host_args)
-    check_processes(ours["qs.processes"], device, stage, host_args)
     {"sft": check_sft, "garm": check_garm, "dpo": check_dpo, "grpo": check_grpo}[stage](settings, host_args)
     check_given(stage, host_args)
     return settings
@@ -57,21 +56,6 @@ def check_host_version(untested_enable: bool) -> None:
         raise ValueError(
             f"OpenRLHF {version} was not tested with this release: install openrlhf{TESTED}, "
             "or go on at your own risk with --qs.untested_host_enable"
-        )
-
-
-def check_processes(n: int, device: str, stage: str, args: SimpleNamespace) -> None:
-    """ValueError where a batch cannot be shared out evenly among ``n`` processes, or something else starts them."""
-    if n == 1:
-        return
-    if device != "cpu" or stage == "grpo":
-        starts = "Ray starts those of grpo" if stage == "grpo" else "on GPUs deepspeed --num_gpus starts them"
-        raise ValueError(f"--qs.processes {n}: it is for a training of sft, garm or dpo on the CPU; {starts}")
-    batch, micro_batch = args.train.batch_size, args.train.micro_batch_size
-    if n < 1 or batch % (n * micro_batch):
-        raise ValueError(
-            f"--qs.processes {n}: a batch of {batch} cannot be shared out evenly among them in micro batches of "
-            f"{micro_batch}; give --train.micro_batch_size {max(1, batch // max(n, 1))}, or another number"
         )
 
 

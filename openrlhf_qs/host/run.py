@@ -12,7 +12,6 @@ import runpy
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -24,7 +23,6 @@ from openrlhf_qs.host.arguments import ENTRY_POINTS, host_arguments
 from openrlhf_qs.host.bootstrap import install
 from openrlhf_qs.host.leavings import CACHE, datasets_cache
 from openrlhf_qs.host.patches import TESTED
-from openrlhf_qs.host.ranks import ranks
 from openrlhf_qs.host.settings import Settings, add_stage_arguments
 from openrlhf_qs.models import own_ray
 from openrlhf_qs.models.device import Device
@@ -35,6 +33,7 @@ CPU_ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": str(os.cpu_count()),
     "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait slow the other processes down tenfold
 }
 
@@ -69,27 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
         action="store_true",
         help="run code that lies in a model's folder or repository (auto_map in its config.json): you have read it",
     )
-    parser.add_argument(
-        "--qs.processes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="of a training on the CPU: a small model is trained faster by a process on each core than by one with as "
-        "many threads; each has batch size / N of a batch; default: 1",
-    )
     parser.add_argument("--qs.check_enable", action="store_true", help="check flags, plugins and files, then stop")
 
 
-def run(stage: str, settings: Settings, host_argv: Sequence[str], n_processes: int = 1) -> None:
+def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
     """Hand over to OpenRLHF, with our plugins in every process. What fails there is a traceback and, at its end, one
-    line with exit status 1: the recipes keep the former in ``log.txt`` and show the latter.
-
-    Args:
-        n_processes: of a training without Ray, on the CPU.
-    """
+    line with exit status 1: the recipes keep the former in ``log.txt`` and show the latter."""
     os.environ.update(settings.to_environment())
     if settings.device == "cpu":
-        _cpu_environment(n_processes)
+        _cpu_environment()
     install()
     host = host_arguments(stage, host_argv)
     if host.ckpt.load_enable and os.environ.get("RANK", "0") == "0":  # the other ranks wait for this one to join them
@@ -102,10 +89,10 @@ def run(stage: str, settings: Settings, host_argv: Sequence[str], n_processes: i
                 task = read_task(host.actor.model_name_or_path)
                 write_task(host.ckpt.output_dir, replace(task, max_len=task.room(host.data.max_len)))
                 _start_ray(settings)
-            launched = stage == "grpo" or "RANK" in os.environ  # by Ray, or by deepspeed or torchrun
-            with nullcontext() if launched else ranks(n_processes, stage, host_argv):
-                sys.argv = [ENTRY_POINTS[stage], *host_argv]
-                runpy.run_module(ENTRY_POINTS[stage], run_name="__main__", alter_sys=True)
+            elif "RANK" not in os.environ:
+                _single_process_environment()
+            sys.argv = [ENTRY_POINTS[stage], *host_argv]
+            runpy.run_module(ENTRY_POINTS[stage], run_name="__main__", alter_sys=True)
         except Exception as error:
             traceback.print_exc()
             sys.exit(printable(f"openrlhf-qs {stage}: {in_one_line(error)}"))
@@ -125,10 +112,17 @@ def in_one_line(error: Exception) -> str:
     return f"{what} ({name}{where})" if what else f"{name}{where}"
 
 
-def _cpu_environment(n_processes: int) -> None:
+def _cpu_environment() -> None:
     for name, value in CPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // n_processes)))
+
+
+def _single_process_environment() -> None:
+    """What a launcher such as deepspeed or torchrun would have set for one process.
+
+    Port 0 is one that torch chooses when it binds it, seconds later; nobody else has to know it.
+    """
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 
 
 def _start_ray(settings: Settings) -> None:
@@ -143,7 +137,7 @@ def _start_ray(settings: Settings) -> None:
     }
     resources = {}
     if settings.device == "cpu":
-        names += [*CPU_ENVIRONMENT, "OMP_NUM_THREADS", *own_ray.LOOPBACK_ENVIRONMENT]
+        names += [*CPU_ENVIRONMENT, *own_ray.LOOPBACK_ENVIRONMENT]
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # the recipes' is empty, and Ray then has no place for GPUs
         # OpenRLHF asks Ray for GPUs. These are places in its books, one for each model process.
         resources = {"num_cpus": 16, "num_gpus": 16} if own_ray.is_own() else {}

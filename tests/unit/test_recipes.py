@@ -327,26 +327,6 @@ def test_openrlhf_takes_what_the_recipes_give_it(form, openrlhf):
         assert args.train.batch_size % (args.train.micro_batch_size * n_processes) == 0, stage
 
 
-def processes(**variables) -> list[str]:
-    """How many processes, and how much of a batch each has, in SFT, GaRM and RFT."""
-    commands = [ours(shlex.split(line)) for line in bash("grpo_garm.sh", DRY_RUN="1", **variables).stdout.splitlines()]
-    found = []
-    for command in commands:
-        if command and command[0] in ("sft", "garm") and "--train.batch_size" in command:
-            n = command[command.index("--qs.processes") + 1] if "--qs.processes" in command else "1"
-            found.append(f"{n} x {command[command.index('--train.micro_batch_size') + 1]}")
-    return found
-
-
-def test_the_small_policy_is_trained_by_a_process_on_each_core_and_a_model_that_can_read_by_one():
-    cores = len(os.sched_getaffinity(0))
-    n = min(cores, 4) if cores != 3 else 2  # batches of 32 and 16
-    assert processes(OMP_NUM_THREADS="") == [f"{n} x {32 // n}", f"{n} x {16 // n}", f"{n} x {32 // n}"]
-    assert processes(OMP_NUM_THREADS="1") == ["1 x 32", "1 x 16", "1 x 32"]
-    assert processes(PROCESSES="2", SFT_MICRO_BATCH="4") == ["2 x 4", "2 x 8", "2 x 16"]
-    assert processes(OMP_NUM_THREADS="", POLICY="smollm2") == ["1 x 16", "1 x 16", "1 x 16"]
-
-
 @pytest.mark.parametrize("form", [form for form in FORMS if "GPUS" in FORMS[form]])
 def test_rollouts_and_training_fill_the_gpus_and_no_more(form, openrlhf):
     args = openrlhf(parse_as_openrlhf, "grpo", training_commands(form)["grpo"])

@@ -172,7 +172,6 @@ CHANGED = {
     "MAX_LEN": "99",
     "MAX_NEW_TOKENS": "9",
     "GPUS": "8",
-    "PROCESSES": "3",
     "SFT_LR": "9",
     "SFT_EPOCHS": "9",
     "SFT_BATCH": "9",
