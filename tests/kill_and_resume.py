@@ -112,7 +112,8 @@ def kill_often(
         while call.poll() is None and time.monotonic() - begun < share * seconds[aimed]:
             time.sleep(0.02)
         if call.poll() is not None:
-            end(call, run)  # it may have ended well, and not by an error
+            end(call, run)  # it may have ended well, and not by an error: then there is nothing left to kill
+            return
         hit = working_on(run, called)
         (os.kill if outer_alone else os.killpg)(call.pid, signal.SIGKILL)
         call.wait()
