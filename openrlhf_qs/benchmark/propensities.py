@@ -25,9 +25,10 @@ from rich.progress import track
 from rich.table import Table
 
 from openrlhf_qs.clicks.preferences import click_rate_preferences, preferences
-from openrlhf_qs.clicks.propensity import COUNTS, METHODS, PLACES, Propensities, added_up, estimate
+from openrlhf_qs.clicks.propensity import METHODS, PLACES, Propensities, estimate
 from openrlhf_qs.clicks.reading_on import VISITS
 from openrlhf_qs.clicks.rows import MESSAGES
+from openrlhf_qs.clicks.shows import COUNTS, added_up
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.world.click_models import EXAMINATION, TRUST_ATTRACTIVE, TRUST_OTHER, click_chances, truth
 
@@ -232,7 +233,7 @@ class Simulated(NamedTuple):
     user: np.ndarray
 
     def counts(self) -> pl.DataFrame:
-        """As :func:`openrlhf_qs.clicks.propensity.shown_counts` has them."""
+        """As :func:`openrlhf_qs.clicks.shows.shown_counts` has them."""
         n, above = len(self.context), self.clicks.cumsum(axis=1) - self.clicks > 0
         rows = pl.DataFrame(
             {
@@ -305,7 +306,7 @@ def simulated(kind: Kind, seed: int = 0) -> Simulated:
 
 
 def simulated_counts(kind: Kind, seed: int = 0) -> tuple[pl.DataFrame, np.ndarray]:
-    """Counts of a log of that kind (:data:`openrlhf_qs.clicks.propensity.COUNTS`), and the share in which each place
+    """Counts of a log of that kind (:data:`openrlhf_qs.clicks.shows.COUNTS`), and the share in which each place
     was looked at, relative to the top."""
     one = simulated(kind, seed)
     return one.counts(), one.examination

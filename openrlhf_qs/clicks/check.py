@@ -27,18 +27,11 @@ from openrlhf_qs.clicks import repeats
 from openrlhf_qs.clicks.batches import ENGINES, Batch, Problem, Problems, log_files, map_log
 from openrlhf_qs.clicks.click_log import ON_ERROR, clicks_by_position
 from openrlhf_qs.clicks.preferences import pair_places
-from openrlhf_qs.clicks.propensity import (
-    COUNTS,
-    DEFAULT_METHOD,
-    METHODS,
-    Propensities,
-    added_up,
-    estimate,
-    shows,
-)
+from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, Propensities, estimate
 from openrlhf_qs.clicks.reading_on import VISITS, visits
 from openrlhf_qs.clicks.repeats import MIN_ROWS, HeavyUser, frequent_texts, heavy_users, row_hashes
 from openrlhf_qs.clicks.rows import contexts
+from openrlhf_qs.clicks.shows import COUNTS, added_up, shows
 from openrlhf_qs.clicks.verdicts import Verdict, verdicts, worst
 from openrlhf_qs.files.printable import counted, print_table
 from openrlhf_qs.files.whole import write_whole
@@ -74,7 +67,7 @@ class Summary:
         n_impressions, n_clicked, n_repeating: rows, rows with a click, rows that show one text twice.
         lines: of the good rows, from 1 in the batch; with ``ids`` in the same order.
         ids, conversations, users: hashes; of users those of the rows that have one.
-        counts: see :func:`openrlhf_qs.clicks.propensity.shows`.
+        counts: see :func:`openrlhf_qs.clicks.shows.shows`.
         visits: see :func:`openrlhf_qs.clicks.reading_on.visits`.
         rows: hashes of all but the id, see :func:`openrlhf_qs.clicks.repeats.row_hashes`.
         heavy, texts: users with many rows, texts that many rows show.
@@ -485,7 +478,7 @@ def _sum(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _table(found: dict[str, Any]) -> Table:
     """What :func:`check_log` found, for the terminal."""
-    table = Table(title=f"click log: {', '.join(found['files'])}", title_justify="left", show_header=False)
+    table = Table(title=f"click log: {', '.join(found['files'])}", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     table.add_column("", overflow="fold")

@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     if not made:
         raise ValueError(f"{args.file}: no row that could be read: {dict(problems.counts)}")
     write_json_lines(args.out, made)
-    table = Table("", "rows", "what", title=f"log convert: {args.file} to {args.out}", title_justify="left")
+    table = Table("", "rows", "what", title=f"log convert: {args.file} to {args.out}")
     table.columns[1].justify = "right"
     table.add_row("written", f"{len(made):,}", "conversations" if args.conversations_only else "impressions")
     for rule, n in used.most_common():

@@ -240,7 +240,7 @@ def _table(summary: dict[str, Any], out: DataFolder) -> Table:
 
     ctr = " ".join(f"{rate:.3f}" for rate in log["ctr_by_position"])
     policy = summary["options"]["position_policy"]
-    table = Table(title=f"data: {summary['options']['log']} to {out.path}", title_justify="left")
+    table = Table(title=f"data: {summary['options']['log']} to {out.path}")
     table.add_column("")
     table.add_column("rows", justify="right")
     table.add_column("what", overflow="fold")

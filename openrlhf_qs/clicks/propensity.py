@@ -2,37 +2,38 @@ r"""How much each position is looked at, from clicks alone, and what a log can t
 
 Under the position-based model a suggestion :math:`s` under the context :math:`c` at position :math:`k` is clicked with
 probability :math:`\theta_k \gamma_{c,s}`: it is looked at, and it attracts. Here :math:`\theta_1 = 1`, so the others
-are relative to the top. In: counts of shows and clicks by (context, suggestion, position), from :func:`shown_counts`.
-A text that stands a second time in an impression is left out: nobody clicks what was said before, wherever it stands.
+are relative to the top. In: counts of shows and clicks by (context, suggestion, position), from
+:func:`openrlhf_qs.clicks.shows.shown_counts`.
 
-No estimator is right on every log. :func:`diagnose` says whether the order was random, whether a click above takes
-clicks from below, and whether the gap between places depends on how attractive a suggestion is; :func:`estimate`
-chooses by it, runs a second estimator beside the first, and says in ``findings`` where the two disagree or the log
-cannot tell. What each one assumes, and what they find where the truth is known: docs/POSITION_BIAS.md.
+No estimator is right on every log. :mod:`openrlhf_qs.clicks.diagnosis` says whether the order was random, whether a
+click above takes clicks from below, and whether the gap between places depends on how attractive a suggestion is;
+:func:`estimate` chooses by it, runs a second estimator beside the first, and says in ``findings`` where the two
+disagree or the log cannot tell. What each one assumes, and what they find where the truth is known:
+docs/POSITION_BIAS.md.
 """
 
 from __future__ import annotations
 
 import bisect
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
+from openrlhf_qs.clicks.diagnosis import (
+    MIN_CONTEXTS,
+    TRUSTED,
+    Diagnosis,
+    Line,
+    diagnose,
+    is_moved,
+    trusted_places,
+    untold_places,
+)
 from openrlhf_qs.clicks.reading_on import if_users_differ, reading_on, visits
-from openrlhf_qs.clicks.rows import contexts
+from openrlhf_qs.clicks.shows import shown_counts
 from openrlhf_qs.statistics.intervals import Z_95
 
-COUNTS = {
-    "context": pl.UInt64,  # hash of the conversation
-    "suggestion": pl.UInt64,  # hash of the conversation and the text
-    "position": pl.Int64,  # from 1, the top one
-    "n_shown": pl.Int64,
-    "n_clicked": pl.Int64,
-    "n_open": pl.Int64,  # shows without a click above
-    "n_first": pl.Int64,  # clicks without a click above
-}
 METHODS = {
     "auto": "by what the log allows: ctr where the order is random, pbm where it was chosen, cascade where a click "
     "above takes clicks from below, trust where the gap between places depends on attraction",
@@ -48,12 +49,7 @@ METHODS = {
 DEFAULT_METHOD = "auto"
 PLACES = ("trust", "average", "unless_clicked")  # what an estimate may say of each place beside its examination
 MAX_WEIGHT = 5.0
-TOLERANCE = 0.05  # above chance, how often a suggestion that comes again may stand where it stood, in a random order
 TAKES_CLICKS = 0.5  # odds ratio of a click with and without one above, below which a click ends the reading
-TRUSTED = 0.1  # share of a place's click rate that does not grow with attraction, from which it is said
-UNTOLD = 0.3  # the same share, negative, from which a log that cannot exclude it is said not to tell
-MIN_CONTEXTS = 30  # with suggestions at the top and at a place, below which there is no line
-PRIOR_LOOKS = 5.0  # at the average click rate, with which the instrument of a line begins
 DIFFER = 1.0  # deviation of users in log-odds of a click that intervals allow for, where a log cannot tell it
 KNOWN = 2.0  # upper over lower end of an interval, above which a place is called unknown
 
@@ -85,105 +81,6 @@ class Propensities(NamedTuple):
     def looks(self) -> list[float]:
         """What a show at each place counts where clicks are divided by it, ``trust`` taken off before."""
         return self.values if self.trust else list(self.average) or self.values
-
-
-class Ratio(NamedTuple):
-    """``over / under``, and what each context brings to the errors of the two, ``influence [contexts, 2]``."""
-
-    over: float
-    under: float
-    influence: np.ndarray
-
-    @property
-    def value(self) -> float:
-        return self.over / self.under
-
-    def interval(self, z: float = Z_95) -> tuple[float, float]:
-        """Fieller's (1954): right however little is known of ``under``, and without bounds where that may be 0."""
-        (vv_over, vv), (_, vv_under) = z**2 * self.influence.T @ self.influence
-        square, both, rest = self.under**2 - vv_under, self.over * self.under - vv, self.over**2 - vv_over
-        if square <= 0 or self.under <= 0:
-            return -np.inf, np.inf
-        root = np.sqrt(max(both**2 - square * rest, 0.0))
-        return float((both - root) / square), float((both + root) / square)
-
-
-class Line(NamedTuple):
-    """The chance of a click at a place, ``slope * chance at the top + intercept``, and the intercept's ``share`` of
-    the mean click rate there."""
-
-    slope: Ratio
-    intercept: float
-    share: Ratio
-
-
-class Diagnosis(NamedTuple):
-    """What a log can tell of its own order and of how its users read.
-
-    Attributes:
-        order: ``random``, ``chosen``, or ``unknown`` where too little comes again to tell.
-        same_place: of two shows of a suggestion in one context, the share at one place; ``by_chance`` what it is in a
-            random order. None where nothing comes again.
-        odds_ratio: of a click where something above was clicked against where nothing was, (value, low, high): 1 in
-            the position-based model, above where users differ, below where a click above takes clicks from below.
-        lines: how the click rate of each lower place goes with that of the top; None where too little comes again.
-    """
-
-    order: str
-    same_place: float | None
-    by_chance: float
-    odds_ratio: tuple[float, float, float] | None
-    lines: list[Line] | None
-
-    @property
-    def fixed_share(self) -> list[tuple[float, float, float]] | None:
-        """Of the click rate of each lower place, the part that does not grow with attraction, (value, low, high) for
-        places from the second: 0 in the position-based model, below 0 where the top is trusted. The intervals are of
-        95 %, for all places at once. None where there are no lines."""
-        if self.lines is None:
-            return None
-        z = NormalDist().inv_cdf(1 - 0.025 / len(self.lines))  # Bonferroni: one of seven is soon below 0 by chance
-        return [(line.share.value, *line.share.interval(z)) for line in self.lines]
-
-
-def shown_counts(log: pl.DataFrame) -> pl.DataFrame:
-    """Shows and clicks of each suggestion of ``log`` at each position; columns as in ``COUNTS``, in no order."""
-    return added_up(shows(log))
-
-
-def shows(log: pl.DataFrame) -> pl.DataFrame:
-    """Each show of ``log`` with its clicks; columns as in ``COUNTS``, for :func:`added_up`."""
-    shown = (
-        log.select(
-            "suggestions",
-            "clicks",
-            context=contexts(log),
-            impression=pl.int_range(pl.len()),
-            position=pl.int_ranges(1, pl.col("clicks").list.len() + 1),
-            top=pl.col("clicks").list.arg_max() + 1,
-            any=pl.col("clicks").list.max() == 1,
-        )
-        .explode("suggestions", "clicks", "position")
-        .with_columns(suggestion=pl.struct("context", "suggestions").hash())
-        .filter(pl.struct("impression", "suggestion").is_first_distinct())
-    )
-    click = pl.col("clicks").cast(pl.Int64)
-    is_open = (~pl.col("any") | (pl.col("position") <= pl.col("top"))).cast(pl.Int64)
-    return shown.select(
-        "context",
-        "suggestion",
-        "position",
-        n_shown=pl.lit(1, pl.Int64),
-        n_clicked=click,
-        n_open=is_open,
-        n_first=is_open * click,
-    )
-
-
-def added_up(counts: pl.DataFrame) -> pl.DataFrame:
-    """One row for each (context, suggestion, position) of counts that were put together."""
-    names = ("context", "suggestion", "position")
-    return counts.group_by(names).agg(pl.exclude(names).sum()).select(*COUNTS)
 
 
 def examination_propensities(log: pl.DataFrame, method: str = DEFAULT_METHOD) -> list[float]:
@@ -254,47 +151,6 @@ def _with_silent_places(found: Propensities, places: list[int], n_positions: int
     return found._replace(values=values, low=low, high=high, findings=(sentence, *found.findings), **others)
 
 
-def diagnose(counts: pl.DataFrame) -> Diagnosis:
-    """What ``counts`` can tell of the order shown and of how users read."""
-    by_place = counts.group_by("position").agg(pl.col("n_shown").sum()).sort("position")["n_shown"].to_numpy()
-    by_chance = float(((by_place / max(by_place.sum(), 1)) ** 2).sum())
-    moved = _is_moved(counts)
-    again = (
-        counts.filter(moved | (counts["n_shown"] > 1))
-        .group_by("context", "suggestion")
-        .agg(
-            same=(pl.col("n_shown") * (pl.col("n_shown") - 1)).sum(),
-            pairs=pl.col("n_shown").sum() * (pl.col("n_shown").sum() - 1),
-        )
-        .group_by("context")
-        .agg(pl.col("same", "pairs").sum())
-    )
-    n_pairs = int(again["pairs"].sum())
-    order, same_place = "unknown", None
-    if n_pairs and len(by_place) > 1:
-        same_place = float(again["same"].sum() / n_pairs)
-        residual = (again["same"] - same_place * again["pairs"]).to_numpy()
-        error = float(np.sqrt((residual**2).sum()) / n_pairs)
-        # Of very few pairs the residuals say too little: chance alone gives at least this much.
-        error = max(error, float(np.sqrt(by_chance * (1 - by_chance) * 2 / n_pairs)))
-        if same_place + Z_95 * error < by_chance + TOLERANCE:
-            order = "random"
-        elif same_place - Z_95 * error > by_chance:
-            order = "chosen"
-    return Diagnosis(order, same_place, by_chance, _odds_ratio(counts), _lines(counts, order))
-
-
-def _is_moved(counts: pl.DataFrame) -> pl.Series:
-    """Whether each suggestion was shown at another place too, of counts that are added up. In most logs few were."""
-    return counts["suggestion"].is_duplicated()
-
-
-def trusted_places(known: Diagnosis) -> list[int]:
-    """The places whose gap to the top depends on attraction, as where the top is trusted."""
-    shares = known.fixed_share or []
-    return [place for place, (value, _, high) in enumerate(shares, start=2) if high < 0 and value < -TRUSTED]
-
-
 def _chosen(
     counts: pl.DataFrame, known: Diagnosis, users: pl.DataFrame | None
 ) -> tuple[Propensities, Propensities | None]:
@@ -334,7 +190,7 @@ def _allowing_for_trust(found: Propensities, known: Diagnosis) -> Propensities:
         return found._replace(low=[1.0, *[0.0] * len(low[1:])])
     if found.method not in ("ctr", "pbm"):
         return found
-    for place in _untold_places(known, len(low), TRUSTED):
+    for place in untold_places(known, len(low), TRUSTED):
         slope = known.lines[place - 2].slope.interval() if known.lines else (-np.inf, np.inf)
         if not np.isfinite(slope).all():
             slope = (low[place - 1], 1.0)
@@ -397,7 +253,7 @@ def _of_diagnosis(known: Diagnosis, found: Propensities, is_auto: bool) -> list[
             f"the gap between the top and place {places} depends on how attractive a suggestion is, as where the top "
             f"is trusted: {what}"
         )
-    elif found.method != "none" and (untold := _untold_places(known, len(found.values))):
+    elif found.method != "none" and (untold := untold_places(known, len(found.values))):
         places = ", ".join(map(str, untold))
         would = "if it is, one number a place is right for the average suggestion only, and some .1 to .2 too low"
         if slopes := _slopes(known.lines):
@@ -407,13 +263,6 @@ def _of_diagnosis(known: Diagnosis, found: Propensities, is_auto: bool) -> list[
             f"too little comes again to tell whether the top is trusted more than place {places}: {would}{held}"
         )
     return findings
-
-
-def _untold_places(known: Diagnosis, n_positions: int, share: float = UNTOLD) -> list[int]:
-    """The places of whose clicks ``share`` may be trust in the top, for all that the log tells."""
-    if known.fixed_share is None:
-        return list(range(2, n_positions + 1))
-    return [place for place, (_, low, _) in enumerate(known.fixed_share, start=2) if low < -share]
 
 
 def _of_estimate(found: Propensities, second: Propensities | None) -> list[str]:
@@ -456,148 +305,6 @@ def _of_cap(values: list[float], max_weight: float) -> list[str]:
         f"a click at place {places} counts less than its inverse propensity: of two suggestions that attract alike "
         f"the one at the top has {wins} of the weight of their pairs, where half is right"
     ]
-
-
-def _odds_ratio(counts: pl.DataFrame) -> tuple[float, float, float] | None:
-    """Mantel and Haenszel's over the places below the top, with the variance of Robins, Breslow and Greenland."""
-    below = (
-        counts.filter(pl.col("position") > 1)
-        .group_by("position")
-        .agg(pl.col("n_shown", "n_clicked", "n_open", "n_first").sum())
-    )
-    shown, clicked, n_open, first = (below[name].to_numpy().astype(float) for name in list(COUNTS)[3:])
-    after, without = clicked - first + 0.5, shown - n_open - (clicked - first) + 0.5
-    first, nothing = first + 0.5, n_open - first + 0.5
-    n = after + without + first + nothing
-    if not len(n) or (shown - n_open).sum() == 0:
-        return None
-    p, q = (after + nothing) / n, (without + first) / n
-    r, s = after * nothing / n, without * first / n
-    value = r.sum() / s.sum()
-    variance = (
-        (p * r).sum() / (2 * r.sum() ** 2)
-        + (p * s + q * r).sum() / (2 * r.sum() * s.sum())
-        + (q * s).sum() / (2 * s.sum() ** 2)
-    )
-    half = Z_95 * float(np.sqrt(variance))
-    return float(value), float(value * np.exp(-half)), float(value * np.exp(half))
-
-
-def _lines(counts: pl.DataFrame, order: str) -> list[Line] | None:
-    """A line for each place below the top; None where the counts have none. In a random order there are two ways to
-    them, of which the one with the narrower intervals is taken."""
-    ways = [_lines_within(counts), *([_lines_across(counts)] if order == "random" else [])]
-    found = [lines for lines in ways if lines is not None]
-    return min(found, key=lambda lines: sum(np.ptp(line.share.interval()) for line in lines), default=None)
-
-
-def _lines_within(counts: pl.DataFrame) -> list[Line] | None:
-    """Under any ranker: of suggestions that were shown at the top and at a place, the rates there.
-
-    Both rates, of one suggestion at two places, are noisy, which would flatten the line. So the instrument (Wald 1940;
-    Reiersol 1941) is how often the suggestion is clicked in all its other shows, whose noise is its own: for each
-    pair of a show here and a show at the top, both are left out of it. Who is shown where may depend on how good it
-    is, as each suggestion has its own line in expectation; standard errors are clustered by context.
-    """
-    n_positions, moved = counts["position"].max() or 0, counts.filter(_is_moved(counts))
-    if n_positions < 2 or moved["position"].n_unique() < n_positions:
-        return None
-    context, shown, clicked = _by_suggestion(moved)
-    rate = clicked / np.maximum(shown, 1)
-    with np.errstate(divide="ignore"):
-        weight = np.where((shown > 0) & (shown[:, :1] > 0), 1 / (1 / shown + 1 / shown[:, :1]), 0.0)
-    least = min(len(np.unique(context[column > 0])) for column in weight.T)
-    if least < MIN_CONTEXTS:
-        return None
-    # Shows count by about how much their place is looked at. Whatever these numbers, the lines come out right.
-    looks = (weight * rate).sum(0) / np.maximum((weight * rate[:, :1]).sum(0), 1e-9)
-    looked_at, n_clicks = shown @ looks, clicked.sum(1)
-    all_looks = np.bincount(counts["position"] - 1, counts["n_shown"], n_positions) @ looks
-    average = counts["n_clicked"].sum() / max(all_looks, 1e-9)
-    lines = []
-    for place in range(1, n_positions):
-        rows = weight[:, place] > 0
-        w, top, here = weight[rows, place], rate[rows, 0], rate[rows, place]
-        others = np.maximum(looked_at[rows] - 1 - looks[place], 0.0) + PRIOR_LOOKS
-        clicks = n_clicks[rows] + PRIOR_LOOKS * average
-        # The means, over all pairs of a show at the top and one here, of the instrument and its products with both.
-        instrument = (clicks - top - here) / others
-        by_top, by_here = (top * (clicks - 1 - here) / others, here * (clicks - 1 - top) / others)
-        w = w / w.sum()
-        mean, mean_top, mean_here = w @ instrument, w @ top, w @ here
-        of_top, of_here = top - mean_top, here - mean_here
-        covariances = [w @ by_top - mean * mean_top, w @ by_here - mean * mean_here]
-        if not covariances[0] or not mean_here:
-            return None
-        of_covariances = [
-            by - w @ by - mean * of - at * (instrument - mean)
-            for by, of, at in ((by_top, of_top, mean_top), (by_here, of_here, mean_here))
-        ]
-        summed = np.zeros((context.max() + 1, 4))
-        np.add.at(summed, context[rows], w[:, None] * np.column_stack([*of_covariances, of_top, of_here]))
-        lines.append(_line(*covariances, mean_top, mean_here, summed))
-    return lines
-
-
-def _line(of_top: float, of_here: float, mean_top: float, mean_here: float, influence: np.ndarray) -> Line:
-    """The line whose slope is ``of_here / of_top``, two covariances with one instrument, through both means.
-
-    ``influence [contexts, 4]`` is that of the four, in their order.
-    """
-    for_top, for_here, for_mean_top, for_mean_here = influence.T
-    slope = Ratio(of_here, of_top, np.stack([for_here, for_top], axis=1))
-    whole, taken = of_top * mean_here, of_here * mean_top  # of which the share is (whole - taken) / whole
-    for_whole = for_top * mean_here + of_top * for_mean_here
-    for_taken = for_here * mean_top + of_here * for_mean_top
-    share = Ratio(whole - taken, whole, np.stack([for_whole - for_taken, for_whole], axis=1))
-    return Line(slope, mean_here - slope.value * mean_top, share)
-
-
-def _lines_across(counts: pl.DataFrame) -> list[Line] | None:
-    """In a random order: how the clicks of a show go with those of the other shows of the same suggestion.
-
-    Their covariance at a place is the slope there, times what does not depend on the place: a ratio to that at the top
-    is the line's slope, and its intercept follows from the mean rates. Two shows of a suggestion are enough, wherever
-    they stood, where :func:`_lines_within` needs three, two of them at the places that are compared. Under a ranker
-    what stands at a place differs in how attractive it is, and so the covariance does.
-    """
-    n_positions = counts["position"].max() or 0
-    if n_positions < 2 or counts["position"].n_unique() < n_positions:
-        return None
-    context, shown, clicked = _by_suggestion(counts)
-    n, mean = shown.sum(0), clicked.sum(0) / shown.sum(0)
-    if not mean.all() or context.max() + 1 < MIN_CONTEXTS:
-        return None
-    looks = shown @ mean  # by about how much their places are looked at
-    others = np.maximum(looks[:, None] - mean, 0.0) + PRIOR_LOOKS * mean[0]
-    # Of a show here without a click, what the other shows have beyond their places' means; a click adds itself.
-    beyond = (clicked.sum(1) - looks)[:, None] + mean
-    products = np.where(shown > 0, (clicked * (beyond - 1) - mean * (shown * beyond - clicked)) / others, 0.0) / n
-    covariance = products.sum(0)
-    if not covariance[0]:
-        return None
-    summed = np.zeros((2, context.max() + 1, n_positions))
-    for part, values in zip(summed, (products - covariance * shown / n, (clicked - mean * shown) / n), strict=True):
-        np.add.at(part, context, values)
-    of_covariance, of_mean = summed
-    return [
-        _line(
-            *(covariance[0], covariance[place], mean[0], mean[place]),
-            np.column_stack([of_covariance[:, [0, place]], of_mean[:, [0, place]]]),
-        )
-        for place in range(1, n_positions)
-    ]
-
-
-def _by_suggestion(counts: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each suggestion the number of its context ``[n]``, and its shows and clicks at each place, ``[n, k]``."""
-    wide = counts.pivot("position", index=["context", "suggestion"], values=["n_shown", "n_clicked"]).fill_null(0)
-    places = range(1, counts["position"].max() + 1)
-    shown, clicked = (
-        np.stack([wide[f"{name}_{place}"].to_numpy() for place in places], axis=1).astype(float)
-        for name in ("n_shown", "n_clicked")
-    )
-    return wide["context"].rank("dense").to_numpy().astype(int) - 1, shown, clicked
 
 
 def by_trust(counts: pl.DataFrame, lines: list[Line] | None) -> Propensities:
@@ -781,7 +488,7 @@ def by_position_based_model(counts: pl.DataFrame) -> Propensities:
 
 
 def _position_based_model(counts: pl.DataFrame) -> _Estimate:
-    moved = counts.filter(_is_moved(counts))
+    moved = counts.filter(is_moved(counts))
     n_positions = counts["position"].max()
     clicked_at = moved.group_by("position").agg(pl.col("n_clicked").sum()).filter(pl.col("n_clicked") > 0)
     if clicked_at.height < n_positions:

@@ -12,7 +12,8 @@ from openrlhf_qs.clicks import check as log_check
 from openrlhf_qs.clicks.check import SpilledHashes, check_log
 from openrlhf_qs.clicks.click_log import describe, read_click_log
 from openrlhf_qs.clicks.preferences import preferences
-from openrlhf_qs.clicks.propensity import estimate, shown_counts
+from openrlhf_qs.clicks.propensity import estimate
+from openrlhf_qs.clicks.shows import shown_counts
 
 
 def test_the_description_is_that_of_the_log_read_whole(tiny_log, monkeypatch):

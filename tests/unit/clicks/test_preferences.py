@@ -16,7 +16,8 @@ from openrlhf_qs.clicks.preferences import (
     write_preferences,
 )
 from openrlhf_qs.clicks.preferences import SCHEMA as PREFERENCES
-from openrlhf_qs.clicks.propensity import COUNTS, estimate, examination_propensities
+from openrlhf_qs.clicks.propensity import estimate, examination_propensities
+from openrlhf_qs.clicks.shows import COUNTS
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.world.click_models import EXAMINATION
 

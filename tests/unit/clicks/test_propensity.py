@@ -5,18 +5,9 @@ import pytest
 from openrlhf_qs.benchmark.propensities import Kind, measure_pairs, trusted_lines
 from openrlhf_qs.benchmark.propensities import simulated_counts as simulated_kind
 from openrlhf_qs.clicks.click_log import SCHEMA
-from openrlhf_qs.clicks.propensity import (
-    COUNTS,
-    METHODS,
-    Ratio,
-    _lines_across,
-    added_up,
-    diagnose,
-    estimate,
-    examination_propensities,
-    inverse_propensity,
-    shown_counts,
-)
+from openrlhf_qs.clicks.diagnosis import Ratio, _lines_across, diagnose
+from openrlhf_qs.clicks.propensity import METHODS, estimate, examination_propensities, inverse_propensity
+from openrlhf_qs.clicks.shows import COUNTS, added_up, shown_counts
 
 EXAMINED = [1.0, 0.6, 0.3]
 

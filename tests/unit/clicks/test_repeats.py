@@ -5,8 +5,9 @@ import pytest
 
 from openrlhf_qs.clicks.check import check_log
 from openrlhf_qs.clicks.click_log import read_click_log
-from openrlhf_qs.clicks.propensity import estimate, examination_propensities, shown_counts
+from openrlhf_qs.clicks.propensity import estimate, examination_propensities
 from openrlhf_qs.clicks.repeats import without_repeats
+from openrlhf_qs.clicks.shows import shown_counts
 from openrlhf_qs.world.click_log import write_click_log
 
 
