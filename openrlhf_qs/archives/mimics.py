@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     write_preferences(args.out, found)
     label = found["pairs"].explode(empty_as_null=False).struct.field("label")
     n_clicked = sum(any(shares) for _, _, shares in panes)
-    table = Table("MIMICS-Duo", "", title=args.out, title_justify="left")
+    table = Table("MIMICS-Duo", "", title=args.out)
     for name, count in {
         "panes": len(panes),
         "left out: nobody clicked": len(panes) - n_clicked,

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         f"pairs with |z| > {SIGNIFICANT_Z}": (z > SIGNIFICANT_Z).sum(),
         "pairs of equal CTR (label 0.5)": (z == 0).sum(),
     }
-    table = Table("Upworthy", "", title=args.out, title_justify="left")
+    table = Table("Upworthy", "", title=args.out)
     for name, count in counts.items():
         table.add_row(name, f"{count:,}")
     prior_std = relative_difference_std(count_pairs(arms)) if args.prior_std is None else args.prior_std

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    table = Table("log", "writers", "acknowledged/s", "p50, ms", "p95, ms", title="impressions", title_justify="left")
+    table = Table("log", "writers", "acknowledged/s", "p50, ms", "p95, ms", title="impressions")
     for n_waiting in args.n_waiting:
         for name, kind in (("SQLite, WAL", LiveLog), ("journal", Journal)):
             with tempfile.TemporaryDirectory(dir=args.folder or ".") as folder:

@@ -295,7 +295,7 @@ def _table(task: str, heads: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
     names = [name for name in next(iter(heads.values())) if not name.startswith("n.")]
     counts = {name: figure["mean"] for name, figure in next(iter(heads.values())).items() if name.startswith("n.")}
     title = f"{task}: " + ", ".join(f"{count:,.0f} pairs {name[2:]}" for name, count in counts.items())
-    table = Table("figure", *heads, title=title, title_justify="left")
+    table = Table("figure", *heads, title=title)
     for name in names:
         table.add_row(name, *(f"{one[name]['mean']:.3f} ± {one[name]['std']:.3f}" for one in heads.values()))
     return table

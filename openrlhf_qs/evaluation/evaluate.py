@@ -251,9 +251,7 @@ def best_of_samples(name: str, rows: Sequence[Shown], reward: rewards.RunReward)
 def _print_table(metrics: Mapping[str, Any]) -> None:
     """The figures of every arm, and what came out, in the terminal: 80 columns hold it whole."""
     console = Console()
-    table = Table(
-        title="held-out conversations", title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    table = Table(title="held-out conversations", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("arm", overflow="fold")
     for heading in ("CTR", "95 % interval", "malf.", "dupl.", "dist-2", "words", "like"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -289,7 +287,7 @@ def _print_table(metrics: Mapping[str, Any]) -> None:
 
 
 def _print_reward_model(measured: Mapping[str, Mapping[str, Any]]) -> None:
-    table = Table(title="the reward model on pairs of", title_justify="left", box=SIMPLE, pad_edge=False)
+    table = Table(title="the reward model on pairs of", box=SIMPLE, pad_edge=False)
     table.add_column("", overflow="fold")
     for heading in ("pairs", "accuracy", "95 % interval", "ECE", "floor", "NLL"):
         table.add_column(heading, justify="right", no_wrap=True)

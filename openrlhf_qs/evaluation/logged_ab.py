@@ -395,7 +395,7 @@ def _tables(found: Mapping[str, Any]) -> list[Table]:
     def of(interval: Sequence[float]) -> str:
         return "{:.2%} to {:.2%}".format(*interval)
 
-    arms = Table(title=f"arms by {found['by']}", title_justify="left")
+    arms = Table(title=f"arms by {found['by']}")
     for heading in ("arm", "shown", "users", "CTR", "95 % by user", "by conversation"):
         arms.add_column(heading, justify="left" if heading == "arm" else "right", overflow="fold")
     for name, one in found["arms"].items():
@@ -407,7 +407,6 @@ def _tables(found: Mapping[str, Any]) -> list[Table]:
     ratio = found["sample_ratio"]
     lifts = Table(
         title=f"over {found['control']}",
-        title_justify="left",
         caption=f"sample ratio, by {ratio['unit']}: p = {ratio['p']:.2g}; needed: {ratio['unit']}s of both arms, "
         "for that lift with power .8",
     )
@@ -419,7 +418,7 @@ def _tables(found: Mapping[str, Any]) -> list[Table]:
         every = "–" if one["always"] is None else "{:+.1%} {:+.1%}".format(*one["always"])
         sizes = [f"{n:,}" for n in one["needed"].values()]
         lifts.add_row(name, f"{one['value']:+.1%}", f"{low:+.1%} {high:+.1%}", every, f"{one['p_holm']:.2g}", *sizes)
-    parts = Table(title="by place and segment", title_justify="left")
+    parts = Table(title="by place and segment")
     for heading in ("part", "arm", "CTR", "control", "lift", "95 %", "p, Holm"):
         parts.add_column(heading, justify="left" if heading in ("part", "arm") else "right", overflow="fold")
     for key, values in {"place": found["positions"], **found["segments"]}.items():

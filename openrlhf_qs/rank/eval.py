@@ -207,7 +207,7 @@ RANKED, NEW = ("gauc", "recall", "ndcg", "ctr"), ("gauc_new", "recall_new")
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """One line an arm: all intents, then the new ones and the calibration. 80 columns hold each whole."""
-    style = {"title_justify": "left", "box": SIMPLE, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    style = {"box": SIMPLE, "pad_edge": False, "padding": (0, 1, 0, 0)}
     ranked = Table("arm", "GAUC", "Recall@3", "NDCG@3", "CTR@3", title="all intents", **style)
     new = Table("arm", "GAUC", "Recall@3", "ECE (floor)", title="new intents; ECE of all", **style)
     for name, result in results.items():

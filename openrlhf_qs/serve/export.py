@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         _write_parquet(args.out, list(rows))
     else:
         write_json_lines(args.out, rows)
-    table = Table("", "", title=args.out, title_justify="left")
+    table = Table("", "", title=args.out)
     for name in ("impressions", "clicks", "answers without a suggestion", "not known to be seen", "late clicks"):
         table.add_row(name, f"{counts[name]:,}")
     print_table(table)

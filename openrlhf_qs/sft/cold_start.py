@@ -412,7 +412,7 @@ def report(args: argparse.Namespace, failed: Sequence[tuple[int, str]], n_writte
     """Say what was written and what failed; each failure goes to a file beside the log, the line first."""
     failures = Path(args.out).with_suffix(".failures.jsonl")
     failures.unlink(missing_ok=True)
-    table = Table("", "rows", "what", title=f"cold-start: {args.file} to {args.out}", title_justify="left")
+    table = Table("", "rows", "what", title=f"cold-start: {args.file} to {args.out}")
     table.columns[1].justify = "right"
     table.add_row("written", f"{n_written:,}", "impressions, to be served")
     if failed:

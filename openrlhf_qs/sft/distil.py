@@ -255,7 +255,7 @@ def report_table(rows: Iterable[Mapping[str, Any]], n_samples: int, title: str) 
         for reason, count in row["left_out"].items():
             left_out[reason] += count
     n = n_rows * n_samples
-    table = Table("", "number", "what", title=title, title_justify="left")
+    table = Table("", "number", "what", title=title)
     table.columns[1].justify = "right"
     table.add_row("conversations", f"{n_rows:,}", f"{n_few:,} with fewer than {N_SUGGESTIONS} candidates")
     table.add_row("samples", f"{n:,}", f"{n_samples} a conversation")

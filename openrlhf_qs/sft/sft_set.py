@@ -74,7 +74,7 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
 
 def report_table(title: str, report: Mapping[str, Any]) -> Table:
     """What was kept, what was dropped and why, with an example of each reason."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title)
     table.add_column("")
     table.add_column("number", justify="right")
     table.add_column("share", justify="right")
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _sample_table(sample: Mapping[str, Any]) -> Table:
     question = last_question(sample["conversation"])
-    table = Table("", "candidate", title=shortened(question), title_justify="left")
+    table = Table("", "candidate", title=shortened(question))
     taken = [(str(number), text) for number, text in enumerate(sample["suggestions"], start=1)]
     left = [("", text) for text in sample["chosen_from"] if text.strip() not in sample["suggestions"]]
     for number, text in taken + left:
