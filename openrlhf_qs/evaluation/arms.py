@@ -25,7 +25,8 @@ AT = "@"  # between a policy's name and a temperature that it is not served with
 
 
 class Shown(NamedTuple):
-    """What one arm shows under one conversation; ``log_ppl`` in nats per token, None where nobody measured it."""
+    """What one arm shows under one conversation; ``log_ppl`` is in nats per token at ``reference_temperature``, None
+    where nobody measured it."""
 
     conversation: list[Message]
     suggestions: Sequence[str]
@@ -35,6 +36,7 @@ class Shown(NamedTuple):
     n: int = N_SUGGESTIONS  # how many were asked for, or shown
     finish_reason: str = "stop"
     temperature: float = 1.0  # that it was sampled at
+    reference_temperature: float = 1.0
 
 
 def read_impressions(path: Path) -> list[dict]:
@@ -100,8 +102,9 @@ def read_responses(path: Path, task: Task) -> list[Shown]:
             return f"finish_reason {row['finish_reason']!r}; give stop, or length where it was cut"
         if row.get("log_ppl") is not None and not _is_number(row["log_ppl"]):
             return f"log_ppl {row['log_ppl']!r}; give nats per token, or leave it out"
-        if not _is_number(row.get("temperature", 1.0)):
-            return f"temperature {row['temperature']!r}; give a number, or leave it out"
+        for name in ("temperature", "reference_temperature"):
+            if not _is_number(row.get(name, 1.0)):
+                return f"{name} {row[name]!r}; give a number, or leave it out"
         return ""
 
     rows = []
@@ -118,6 +121,7 @@ def read_responses(path: Path, task: Task) -> list[Shown]:
                 parsed.n,
                 finish_reason,
                 float(row.get("temperature", 1.0)),
+                float(row.get("reference_temperature", 1.0)),
             )
         )
     return rows

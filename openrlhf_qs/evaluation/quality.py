@@ -40,7 +40,8 @@ def response_quality(
         with two whose vectors have a cosine of ``SAME_MEANING`` or more; ``self_similarity`` in [0, 1], how alike two
         suggestions of a response are, mean cosine of their character trigrams; ``words`` of a suggestion, mean;
         ``likeness`` in [0, 1], how like the clicked suggestion nearest to it a suggestion is, mean over the
-        ``n_likeness`` suggestions under a conversation with a click; ``log_ppl``, mean, nats per token.
+        ``n_likeness`` suggestions under a conversation with a click; ``log_ppl``, mean, nats per token at the
+        temperature that the rows give for it.
     """
     said = [words(text) for row in rows for text in row.suggestions]
     sums = _sums(rows, clicked)

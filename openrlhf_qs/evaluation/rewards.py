@@ -142,11 +142,11 @@ class RunReward:
         return [{name: values[row] for name, values in weighted.items()} for row in range(len(rows))]
 
     def _score(self, rows: Sequence[Shown]):
-        """The log-perplexity of ``rows`` is that at temperature 1. Where one has none, or the weights are for rollouts
-        of another temperature, it is measured."""
+        """Where a row has no log-perplexity at the temperature of the rollouts that the weights are for, all are
+        measured."""
         responses, log_ppl = [row.response for row in rows], [row.log_ppl for row in rows]
         temperature = self.composite.temperature
-        if None in log_ppl or temperature != 1:
+        if None in log_ppl or any(row.reference_temperature != temperature for row in rows):
             log_ppl = None
             if "reference" in self.composite.needs():
                 log_ppl = reference_log_ppl(self.reference, [row.conversation for row in rows], responses, temperature)

@@ -1,9 +1,9 @@
 """Let a policy answer conversations, with vLLM, and say how likely its answers are under a reference.
 
 In: JSON Lines with a ``conversation`` a row, in one file or several. Out, a file each: JSON Lines ``{"conversation",
-"response", "finish_reason", "temperature"}`` (``length`` where it was cut at ``--max_new_tokens``), and ``log_ppl``
-(nats per token under ``--reference``, its end counted) where a reference is given. The engine is loaded once, however
-many files and temperatures there are.
+"response", "finish_reason", "temperature"}`` (``length`` where it was cut at ``--max_new_tokens``), and where a
+reference is given ``log_ppl`` (nats per token under it, its end counted) with the ``reference_temperature``. The
+engine is loaded once, however many files and temperatures there are.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> None:
                 [row["response"] for row in rows],
                 args.reference_temperature,
             )
-            rows = [row | {"log_ppl": value} for row, value in zip(rows, log_ppl, strict=True)]
+            measured_at = {"reference_temperature": args.reference_temperature}
+            rows = [row | {"log_ppl": value} | measured_at for row, value in zip(rows, log_ppl, strict=True)]
         write_json_lines(out, rows)
         print(f"{len(rows)} responses of {args.policy} in {out}")
 

@@ -273,6 +273,17 @@ def test_the_parts_of_the_reward_are_measured_on_what_every_arm_says(run_dir, sc
     assert found["total"] == pytest.approx(totals.mean()) and len(totals) == 2
 
 
+def test_a_log_perplexity_of_another_temperature_is_measured_again(run_dir, scorer, monkeypatch):
+    parts = {"ood": {"weight": 1.0, "mean": 0.0, "std": 1.0}}
+    write_whole(run_dir / "fusion" / "weights.json", json.dumps({"rewards": parts, "temperature": 0.6}))
+    monkeypatch.setattr(rewards, "reference_log_ppl", lambda reference, c, r, temperature: [10 * temperature] * len(r))
+    reward = rewards.RunReward(RunFolder(run_dir), None, {})
+    row = Shown(conversation(0), (), True, 1.0, "1. How long?\n2. Which flour?\n3. Why so?")
+    assert reward([row])[0]["ood"] == pytest.approx(-6.0)
+    assert reward([row._replace(reference_temperature=0.6)])[0]["ood"] == pytest.approx(-1.0)
+    assert reward([row, row._replace(reference_temperature=0.6)])[0]["ood"] == pytest.approx(-6.0)
+
+
 def test_without_a_judge_the_heldout_clicks_speak(run_dir, scorer):
     run_stage("--run", run_dir)
     metrics = json.loads((run_dir / "report" / "metrics.json").read_text())
