@@ -24,6 +24,7 @@ from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.form.prompt import Message, suggestion_messages
 from openrlhf_qs.models.resolve import resolve_model
 from openrlhf_qs.models.template import rendered
+from openrlhf_qs.statistics import pair_regression
 from openrlhf_qs.world.click_log import contexts, suggestion_of_kind
 from openrlhf_qs.world.users import gold_utility, read_scene
 
@@ -117,11 +118,12 @@ def fitted(
         test = context % N_FOLDS == fold
         z = prepared_for(x, x[~test], how)
         chosen, rejected = preferred(np.flatnonzero(~test), context, gold, spread, seed=1)
-        weights = ridge_logistic(z[chosen] - z[rejected], RIDGE[how])
+        n = len(chosen)
+        weights = pair_regression.fit(z[chosen] - z[rejected], np.ones(n), c=1 / (2 * n * RIDGE[how]))
         chosen, rejected = preferred(np.flatnonzero(test), context, gold, spread, seed=2)
         odds = (z[chosen] - z[rejected]) @ weights
         right.append(float((odds > 0).mean()))
-        nll.append(float(np.logaddexp(0, -odds).mean()))
+        nll.append(float(pair_regression.losses(odds).mean()))
     return right, nll
 
 
@@ -159,18 +161,3 @@ def preferred(
     liked = gold[sides] + spread[sides] * np.random.default_rng(seed).standard_normal(sides.shape)
     chosen, rejected = np.take_along_axis(sides, np.argsort(-liked, axis=1, kind="stable"), axis=1).T
     return chosen, rejected
-
-
-def ridge_logistic(differences: np.ndarray, ridge: float) -> np.ndarray:
-    """Weights ``[width]`` under which ``differences``, chosen less rejected, ``[pairs, width]`` have positive odds.
-
-    Minimises the mean negative log-likelihood plus ``ridge`` times the square of the weights.
-    """
-    from scipy.optimize import minimize
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        odds = differences @ weights
-        slope = -(differences / (1 + np.exp(odds))[:, None]).mean(0)
-        return np.logaddexp(0, -odds).mean() + ridge * weights @ weights, slope + 2 * ridge * weights
-
-    return minimize(loss, np.zeros(differences.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 100}).x

@@ -23,6 +23,7 @@ from openrlhf_qs.clicks.preferences import Pairs, all_pairs
 from openrlhf_qs.form.keys import root_key, text_key
 from openrlhf_qs.form.text import words as words_of
 from openrlhf_qs.garm.calibration import accuracy, expected_calibration_error, negative_log_likelihood
+from openrlhf_qs.statistics import pair_regression
 from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import cluster_bootstrap, in_words
 
@@ -190,32 +191,9 @@ def _sentence(one: Mapping[str, Any]) -> str:
 
 
 def _fit(difference: sparse.csr_matrix, pairs: Pairs, clusters: Sequence[str]) -> np.ndarray:
-    """Coefficients, the ridge strength found by cross-validation over ``clusters``."""
-    fold = np.unique(clusters, return_inverse=True)[1] % N_FOLDS
-    losses = []
-    for c in C_GRID if len(set(fold.tolist())) == N_FOLDS else ():
-        loss = 0.0
-        for n in range(N_FOLDS):
-            fitted, left = fold != n, fold == n
-            coefficients = _fit_once(difference[fitted], pairs.weight[fitted], pairs.label[fitted], c)
-            margin = difference[left] @ coefficients
-            y, w = pairs.label[left], pairs.weight[left]
-            loss += float(w @ (y * np.logaddexp(0, -margin) + (1 - y) * np.logaddexp(0, margin)))
-        losses.append(loss)
-    best = C_GRID[int(np.argmin(losses))] if losses else 1.0
-    return _fit_once(difference, pairs.weight, pairs.label, best)
-
-
-def _fit_once(difference: sparse.csr_matrix, weight: np.ndarray, label: np.ndarray, c: float) -> np.ndarray:
-    from sklearn.linear_model import LogisticRegression
-
-    # each pair both ways round, so that there are two classes and no side is the first
-    both = sparse.vstack([difference, -difference, difference, -difference])
-    n = len(weight)
-    target = np.repeat([1, 0, 0, 1], n)
-    counts = np.concatenate([weight * label, weight * label, weight * (1 - label), weight * (1 - label)]) / 2
-    model = LogisticRegression(C=c, fit_intercept=False, max_iter=500)
-    return model.fit(both[counts > 0], target[counts > 0], sample_weight=counts[counts > 0]).coef_[0]
+    """Coefficients, the strength of the penalty found by cross-validation over ``clusters``."""
+    c = pair_regression.cross_validated_c(difference, pairs.weight, clusters, C_GRID, N_FOLDS, pairs.label)
+    return pair_regression.fit(difference, pairs.weight, c, pairs.label)
 
 
 def _differences(features: sparse.csr_matrix, rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> sparse.csr_matrix:

@@ -12,10 +12,12 @@ from rich.progress import track
 from openrlhf_qs.registry import FUSIONS
 from openrlhf_qs.reward.fusion_data import FusionData
 from openrlhf_qs.reward.pareto import knee
+from openrlhf_qs.statistics import pair_regression
 from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z
 
 C_GRID = np.logspace(-4, 2, 13)
+N_FOLDS = 5
 MIN_SPAN = 0.05  # of an objective, in [0, 1], for the knee
 COLLINEAR = 5.0  # variance inflation from which a part's weight cannot be told from others'
 
@@ -57,8 +59,10 @@ class LogisticRegressionFusion:
 
     def __call__(self, data: FusionData) -> list[float]:
         """Weights that add up to 1; ``report`` has the coefficients with their standard errors."""
-        c = self.c or cross_validated_c(data)
-        weights = fit(data, c)
+        c = self.c or pair_regression.cross_validated_c(
+            data.difference, data.weight, data.conversation, C_GRID, N_FOLDS
+        )
+        weights = pair_regression.fit(data.difference, data.weight, c)
         errors, inflation = standard_errors(data, weights, c), variance_inflation(data.difference)
         reason = _why_not_told(data, weights, errors)
         self.report = {
@@ -108,33 +112,6 @@ def _why_not_told(data: FusionData, weights: np.ndarray, errors: np.ndarray) -> 
     if not (weights > SIGNIFICANT_Z * errors).any():
         return f"no part rises with clicks beyond its noise in {len(data.difference):,} pairs"
     return ""
-
-
-def fit(data: FusionData, c: float) -> np.ndarray:
-    """Coefficients ``[k]``, log-odds per deviation."""
-    from sklearn.linear_model import LogisticRegression
-
-    # Each pair both ways round, each half: the likelihood of the pair, for which scikit-learn wants two classes.
-    both = np.concatenate((data.difference, -data.difference))
-    first = np.repeat([1, 0], len(data.difference))
-    model = LogisticRegression(C=c, fit_intercept=False, max_iter=1000, tol=1e-8)
-    return model.fit(both, first, sample_weight=np.tile(data.weight, 2) / 2).coef_[0]
-
-
-def log_loss(data: FusionData, weights: np.ndarray) -> float:
-    """Weighted mean of ``-log P(the clicked one is the first)``, nats."""
-    return float(np.average(np.logaddexp(0, -data.difference @ weights), weights=data.weight))
-
-
-def cross_validated_c(data: FusionData, n_folds: int = 5) -> float:
-    """The ridge strength of ``C_GRID`` with the least log-loss on conversations that were not fitted."""
-    fold = np.unique(data.conversation, return_inverse=True)[1] % n_folds
-    if len(np.unique(fold)) < n_folds:
-        return 1.0
-    losses = [
-        sum(log_loss(data.pairs(fold == n), fit(data.pairs(fold != n), c)) for n in range(n_folds)) for c in C_GRID
-    ]
-    return float(C_GRID[np.argmin(losses)])
 
 
 def standard_errors(data: FusionData, weights: np.ndarray, c: float) -> np.ndarray:

@@ -9,7 +9,6 @@ from openrlhf_qs.benchmark.frozen_backbone import (
     mean_cosine,
     preferred,
     prepared_for,
-    ridge_logistic,
 )
 from openrlhf_qs.garm.shared_prefix import common_length
 
@@ -29,13 +28,6 @@ def test_pairs_are_of_one_conversation_and_the_better_one_is_chosen_where_users_
     context, gold = np.array([0, 0, 0, 1, 1]), np.array([3.0, 1, 2, 0, 5])
     chosen, rejected = preferred(np.arange(5), context, gold, np.zeros(5), seed=0)
     assert sorted(zip(chosen.tolist(), rejected.tolist(), strict=True)) == [(0, 1), (0, 2), (2, 1), (4, 3)]
-
-
-def test_the_weights_are_where_the_slope_of_the_loss_is_zero():
-    x, ridge = np.array([[1.0, 0], [2, 1], [0.5, -1]]), 0.1
-    weights = ridge_logistic(x, ridge)
-    slope = -(x / (1 + np.exp(x @ weights))[:, None]).mean(0) + 2 * ridge * weights
-    np.testing.assert_allclose(slope, 0, atol=1e-4)
 
 
 @pytest.mark.parametrize("how", RIDGE)
