@@ -32,14 +32,13 @@ def buckets(tokens: Sequence[int], turn_end_id: int, n_buckets: int) -> np.ndarr
     turns = np.split(ids, np.flatnonzero(ids == turn_end_id) + 1)
     said = [turn for turn in turns if len(turn)]
     own = said[-1][said[-1] != turn_end_id] if said else ids
-    answer, question = (np.unique(said[-n]) if len(said) >= n else ids[:0] for n in (2, 3))
-    once = np.unique(own)
-    found = [
-        _key(_TOKEN, once),
+    answer, question = (said[-n] if len(said) >= n else ids[:0] for n in (2, 3))
+    found = [  # what stands here twice is one place below
+        _key(_TOKEN, own),
         _key(_FOLLOWING, own[:-1], own[1:]),
-        _key(_CROSS, once[:, None], question[None, :]).ravel(),
-        _key(_IN_QUESTION, np.intersect1d(once, question, assume_unique=True)),
-        _key(_IN_ANSWER, np.intersect1d(once, answer, assume_unique=True)),
+        _key(_CROSS, own[:, None], question[None, :]).ravel(),
+        _key(_IN_QUESTION, own[(own[:, None] == question[None, :]).any(axis=1)]),
+        _key(_IN_ANSWER, own[(own[:, None] == answer[None, :]).any(axis=1)]),
     ]
     return np.unique(np.concatenate(found) % np.uint64(n_buckets)).astype(np.int64)
 

@@ -21,6 +21,8 @@ from openrlhf_qs.models.own_ray import SILENT_ENVIRONMENT
 from openrlhf_qs.models.resolve import resolve_model
 from openrlhf_qs.models.template import fitted, prepared, prompt_ids
 
+# Log-probs of the sampled token only. vLLM would make the text anew with every token, and an object of each.
+_WITH_LOG_PROBS: dict[str, Any] = {"logprobs": 0, "flat_logprobs": True, "detokenize": False}
 _TOKENIZING = ThreadPoolExecutor(1, "tokenizing")  # a tokenizer takes one thread at a time
 
 
@@ -145,12 +147,14 @@ def sample(
     if n_cut := sum(was_cut for _, was_cut in fits):
         print(f"{n_cut} of {len(prompts)} prompts were cut to {n_most} tokens, by whole turns from the beginning")
     fitting = [TokensPrompt(prompt_token_ids=ids) for ids in prompts if len(ids) <= n_most]
-    # No seed here: vLLM's CPU backend knows the engine's alone. Log-probs of the sampled token only.
+    # No seed here: vLLM's CPU backend knows the engine's alone.
     form = StructuredOutputsParams(regex=regex) if regex else None
-    sampling = SamplingParams(n=n, max_tokens=max_tokens, temperature=temperature, logprobs=0, structured_outputs=form)
+    sampling = SamplingParams(
+        n=n, max_tokens=max_tokens, temperature=temperature, structured_outputs=form, **_WITH_LOG_PROBS
+    )
     outputs = iter(llm.generate(fitting, sampling, use_tqdm=progress) if fitting else [])
     return [
-        [_answer(output) for output in next(outputs).outputs] if len(ids) <= n_most else too_long(len(ids), n_most)
+        _answers(tokenizer, next(outputs).outputs) if len(ids) <= n_most else too_long(len(ids), n_most)
         for ids in prompts
     ]
 
@@ -165,20 +169,22 @@ async def sample_async(
 
     n_most = Task(max_len=max_len).room(engine.model_config.max_model_len) - max_tokens
     loop = asyncio.get_running_loop()
-    ids, _ = await loop.run_in_executor(_TOKENIZING, _fitted_ids, engine.get_tokenizer(), messages, n_most)
+    tokenizer = engine.get_tokenizer()
+    ids, _ = await loop.run_in_executor(_TOKENIZING, _fitted_ids, tokenizer, messages, n_most)
     if len(ids) > n_most:
         return too_long(len(ids), n_most)
     sampling = SamplingParams(
         n=n,
         max_tokens=max_tokens,
         temperature=temperature,
-        logprobs=0,
         output_kind=RequestOutputKind.FINAL_ONLY,
+        **_WITH_LOG_PROBS,
     )
-    answers: dict[int, Answer] = {}
+    written: dict[int, Any] = {}
     async for output in engine.generate(TokensPrompt(prompt_token_ids=ids), sampling, request_id=uuid.uuid4().hex):
-        answers.update((one.index, _answer(one)) for one in output.outputs)
-    return [answers[index] for index in sorted(answers)]
+        written.update((one.index, one) for one in output.outputs)
+    in_order = [written[index] for index in sorted(written)]
+    return await loop.run_in_executor(_TOKENIZING, _answers, tokenizer, in_order)
 
 
 def too_long(n_tokens: int, n_most: int) -> str:
@@ -194,6 +200,13 @@ def _fitted_ids(tokenizer, messages: Sequence[Message], n_most: int) -> tuple[li
     return prompt_ids(tokenizer, fit), fit != prepared(tokenizer, messages)
 
 
-def _answer(output: Any) -> Answer:
-    log_probs = [some[token].logprob for token, some in zip(output.token_ids, output.logprobs, strict=True)]
-    return Answer(output.text, output.finish_reason, output.token_ids, log_probs)
+def _answers(tokenizer, outputs: Sequence[Any]) -> list[Answer]:
+    """What vLLM's outputs say, in text, without the token that ended one."""
+    return [
+        Answer(_text(tokenizer, one), one.finish_reason, list(one.token_ids), one.logprobs.logprobs) for one in outputs
+    ]
+
+
+def _text(tokenizer, output: Any) -> str:
+    ids = output.token_ids[:-1] if output.finish_reason == "stop" else output.token_ids
+    return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -280,7 +280,7 @@ async def _joined(service: Service, asked: Asked, whose: Whose) -> None:
 async def _follow_ups(service: Service, asked: Asked, whose: Whose, asking: Request) -> Response:
     request = Conversation(asked.conversation, asked.user or None)
     impression, choice = await service.suggest(request, whose, source=asked.form, gone=asking.is_disconnected)
-    return _completed(in_form(choice.texts, asked.form), asked, {IMPRESSION: impression.id})
+    return _completed(in_form(choice.texts, asked.form, asked.schema), asked, {IMPRESSION: impression.id})
 
 
 async def _handed_on(service: Service, upstream: Upstream, body: bytes, request: Request) -> Response:

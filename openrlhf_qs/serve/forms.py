@@ -2,7 +2,8 @@
 
 Chats send a prompt of their own in which the conversation is a text. Open WebUI wants ``{"follow_ups": [...]}``, Dify
 a bare array; both send every other task of theirs (titles, tags, search queries) to the same model, and those are not
-ours. In: the body and the headers of a request. Out: the conversation, the form of the answer, and whose it is.
+ours. LobeChat names a JSON schema. In: the body and the headers of a request. Out: the conversation, the form of the
+answer, and whose it is.
 """
 
 from __future__ import annotations
@@ -38,9 +39,12 @@ _DIFY_END = re.compile(r"\nquestions:\s*\Z")
 _DIFY = re.compile(
     r"^Please (?:help me )?predict (?:the )?(?:three|3) most likely (?:[\w-]+ )*questions\b", re.MULTILINE
 )
+_DIFY_ADDED = re.compile(r"^You must output a JSON array like \[.*$", re.MULTILINE)  # by Dify to one of an operator's
 _ARRAY_WANTED = re.compile(r"^.*(?:\bJSON\b|\[\s*[\"“«「']).*$", re.MULTILINE | re.IGNORECASE)
 _ASKS_FOR_ARRAY = re.compile(r"array in JSON format|JSON array", re.IGNORECASE)
 _FOLLOW_UPS = re.compile(r"\bfollow_ups\b")  # the key that Open WebUI reads, in templates of every language
+_FOLLOW_UP_SCHEMA = re.compile(r"follow.?up", re.IGNORECASE)  # a schema's name
+_LAST_ANSWER, _QUOTES = "Last assistant message:", '"""'  # LobeChat's, all that it tells of a chat
 _HEADING = re.compile(r"\n#{1,6} ")
 _SPEAKER = re.compile(r"^(USER|ASSISTANT|SYSTEM|TOOL|Human|Assistant|User|System|AI): ?", re.MULTILINE)
 _ROLE_OF = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
@@ -57,6 +61,7 @@ class Asked:
         chat, message, user: as the headers or the body name them; empty where they do not.
         model: as the request names it.
         stream: whether it wants its answer as server-sent events.
+        schema: JSON schema of the answer, with a list in it for the suggestions; None where there is none.
     """
 
     form: Form | None
@@ -67,6 +72,7 @@ class Asked:
     user: str
     model: str
     stream: bool
+    schema: Mapping[str, Any] | None = None
 
 
 def read_asked(body: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
@@ -80,7 +86,8 @@ def read_asked(body: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
     told = {name: next((filled[one] for one in known if filled.get(one)), "") for name, known in HEADERS.items()}
     model = text_of(body.get("model"))
     prompt = messages[-1]["content"] if messages else ""
-    form = _form(model, told["task"], prompt)
+    schema_name, schema = _schema(body.get("response_format"))
+    form = _form(model, told["task"], prompt, schema_name)
     return Asked(
         form=form,
         conversation=_conversation(messages, prompt) if form else messages,
@@ -90,10 +97,11 @@ def read_asked(body: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
         user=told["user"] or text_of(body.get("user")),
         model=model,
         stream=body.get("stream") is True,
+        schema=schema,
     )
 
 
-def _form(model: str, task: str, prompt: str) -> Form | None:
+def _form(model: str, task: str, prompt: str, schema_name: str) -> Form | None:
     """That which the model's name says, or the prompt."""
     if task and task.lower() not in FOLLOW_UP_TASKS:
         return None
@@ -102,6 +110,8 @@ def _form(model: str, task: str, prompt: str) -> Form | None:
     if _dify_instruction(prompt) is not None:
         return "array"
     if (template := _around_history(prompt)) is not None and _FOLLOW_UPS.search(template):
+        return "follow_ups"
+    if _FOLLOW_UP_SCHEMA.search(schema_name):
         return "follow_ups"
     if task:  # a template of the user's own
         return "array" if _ASKS_FOR_ARRAY.search(prompt) and "follow_ups" not in prompt else "follow_ups"
@@ -113,6 +123,9 @@ def _conversation(messages: Sequence[Message], prompt: str) -> list[Message]:
     found = history(prompt)
     if found is not None:
         return read_transcript(found)
+    if prompt.startswith(_LAST_ANSWER) and prompt.count(_QUOTES) >= 2:
+        answer = prompt[prompt.find(_QUOTES) + len(_QUOTES) : prompt.rfind(_QUOTES)].strip()
+        return [{"role": "assistant", "content": answer}] if answer else []
     instruction = _dify_instruction(prompt)
     if instruction is not None:
         return read_transcript(prompt[:instruction])
@@ -132,6 +145,10 @@ def _dify_instruction(prompt: str) -> int | None:
     said = prompt.find("\n", marks[-1].end())  # the last message has a line of its own at least
     if not 0 <= said < end.start():
         return None
+    added = list(_DIFY_ADDED.finditer(prompt, said + 1, end.start()))
+    before = len(prompt[: added[-1].start()].rstrip()) if added else 0
+    if before > said:  # the last line before it is the operator's
+        return prompt.rfind("\n", 0, before) + 1
     wanted = _ARRAY_WANTED.search(prompt, said + 1, end.start())
     return wanted.start() if wanted else prompt.rfind("\n", 0, end.start()) + 1
 
@@ -211,13 +228,64 @@ def text_of(content: Any) -> str:
     return content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
 
 
-def in_form(suggestions: Sequence[str], form: Form) -> str:
+def in_form(suggestions: Sequence[str], form: Form, schema: Mapping[str, Any] | None = None) -> str:
     """The text of the answer. A bracket in a suggestion of an array is written as JSON's escape: Dify cuts from the
-    first opening bracket to the first closing one."""
+    first opening bracket to the first closing one.
+
+    Args:
+        schema: of :class:`Asked`; it says more than ``form``.
+    """
+    if schema is not None:
+        return json.dumps(_in_schema(suggestions, schema), ensure_ascii=False)
     if form == "follow_ups":
         return json.dumps({"follow_ups": list(suggestions)}, ensure_ascii=False)
     texts = ", ".join(json.dumps(text, ensure_ascii=False) for text in suggestions)
     return "[" + texts.replace("[", "\\u005b").replace("]", "\\u005d") + "]"
+
+
+def _schema(response_format: Any) -> tuple[str, Mapping[str, Any] | None]:
+    """The name of the JSON schema that a request wants, and the schema itself where suggestions can stand in it."""
+    wanted = response_format.get("json_schema") if isinstance(response_format, dict) else None
+    if not isinstance(wanted, dict):
+        return "", None
+    schema = wanted.get("schema")
+    return text_of(wanted.get("name")), schema if isinstance(schema, dict) and _list_of(schema) else None
+
+
+def _list_of(schema: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The first property of a schema that is a list of texts, or of objects with texts in them."""
+    for name, one in _properties(schema).items():
+        items = one.get("items") if one.get("type") == "array" else None
+        if isinstance(items, dict) and (items.get("type") == "string" or _texts_of(items)):
+            return name, one
+    return None
+
+
+def _in_schema(suggestions: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    name, listed = _list_of(schema) or ("", {})
+    items, most = listed["items"], listed.get("maxItems")
+    fields = _texts_of(items)
+    return {
+        name: [
+            {field: _short(text, how) for field, how in fields.items()} if fields else _short(text, items)
+            for text in suggestions[: most if isinstance(most, int) and most >= 0 else None]
+        ]
+    }
+
+
+def _texts_of(schema: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: one for name, one in _properties(schema).items() if one.get("type") == "string"}
+
+
+def _properties(schema: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = schema.get("properties")
+    return {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
+
+
+def _short(text: str, schema: Mapping[str, Any]) -> str:
+    """As long as a schema's ``maxLength`` allows: a label that is longer is not shown at all."""
+    most = schema.get("maxLength")
+    return f"{text[: most - 1].rstrip()}…" if isinstance(most, int) and 0 < most < len(text) else text
 
 
 def completion(text: str, model: str) -> dict[str, Any]:

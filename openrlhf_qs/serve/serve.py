@@ -84,8 +84,10 @@ def run(args: argparse.Namespace) -> None:
 
         on_ray.run(args)
         return
+    import uvloop  # as vLLM's own server
+
     try:
-        asyncio.run(serve(args))
+        uvloop.run(serve(args))
     except KeyboardInterrupt:
         pass  # how a server is ended
 

@@ -164,14 +164,17 @@ class Service:
         return self.log.pseudonym(asked)
 
     def _chat(self, conversation: Sequence[Message], whose: Whose) -> str | None:
-        """The pseudonym of a chat; of one without a name that of its last question and answer, which the next request
-        has in it too."""
+        """The pseudonym of a chat; of one without a name that of its last question and the first line of the answer,
+        which the next request has in it too: what stands at the end of a transcript may be of the task."""
         if whose.chat:
             return self.log.pseudonym(f"chat\n{whose.chat}")
         turns = [message for message in conversation if message["role"] != "system"][-2:]
         if [message["role"] for message in turns] != ["user", "assistant"]:
             return None
-        return self.log.pseudonym("\n".join(("turn", whose.user, *(same_text(one["content"]) for one in turns))))
+        question, answer = (one["content"].strip() for one in turns)
+        return self.log.pseudonym(
+            "\n".join(("turn", whose.user, same_text(question), same_text(answer.split("\n")[0])))
+        )
 
     async def _found(self, id: str) -> Impression | None:
         try:

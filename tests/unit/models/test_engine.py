@@ -94,6 +94,43 @@ def test_a_model_that_takes_less_than_was_taught_has_the_last_word(tokenizer):
     assert len(asked(tokenizer, TAUGHT, model_len=256)) <= 256 - ANSWER
 
 
+@pytest.mark.parametrize("served", [True, False])
+def test_an_answer_is_its_tokens_in_text_without_the_one_that_ended_it(tokenizer, served):
+    whole = tokenizer("How long?\nWhich flour?", add_special_tokens=False)["input_ids"]
+    end = tokenizer("x", add_special_tokens=False)["input_ids"][0]  # of a model that ends with an ordinary token
+    outputs = [
+        SimpleNamespace(
+            index=n, finish_reason=reason, token_ids=ids, logprobs=SimpleNamespace(logprobs=[-0.5] * len(ids))
+        )
+        for n, (reason, ids) in enumerate([("stop", [*whole, end]), ("length", whole[:-1]), ("stop", [end])])
+    ]
+    config = SimpleNamespace(max_model_len=MODEL_LEN)
+    engine = SimpleNamespace(get_tokenizer=lambda: tokenizer, model_config=config)
+    engine.llm_engine = engine
+    asked_for = []
+
+    def generate(prompts, sampling, use_tqdm):
+        asked_for.append(sampling)
+        return [SimpleNamespace(outputs=outputs)]
+
+    async def generate_async(prompt, sampling, request_id):
+        asked_for.append(sampling)
+        for one in reversed(outputs):  # as they end
+            yield SimpleNamespace(outputs=[one])
+
+    messages = SUGGEST.messages(TURN)
+    engine.generate = generate_async if served else generate
+    found = (
+        asyncio.run(sample_async(engine, messages, 24, 1.0, 3))
+        if served
+        else sample(engine, [messages], 24, 1.0, 3)[0]
+    )
+    assert [one.text for one in found] == ["How long?\nWhich flour?", tokenizer.decode(whole[:-1]), ""]
+    assert [list(one.log_probs) for one in found] == [[-0.5] * (len(whole) + 1), [-0.5] * (len(whole) - 1), [-0.5]]
+    assert [one.tokens for one in found] == [[*whole, end], whole[:-1], [end]]
+    assert asked_for[0].flat_logprobs and asked_for[0].detokenize is False  # else all of that is done in vLLM too
+
+
 def test_nothing_is_said_of_shared_memory_that_vllm_leaves_to_the_end():
     leak = "from multiprocessing.shared_memory import SharedMemory; SharedMemory(create=True, size=16)"
     quiet = "from openrlhf_qs.models.engine import say_nothing_of_shared_memory as quiet; quiet(); "

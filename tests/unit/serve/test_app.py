@@ -12,7 +12,7 @@ import uvicorn
 from fakes import OTHERS, TURKISH, FakePolicy, app, filters, response, scorer, service
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from test_forms import CONVERSATION, DIFY, OPEN_WEBUI, TITLE
+from test_forms import ADDED, CONVERSATION, DIFY, OPEN_WEBUI, TITLE
 
 from openrlhf_qs.serve.app import build_app
 from openrlhf_qs.serve.arms import Arm, arm_of, check_shares, parse_arm
@@ -26,6 +26,7 @@ from openrlhf_qs.serve.upstream import Upstream
 
 LEARN = [{"role": "user", "content": "How do I learn Turkish?"}, {"role": "assistant", "content": "Read a lot."}]
 KEY = "0123456789abcdef"
+NAMES = {"user": "Human", "assistant": "Assistant"}  # Dify's
 N_GENERATED = 400  # conversations; in docs/SERVING.md, too
 
 
@@ -180,6 +181,27 @@ def test_the_next_message_of_a_chat_is_the_click(tmp_path, chat):
     found = rows(tmp_path)
     assert [row["clicks"] for row in found] == [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
     assert [row["meta"]["heard"] for row in found] == [["clicked"], ["passed"], []]
+
+
+@pytest.mark.parametrize("n_lines", [1, 2, 4])
+def test_a_click_under_an_instruction_of_the_operators_own_is_joined(tmp_path, n_lines):
+    """Dify names no chat, and its instruction follows the answer as another line of it would."""
+    own = "\n".join(f"Regel {n}: Was fragt der Mensch als Nächstes?" for n in range(n_lines))
+
+    async def ask(asking, history):
+        said = "\n".join(f"{NAMES[message['role']]}: {message['content']}" for message in history)
+        prompt = f"{said}\n{own}\n{ADDED}\nquestions:\n"
+        body = {"model": "suggestions-array", "messages": [{"role": "user", "content": prompt}]}
+        answer = await asking.post("/v1/chat/completions", json=body)
+        return json.loads(answer.json()["choices"][0]["message"]["content"])
+
+    async def work(asking, one):
+        first = await ask(asking, [LEARN[0], {"role": "assistant", "content": "Read a lot.\n\nThen: speak."}])
+        turn = [{"role": "user", "content": first[2]}, {"role": "assistant", "content": "So."}]
+        await ask(asking, [LEARN[0], {"role": "assistant", "content": "Read a lot.\n\nThen: speak."}, *turn])
+
+    served(tmp_path, work)
+    assert [row["clicks"] for row in rows(tmp_path)] == [[0, 0, 1], [0, 0, 0]]
 
 
 def test_a_chat_of_another_user_with_the_same_words_is_another_chat(tmp_path):

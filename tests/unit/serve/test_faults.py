@@ -19,6 +19,7 @@ from fakes import OTHERS, FakePolicy, app, filters, response, scorer
 
 from openrlhf_qs.serve.gate import Limits
 from openrlhf_qs.serve.live_log import read_log
+from openrlhf_qs.serve.serve import HTTP
 from openrlhf_qs.serve.service import Rules
 from openrlhf_qs.serve.upstream import Upstream
 
@@ -75,7 +76,7 @@ async def load(folder: Path, n: int, seed: int = 0) -> dict:
         rules=Rules(answer_s=2.0),
     )
     service.arms[0].suggester.filters = filters("asked_before", "users_language")
-    how = {"log_level": "critical", "lifespan": "off", "timeout_keep_alive": 300}
+    how = {**HTTP, "log_level": "critical", "lifespan": "off", "timeout_keep_alive": 300}
     server = uvicorn.Server(uvicorn.Config(application, port=0, **how))
     serving = asyncio.create_task(server.serve())
     while not server.started:

@@ -81,6 +81,7 @@ Schlage drei Anschlussfragen vor, als JSON-Objekt mit dem Schlüssel follow_ups.
 {{ "follow_ups": ["Frage 1?", "Frage 2?", "Frage 3?"] }}"""
 TRANSCRIPT = "\n".join(f"{one['role'].upper()}: {one['content']}" for one in CONVERSATION)
 HUMAN = DIFY.partition("\nPlease help me")[0]
+ADDED = 'You must output a JSON array like ["question1", "question2", "question3"].'
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,9 @@ HUMAN = DIFY.partition("\nPlease help me")[0]
         ),
         (f'{HUMAN}\n请预测用户最可能提出的三个问题，输出 JSON 数组：["问题1","问题2","问题3"]\nquestions:\n', "array"),
         (f"{HUMAN}\nWas fragt der Mensch wohl als Nächstes?\nquestions:\n", "array"),
+        # one from an app's own settings, to which Dify adds a line
+        (f"{HUMAN}\nWas fragt der Mensch wohl als Nächstes?\n{ADDED}\nquestions:\n", "array"),
+        (f"{HUMAN}\n请预测用户接下来的问题。\n\n{ADDED}\nquestions:\n", "array"),
     ],
 )
 def test_a_template_in_other_words_or_another_language_is_known_by_its_form(prompt, form):
@@ -189,6 +193,70 @@ def test_dify_finds_its_array_between_the_first_brackets_whatever_is_suggested()
     assert in_form([], "array") == "[]"
 
 
+LOBE_CHAT = {
+    "model": "suggestions",
+    "messages": [
+        {"role": "system", "content": "You are a sidecar that extracts 0-4 quick-reply suggestions …"},
+        {"role": "user", "content": 'Last assistant message:\n"""\nMix flour and water.\n\nThen: let it rise.\n"""'},
+    ],
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "follow_up_suggestions",
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "required": ["chips"],
+                "properties": {
+                    "chips": {
+                        "type": "array",
+                        "maxItems": 2,
+                        "items": {
+                            "type": "object",
+                            "required": ["label", "message"],
+                            "properties": {
+                                "label": {"maxLength": 20, "minLength": 1, "type": "string"},
+                                "message": {"maxLength": 200, "minLength": 1, "type": "string"},
+                            },
+                        },
+                    }
+                },
+            },
+        },
+    },
+}
+
+
+def test_lobe_chat_gets_the_objects_of_its_schema_and_none_too_long_for_it():
+    found = read_asked(LOBE_CHAT, {})
+    assert found.form and found.conversation == [
+        {"role": "assistant", "content": "Mix flour and water.\n\nThen: let it rise."}
+    ]
+    texts = ["For how long?", "Which flour is the best one?", "Why?"]
+    assert json.loads(in_form(texts, found.form, found.schema)) == {
+        "chips": [
+            {"label": "For how long?", "message": "For how long?"},
+            {"label": "Which flour is the…", "message": "Which flour is the best one?"},
+        ]
+    }
+
+
+def test_a_schema_of_texts_is_filled_and_of_another_kind_is_not_looked_at():
+    def read(schema, name="answer", model="suggestions-array"):
+        wanted = {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
+        return read_asked({"model": model, "messages": CONVERSATION, "response_format": wanted}, {})
+
+    questions = {
+        "properties": {"why": {"type": "string"}, "questions": {"type": "array", "items": {"type": "string"}}}
+    }
+    found = read(questions)
+    assert json.loads(in_form(["a", "b"], found.form, found.schema)) == {"questions": ["a", "b"]}
+    assert read(questions, model="big").form is None  # a task of another kind has a schema too
+    for other in ({"type": "string"}, {"properties": {"title": {"type": "string"}}}, {"properties": 7}, None):
+        found = read(other)
+        assert json.loads(in_form(["a"], found.form, found.schema)) == ["a"]
+
+
 def test_a_stream_says_the_same_in_events():
     events = b"".join(completion_events('["a"]', "m")).decode().split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
@@ -214,7 +282,11 @@ JSON = st.recursive(
 @given(JSON, JSON, JSON, st.text(st.characters()))
 def test_no_body_is_too_odd_to_be_read(role, content, stream, model):
     body = {"messages": [{"role": role, "content": content}, content], "stream": stream, "model": model}
+    listed = {"type": "array", "items": {"type": "string", "maxLength": role}, "maxItems": content}
+    schema = {"properties": {"other": role, "list": listed}}
+    body["response_format"] = {"json_schema": {"name": role, "schema": schema}} if stream else stream
     found = read_asked(body, {"x-task": "follow_up_generation"})
+    json.loads(in_form(["Why?"], found.form, found.schema))
     json.dumps(found.conversation, ensure_ascii=False).encode()
     assert found.form in ("follow_ups", "array")
 

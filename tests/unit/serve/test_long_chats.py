@@ -32,10 +32,10 @@ class Engine:
 
     async def generate(self, prompt, sampling, request_id):
         self.prompts.append(prompt["prompt_token_ids"])
-        ids = self.tokenizer(ANSWER)["input_ids"]
-        log_probs = [{one: SimpleNamespace(logprob=-0.1)} for one in ids]
+        ids = [*self.tokenizer(ANSWER)["input_ids"], self.tokenizer.eos_token_id]
+        log_probs = SimpleNamespace(logprobs=[-0.1] * len(ids))
         outputs = [
-            SimpleNamespace(index=n, text=ANSWER, finish_reason="stop", token_ids=ids, logprobs=log_probs)
+            SimpleNamespace(index=n, finish_reason="stop", token_ids=ids, logprobs=log_probs)
             for n in range(sampling.n)
         ]
         yield SimpleNamespace(outputs=outputs)
