@@ -45,6 +45,11 @@ _ASKS_FOR_ARRAY = re.compile(r"array in JSON format|JSON array", re.IGNORECASE)
 _FOLLOW_UPS = re.compile(r"\bfollow_ups\b")  # the key that Open WebUI reads, in templates of every language
 _FOLLOW_UP_SCHEMA = re.compile(r"follow.?up", re.IGNORECASE)  # a schema's name
 _LAST_ANSWER, _QUOTES = "Last assistant message:", '"""'  # LobeChat's, all that it tells of a chat
+# What a model thought before it answered, as chats keep it with the answer.
+_THOUGHT = re.compile(
+    r"\s*(?:<(think(?:ing)?)>.*?(?:</\1>|\Z)|<details\b[^>]{0,99}\btype=\"reasoning\"[^>]{0,99}>.*?(?:</details>|\Z))",
+    re.DOTALL | re.IGNORECASE,
+)
 _HEADING = re.compile(r"\n#{1,6} ")
 _SPEAKER = re.compile(r"^(USER|ASSISTANT|SYSTEM|TOOL|Human|Assistant|User|System|AI): ?", re.MULTILINE)
 _ROLE_OF = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
@@ -192,7 +197,7 @@ def _between_marks(prompt: str) -> tuple[int, int] | None:
 
 def read_transcript(text: str) -> list[Message]:
     """``USER: …`` and ``ASSISTANT: …``, or ``Human:`` and ``Assistant:``, as messages; text without a speaker is the
-    user's, and what tools said goes."""
+    user's, and what tools said and models thought goes."""
     marks = list(_SPEAKER.finditer(text))
     # The first mark says whose way of writing it is: a message may quote a dialogue in another one.
     marks = [mark for mark in marks if mark[1].isupper() == marks[0][1].isupper()]
@@ -200,24 +205,33 @@ def read_transcript(text: str) -> list[Message]:
     found = [{"role": "user", "content": before.strip()}]
     ends = [*(mark.start() for mark in marks), len(text)][1:]
     for mark, end in zip(marks, ends, strict=True):
-        found.append({"role": _ROLE_OF.get(mark[1].lower(), ""), "content": text[mark.end() : end].strip()})
+        role = _ROLE_OF.get(mark[1].lower(), "")
+        found.append({"role": role, "content": _said(role, text[mark.end() : end]).strip()})
     return [message for message in found if message["role"] and message["content"]]
 
 
 def as_messages(messages: Any) -> list[Message]:
     """Messages in the roles of a click log, their texts alone; never raises.
 
-    A developer's message is the system's; what tools said, and what has no text, goes.
+    A developer's message is the system's; what tools said and models thought, and what has no text, goes.
     """
     found = []
     for message in messages if isinstance(messages, list) else []:
         if not isinstance(message, dict):
             continue
         role = {"developer": "system"}.get(text_of(message.get("role")), text_of(message.get("role")))
-        content = text_of(message.get("content"))
+        content = _said(role, text_of(message.get("content")))
         if role in ROLES and content.strip():
             found.append({"role": role, "content": content})
     return found
+
+
+def _said(role: str, text: str) -> str:
+    """An assistant's answer without the thoughts before it."""
+    start = 0
+    while role == "assistant" and (thought := _THOUGHT.match(text, start)):
+        start = thought.end()
+    return text[start:]
 
 
 def text_of(content: Any) -> str:

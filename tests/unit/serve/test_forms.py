@@ -124,6 +124,28 @@ def test_a_dialogue_that_a_message_quotes_stays_in_it():
     ]
 
 
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "<think>\nThe user bakes.\nHuman-like answer: flour.\n</think>\n\n",
+        '<details type="reasoning" done="true" duration="3">\n<summary>Thought</summary>\n> Flour.\n</details>\n',
+        "<think></think><thinking>Bread?</thinking>",
+    ],
+)
+def test_what_a_model_thought_is_no_part_of_its_answer(thought):
+    prompt = DIFY.replace("Assistant: Two", f"Assistant: {thought}Two")
+    assert asked(prompt).conversation == CONVERSATION
+    last = {"role": "assistant", "content": f"{thought}Two hours."}
+    assert [one["content"].strip() for one in as_messages([*CONVERSATION[:-1], last])][-1] == "Two hours."
+    # a user may write about it, and an answer may, after it has begun
+    asks = [
+        {"role": "user", "content": "<think>What?</think>"},
+        {"role": "assistant", "content": "Write <think>a</think>."},
+    ]
+    assert as_messages(asks) == asks
+    assert as_messages([{"role": "assistant", "content": "<think>never closed"}]) == []
+
+
 def test_every_other_task_and_every_chat_is_not_ours():
     assert asked(TITLE).form is None
     assert asked(TITLE, {"x-task": "title_generation"}, model="suggestions-array").form is None
@@ -317,7 +339,10 @@ def test_marks_without_end_cost_no_time():
         "[ ",
         "Please predict three most likely a ",
         "JSON",
+        "<think></think>",
+        '<details type="reasoning" ',
     ):
         asked(f"Human: a\nAssistant: b\n{line * (200_000 // len(line))}\nquestions:\n")
         asked(f"USER: a\nASSISTANT: b\n{line * (200_000 // len(line))}\nfollow_ups")
+        as_messages([{"role": "assistant", "content": line * (200_000 // len(line))}])
     assert time.monotonic() - began < 20  # a regular expression took 142 s
