@@ -131,8 +131,9 @@ class TensorBroadcast:
 
     def broadcast(self, tensor: Any, src: int, stream: object = None) -> None:
         """Send ``tensor`` where this is rank ``src``, fill it elsewhere."""
-        received = self.group.broadcast(tensor, src)
-        if received is not tensor:
+        # DeepSpeed keeps a model's weights in one storage, and a view is pickled with all of its storage.
+        received = self.group.broadcast(tensor.clone() if self.group.rank == src else tensor, src)
+        if self.group.rank != src:
             tensor.copy_(received)
 
 
