@@ -181,11 +181,12 @@ def check_log(
 def summarise(batch: Batch) -> Summary:
     """Boil a batch down to counts and hashes."""
     rows = batch.rows.with_columns(context=contexts(batch.rows))
+    repeating = rows["suggestions"].list.n_unique() < rows["suggestions"].list.len()
     return Summary(
         positions=clicks_by_position(rows),
         n_impressions=rows.height,
         n_clicked=int((rows["clicks"].list.max() == 1).sum()),
-        n_repeating=int((rows["suggestions"].list.n_unique() < rows["suggestions"].list.len()).sum()),
+        n_repeating=int(repeating.sum()),
         policies=_by_policy(rows),
         first=rows["timestamp"].min(),
         last=rows["timestamp"].max(),
@@ -200,7 +201,7 @@ def summarise(batch: Batch) -> Summary:
         texts=frequent_texts(rows),
         n_suggestions=dict(rows["suggestions"].list.len().value_counts().iter_rows()),
         n_turns=dict(rows["conversation"].list.len().value_counts().iter_rows()),
-        n_pairs=_n_pairs(rows),
+        n_pairs=_n_pairs(rows, repeating),
         sample=_sample(rows),
         problems=batch.problems,
     )
@@ -221,13 +222,12 @@ _N, _C = pl.col("n"), pl.col("c")
 _PRODUCTS = {"n": _N, "c": _C, "cc": _C * _C, "cn": _C * _N, "nn": _N * _N}
 
 
-def _n_pairs(rows: pl.DataFrame) -> int:
+def _n_pairs(rows: pl.DataFrame, repeating: pl.Series) -> int:
     """Where no text stands twice it is a product, which is faster."""
-    some = rows.select("suggestions", "clicks").filter(pl.col("clicks").list.max() == 1)
-    n_shown, n_clicked = some["suggestions"].list.len(), some["clicks"].list.sum().cast(pl.UInt32)
-    repeating = some["suggestions"].list.n_unique() < n_shown
-    n_pairs = int((n_clicked * (n_shown - n_clicked)).filter(~repeating).sum())
-    return n_pairs + (pair_places(some.filter(repeating), "all").height if repeating.any() else 0)
+    n_clicked = rows["clicks"].list.sum().cast(pl.Int64)
+    n_pairs = int((n_clicked * (rows["clicks"].list.len() - n_clicked)).filter(~repeating).sum())
+    some = rows.select("suggestions", "clicks").filter(repeating & (n_clicked > 0))
+    return n_pairs + (pair_places(some, "all").height if some.height else 0)
 
 
 def _sample(rows: pl.DataFrame) -> list[tuple[int, list[Message], list[str]]]:

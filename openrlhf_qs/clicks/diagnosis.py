@@ -109,7 +109,7 @@ def diagnose(counts: pl.DataFrame) -> Diagnosis:
             order = "random"
         elif same_place - Z_95 * error > by_chance:
             order = "chosen"
-    return Diagnosis(order, same_place, by_chance, _odds_ratio(counts), _lines(counts, order))
+    return Diagnosis(order, same_place, by_chance, _odds_ratio(counts), _lines(counts, moved, order))
 
 
 def trusted_places(known: Diagnosis) -> list[int]:
@@ -155,15 +155,15 @@ def _odds_ratio(counts: pl.DataFrame) -> tuple[float, float, float] | None:
     return float(value), float(value * np.exp(-half)), float(value * np.exp(half))
 
 
-def _lines(counts: pl.DataFrame, order: str) -> list[Line] | None:
+def _lines(counts: pl.DataFrame, moved: pl.Series, order: str) -> list[Line] | None:
     """A line for each place below the top; None where the counts have none. In a random order there are two ways to
     them, of which the one with the narrower intervals is taken."""
-    ways = [_lines_within(counts), *([_lines_across(counts)] if order == "random" else [])]
+    ways = [_lines_within(counts, moved), *([_lines_across(counts)] if order == "random" else [])]
     found = [lines for lines in ways if lines is not None]
     return min(found, key=lambda lines: sum(np.ptp(line.share.interval()) for line in lines), default=None)
 
 
-def _lines_within(counts: pl.DataFrame) -> list[Line] | None:
+def _lines_within(counts: pl.DataFrame, moved: pl.Series) -> list[Line] | None:
     """Under any ranker: of suggestions that were shown at the top and at a place, the rates there.
 
     Both rates, of one suggestion at two places, are noisy, which would flatten the line. So the instrument (Wald 1940;
@@ -171,7 +171,7 @@ def _lines_within(counts: pl.DataFrame) -> list[Line] | None:
     pair of a show here and a show at the top, both are left out of it. Who is shown where may depend on how good it
     is, as each suggestion has its own line in expectation; standard errors are clustered by context.
     """
-    n_positions, moved = counts["position"].max() or 0, counts.filter(is_moved(counts))
+    n_positions, moved = counts["position"].max() or 0, counts.filter(moved)
     if n_positions < 2 or moved["position"].n_unique() < n_positions:
         return None
     context, shown, clicked = _by_suggestion(moved)
@@ -205,8 +205,8 @@ def _lines_within(counts: pl.DataFrame) -> list[Line] | None:
             by - w @ by - mean * of - at * (instrument - mean)
             for by, of, at in ((by_top, of_top, mean_top), (by_here, of_here, mean_here))
         ]
-        summed = np.zeros((context.max() + 1, 4))
-        np.add.at(summed, context[rows], w[:, None] * np.column_stack([*of_covariances, of_top, of_here]))
+        influence = w[:, None] * np.column_stack([*of_covariances, of_top, of_here])
+        summed = summed_within(context[rows], influence, context.max() + 1)
         lines.append(_line(*covariances, mean_top, mean_here, summed))
     return lines
 
@@ -248,10 +248,10 @@ def _lines_across(counts: pl.DataFrame) -> list[Line] | None:
     covariance = products.sum(0)
     if not covariance[0]:
         return None
-    summed = np.zeros((2, context.max() + 1, n_positions))
-    for part, values in zip(summed, (products - covariance * shown / n, (clicked - mean * shown) / n), strict=True):
-        np.add.at(part, context, values)
-    of_covariance, of_mean = summed
+    of_covariance, of_mean = (
+        summed_within(context, values, context.max() + 1)
+        for values in (products - covariance * shown / n, (clicked - mean * shown) / n)
+    )
     return [
         _line(
             *(covariance[0], covariance[place], mean[0], mean[place]),
@@ -263,10 +263,16 @@ def _lines_across(counts: pl.DataFrame) -> list[Line] | None:
 
 def _by_suggestion(counts: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each suggestion the number of its context ``[n]``, and its shows and clicks at each place, ``[n, k]``."""
-    wide = counts.pivot("position", index=["context", "suggestion"], values=["n_shown", "n_clicked"]).fill_null(0)
-    places = range(1, counts["position"].max() + 1)
-    shown, clicked = (
-        np.stack([wide[f"{name}_{place}"].to_numpy() for place in places], axis=1).astype(float)
-        for name in ("n_shown", "n_clicked")
-    )
-    return wide["context"].rank("dense").to_numpy().astype(int) - 1, shown, clicked
+    context, suggestion = (counts[name].rank("dense").to_numpy().astype(int) - 1 for name in ("context", "suggestion"))
+    shape, place = (suggestion.max() + 1, counts["position"].max()), counts["position"].to_numpy() - 1
+    context_of = np.zeros(shape[0], dtype=int)
+    context_of[suggestion] = context
+    shown, clicked = np.zeros(shape), np.zeros(shape)
+    for table, name in ((shown, "n_shown"), (clicked, "n_clicked")):
+        table[suggestion, place] = counts[name].to_numpy()
+    return context_of, shown, clicked
+
+
+def summed_within(contexts: np.ndarray, values: np.ndarray, n_contexts: int) -> np.ndarray:
+    """``[n_contexts, columns]``: the sums of the rows of ``values [n, columns]`` by ``contexts [n]``."""
+    return np.stack([np.bincount(contexts, column, n_contexts) for column in values.T], axis=1)

@@ -447,8 +447,9 @@ def _rates(counts: pl.DataFrame, part: str, whole: str, prior: int = 0) -> _Esti
     some, of = (counts[name].to_numpy().astype(float) for name in (part, whole))
     n_some, n = np.maximum(np.bincount(place, some) + prior, 0.5), np.bincount(place, of) + 2 * prior
     rate = n_some / n
-    influence = np.zeros((len(context), len(rate)))
-    np.add.at(influence, (number, place), (some - rate[place] * of) / n_some[place])
+    at_place = number * len(rate) + place
+    influence = np.bincount(at_place, (some - rate[place] * of) / n_some[place], len(context) * len(rate))
+    influence = influence.reshape(len(context), len(rate))
     return _Estimate(np.log(rate), context, influence, 1 / n_some - 1 / n)
 
 
@@ -511,9 +512,8 @@ def _position_based_model(counts: pl.DataFrame) -> _Estimate:
     information -= (shares * np.bincount(suggestion, clicked)[:, None]).T @ shares
     inverse = np.zeros((n_positions, n_positions))
     inverse[1:, 1:] = np.linalg.pinv(information[1:, 1:])  # the top is 1 by definition
-    score = np.zeros((len(context), n_positions))
-    np.add.at(score, (number, place), clicked - expected)
-    return _Estimate(np.log(theta), context, score @ inverse, np.diag(inverse))
+    score = np.bincount(number * n_positions + place, clicked - expected, len(context) * n_positions)
+    return _Estimate(np.log(theta), context, score.reshape(len(context), n_positions) @ inverse, np.diag(inverse))
 
 
 def attraction_at_the_top(log: pl.DataFrame) -> float:

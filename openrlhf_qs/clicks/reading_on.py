@@ -38,25 +38,23 @@ class ReadingOn(NamedTuple):
 
 def visits(log: pl.DataFrame) -> pl.DataFrame:
     """A row an impression of ``log``; columns as in ``VISITS``. Rows of whom nothing is known are left out."""
-    first = pl.element().filter(pl.element().struct.field("role") == "user").first()
-    root = pl.col("conversation").list.eval(first).list.first()
     known = log["user_id"] if "user_id" in log.columns else pl.repeat(None, log.height, dtype=pl.String, eager=True)
-    parts = []
-    for is_root, who, rows in ((False, known.hash(), known.is_not_null()), (True, root.hash(), known.is_null())):
-        some = log.with_columns(context=contexts(log), user=who).filter(rows)
-        n_places = pl.col("clicks").list.len().cast(pl.Int64)
-        until = pl.when(pl.col("clicks").list.max() == 1).then(pl.col("clicks").list.arg_max() + 1)
-        parts.append(
-            some.filter(pl.col("conversation").list.len() > 0 if is_root else pl.lit(True)).select(
-                "user",
-                "context",
-                is_root=pl.lit(is_root),
-                top=pl.col("clicks").list.first().cast(pl.Int64),
-                n_places=n_places,
-                n_open=until.cast(pl.Int64).fill_null(n_places),
-            )
-        )
-    return pl.concat([part.select(*VISITS) for part in parts])
+    n_places = pl.col("clicks").list.len().cast(pl.Int64)
+    until = pl.when(pl.col("clicks").list.max() == 1).then(pl.col("clicks").list.arg_max() + 1)
+    rows = log.select(
+        user=known.hash(),
+        is_root=known.is_null(),
+        context=contexts(log),
+        top=pl.col("clicks").list.first().cast(pl.Int64),
+        n_places=n_places,
+        n_open=until.cast(pl.Int64).fill_null(n_places),
+    )
+    first = pl.element().filter(pl.element().struct.field("role") == "user").first()
+    roots = log.select("conversation").filter(known.is_null())
+    of_roots = rows.filter("is_root").with_columns(
+        user=roots.select(pl.col("conversation").list.eval(first).list.first().hash()).to_series()
+    )
+    return pl.concat([rows.filter(~pl.col("is_root")), of_roots.filter(roots["conversation"].list.len() > 0)])
 
 
 def reading_on(

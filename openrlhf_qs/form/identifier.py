@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import unicodedata
-from array import array
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -42,7 +41,7 @@ class Identifier(NamedTuple):
     prior: NDArray[np.float32]
     labels: list[str]
     twice: list[tuple[int, int]]
-    next_state: array
+    next_state: memoryview
     row: list[int]
     feature: list[int]
 
@@ -105,7 +104,7 @@ def load_identifier(languages: Iterable[str]) -> Identifier:
         prior=np.asarray(arrays["prior"]),
         labels=labels,
         twice=[(labels.index(label), n) for n, label in enumerate(labels) if labels.index(label) < n],
-        next_state=array("I", arrays["next_state"].tobytes()),
+        next_state=memoryview(arrays["next_state"]),  # 39 MB, of which few are read
         row=arrays["row"].tolist(),
         feature=arrays["feature"].tolist(),
     )

@@ -72,9 +72,7 @@ def text_key(text: str) -> str:
     plain = plain_form(text).translate(_LETTERS)
     plain = " ".join((plain if plain.isascii() else unicodedata.normalize("NFKC", plain)).split())
     if not plain.isascii():
-        plain = _NEEDLESS.sub("", plain)
-        if _HAN.search(plain):
-            plain = plain.translate(_simplified())
+        plain = simplified(_NEEDLESS.sub("", plain))
     return plain or _folded(text)
 
 
@@ -84,6 +82,11 @@ def plain_form(text: str) -> str:
     if text.isascii():
         return text.casefold()
     return _POINTS.sub("", unicodedata.normalize("NFKC", _APOSTROPHE.sub("'", text)).casefold())
+
+
+def simplified(text: str) -> str:
+    """``text`` with simplified Chinese characters in the place of traditional ones."""
+    return text.translate(_simplified()) if _HAN.search(text) else text
 
 
 @cache

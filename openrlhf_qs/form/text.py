@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from openrlhf_qs.form.identifier import Identifier, load_identifier
-from openrlhf_qs.form.keys import plain_form
+from openrlhf_qs.form.keys import plain_form, simplified
 
 N_CACHED = 1 << 16  # texts; the suggestions of one conversation are looked at by many
 # UAX #29 for ASCII: an apostrophe, full stop or colon stands within letters, a comma, full stop or apostrophe in
@@ -37,11 +37,13 @@ STEMMERS = {
     "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian", "es": "spanish", "sv": "swedish",
     "ta": "tamil", "tr": "turkish",
 }  # fmt: skip
+_HEBREW_AFFIXES = re.compile("^[ובהכלמש](?=.{3})|(?:ים|ות)$")
 # Scripts that write a syllable, or the consonants alone, with one letter: two letters are a stem, or three.
 _DENSE = re.compile(
     "[\u0590-\u07ff\u0900-\u0dff\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 )
 _NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
+_KANA = re.compile("[\u3041-\u30ff]")
 _WIDE = re.compile("[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _ACCENTED, _ACCENTS = re.compile("[\u00c0-\u024f\u0370-\u04ff\u1e00-\u1fff]"), re.compile("[\u0300-\u036f]")
 _STROKES = str.maketrans("ıłđøħŧ", "ildoht")  # which no accent makes of the plain letter
@@ -58,12 +60,14 @@ _SIGN_OF_CODE = re.compile(r"[`_/\\@#<>{}=\d]|\w[.:]\w|[a-z][A-Z]|[A-Z]{2}")  # 
 
 @lru_cache(N_CACHED)
 def words(text: str) -> tuple[str, ...]:
-    """The words of ``text`` in NFKC and case folded; what has no letter and no digit is none."""
+    """The words of ``text`` in NFKC, case folded, in simplified Chinese; what has no letter and no digit is none."""
     plain = plain_form(text)
     if plain.isascii():
         if not _JOINING.search(plain):  # the usual case, in a third of the time
             return tuple(_ASCII_PLAIN.findall(plain))
         return tuple(word for word in _ASCII_WORD.findall(plain) if word.strip("_"))
+    if not _KANA.search(plain):  # Japanese has forms of its own, and dictionaries cut by those
+        plain = simplified(plain)
     return tuple(part for part in _segments(plain) if any(map(str.isalnum, part)))
 
 
@@ -281,7 +285,10 @@ def _forms_of_word(word: str, code: str) -> tuple[str, str, str]:
 
 @lru_cache(N_CACHED)
 def _stem(word: str, code: str) -> str:
-    """Snowball's of that language; empty where it has none."""
+    """Snowball's of that language; of Hebrew, which it has not, without a preposition or article and the plural's
+    ending; empty of others."""
+    if code == "he":
+        return _HEBREW_AFFIXES.sub("", word)
     return _stemmer(code).stemWord(word) if code in STEMMERS else ""
 
 
@@ -332,18 +339,10 @@ def words_of_many_texts() -> frozenset[str]:
     return frozenset().union(*_frequent_words().values())
 
 
+@lru_cache(N_CACHED)
 def languages_of_common(word: str) -> tuple[str, ...]:
     """The languages that have ``word`` among their :func:`frequent_words`."""
-    return _languages_of_common().get(word, ())
-
-
-@cache
-def _languages_of_common() -> dict[str, tuple[str, ...]]:
-    found: dict[str, list[str]] = {}
-    for code, some in _frequent_words().items():
-        for word in some:
-            found.setdefault(word, []).append(code)
-    return {word: tuple(codes) for word, codes in found.items()}
+    return tuple(code for code, some in _frequent_words().items() if word in some)
 
 
 @cache

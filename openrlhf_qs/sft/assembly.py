@@ -188,19 +188,19 @@ def nearly_equal(texts: Sequence[str], threshold: float, seed: int) -> NDArray[n
 
 def _signatures(texts: Sequence[str], seed: int, n_at_once: int = 1_000) -> NDArray[np.uint32]:
     """``[n, N_BANDS * N_IN_BAND]``: the MinHash of each text's trigrams that datasketch makes under ``affine32``, of
-    many texts at once, which takes a fifth of the time."""
+    many texts and one permutation at once, which takes a fiftieth of the time."""
     from datasketch import MinHash
 
     blank = MinHash(num_perm=N_BANDS * N_IN_BAND, seed=seed, hashfunc=int, scheme="affine32")
-    factor, term = blank.permutations
-    signatures = np.tile(blank.hashvalues, (len(texts), 1))  # of a text without a trigram
+    signatures = np.repeat(blank.hashvalues[:, None], len(texts), axis=1)  # of a text without a trigram
     for start in range(0, len(texts), n_at_once):
         owner, gram = trigrams(texts[start : start + n_at_once])
         hashed = _finalised((gram * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)).astype(np.uint32))
         distinct, first = np.unique(owner, return_index=True)
         if len(distinct):
-            signatures[start + distinct] = np.minimum.reduceat(hashed[:, None] * factor + term, first)
-    return signatures
+            for signature, factor, term in zip(signatures, *blank.permutations, strict=True):
+                signature[start + distinct] = np.minimum.reduceat(hashed * factor + term, first)
+    return signatures.T
 
 
 def _finalised(hashed: NDArray[np.uint32]) -> NDArray[np.uint32]:

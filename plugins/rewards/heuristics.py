@@ -43,14 +43,16 @@ WIDE_SCRIPTS = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL"}
 # Without blanks between words, or with vowels as marks or not at all: they say as much in half of the columns.
 DENSE_SCRIPTS = {
     "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "ARABIC", "HEBREW", "ETHIOPIC", "DEVANAGARI", "BENGALI", "GURMUKHI",
-    "GUJARATI", "ORIYA", "TAMIL", "TELUGU", "KANNADA", "MALAYALAM", "SINHALA",
+    "GUJARATI", "ORIYA", "TAMIL", "TELUGU", "KANNADA", "MALAYALAM", "SINHALA", "THAANA", "SYRIAC", "NKO", "CHEROKEE",
+    "CANADIAN", "VAI", "JAVANESE", "BALINESE", "SUNDANESE", "MEETEI", "CHAKMA", "TAI", "CHAM",
 }  # fmt: skip
 # Columns of a suggestion: the narrowest and the widest.
 LIMITS = dict.fromkeys(WIDE_SCRIPTS, (6, 64)) | dict.fromkeys(DENSE_SCRIPTS, (5, 100))
 OTHER_LIMITS = (10, 100)
 MIN_CLICKED, TAIL = 100, 0.005  # texts of a script from which its widths are measured; share beyond either limit
 MIN_CONVERSATIONS = 50  # of a language: in fewer than these it is not counted which words are frequent
-_DOUBLED = re.compile(r"(?<!\S)([^\s-]+)-\1(?![^\s.,;:!?？।])", re.IGNORECASE)
+# Indian languages double without a hyphen, too.
+_DOUBLED = re.compile(r"(?<!\S)(?:([^\s-]+)-\1|([\u0900-\u0dff]+) \2)(?![^\s.,;:!?？।])", re.IGNORECASE)
 _SHORT_HIRAGANA = re.compile("[\u3041-\u309f]{1,2}")  # particles and endings of Japanese, which ICU cuts off
 
 
@@ -146,7 +148,8 @@ class Repetition:
     The largest counts. Of words, in the suggestion that is worst: the share that stood in it before, frequent words of
     the language aside ("bread flour bread bread": 2 of 4). Of word pairs: the same, with all words. Of n-grams: the
     share of those of all suggestions that stood before; none goes across the end of a suggestion, and a suggestion of
-    fewer than n words is one. A word doubled with a hyphen, as Indonesian and Hindi write a plural, is one.
+    fewer than n words is one. A word doubled with a hyphen, as Indonesian writes a plural, is one, and so is one of an
+    Indian script that is doubled.
 
     Args:
         n: words of an n-gram; shorter ones punish ways of asking ("What is the ..."), longer ones only copies.
@@ -185,8 +188,8 @@ class Repetition:
 
 
 def _undoubled(text: str) -> str:
-    """``text`` with one of two equal words that a hyphen joins: ``anak-anak`` is Indonesian for children."""
-    return _DOUBLED.sub(r"\1", text) if "-" in text else text
+    """``text`` with one of two equal words that stand together: ``anak-anak`` is Indonesian for children."""
+    return text if text.isascii() and "-" not in text else _DOUBLED.sub(lambda found: found[1] or found[2], text)
 
 
 def _repeated_share(items: Sequence) -> float:

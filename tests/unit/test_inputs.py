@@ -182,7 +182,8 @@ def test_a_part_that_never_varies_stops_nothing(row):
 @rows("sft: a long conversation")
 def test_a_response_is_taught_whole(row, tokenizer):
     tokenizer.chat_template = CHATML
-    answer = {"role": "assistant", "content": "rise the dough and bake it. " * int(row["answer"].split("*")[1])}
+    text, times = row["answer"].rsplit(" * ", 1)
+    answer = {"role": "assistant", "content": literal_eval(text) * int(times)}
     prompt = fitted(tokenizer, SUGGEST.messages([{"role": "user", "content": "How do I bake bread?"}, answer]), 480)
     assert len(prompt_ids(tokenizer, prompt)) <= 480 and prompt[0]["content"] == "How do I bake bread?"
 
@@ -292,7 +293,18 @@ def test_byte_order_marks_and_blank_lines_are_passed_over(row, tmp_path):
 @rows("generate: one long")
 def test_what_cannot_be_cut_is_left_out(row, tokenizer):
     tokenizer.chat_template = CHATML
-    turns = [{"role": "user" if n % 2 == 0 else "assistant", "content": "How long?"} for n in range(200)]
-    long = turns if row["case"] == "200 turns" else [{"role": "user", "content": "rise the dough " * 1500}]
-    prompt = fitted(tokenizer, SUGGEST.messages(long), 960)
-    assert prompt is None if row["case"] != "200 turns" else len(prompt_ids(tokenizer, prompt)) <= 960
+    question, answer = {"role": "user", "content": "How long?"}, {"role": "assistant", "content": "How long? " * 300}
+    can_be_cut = {
+        "200 turns": [question, answer | {"content": "An hour."}] * 100,
+        "40 long turns": [question, answer] * 20,
+        "a long answer": [question, answer | {"content": "rise the dough " * 1500}],
+    }
+    long = {
+        "20 pages of Chinese": "烤面包要先发酵。" * 5000,
+        "one word without a blank": "x" * 20000,
+        "emoji": "🍞" * 5000,
+    }.get(row["case"], "rise the dough " * 1500)
+    role = "system" if row["case"] == "a long system prompt" else "user"
+    conversation = can_be_cut.get(row["case"]) or [{"role": role, "content": long}, question][: 1 + (role == "system")]
+    prompt = fitted(tokenizer, SUGGEST.messages(conversation), 960)
+    assert len(prompt_ids(tokenizer, prompt)) <= 960 if row["case"] in can_be_cut else prompt is None

@@ -40,6 +40,11 @@ def test_pieces_are_the_text(text):
     assert "".join(pieces(text)) == text
 
 
+def test_traditional_and_simplified_characters_are_the_same_words_and_those_of_japanese_stay():
+    assert words("烤麵包要發酵多久？") == words("烤面包要发酵多久？") == ("烤面包", "要", "发酵", "多久")
+    assert words("図書館はどこ？")[0] == "図書館"
+
+
 def test_a_chinese_character_takes_two_columns_and_a_vowel_sign_none():
     assert (width("ab"), width("怎么?"), width("की")) == (2, 5, 2)
 

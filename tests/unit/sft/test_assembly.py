@@ -2,10 +2,12 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openrlhf_qs.form.text import spread, unaccented
+from openrlhf_qs.sft import assembly
 from openrlhf_qs.sft.assembly import (
     MAX_ROWS,
     determinantal_map,
@@ -142,6 +144,15 @@ def test_a_repetition_points_at_the_first_of_its_kind_that_stayed():
 
 
 # The corpus
+
+
+def test_signatures_are_those_of_datasketch():
+    texts = ["how long must it rise", "", "多久", "x"]
+    for text, found in zip(texts, assembly._signatures(texts, seed=3, n_at_once=2), strict=True):
+        one = MinHash(num_perm=assembly.N_BANDS * assembly.N_IN_BAND, seed=3, hashfunc=int, scheme="affine32")
+        _, grams = assembly.trigrams([text])
+        one.update_batch([gram * 0x9E3779B97F4A7C15 % 2**64 >> 32 for gram in grams.tolist()])
+        np.testing.assert_array_equal(found, one.hashvalues)
 
 
 def test_texts_that_are_nearly_equal_get_one_leader_and_others_stay_alone():
