@@ -217,7 +217,7 @@ def overview() -> str:
     for group, commands in GROUPS.items():
         lines.append(f"{group}:")
         for name, (_, what) in commands.items():
-            lines += textwrap.wrap(what, 78, initial_indent=f"  {name:<24}", subsequent_indent=" " * 26)
+            lines += textwrap.wrap(what, 78, initial_indent=f"  {name:<26}", subsequent_indent=" " * 28)
         lines.append("")
     return "\n".join([*lines, EPILOG])
 

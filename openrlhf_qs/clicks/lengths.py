@@ -227,7 +227,7 @@ def refusals(tokenizer, task: Task, files: Mapping[Path, Iterable[Mapping[str, A
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """What was found, for the terminal."""
     n, max_len, room = found["n_conversations"], found["max_len"], found["max_new_tokens"]
-    told = [f"responses have room for {room} tokens (MAX_NEW_TOKENS), as the log's need"]
+    told = [f"responses have room for {room} tokens (MAX_NEW_TOKENS): those of the log need as many"]
     if found["n_cut"]:
         told.append(
             f"{found['n_cut']:,} of {n:,} conversations were cut by whole turns from the beginning, to leave room for "

@@ -218,7 +218,7 @@ def _unknown_places(found: Propensities) -> list[int]:
 
 def _of_diagnosis(known: Diagnosis, found: Propensities, is_auto: bool) -> list[str]:
     """What speaks against an estimate in how the log came to be; ``is_auto``: its intervals allow for trust."""
-    findings, held = [], "; the intervals hold that" if is_auto else ""
+    findings, held = [], "; the intervals allow for it" if is_auto else ""
     if known.order == "chosen":
         findings.append(
             f"the order was chosen: a suggestion that comes again stands where it stood in {known.same_place:.0%}, "
@@ -227,8 +227,8 @@ def _of_diagnosis(known: Diagnosis, found: Propensities, is_auto: bool) -> list[
         )
     if known.order == "unknown" and found.method in ("ctr", "cascade"):
         findings.append(
-            "too little comes again to tell whether the order was random; if it was chosen, what is good and stands "
-            "high looks like attention, and lower places come out too low"
+            "too few suggestions were shown at several places to tell whether the order was random; if it was chosen, "
+            "what is good and stands high looks like attention, and lower places come out too low"
         )
     if known.odds_ratio and known.odds_ratio[2] < TAKES_CLICKS:
         findings.append(
@@ -260,7 +260,8 @@ def _of_diagnosis(known: Diagnosis, found: Propensities, is_auto: bool) -> list[
             numbers = [f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in zip(*slopes[:3], strict=True)]
             would = f"if it is, lower places count {', '.join(numbers[1:])}, by --propensity trust"
         findings.append(
-            f"too little comes again to tell whether the top is trusted more than place {places}: {would}{held}"
+            "too few suggestions were shown at several places to tell whether the top is trusted more than place "
+            f"{places}: {would}{held}"
         )
     return findings
 

@@ -59,7 +59,7 @@ from openrlhf_qs.evaluation.proxy import proxy_against_gold
 from openrlhf_qs.evaluation.quality import quality_change, response_quality
 from openrlhf_qs.evaluation.segments import segments
 from openrlhf_qs.evaluation.temperature import choose, write_generation_config
-from openrlhf_qs.files.printable import print_table
+from openrlhf_qs.files.printable import from_here, print_table
 from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import read_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key, text_key
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
     arms = on_same_places(on_same_conversations(make_arms(folder, impressions, responses, served, judge, reward)))
     n_heldout, n_compared = len(cold_start(impressions)), len(arms[COLD_START])
     rich_print(
-        f"{n_compared:,} of {n_heldout:,} held-out conversations have suggestions of all arms: {', '.join(arms)}"
+        f"{len(arms)} arms on {n_compared:,} of {n_heldout:,} held-out conversations, under which all have suggestions"
     )
 
     clicked = clicked_suggestions(impressions)
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> None:
     write_whole(folder.metrics, json.dumps(metrics, indent=1, allow_nan=False))
     report = write_report(folder.path, metrics)
     _print_table(metrics)
-    print(f"report: {report}")  # a path is not to be broken at the end of a line
+    print(f"report: {from_here(report)}")  # a path is not to be broken at the end of a line
 
 
 def serve(
@@ -251,7 +251,9 @@ def best_of_samples(name: str, rows: Sequence[Shown], reward: rewards.RunReward)
 def _print_table(metrics: Mapping[str, Any]) -> None:
     """The figures of every arm, and what came out, in the terminal: 80 columns hold it whole."""
     console = Console()
-    table = Table(title="held-out conversations", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title="clicks and quality on held-out conversations", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     table.add_column("arm", overflow="fold")
     for heading in ("CTR", "95 % interval", "malf.", "dupl.", "dist-2", "words", "like"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -275,7 +277,7 @@ def _print_table(metrics: Mapping[str, Any]) -> None:
     print_table(table)
     console.print(
         "malf.: malformed; dupl.: with two suggestions that say the same; dist-2: different word pairs a pair; like: "
-        "likeness to what was clicked.",
+        f"likeness to what was clicked.{_served_at(metrics)}",
         style="dim",
     )
     console.print(escape(summary.answer(metrics)))
@@ -283,12 +285,19 @@ def _print_table(metrics: Mapping[str, Any]) -> None:
         console.print(f"[{'red' if flag['kind'] == 'bad' else 'yellow'}]! {escape(flag['sentence'])}")
     if garm := metrics.get("garm"):
         _print_reward_model({"held-out clicks": garm} | metrics["garm_on_policy"])
-        console.print(escape(garm["verdict"]))
+        console.print(escape(f"On held-out clicks: {garm['verdict']}"))
+
+
+def _served_at(metrics: Mapping[str, Any]) -> str:
+    temperatures = [f"{name} {one['temperature']:g}" for name, one in metrics.get("served", {}).items()]
+    return (
+        f" NAME@T: at temperature T; NAME: at that to serve with, {', '.join(temperatures)}." if temperatures else ""
+    )
 
 
 def _print_reward_model(measured: Mapping[str, Mapping[str, Any]]) -> None:
-    table = Table(title="the reward model on pairs of", box=SIMPLE, pad_edge=False)
-    table.add_column("", overflow="fold")
+    table = Table(title="the reward model on pairs of a clicked suggestion and another", box=SIMPLE, pad_edge=False)
+    table.add_column("pairs from", overflow="fold")
     for heading in ("pairs", "accuracy", "95 % interval", "ECE", "floor", "NLL"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in measured.items():

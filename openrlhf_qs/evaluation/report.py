@@ -149,13 +149,19 @@ def _ctr_bars(ab: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+HOW_TO_READ = (
+    "New: neither under sft nor in the log. GaRM: the reward model's mean ± its standard deviation, more is better. "
+    "Bars: what each part brings a response's reward, in deviations of the SFT policy; red takes away."
+)
+
+
 def _examples_lead(metrics: Mapping[str, Any]) -> str:
     if metrics.get("ab"):
         return (
             "Held-out conversations, by how the chance that a user clicks changed from sft to the last policy. "
-            "Chances are means over the judge's users, not shares of draws. New: neither under sft nor in the log."
+            f"Chances are means over the judge's users, not shares of draws. {HOW_TO_READ}"
         )
-    return "Held-out conversations. New: neither under sft nor in the log."
+    return f"Held-out conversations. {HOW_TO_READ}"
 
 
 # The stages
@@ -166,11 +172,16 @@ def _data(run: RunFolder) -> list[dict]:
     if facts is None:
         return []
     log = {name: value for name, value in facts.get("log", facts).items() if not isinstance(value, Mapping | list)}
+    times = {"first": "first impression", "last": "last impression"}
     shares = {"clicked_share": "impressions with a click", "ctr": "clicks per suggestion shown"}
     rows = [
         [
-            shares.get(name) or name.removeprefix("n_").replace("_", " "),
-            f"{value:.1%}" if name in shares else plain(value),
+            (shares | times).get(name) or name.removeprefix("n_").replace("_", " "),
+            f"{value:.1%}"
+            if name in shares
+            else plain(value)[:16].replace("T", " ")
+            if name in times
+            else plain(value),
         ]
         for name, value in log.items()
     ]
@@ -195,7 +206,7 @@ def _fusion(weights: Mapping[str, Any] | None) -> list[dict]:
         elif first:
             coefficient, error = first["coefficient"][name], first["standard_error"][name]
             falls = "clicks fall as it rises" if coefficient < -2 * error else ""
-            told = falls or ("" if coefficient > 2 * error else "not told from 0")
+            told = falls or ("" if coefficient > 2 * error else "may be 0")
             floored = floor is not None and first.get("told", True) and reward["weight"] <= floor * largest * 1.0001
             row += [
                 (f"{coefficient:+.3f}", f"± {error:.3f}"),
@@ -226,7 +237,7 @@ def _calibration(metrics: Mapping[str, Any]) -> list[dict]:
     garm = metrics.get("garm")
     if garm is None:
         return []
-    blocks = [{"kind": "note", "text": garm["verdict"]}]
+    blocks = [{"kind": "note", "text": f"On held-out clicks: {garm['verdict']}"}]
     if not garm["n_pairs"]:
         return blocks
     if garm.get("baselines"):
@@ -289,7 +300,8 @@ def _evaluation(metrics: Mapping[str, Any]) -> list[dict]:
             rows.append([name.replace("_over_", " over "), shown])
         note = (
             f"Users of judge {metrics['judge']}. CTR is the share of users with at least one click; intervals are "
-            "clustered by conversation and by user, lifts compare the arms on the same conversations."
+            "clustered by conversation and by user, lifts compare the arms on the same conversations. A policy's name "
+            "with @ is the policy at that temperature, its name alone at the one that it is served at."
         )
         first = [row for row in rows if row[0].startswith(f"{LAST_POLICY} over ")] or rows
         blocks.append(_table(["relative lift", "CTR"], first, note=note))
@@ -315,7 +327,8 @@ def _temperatures(served: Mapping[str, Mapping[str, Any]]) -> dict:
         reached = {temperature: form.format(value) for temperature, value in one["tried"].items()}
         rows.append([name, *(reached.get(temperature, "–") for temperature in tried), f"{one['temperature']:g}"])
     first = next(iter(served.values()))
-    note = f"{first['by'].capitalize()}, on {first['n_conversations']:,} conversations of the fusion split."
+    on = f"{first['n_conversations']:,} conversations of the fusion split"
+    note = f"{first['by'].capitalize()}, on {on}: nothing else is compared there."
     heads = ["policy", *(f"at {temperature}" for temperature in tried), "served at"]
     return _table(heads, rows, title="at which temperature a policy is served", note=note)
 
@@ -382,8 +395,9 @@ def _quality(quality: Mapping[str, Mapping[str, Any]]) -> list[dict]:
     ]
     note = (
         "Malformed: not as many suggestions with letters as were asked for. Near duplicates: responses with two "
-        "suggestions that say the same in nearly the same words. Same meaning: with two whose vectors are alike, "
-        "where there was an embedder. Self-similarity, 0 to 1: of two suggestions of a response, by character "
+        "suggestions that say the same in nearly the same words. "
+        + ("Same meaning: with two whose vectors are alike. " if "same_meaning" in columns else "")
+        + "Self-similarity, 0 to 1: of two suggestions of a response, by character "
         "trigrams. Distinct-n: different n-grams per n-gram of the whole arm. Words: of a suggestion. Likeness, 0 to "
         "1: to the nearest suggestion clicked under the same conversation; cold_start holds some of those itself, so "
         "compare the other arms with each other. Log-perplexity: nats per token under the SFT policy."
@@ -528,4 +542,4 @@ def _number(value: float | str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    return f"{seconds:.0f} s" if seconds < 59.5 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"

@@ -74,7 +74,7 @@ def over_training(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
     blocks: list[dict[str, Any]] = []
     if same:
-        note = "The likeliest response to the same prompts. Reward and parts are in deviations of the SFT policy."
+        note = "The likeliest response as training goes on. Reward and parts are in deviations of the SFT policy."
         blocks.append(
             {"kind": "examples", "title": "the same prompts over training", "note": note, "rows": same[:N_OPEN]}
         )

@@ -80,10 +80,10 @@ def answer(metrics: Mapping[str, Any]) -> str:
     if over := metrics["lift_ci95"].get(f"{LAST_POLICY}_over_{START}"):
         than = "surely fewer" if over[0] > 0 else "surely more" if over[1] < 0 else "no sure difference"
         start = f" Under {START}, from which it starts, it is {ab[START]['ctr']:.1%}: {than}."
-    ceiling = f" The most that these users can be made to click is {ab[CEILING]['ctr']:.1%}." if CEILING in ab else ""
+    ceiling = f" The most that any policy can get of these users is {ab[CEILING]['ctr']:.1%}." if CEILING in ab else ""
     return (
-        f"{rate}, {ab[baseline]['ctr']:.1%} under the strongest baseline, {baseline}: {word} ({value:+.1%}, 95 % "
-        f"interval {low:+.1%} to {high:+.1%}, without the noise of another training).{start}{ceiling}"
+        f"{rate}, {ab[baseline]['ctr']:.1%} under the strongest baseline, {baseline}: {word} (relative lift "
+        f"{value:+.1%}, 95 % interval {low:+.1%} to {high:+.1%} for this one training).{start}{ceiling}"
     )
 
 
@@ -137,7 +137,7 @@ def warnings(
         found.append(
             (
                 kind,
-                f"Among suggestions of {LAST_POLICY}, which it never learned from, the reward model prefers the "
+                f"Among suggestions of {LAST_POLICY}, none of which it was trained on, the reward model prefers the "
                 f"clicked one in {own['accuracy']:.1%} of the pairs ({low:.1%} to {high:.1%}); its probabilities are "
                 f"{word} than a coin's (NLL {own['nll']:.3f}, a coin {COIN_NLL:.3f}).",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ ESCAPES = re.compile(
 def printable(text: str) -> str:
     """``text`` without escape sequences and control characters."""
     return ESCAPES.sub("", text)
+
+
+def from_here(path: str | Path) -> str:
+    """``path`` as one would type it: from the working folder on where it lies in it, else as it is."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def counted(n: int, noun: str) -> str:

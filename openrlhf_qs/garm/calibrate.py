@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 from scipy.optimize import minimize_scalar
 
-from openrlhf_qs.files.printable import print_table
+from openrlhf_qs.files.printable import from_here, print_table
 from openrlhf_qs.garm.calibration import (
     accuracy,
     expected_calibration_error,
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         )
         return
     rescale_means(args.model, scale)
-    table = Table("", "before", "after", title=args.model)
+    table = Table("", "before", "after", title=f"temperature of {from_here(args.model)}")
     sides = [_probability(scored, link, one) for one in (1.0, scale)]
     table.add_row("means times", "1", f"{scale:.3f} ({scale / factor:.3f} to {scale * factor:.3f})")
     for name, figure in (("NLL", negative_log_likelihood), ("ECE", expected_calibration_error)):

@@ -23,7 +23,7 @@ from scipy import sparse
 from scipy.optimize import minimize
 
 from openrlhf_qs.clicks.preferences import read_preferences
-from openrlhf_qs.files.printable import print_table
+from openrlhf_qs.files.printable import from_here, print_table
 from openrlhf_qs.garm.crosses import CROSSES, N_BUCKETS, buckets
 from openrlhf_qs.garm.edit_head import edit_head, scale_means
 from openrlhf_qs.garm.shown import Clicks, clicks_of, texts_of
@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> None:
     load_plugins()
     report = fit(read_preferences(args.preferences), read_preferences(args.kept_apart), args.model)
     if isinstance(report, str):
-        print(f"{args.model}: no crosses. {report}")
+        print(f"{from_here(args.model)}: no crosses. {report}")
         return
-    table = Table("", "", title=args.model)
+    table = Table("", "", title=f"crosses of a question's and a suggestion's words, in {from_here(args.model)}")
     for name, value in report.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
     print_table(table)

@@ -25,13 +25,14 @@ EPOCHS = re.compile(r"Train epoch:" + BAR)
 OTHERS = {
     re.compile(r"Eval stage" + BAR): "evaluation",
     re.compile(r"Processed prompts" + BAR): "responses",
-    re.compile(r"Adding requests" + BAR): "prompts",
+    re.compile(r"responses([^|\r]*):" + BAR): "responses{}:",  # openrlhf_qs.models.engine.sample
     re.compile(r"Map" + BAR): "reading rows",
 }
 STEP = re.compile(r"Global step (\d+): (\{.*\})")
 ALARM = re.compile(r"(monitor \w+, step \d+: [^\x1b\r\n]*)")  # openrlhf_qs.reward.monitors.Alarm
 NUMBER = r"(-?(?:[\d.]+(?:e[-+]?\d+)?|nan|inf))"
 STEP_KEYS = {"reward": "reward", "kl": "kl", "malformed": "malformed", "response_length": "tokens"}
+STEP_FORMATS = {"malformed": ".1%"}
 SHOWN_KEYS = {"loss": "loss", "gpt_loss": "loss", "acc": "acc"}
 SECONDS_BETWEEN_LINES = 5.0  # where the output is no terminal
 WIDTH = 79  # of a line, at most
@@ -128,7 +129,11 @@ def describe(line: str, n_steps: int = 0, n_epochs_left: int = 0, first_epoch: i
     """
     if step := STEP.search(line):
         values = dict(re.findall(rf"'([\w/]+)': {NUMBER}", step[2]))
-        numbers = tuple(f"{name} {float(values[key]):.3g}" for key, name in STEP_KEYS.items() if key in values)
+        numbers = tuple(
+            f"{name} {float(values[key]):{STEP_FORMATS.get(name, '.3g')}}"
+            for key, name in STEP_KEYS.items()
+            if key in values
+        )
         return Place(f"step {step[1]}{f' of {n_steps}' if n_steps else ''}", numbers, int(step[1]), n_steps)
     if step := TRAINING.search(line):
         epoch, done, total = int(step[1]), int(step[2]), int(step[3])
@@ -139,8 +144,8 @@ def describe(line: str, n_steps: int = 0, n_epochs_left: int = 0, first_epoch: i
         return Place(words, numbers, (epoch - first_epoch) * total + done, n_epochs_left * total)
     for pattern, words in OTHERS.items():
         if found := pattern.search(line):
-            done, total = int(found[1]), int(found[2])
-            return Place(f"{words} {done} of {total}", (), done, total)
+            *whose, done, total, _ = found.groups()
+            return Place(f"{words.format(*whose)} {done} of {total}", (), int(done), int(total))
     return None
 
 

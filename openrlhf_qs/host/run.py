@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from openrlhf_qs.files.printable import printable
+from openrlhf_qs.files.record import without_secrets
 from openrlhf_qs.form.task import read_task, write_task
 from openrlhf_qs.host import checkpoints
 from openrlhf_qs.host.arguments import ENTRY_POINTS, host_arguments
@@ -79,6 +80,9 @@ def run(stage: str, settings: Settings, host_argv: Sequence[str]) -> None:
         _cpu_environment()
     install()
     host = host_arguments(stage, host_argv)
+    if host.logger.wandb.key:  # OpenRLHF prints all its flags, into log.txt too; wandb looks here first
+        os.environ.setdefault("WANDB_API_KEY", host.logger.wandb.key)
+        host_argv = without_secrets(host_argv)
     if host.ckpt.load_enable and os.environ.get("RANK", "0") == "0":  # the other ranks wait for this one to join them
         checkpoints.settle(Path(host.ckpt.path))
     if stage == "dpo":
@@ -129,6 +133,8 @@ def _start_ray(settings: Settings) -> None:
     """Ray with our hook in every worker. OpenRLHF starts Ray only where it is not running yet."""
     own_ray.prepare_environment(loopback=settings.device == "cpu")
     names = [*own_ray.SILENT_ENVIRONMENT, CACHE]
+    if not own_ray.is_own():  # one of this process has its whole environment
+        names += ["WANDB_API_KEY", "WANDB_DIR", "WANDB_MODE"]
     env_vars = {
         "TOKENIZERS_PARALLELISM": "true",
         "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),

@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ def sample(
     max_tokens: int,
     temperature: float,
     n: int = 1,
-    progress: bool = False,
+    progress: str = "",
     regex: str = "",
     max_len: int = 0,
 ) -> list[list[Answer] | str]:
@@ -133,7 +134,7 @@ def sample(
         llm: from :func:`load_engine`.
         messages: a model that can think before it answers is told not to.
         max_tokens: of an answer.
-        progress: whether to show it in the terminal.
+        progress: what is counted, in front of a progress bar in the terminal; empty: none.
         regex: of the only answers that can be given, by vLLM's structured outputs; empty: any.
         max_len: tokens of a prompt with its answer (:attr:`openrlhf_qs.form.task.Task.max_len`); 0: the model's own.
     """
@@ -152,11 +153,21 @@ def sample(
     sampling = SamplingParams(
         n=n, max_tokens=max_tokens, temperature=temperature, structured_outputs=form, **_WITH_LOG_PROBS
     )
-    outputs = iter(llm.generate(fitting, sampling, use_tqdm=progress) if fitting else [])
+    bar = partial(_bar, progress) if progress else False
+    outputs = iter(llm.generate(fitting, sampling, use_tqdm=bar) if fitting else [])
     return [
         _answers(tokenizer, next(outputs).outputs) if len(ids) <= n_most else too_long(len(ids), n_most)
         for ids in prompts
     ]
+
+
+def _bar(words: str, iterable: Any = None, desc: str = "", total: int | None = None, **_: Any) -> Any:
+    """vLLM's progress bar in a line of 79 letters; its own fills the terminal, and is followed by speeds in tokens.
+    That of the prompts it takes in, which lasts a moment, is not shown."""
+    from tqdm import tqdm
+
+    shown = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+    return tqdm(iterable, desc=words, total=total, ncols=79, bar_format=shown, disable=desc != "Processed prompts")
 
 
 async def sample_async(

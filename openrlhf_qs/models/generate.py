@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from openrlhf_qs.files.printable import from_here
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.language import in_users_language
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         rows = []
         for temperature, n in zip(temperatures, n_samples, strict=True):
             asked = [conversation for conversation in conversations for _ in range(n)]
-            rows += generate(llm, task, asked, args.max_new_tokens, temperature, where=f"{args.policy} on {file}")
+            rows += generate(llm, task, asked, args.max_new_tokens, temperature, args.policy, file)
         if args.reference:
             log_ppl = reference_log_ppl(
                 args.reference,
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
             measured_at = {"reference_temperature": args.reference_temperature}
             rows = [row | {"log_ppl": value} | measured_at for row, value in zip(rows, log_ppl, strict=True)]
         write_json_lines(out, rows)
-        print(f"{len(rows)} responses of {args.policy} in {out}")
+        print(f"{len(rows):,} responses of {args.policy} in {from_here(out)}")
 
 
 def generate(
@@ -93,14 +95,16 @@ def generate(
     conversations: Sequence[Sequence[Message]],
     max_new_tokens: int,
     temperature: float,
-    where: str,
+    policy: str,
+    file: str,
 ) -> list[dict[str, Any]]:
     """One sampled response a conversation: ``conversation``, ``response``, ``finish_reason``, ``temperature``.
 
     A conversation that leaves no room for a response is left out and said so. ValueError where none is left.
     """
     prompts = [task.messages(conversation) for conversation in conversations]
-    answers = sample(llm, prompts, max_new_tokens, temperature, progress=True, max_len=task.max_len)
+    words = f"responses of {Path(policy).name} at {temperature:g}"
+    answers = sample(llm, prompts, max_new_tokens, temperature, progress=words, max_len=task.max_len)
     rows = [
         {
             "conversation": conversation,
@@ -118,7 +122,9 @@ def generate(
     if n_other:
         print(f"{n_other} of {n_suggestions} suggestions are surely in another language or script than the user's")
     if not rows:
-        raise ValueError(f"{where}: no conversation leaves room for a response; {(left_out or ['none was given'])[0]}")
+        raise ValueError(
+            f"{policy} on {file}: no conversation leaves room for a response; {(left_out or ['none was given'])[0]}"
+        )
     return rows
 
 

@@ -49,7 +49,7 @@ def proxy_and_gold(arms: Mapping[str, Mapping[str, float]], bins: Sequence[Mappi
             )
         right.set(xlabel="change of the proxy", ylabel="change of the gold, 95 % interval")
         for axis in (left.yaxis, right.yaxis):
-            axis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+            axis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
         return figure
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
+from openrlhf_qs.files.printable import from_here
 from openrlhf_qs.form.task import RESPONSE_TOKENS, Task, read_task
 from openrlhf_qs.models.engine import Answer
 from openrlhf_qs.models.template import token_texts
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
             "nothing to choose from; train it longer, give it more tokens (MAX_NEW_TOKENS), or leave this out (RFT=0)"
         )
     journal.finish(rows)
-    print(f"{len(pairs):,} suggestions scored by {args.reward_model}, in {args.out}")
+    print(f"{len(pairs):,} suggestions scored, in {from_here(args.out)}")
 
 
 class ResponseSampler(Sampler):

@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from openrlhf_qs.files.journal import Journal, job_keys, model_print
-from openrlhf_qs.files.printable import print_table
+from openrlhf_qs.files.printable import from_here, print_table
 from openrlhf_qs.files.whole import read_json_lines
 from openrlhf_qs.form.keys import conversation_key, text_key
 from openrlhf_qs.form.language import in_users_language
@@ -104,7 +104,9 @@ def sample_candidates(args: argparse.Namespace, sampler: type[Sampler]) -> Journ
         journal.add(rows)
     elapsed_s = time.monotonic() - started
     n_texts = args.n_samples * sampler.task_of(args.teacher).n
-    print_table(report_table(journal.rows(), n_texts, f"{args.teacher} to {args.out}"))
+    print_table(
+        report_table(journal.rows(), n_texts, f"samples of {from_here(args.teacher)} in {from_here(args.out)}")
+    )
     print(f"{len(missing) * args.n_samples:,} answers in {elapsed_s:.0f} s, start of the engine included")
     return journal
 

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.clicks.verdicts import FEW_CONVERSATIONS
+from openrlhf_qs.files.printable import from_here
 from openrlhf_qs.form.keys import conversation_keys
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import SUGGEST, Task, add_task_arguments, task_of
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     told = too_small(log)
     if told:
         print(told)
-    print(f"small policy of {n_parameters / 1e6:.1f} million random parameters in {args.out}")
+    print(f"small policy of {n_parameters / 1e6:.1f} million random parameters in {from_here(args.out)}")
 
 
 def too_small(log: pl.DataFrame) -> str:

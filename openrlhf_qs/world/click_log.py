@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from openrlhf_qs.files.printable import print_table
+from openrlhf_qs.files.printable import from_here, print_table
 from openrlhf_qs.files.whole import read_json_lines, write_json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
@@ -245,7 +245,7 @@ def as_served(folder: str, temperature: float, seed: int) -> Policy:
     def policy(conversations: Sequence[list[Message]]) -> list[list[str] | None]:
         llm, task = load_engine(folder, seed), read_task(folder)
         prompts = list(map(task.messages, conversations))
-        answers = sample(llm, prompts, MAX_NEW_TOKENS, temperature, progress=True, max_len=task.max_len)
+        answers = sample(llm, prompts, MAX_NEW_TOKENS, temperature, progress="responses", max_len=task.max_len)
         read = [None if isinstance(one, str) else task.read(one[0].text, one[0].finish_reason) for one in answers]
         return [list(one.suggestions) if one is not None and one.well_formed else None for one in read]
 
@@ -370,7 +370,7 @@ def run(args: argparse.Namespace) -> None:
         TOPICS[args.topics],
         **later,
     )
-    table = Table("measure", "value", title=f"built-in world: {args.out}")
+    table = Table("measure", "value", title=f"built-in world: {from_here(args.out)}")
     table.columns[1].justify = "right"
     table.add_row("impressions", str(len(clicks)))
     table.add_row("contexts", str(args.n_contexts))
@@ -378,4 +378,4 @@ def run(args: argparse.Namespace) -> None:
     for position, rate in enumerate(clicks.mean(axis=0), start=1):
         table.add_row(f"clicks in slot {position}", f"{rate:.1%}")
     print_table(table)
-    print(f"what is true of these clicks: {truth_path(args.out)}")
+    print(f"what is true of these clicks: {from_here(truth_path(args.out))}")

@@ -209,6 +209,15 @@ def test_a_recipe_that_is_named_exists(recipe):
         assert (ROOT / "recipes" / name).is_file(), f"{recipe.name} names {name}"
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_default_of_a_recipe_stands_before_those_that_all_share(recipe):
+    """After them a value is there already, and the recipe's own default would never be taken."""
+    default = r"\$\{([A-Z][A-Z0-9_]*):="
+    shared = set(re.findall(default, (ROOT / "recipes" / "common.sh").read_text()))
+    _, _, after = recipe.read_text().partition('/common.sh"\n')
+    assert not shared & set(re.findall(default, after))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_stage_prints_its_command_in_the_order_of_the_way(form):
     commands = dry_run(form)

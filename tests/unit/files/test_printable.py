@@ -1,7 +1,7 @@
 import pytest
 from rich.table import Table
 
-from openrlhf_qs.files.printable import counted, print_table, printable
+from openrlhf_qs.files.printable import counted, from_here, print_table, printable
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,12 @@ def test_other_text_stays_as_it_is():
 
 def test_one_is_no_plural():
     assert counted(1, "row") == "1 row" and counted(2000, "row") == "2,000 rows" and counted(0, "row") == "0 rows"
+
+
+def test_a_path_is_told_as_one_would_type_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert from_here(tmp_path / "runs" / "a") == "runs/a" == from_here("runs/a")
+    assert from_here("/elsewhere/a") == "/elsewhere/a"
 
 
 def test_a_tables_title_stands_whole_above_it_whatever_is_in_brackets(capsys, monkeypatch):

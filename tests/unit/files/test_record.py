@@ -375,3 +375,11 @@ def test_run_json_says_what_a_stage_was_made_from(run):
 
 def test_every_stage_of_the_way_has_a_record_and_a_folder():
     assert list(record.STAGES) == list(STAGE_FOLDERS)
+
+
+@pytest.mark.parametrize("flags", [("--logger.wandb.key", "secret"), ("--logger.wandb.key=secret",)])
+def test_a_key_is_written_nowhere_and_the_run_goes_on_with_another(run, flags):
+    assert make(run, "garm", again="stage", flags=(*flags, "--adam.eps", "1e-7"))
+    written = "".join(path.read_text(errors="replace") for path in run.path.rglob("*") if path.is_file())
+    assert "secret" not in written and "--adam.eps" in written
+    assert not make(run, "garm", flags=("--logger.wandb.key", "other", "--adam.eps", "1e-7"))

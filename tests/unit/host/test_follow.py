@@ -32,6 +32,8 @@ IN_RAY = "\x1b[36m(PPOTrainer pid=5563)\x1b[0m INFO 11-21 02:04:07 ppo_trainer.p
             Place("evaluation 2 of 4", (), 2, 4),
         ),
         ("Processed prompts:  25%|██ | 8/32 [00:01<00:03,  7.1it/s]", Place("responses 8 of 32", (), 8, 32)),
+        ("responses of sft at 0.7:  25%|██| 8/32 [00:01<00:03]", Place("responses of sft at 0.7: 8 of 32", (), 8, 32)),
+        ("responses:  25%|██| 8/32 [00:01<00:03]", Place("responses: 8 of 32", (), 8, 32)),
         (
             "Map (num_proc=2):   0%|          | 0/4430 [00:00<?, ? examples/s]",
             Place("reading rows 0 of 4430", (), 0, 4430),
@@ -39,7 +41,7 @@ IN_RAY = "\x1b[36m(PPOTrainer pid=5563)\x1b[0m INFO 11-21 02:04:07 ppo_trainer.p
         (
             f"{IN_RAY}Global step 8: {{'response_length': 31.1875, 'reward': -13.900223731994629, 'actor_lr': 0.0096, "
             "'reward/rules': -1.0, 'kl': 7.452897891730727e-05, 'malformed': 1.0, 'timing/generation': 3.1}",
-            Place("step 8", ("reward -13.9", "kl 7.45e-05", "malformed 1", "tokens 31.2"), 8),
+            Place("step 8", ("reward -13.9", "kl 7.45e-05", "malformed 100.0%", "tokens 31.2"), 8),
         ),
         (
             "Global step 3: {'reward': nan, 'kl': inf, 'sample': ['a', 'b']}",

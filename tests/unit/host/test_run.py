@@ -164,3 +164,19 @@ def test_a_ray_cluster_keeps_its_own_books(started, tmp_path):
     assert "num_gpus" not in started.ray and "num_cpus" not in started.ray
     assert not {"address", "_temp_dir"} & set(started.ray)
     assert not {"RAY_AUTH_MODE", *own_ray.LOOPBACK_ENVIRONMENT} & set(started.environ)
+
+
+@pytest.mark.parametrize("flags", [["--logger.wandb.key", "secret"], ["--logger.wandb.key=secret"]])
+def test_the_key_of_weights_and_biases_stays_out_of_what_openrlhf_prints(started, flags):
+    host.run("sft", Settings("cpu", SFTSettings()), [*flags, "--train.max_epochs", "2"])
+    assert "secret" not in " ".join(started.argv) and started.argv[-2:] == ["--train.max_epochs", "2"]
+    assert started.environ["WANDB_API_KEY"] == "secret"
+    started.environ["WANDB_API_KEY"] = "mine"
+    host.run("sft", Settings("cpu", SFTSettings()), flags)
+    assert started.environ["WANDB_API_KEY"] == "mine"  # as OpenRLHF has it: the flag only turns it on
+
+
+def test_the_workers_of_a_cluster_get_what_weights_and_biases_asks(started, tmp_path):
+    started.environ["RAY_ADDRESS"] = "auto"
+    host.run("grpo", Settings("cpu", GRPOSettings(("rules",))), [*folders(tmp_path), "--logger.wandb.key", "secret"])
+    assert started.ray["runtime_env"]["env_vars"]["WANDB_API_KEY"] == "secret"

@@ -21,7 +21,7 @@ def engine(monkeypatch):
     """An engine that answers with the prompt and the temperature; a list of how often it was loaded."""
     loaded = []
 
-    def sample(llm, messages, max_tokens, temperature, n=1, progress=False, max_len=0):
+    def sample(llm, messages, max_tokens, temperature, n=1, progress="", max_len=0):
         return [
             "too long"
             if one[0]["content"] == "long"
