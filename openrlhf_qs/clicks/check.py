@@ -26,7 +26,6 @@ from rich.table import Table
 from openrlhf_qs.clicks import repeats
 from openrlhf_qs.clicks.batches import ENGINES, Batch, Problem, Problems, log_files, map_log
 from openrlhf_qs.clicks.click_log import ON_ERROR, clicks_by_position
-from openrlhf_qs.clicks.preferences import pair_places
 from openrlhf_qs.clicks.propensity import DEFAULT_METHOD, METHODS, Propensities, estimate
 from openrlhf_qs.clicks.reading_on import VISITS, visits
 from openrlhf_qs.clicks.repeats import MIN_ROWS, HeavyUser, frequent_texts, heavy_users, row_hashes
@@ -35,6 +34,7 @@ from openrlhf_qs.clicks.shows import COUNTS, added_up, shows
 from openrlhf_qs.clicks.verdicts import Verdict, verdicts, worst
 from openrlhf_qs.files.printable import counted, print_table
 from openrlhf_qs.files.whole import write_whole
+from openrlhf_qs.form.keys import text_keys
 from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message, last_question
 from openrlhf_qs.form.text import language, script
@@ -198,7 +198,7 @@ def summarise(batch: Batch) -> Summary:
         visits=visits(rows),
         rows=row_hashes(rows).to_numpy(),
         heavy=heavy_users(rows),
-        texts=frequent_texts(rows),
+        texts=frequent_texts(rows, repeating),
         n_suggestions=dict(rows["suggestions"].list.len().value_counts().iter_rows()),
         n_turns=dict(rows["conversation"].list.len().value_counts().iter_rows()),
         n_pairs=_n_pairs(rows, repeating),
@@ -227,7 +227,10 @@ def _n_pairs(rows: pl.DataFrame, repeating: pl.Series) -> int:
     n_clicked = rows["clicks"].list.sum().cast(pl.Int64)
     n_pairs = int((n_clicked * (rows["clicks"].list.len() - n_clicked)).filter(~repeating).sum())
     some = rows.select("suggestions", "clicks").filter(repeating & (n_clicked > 0))
-    return n_pairs + (pair_places(some, "all").height if some.height else 0)
+    shown = some.with_row_index("row").explode("suggestions", "clicks")
+    of_texts = shown.group_by("row", text_keys(shown["suggestions"])).agg(pl.col("clicks").cast(pl.Int64).sum())
+    of_rows = of_texts.group_by("row").agg(clicked=pl.col("clicks").sum(), passed_over=(pl.col("clicks") == 0).sum())
+    return n_pairs + int((of_rows["clicked"] * of_rows["passed_over"]).sum())
 
 
 def _sample(rows: pl.DataFrame) -> list[tuple[int, list[Message], list[str]]]:

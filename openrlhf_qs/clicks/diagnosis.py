@@ -84,6 +84,7 @@ class Diagnosis(NamedTuple):
 
 def diagnose(counts: pl.DataFrame) -> Diagnosis:
     """What ``counts`` can tell of the order shown and of how users read."""
+    counts = with_numbered_contexts(counts)
     by_place = counts.group_by("position").agg(pl.col("n_shown").sum()).sort("position")["n_shown"].to_numpy()
     by_chance = float(((by_place / max(by_place.sum(), 1)) ** 2).sum())
     moved = is_moved(counts)
@@ -125,6 +126,11 @@ def untold_places(known: Diagnosis, n_positions: int, share: float = UNTOLD) -> 
     return [place for place, (_, low, _) in enumerate(known.fixed_share, start=2) if low < -share]
 
 
+def with_numbered_contexts(counts: pl.DataFrame) -> pl.DataFrame:
+    """``counts`` with contexts from 0 on in the place of hashes."""
+    return counts.with_columns(pl.col("context").rank("dense").cast(pl.Int64) - 1)
+
+
 def is_moved(counts: pl.DataFrame) -> pl.Series:
     """Whether each suggestion was shown at another place too, of counts that are added up. In most logs few were."""
     return counts["suggestion"].is_duplicated()
@@ -158,7 +164,7 @@ def _odds_ratio(counts: pl.DataFrame) -> tuple[float, float, float] | None:
 def _lines(counts: pl.DataFrame, moved: pl.Series, order: str) -> list[Line] | None:
     """A line for each place below the top; None where the counts have none. In a random order there are two ways to
     them, of which the one with the narrower intervals is taken."""
-    ways = [_lines_within(counts, moved), *([_lines_across(counts)] if order == "random" else [])]
+    ways = [_lines_within(counts, moved), *([_lines_across(counts, moved)] if order == "random" else [])]
     found = [lines for lines in ways if lines is not None]
     return min(found, key=lambda lines: sum(np.ptp(line.share.interval()) for line in lines), default=None)
 
@@ -225,7 +231,7 @@ def _line(of_top: float, of_here: float, mean_top: float, mean_here: float, infl
     return Line(slope, mean_here - slope.value * mean_top, share)
 
 
-def _lines_across(counts: pl.DataFrame) -> list[Line] | None:
+def _lines_across(counts: pl.DataFrame, moved: pl.Series) -> list[Line] | None:
     """In a random order: how the clicks of a show go with those of the other shows of the same suggestion.
 
     Their covariance at a place is the slope there, times what does not depend on the place: a ratio to that at the top
@@ -236,10 +242,15 @@ def _lines_across(counts: pl.DataFrame) -> list[Line] | None:
     n_positions = counts["position"].max() or 0
     if n_positions < 2 or counts["position"].n_unique() < n_positions:
         return None
-    context, shown, clicked = _by_suggestion(counts)
-    n, mean = shown.sum(0), clicked.sum(0) / shown.sum(0)
-    if not mean.all() or context.max() + 1 < MIN_CONTEXTS:
+    context, place = counts["context"].to_numpy(), counts["position"].to_numpy() - 1
+    of_shows, of_clicks = (counts[name].to_numpy().astype(float) for name in ("n_shown", "n_clicked"))
+    n = np.bincount(place, of_shows)
+    mean = np.bincount(place, of_clicks) / n
+    n_contexts = context.max() + 1
+    if not mean.all() or n_contexts < MIN_CONTEXTS:
         return None
+    # What was shown once brings nothing to a covariance, and in most logs that is most.
+    of_again, shown, clicked = _by_suggestion(counts.filter(moved | (counts["n_shown"] > 1)))
     looks = shown @ mean  # by about how much their places are looked at
     others = np.maximum(looks[:, None] - mean, 0.0) + PRIOR_LOOKS * mean[0]
     # Of a show here without a click, what the other shows have beyond their places' means; a click adds itself.
@@ -248,10 +259,11 @@ def _lines_across(counts: pl.DataFrame) -> list[Line] | None:
     covariance = products.sum(0)
     if not covariance[0]:
         return None
-    of_covariance, of_mean = (
-        summed_within(context, values, context.max() + 1)
-        for values in (products - covariance * shown / n, (clicked - mean * shown) / n)
-    )
+    shape, at_place = (n_contexts, n_positions), context * n_positions + place
+    all_shown, all_clicked = (np.bincount(at_place, some, np.prod(shape)) for some in (of_shows, of_clicks))
+    all_shown, all_clicked = all_shown.reshape(shape), all_clicked.reshape(shape)
+    of_covariance = summed_within(of_again, products, n_contexts) - covariance * all_shown / n
+    of_mean = (all_clicked - mean * all_shown) / n
     return [
         _line(
             *(covariance[0], covariance[place], mean[0], mean[place]),
@@ -262,15 +274,13 @@ def _lines_across(counts: pl.DataFrame) -> list[Line] | None:
 
 
 def _by_suggestion(counts: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each suggestion the number of its context ``[n]``, and its shows and clicks at each place, ``[n, k]``."""
-    context, suggestion = (counts[name].rank("dense").to_numpy().astype(int) - 1 for name in ("context", "suggestion"))
-    shape, place = (suggestion.max() + 1, counts["position"].max()), counts["position"].to_numpy() - 1
-    context_of = np.zeros(shape[0], dtype=int)
-    context_of[suggestion] = context
-    shown, clicked = np.zeros(shape), np.zeros(shape)
-    for table, name in ((shown, "n_shown"), (clicked, "n_clicked")):
-        table[suggestion, place] = counts[name].to_numpy()
-    return context_of, shown, clicked
+    """Of each suggestion its context ``[n]``, and its shows and clicks at each place, ``[n, k]``."""
+    suggestion = counts["suggestion"].rank("dense").to_numpy().astype(int) - 1
+    shape, place = (suggestion.max(initial=-1) + 1, counts["position"].max() or 0), counts["position"].to_numpy() - 1
+    context, shown, clicked = np.zeros(shape[0], dtype=int), np.zeros(shape), np.zeros(shape)
+    context[suggestion] = counts["context"].to_numpy()
+    shown[suggestion, place], clicked[suggestion, place] = counts["n_shown"].to_numpy(), counts["n_clicked"].to_numpy()
+    return context, shown, clicked
 
 
 def summed_within(contexts: np.ndarray, values: np.ndarray, n_contexts: int) -> np.ndarray:

@@ -36,11 +36,12 @@ def heavy_users(rows: pl.DataFrame, n_most: int = 20) -> list[HeavyUser]:
     return [HeavyUser(*row) for row in of_each.top_k(n_most, by="count").iter_rows()]
 
 
-def frequent_texts(rows: pl.DataFrame, n_most: int = 5) -> list[tuple[str, int]]:
-    """The suggestions that the most rows show, each a hundredth of them or more, and in how many."""
-    shown = (
-        rows["suggestions"].list.unique().explode().value_counts(name="n").filter(pl.col("n") >= 0.01 * rows.height)
-    )
+def frequent_texts(rows: pl.DataFrame, repeating: pl.Series, n_most: int = 5) -> list[tuple[str, int]]:
+    """The suggestions that the most rows show, each a hundredth of them or more, and in how many; ``repeating`` are
+    the rows that show one twice."""
+    texts = rows["suggestions"]
+    once = pl.concat([texts.filter(~repeating), texts.filter(repeating).list.unique()])
+    shown = once.explode().value_counts(name="n").filter(pl.col("n") >= 0.01 * rows.height)
     return list(shown.top_k(n_most, by="n").iter_rows())
 
 

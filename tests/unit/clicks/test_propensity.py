@@ -5,7 +5,7 @@ import pytest
 from openrlhf_qs.benchmark.propensities import Kind, measure_pairs, trusted_lines
 from openrlhf_qs.benchmark.propensities import simulated_counts as simulated_kind
 from openrlhf_qs.clicks.click_log import SCHEMA
-from openrlhf_qs.clicks.diagnosis import Ratio, _lines_across, diagnose
+from openrlhf_qs.clicks.diagnosis import Ratio, _lines_across, diagnose, is_moved, with_numbered_contexts
 from openrlhf_qs.clicks.propensity import METHODS, estimate, examination_propensities, inverse_propensity
 from openrlhf_qs.clicks.shows import COUNTS, added_up, shown_counts
 
@@ -207,7 +207,7 @@ def test_the_covariance_of_shows_is_that_of_each_with_all_others_of_its_suggesti
         looks = sum(place for place, _ in others) + 5 * mean[0]
         products[p].append((click - mean[p]) * sum(other - place for place, other in others) / looks)
     covariance = [np.mean(one) for one in products]
-    slopes = [line.slope.value for line in _lines_across(counts)]
+    slopes = [line.slope.value for line in _lines_across(with_numbered_contexts(counts), is_moved(counts))]
     np.testing.assert_allclose(slopes, [covariance[1] / covariance[0], covariance[2] / covariance[0]])
 
 
