@@ -207,6 +207,8 @@ def _of_the_machine(error: OSError) -> str:
     what = " ".join(str(error).split()) or repr(error)
     if error.errno in FULL:
         return f"{what}: make room and call again, which goes on from what is finished"
+    if "couldn't connect to" in what:  # transformers, of a model that is to be had from the hub
+        return f"no such folder here, and the hub cannot be reached: give a path, or a name it knows. {what}"
     return what
 
 

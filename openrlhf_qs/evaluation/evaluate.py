@@ -107,6 +107,9 @@ def run(args: argparse.Namespace) -> None:
     folder = RunFolder(args.run)
     load_plugins(args.plugin)
     judge = load_judge(args.judge, args.option)
+    if args.n_users < 1:
+        raise ValueError(f"--n_users {args.n_users}: give 1 or more")
+    embedder = load_embedder(args.embedder) if args.embedder else None
     impressions = read_impressions(folder.data.heldout)
     scorer = load_on_device(folder.garm) if folder.garm.is_dir() else None
     has_weights = folder.weights.is_file()
@@ -121,7 +124,6 @@ def run(args: argparse.Namespace) -> None:
     )
 
     clicked = clicked_suggestions(impressions)
-    embedder = load_embedder(args.embedder) if args.embedder else None
     metrics: dict[str, Any] = {
         "seed": args.seed,
         "judge": args.judge,

@@ -200,7 +200,7 @@ async def sample_async(
 
 def too_long(n_tokens: int, n_most: int) -> str:
     """What is said of a prompt that could not be cut."""
-    return f"the prompt has {n_tokens} tokens, the policy takes {n_most} beside the answer"
+    return f"the prompt has {n_tokens} tokens, the policy takes {max(n_most, 0)} beside the answer"
 
 
 def _fitted_ids(tokenizer, messages: Sequence[Message], n_most: int) -> tuple[list[int], bool]:

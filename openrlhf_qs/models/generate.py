@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
     n_samples = _one_each("--n_samples", args.n_samples, temperatures, "--temperature")
     if len(args.out) != len(prompts):
         raise ValueError(f"--out has {len(args.out)} files for {len(prompts)} of --prompts; give one for each")
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max_new_tokens {args.max_new_tokens}: give 1 or more")
     if len(set(temperatures)) < len(temperatures) or min(temperatures) < 0:
         raise ValueError(f"--temperature {' '.join(map(str, temperatures))}: give different ones, 0 or more")
     files = []

@@ -62,6 +62,8 @@ def make_arms(args: argparse.Namespace, arms: Sequence[tuple[str, str, float]]) 
     check_options(options)
     names = [] if args.filter == "none" else args.filter.split(",")
     filters = {name: FILTERS.create(name, **options.get(name, {})) for name in names}
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max_new_tokens {args.max_new_tokens}: give 1 or more")
     from openrlhf_qs.serve.policy import Policy
 
     scorer = None

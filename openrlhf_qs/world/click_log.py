@@ -351,8 +351,10 @@ def run(args: argparse.Namespace) -> None:
         policy, name = as_written(args.shown)
         later = {"policy": policy, "policy_name": name}
     if args.policy:
-        if args.round < 1 or args.temperature < 0:
-            raise ValueError(f"--round {args.round} --temperature {args.temperature}: give 1 or more, and 0 or more")
+        if args.round < 1:
+            raise ValueError(f"--round {args.round}: give 1 or more; the cold start's log is round 0")
+        if args.temperature < 0:
+            raise ValueError(f"--temperature {args.temperature}: give 0 or more")
         n = read_task(args.policy).n
         later = {
             "policy": as_served(args.policy, args.temperature, args.seed + args.round),

@@ -152,6 +152,17 @@ def test_a_fault_of_the_machine_is_one_line_with_what_to_do(monkeypatch, capsys)
     assert "No space left on device: 'runs/default/data/sft.jsonl': make room and call again" in said
 
 
+def test_a_model_that_is_neither_here_nor_to_be_had_is_told_as_that(monkeypatch, capsys):
+    def missing(args):
+        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files,\nand couldn't find them")
+
+    monkeypatch.setattr("openrlhf_qs.list_plugins.run", missing)
+    with pytest.raises(SystemExit):
+        cli.main(["plugins"])
+    said = capsys.readouterr().err
+    assert said.startswith("openrlhf-qs plugins: no such folder here, and the hub cannot be") and said.count("\n") == 1
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tiny_log, tmp_path):
     code = (  # no file may grow beyond 5,000 bytes, as on a disk that is nearly full
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); from openrlhf_qs.cli import main; "

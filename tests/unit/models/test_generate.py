@@ -62,6 +62,7 @@ def test_two_files_at_two_temperatures_are_answered_by_one_engine(tmp_path, engi
         (["--n_samples", 1, 2, 3, "--temperature", 1, 0.5], "--n_samples has 3 values for 2 of --temperature"),
         (["--temperature", 1, 1], "give different ones"),
         (["--temperature", -0.5], "0 or more"),
+        (["--max_new_tokens", 0], "--max_new_tokens 0: give 1 or more"),
         (["--out", "x", "y"], "--out has 2 files for 1 of --prompts"),
     ],
 )
