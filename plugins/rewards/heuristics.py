@@ -53,7 +53,7 @@ MIN_CLICKED, TAIL = 100, 0.005  # texts of a script from which its widths are me
 MIN_CONVERSATIONS = 50  # of a language: in fewer than these it is not counted which words are frequent
 # Indian languages double without a hyphen, too.
 _DOUBLED = re.compile(r"(?<!\S)(?:([^\s-]+)-\1|([\u0900-\u0dff]+) \2)(?![^\s.,;:!?？।])", re.IGNORECASE)
-_SHORT_HIRAGANA = re.compile("[\u3041-\u309f]{1,2}")  # particles and endings of Japanese, which ICU cuts off
+_SHORT_HIRAGANA = re.compile("[\u3041-\u309f]{1,2}")
 
 
 @REWARDS.register("rules")
@@ -359,9 +359,7 @@ class Relevance:
 
     def _rare_words(self, text: str) -> frozenset[str]:
         """The words of ``text`` that weigh 1 in whatever language it is."""
-        return frozenset(
-            word for word in words(text) if word not in self._listed and not _SHORT_HIRAGANA.fullmatch(word)
-        )
+        return frozenset(_content_words(text)).difference(self._listed)
 
     def _content_of_message(self, message: str, said: str) -> tuple[tuple[str, ...], Content]:
         """The languages that a message can be in, or what was said to one that is too short to tell, the likeliest
@@ -372,7 +370,7 @@ class Relevance:
     def _content_of_text(self, text: str, codes: tuple[str, ...]) -> Content:
         """The words of a text that weigh something in these languages, with their weights."""
         weights = self._weights(codes)
-        found = {word: weights.get(word, 1.0) for word in words(text) if not _SHORT_HIRAGANA.fullmatch(word)}
+        found = {word: weights.get(word, 1.0) for word in _content_words(text)}
         found = {word: weight for word, weight in found.items() if weight}
         return Content(found, max(found.values(), default=0.0), Forms.of(found, next(iter(codes), "")))
 
@@ -397,6 +395,12 @@ class Content(NamedTuple):
     weights: dict[str, float]
     most: float
     forms: Forms
+
+
+def _content_words(text: str) -> Sequence[str]:
+    """The words of ``text`` without the particles and endings of Japanese, which ICU cuts off."""
+    found = words(text)
+    return found if text.isascii() else [word for word in found if not _SHORT_HIRAGANA.fullmatch(word)]
 
 
 def _taken_up(asked: Content, said: Content, code: str) -> float:
