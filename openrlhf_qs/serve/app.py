@@ -160,6 +160,13 @@ def build_app(
     )
     page, policy_of_page = _page()
 
+    async def check() -> None:
+        """Raise where an engine is dead."""
+        for arm in service.arms:
+            await arm.suggester.policy.check()
+
+    app.state.check = check
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         """Where the body is wrong, without the body."""
@@ -189,8 +196,7 @@ def build_app(
     @app.get("/healthz", summary="Whether the engines are alive")
     async def healthz() -> JSONResponse:
         try:
-            for arm in service.arms:
-                await arm.suggester.policy.check()
+            await check()
         except Exception:
             return JSONResponse({"status": "engine dead"}, 503)
         return JSONResponse({"status": "ok"})

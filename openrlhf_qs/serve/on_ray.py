@@ -3,7 +3,7 @@
 Each replica has its own engines; those of one machine write into one log. Where ``RAY_ADDRESS`` names a cluster the
 application is left running there, and the same call with another policy replaces it, replica by replica. Without one
 a Ray of this call's own serves until the call is ended, and ``kill -HUP`` replaces the replicas by what the folders of
-the policies hold now. A replica ends after it has answered what it was asked.
+the policies hold now. A replica ends after it has answered what it was asked. One whose engine is dead is replaced.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def deploy(
         target = max(1, max_in_flight // 4)
         how = {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": target}}
     deployment = serve.deployment(
-        serve.ingress(_as_function(build))(),
+        serve.ingress(_as_function(build))(Replica),
         name=NAME,
         ray_actor_options={"num_cpus": 1, "num_gpus": n_gpus},
         max_ongoing_requests=2 * max_in_flight,  # more than it works on: it says so itself, in the chat's own form
@@ -104,6 +104,15 @@ def deploy(
         **how,
     )
     serve.run(deployment.bind(), name=NAME, route_prefix="/")
+
+
+class Replica:
+    """What Ray Serve asks beside the application, which is ``self.app``; a replica whose check raises is replaced."""
+
+    app: Any
+
+    async def check_health(self) -> None:
+        await self.app.state.check()
 
 
 def _as_function(build: Callable[[], Any]) -> Callable[[], Any]:

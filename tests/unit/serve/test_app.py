@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from test_forms import ADDED, CONVERSATION, DIFY, OPEN_WEBUI, TITLE
 
+from openrlhf_qs.serve import on_ray
 from openrlhf_qs.serve.app import build_app
 from openrlhf_qs.serve.arms import Arm, arm_of, check_shares, parse_arm
 from openrlhf_qs.serve.export import click_log_rows
@@ -384,6 +385,19 @@ def test_a_dead_engine_is_told_to_whoever_watches(tmp_path):
 
     assert served(tmp_path, work) == (200, 200)
     assert served(tmp_path / "dead", work, policy=FakePolicy(RuntimeError())) == (503, 503)
+
+
+def test_a_replica_with_a_dead_engine_fails_the_check_by_which_it_is_replaced(tmp_path):
+    for name, policy in {"alive": FakePolicy(), "dead": FakePolicy(RuntimeError())}.items():
+        application, one = app(tmp_path / name, policy=policy)
+        replica = on_ray.Replica()
+        replica.app = application
+        if name == "alive":
+            asyncio.run(replica.check_health())
+        else:
+            with pytest.raises(RuntimeError):
+                asyncio.run(replica.check_health())
+        one.close()
 
 
 def test_errors_of_a_body_say_where_and_not_what(tmp_path):
