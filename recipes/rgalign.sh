@@ -29,7 +29,7 @@ if [ "$FORM" = gpu ]; then
    : "${REASON_BATCH:=256}" "${REASON_MICRO_BATCH:=8}" "${REASON_EPOCHS:=2}" "${REASON_LR:=1e-5}"
    : "${ALIGN_BATCH:=256}" "${ALIGN_MICRO_BATCH:=8}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-6}" "${DPO_LR:=5e-7}" "${GRPO_LR:=1e-6}"
 else
-   : "${REASON_BATCH:=16}" "${REASON_EPOCHS:=6}" "${REASON_LR:=4e-3}"   # from no training at all: many small steps at a high rate
+   : "${REASON_BATCH:=16}" "${REASON_EPOCHS:=3}" "${REASON_LR:=4e-3}"   # from no training at all: many small steps at a high rate
    : "${ALIGN_BATCH:=32}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-4}" "${DPO_LR:=5e-5}" "${GRPO_LR:=2e-4}"
 fi
 STAGES=(intents rank reason align foresee)
@@ -57,6 +57,7 @@ DATA=$RUN/intents
 KB=${INTENTS:-$DATA/world/intents.jsonl}
 LEARN=(--log "$DATA/train.jsonl" --intents "$KB" --seed "$SEED")
 HOW=(--encoder "$ENCODER")
+ON=(--base "$RUN/rank/words")   # what learns from queries is the third tower alone
 
 # made FILE COMMAND...: runs it unless the file is there, for a stage of several steps goes on with the step it was at.
 made() {
@@ -139,7 +140,7 @@ intents() {   # the log, cut by time; what the reasoner is taught; the visits th
 }
 
 rank() {      # the rankers that need no reasoner: two towers, and the same where the features' words look themselves up
-   made "$RUN/rank/two/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --no_words --out "$RUN/rank/two"
+   made "$RUN/rank/two/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --no_words --no_reward --out "$RUN/rank/two"
    made "$RUN/rank/words/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --out "$RUN/rank/words"
 }
 
@@ -158,7 +159,7 @@ align() {     # a round: the ranker learns on the queries, judges new ones for v
       for round in $(seq "$ROUNDS"); do
          here=$RUN/align/$how/$round
          at=$(place "$how" "$round")
-         made "$at/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$before/queries.jsonl" --out "$at/ranker"
+         made "$at/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${ON[@]}" --queries "$before/queries.jsonl" --out "$at/ranker"
          if [ "$how" = grpo ]; then
             reinforce "$here" "$before" "$at/ranker/reward"
          else
@@ -170,7 +171,7 @@ align() {     # a round: the ranker learns on the queries, judges new ones for v
          ask "$here" "$DATA/visits.jsonl" "$here/queries.jsonl" "$QUERY_SAMPLES" 1
          before=$here
       done
-      made "$RUN/align/$how/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$before/queries.jsonl" --no_reward --out "$RUN/align/$how/ranker"
+      made "$RUN/align/$how/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${ON[@]}" --queries "$before/queries.jsonl" --no_reward --out "$RUN/align/$how/ranker"
    done
 }
 
@@ -185,25 +186,25 @@ foresee() {   # rankings of the held-out visits, side by side, and the controls
       last=$RUN/align/$how/$ROUNDS/queries.jsonl
       arms+=(--arm "${how}_$ROUNDS=$RUN/align/$how/ranker:$last")
    done
-   made "$out/shuffled/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$last" --shuffle_queries --no_reward --out "$out/shuffled"
-   made "$out/alone/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --no_words --queries "$last" --no_reward --out "$out/alone"
+   made "$out/shuffled/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${ON[@]}" --queries "$last" --shuffle_queries --no_reward --out "$out/shuffled"
+   made "$out/alone/ranker.json" openrlhf-qs rank "${LEARN[@]}" --base "$RUN/rank/two" --queries "$last" --no_reward --out "$out/alone"
    arms+=(--arm "queries_without_words=$out/alone:$last")
    arms+=(--arm "shuffled_queries=$out/shuffled:$last" --shuffle_queries shuffled_queries)
    if [ "$CONTROLS" = 1 ]; then
       ask "${POLICY:-$DATA/policy}" "$DATA/visits.jsonl" "$out/untrained.jsonl" "$QUERY_SAMPLES" 1
-      made "$out/untrained/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$out/untrained.jsonl" --no_reward --out "$out/untrained"
+      made "$out/untrained/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${ON[@]}" --queries "$out/untrained.jsonl" --no_reward --out "$out/untrained"
       ask "$RUN/reason" "$DATA/prompts.jsonl" "$RUN/align/start/samples.jsonl" "$ALIGN_SAMPLES" "$ALIGN_TEMPERATURE"
       made "$out/by_chance.jsonl" openrlhf-qs rank best --samples "$RUN/align/start/samples.jsonl" --prompts "$DATA/prompts.jsonl" \
          --ranker "$RUN/align/start/ranker/reward" --shuffle_scores --out "$out/by_chance.jsonl"
       teach ALIGN "$out/by_chance.jsonl" "$out/by_chance" "$RUN/reason"
       ask "$out/by_chance" "$DATA/visits.jsonl" "$out/by_chance/queries.jsonl" "$QUERY_SAMPLES" 1
-      made "$out/by_chance/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${HOW[@]}" --queries "$out/by_chance/queries.jsonl" --no_reward --out "$out/by_chance/ranker"
+      made "$out/by_chance/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${ON[@]}" --queries "$out/by_chance/queries.jsonl" --no_reward --out "$out/by_chance/ranker"
       arms+=(--arm "untrained_reasoner=$out/untrained:$out/untrained.jsonl")
       arms+=(--arm "shuffled_gains=$out/by_chance/ranker:$out/by_chance/queries.jsonl")
    fi
    [ -n "$CLICK_LOG" ] || judge=(--judge "${JUDGE:-zero_query_world}")
    run openrlhf-qs rank eval --log "$DATA/heldout.jsonl" --train "$DATA/train.jsonl" --intents "$KB" "${arms[@]}" \
-      "${judge[@]}" --out "$out/metrics.json" --examples "$out/examples.jsonl" --seed "$SEED"
+      "${judge[@]}" --out "$out/metrics.json" --examples "$out/examples.jsonl" --rounds "$out/rounds.svg" --seed "$SEED"
 }
 
 begin "$1"

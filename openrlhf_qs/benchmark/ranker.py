@@ -1,6 +1,7 @@
 """``openrlhf-qs benchmark ranker``: our ranker against LightGBM's LambdaMART on the same impressions.
 
-The zero-query world, three intents shown of 160. LambdaMART (``lightgbm.LGBMRanker``) gets a row for each that was
+The zero-query world, three intents shown of 160, in a knowledge base of 200: the others, about things that it does not
+have, are never shown, and scored like all. LambdaMART (``lightgbm.LGBMRanker``) gets a row for each that was
 shown, with the features and the intent as categories, its clicks weighted by inverse examination, a group an
 impression; ours gets the impressions. Seconds are those of the processor, in one thread, which other work on the host
 does not change. Both rank all intents for later visits, and the NDCG@3 is that of the chances of
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 N_JUDGED = 1000  # later visits
+OTHER_NOUNS = ("tent", "kite", "piano", "mirror", "ladder")
 EXAMINATION = np.array([1.0, 0.75, 0.55])
 
 
@@ -56,21 +58,25 @@ def measure(n: int, max_epochs: int, seed: int, with_lightgbm: bool) -> dict[str
     from openrlhf_qs.rank.impressions import Impressions, Intents
     from openrlhf_qs.rank.metrics import at_top
     from openrlhf_qs.rank.ranker import train_ranker
-    from openrlhf_qs.world.zero_query import attraction, draw_log, draw_visitors, intents
+    from openrlhf_qs.world.zero_query import ACTIONS, attraction, draw_log, draw_visitors, intents
 
     torch.set_num_threads(1)
-    visitors, shown, clicks, others = draw_log(n, seed)
+    visitors, shown, clicks, of_rows = draw_log(n, seed)
     rng = np.random.default_rng(seed + 1)
     judged = draw_visitors(rng, rng.random(N_JUDGED) * 0.8, np.arange(N_JUDGED))
     relevance = attraction(judged)
-    base = Intents(*zip(*((key, text) for key, text, _, _ in intents()), strict=True))
+    of_world = [(key, text) for key, text, _, _ in intents()]
+    others = [
+        (f"{action} {noun}", text.format(noun=noun)) for noun in OTHER_NOUNS for action, (text, _) in ACTIONS.items()
+    ]
+    base = Intents(*zip(*of_world, *others, strict=True))
     features = Columns(visitors)
-    log = Impressions(features, shown, clicks, others["user"], others["moment"], EXAMINATION)
+    log = Impressions(features, shown, clicks, of_rows["user"], of_rows["moment"], EXAMINATION)
     started = time.process_time()
     ranker = train_ranker(log, base, max_epochs=max_epochs, seed=seed)
     seconds = time.process_time() - started
     rows = Columns(judged)
-    scores = ranker.scores(rows, base)
+    scores = ranker.scores(rows, base)[:, : len(of_world)]
     one = [rows[0]]
     started = time.process_time()
     for _ in range(50):

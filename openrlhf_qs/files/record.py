@@ -163,7 +163,7 @@ STAGES = {
     ),
     "align": Stage(
         (
-            *("SEED", "ENCODER", "ROUNDS", "ALIGN", "ALIGN_SAMPLES", "ALIGN_TEMPERATURE", "ALIGN_STEPS"),
+            *("SEED", "ROUNDS", "ALIGN", "ALIGN_SAMPLES", "ALIGN_TEMPERATURE", "ALIGN_STEPS"),
             *(
                 "DPO_LR",
                 "DPO_BETA",
@@ -176,7 +176,7 @@ STAGES = {
                 *FORM,
             ),
         ),
-        reads=lambda variables: ("intents", "reason"),
+        reads=lambda variables: ("intents", "rank", "reason"),
         files=("INTENTS",),
         products=("*/ranker/ranker.json", "*/*/queries.jsonl"),
     ),
@@ -184,7 +184,7 @@ STAGES = {
         ("SEED", "CONTROLS", "JUDGE"),
         reads=lambda variables: ("intents", "rank", "reason", "align"),
         files=("INTENTS",),
-        products=("metrics.json", "examples.jsonl"),
+        products=("metrics.json", "examples.jsonl", "rounds.svg"),
     ),
 }
 

@@ -21,7 +21,14 @@ from openrlhf_qs.clicks.click_log import read_click_log, write_click_log
 from openrlhf_qs.files.whole import write_json_lines, write_whole
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import Task
-from openrlhf_qs.rank.impressions import Impressions, Intents, conversation_of, impressions_of, read_intents
+from openrlhf_qs.rank.impressions import (
+    FeatureCodes,
+    Impressions,
+    Intents,
+    conversation_of,
+    impressions_of,
+    read_intents,
+)
 
 INSTRUCTION = "Write the question that this user came to ask."
 
@@ -40,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     intents, out = read_intents(args.intents), Path(args.out)
     rows = read_click_log(args.log).sort("timestamp")
     before, after = impressions_of(rows, intents).by_time(args.heldout)  # says what is wrong with the rows
+    FeatureCodes.of(before.features)(after.features)  # and with their features, which the stage rank would find later
     is_shown = np.isin(np.arange(len(intents)), before.shown)
     is_reasoners = before.half(args.seed)
     own, others = before[is_reasoners & before.clicks.any(1)], before[~is_reasoners]

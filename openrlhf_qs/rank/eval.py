@@ -6,6 +6,7 @@ Without a judge relevance is what was clicked: it says how well an arm finds tha
 whoever ranks as the policy did that chose what was shown. A judge (``--judge zero_query_world``) tells the chance of a
 click for every intent, and ``oracle`` is its own ranking. New intents are those that no row of ``--train`` shows.
 
+``--rounds FILE`` draws arms ``NAME_1``, ``NAME_2`` ... as the rounds of NAME, which begin at the arm ``cold_start``.
 Of an arm with queries the JSON also has ``signs`` of a reasoner that plays the ranker (:func:`signs`), and
 ``--examples FILE`` shows ten visits: features, and of each arm its queries and what it ranks first.
 """
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n_max", type=int, default=2000, help="visits, drawn at random; default 2000")
     parser.add_argument("--out", default="", metavar="FILE", help="JSON to write")
     parser.add_argument("--examples", default="", metavar="FILE", help="JSON Lines of ten visits to write")
+    parser.add_argument("--rounds", default="", metavar="FILE", help="SVG to write: metrics over the rounds")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -84,6 +86,8 @@ def run(args: argparse.Namespace) -> None:
         results[name]["signs"] = signs(of_rows, arms[name], log, intents)
     if args.examples:
         write_json_lines(args.examples, examples(log, intents, arms, queries))
+    if args.rounds:
+        write_whole(args.rounds, rounds_picture(results))
     if args.out:
         write_whole(args.out, json.dumps({"n": len(log), "judge": args.judge, "arms": results}, indent=1) + "\n")
     for shown in tables(results):
@@ -156,6 +160,25 @@ def examples(
             "clicked": [intents.texts[intent] for intent in clicked_there],
             "arms": of_arms,
         }
+
+
+LEVELS = ("two_towers", "features_in_words")  # the baselines, where there are such arms
+
+
+def rounds_picture(results: Mapping[str, Any]) -> str:
+    """SVG text of the metrics over the rounds. ValueError where no arm is a round."""
+    from openrlhf_qs.plots.rounds import over_rounds
+    from openrlhf_qs.plots.style import svg
+
+    begin = [results["cold_start"]] if "cold_start" in results else []
+    ways: dict[str, list[Any]] = {}
+    for name, result in results.items():
+        way, _, number = name.rpartition("_")
+        if way and number.isdigit():
+            ways.setdefault(way, list(begin)).append(result)
+    if not ways:
+        raise ValueError(f"no arm of {', '.join(results)} is a round; name arms NAME_1, NAME_2, as the recipe does")
+    return svg(over_rounds(ways, {name: results[name] for name in LEVELS if name in results}))
 
 
 def judged(judge: str, log: Impressions, intents: Intents) -> np.ndarray:

@@ -84,10 +84,11 @@ class FeatureCodes:
                     by_name.setdefault(name, {})[_checked(name, value)] = None
         values: dict[str, Any] = {}
         for name, found in sorted(by_name.items()):
-            kinds = {isinstance(value, str) for value in found}
+            kinds = {isinstance(value, str): value for value in found}
             if len(kinds) > 1:
-                raise ValueError(f"feature {name!r} is text in some rows and a number in others; give one of them")
-            if kinds == {False}:
+                both = f"text in some rows ({short(kinds[True])}) and a number in others ({kinds[False]:g})"
+                raise ValueError(f"feature {name!r} is {both}; give one of them")
+            if set(kinds) == {False}:
                 edges = np.quantile([float(value) for value in found], np.linspace(0, 1, N_BINS + 1)[1:-1])
                 values[name] = sorted(set(edges.tolist()))
             elif len(found) > MOST_VALUES:
@@ -120,19 +121,21 @@ class FeatureCodes:
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """``[n, features]``, int32. What training did not have is left out; ValueError where a type is another."""
         starts = range(0, len(features), AT_ONCE)
-        parts = [self._coded([features[n] for n in range(len(features))[start : start + AT_ONCE]]) for start in starts]
+        rows = range(len(features))
+        parts = [self._coded([features[n] for n in rows[start : start + AT_ONCE]], start) for start in starts]
         return np.concatenate([np.zeros((0, len(self.values)), dtype=np.int32), *parts])
 
-    def _coded(self, features: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    def _coded(self, features: Sequence[Mapping[str, Any]], start: int) -> np.ndarray:
         codes = np.zeros((len(features), len(self.values)), dtype=np.int32)
         for column, (name, known) in enumerate(self.values.items()):
             of_rows = [row.get(name) for row in features]
             there = [n for n, value in enumerate(of_rows) if value is not None]
             checked = [_checked(name, of_rows[n]) for n in there]
-            for value in checked:
+            for n, value in zip(there, checked, strict=True):
                 if isinstance(value, str) != _is_text(known):
-                    was = "text" if _is_text(known) else "numbers"
-                    raise ValueError(f"feature {name!r} is {value!r}, and training had {was}; give what it had")
+                    found, was = (short(value), "numbers") if isinstance(value, str) else (f"{value:g}", "text")
+                    what = f"feature {name!r} is {found}, and training had {was}; give what it had"
+                    raise ValueError(f"row {start + n + 1}: {what}")
             if _is_text(known):
                 number = {value: n for n, value in enumerate(known, start=1)}
                 codes[there, column] = [number.get(value, 0) for value in checked]

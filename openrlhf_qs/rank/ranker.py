@@ -4,10 +4,9 @@ r"""The ranker: two towers, features and intent, and with queries a third one.
     ranker.save("runs/rgalign/rank")
     scores = Ranker.load("runs/rgalign/rank").scores(features, intents, queries)      # [n, intents], log-odds
 
-The score of an intent is ``z . (u + q + W(u * q)) + b`` and what the two look-ups below add: ``z`` of its text and,
-where training knew it, of its id; ``u`` of the features, ``q`` of the queries. So each two towers interact, features
-and queries by their product, and all intents of a user are scored by one matrix product. Texts are vectors of a frozen
-encoder (:class:`Encoder`).
+The score of an intent is ``z . u + b`` and what the two look-ups below add: ``z`` of its text and, where training knew
+it, of its id; ``u`` of the features. All intents of a user are scored by one matrix product. Texts are vectors of a
+frozen encoder (:class:`Encoder`).
 
 **A text looks itself up** in the knowledge base: :math:`e_i` is ``exp(SHARPNESS cos(text, intent))``, over its mean
 for the intents of training: how many times likelier than the average one it is meant.
@@ -17,11 +16,12 @@ for the intents of training: how many times likelier than the average one it is 
   in what was bought, one about prices in what was searched. An article or an intent that training did not have is
   found by its words.
 - The queries of a user, several draws of a reasoner, whose :math:`e_i` is averaged first: a distribution over
-  intents, which also says what comes second. They add :math:`a\cos+b\log(1+\bar e_i)`, and :math:`q` is a network of
-  their texts and a linear map of the mean z under :math:`\bar e`.
+  intents, which also says what comes second. They add :math:`a_i\cos+b_i\log(1+\bar e_i)+z\cdot(q+B(u*q))`, and
+  :math:`q` is a linear map of the mean z under :math:`\bar e`.
 
-Without the look-up a query must learn from a few thousand clicks what the intents that it names are like, and one that
-names the very best intent is worth half as much (docs/RGALIGN.md has the figures).
+**The third tower is learned on top of the two**, which stay as they are without a query, and from nothing: queries
+that are worth nothing change no score, and rankers of different queries differ by these alone. Learned together
+with the others it spoilt them (docs/RGALIGN.md has the figures), and it takes seconds so.
 
 **What is learned.** With examination :math:`\theta_k` (:mod:`openrlhf_qs.clicks.propensity`), shown intents
 :math:`i_1..i_K` and clicks :math:`c_k`, a row costs
@@ -36,16 +36,17 @@ cross-entropy (Cao et al. 2007), which is the KL divergence from the clicks but 
 and over all intents, with the share :math:`p_i` of the shows that were intent i's added to its score, as for a sampled
 softmax: an intent is not disliked for being shown seldom. One that was never shown is not in the sum: a small share in
 place of none would not do, for Adam makes of a small gradient as large a step as of a large one, so what can only lose
-goes down all the time. With queries it is in the sum, by the share of a single show: left out, the first three got
-worse (docs/RGALIGN.md); so such a ranker hardly ever has a new intent among them.
+goes down all the time. How high a new intent stands is learned from the others: in every batch some lose their id and
+what was learned of one of their words, and some features count as not known.
 
 Plain torch, because the whole is eighty lines of it and the loss is none that a library of recommenders has.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ CONFIG, WEIGHTS = "ranker.json", "ranker.safetensors"
 MAX_WEIGHT = 5.0  # of a click, in clicks at the top, as for the pairs of the reward model
 N_BUCKETS = 1024  # of the encoder `words`
 MAX_STEPS = 5000  # of a training: a million impressions, of 930 batches, are gone through five times and not twenty
-SHARPNESS = 30.0  # of a query's look-up, a cosine of 1
+SHARPNESS = 30.0  # of a look-up, a cosine of 1
 LINES_AT_ONCE = 4096  # whose vectors are in memory at one time
 
 
@@ -94,6 +95,21 @@ class Encoder:
         from sklearn.feature_extraction.text import HashingVectorizer
 
         return Vectors(HashingVectorizer(n_features=N_BUCKETS, ngram_range=(1, 2), dtype=np.float32).transform(texts))
+
+    def with_a_word_hidden(self, texts: Sequence[str]) -> tuple[Vectors, Tensor]:
+        """Each text once for every word of it, without what was learned of that word: as a text reads in which that
+        word is new. A model knows the words that it was not trained on here, so for one nothing is hidden.
+
+        Returns:
+            ``[t, dim]``, and ``[len(texts) + 1]``: those of text n begin at the n-th of these numbers.
+        """
+        words = [text.split() if self.model is None else [text] for text in texts]
+        starts = torch.tensor([0, *np.cumsum([len(of_text) for of_text in words])])
+        whole = self.kept([text for text, of_text in zip(texts, words, strict=True) for _ in of_text])
+        if self.model is None:
+            shorter = self.kept([" ".join(one[:n] + one[n + 1 :]) for one in words for n in range(len(one))])
+            whole.matrix = whole.matrix.multiply(shorter.matrix != 0).tocsr()
+        return whole, starts
 
 
 class Vectors:
@@ -191,11 +207,6 @@ class Ranker(nn.Module):
             self.ids_bias = nn.Embedding(len(intents) + 1, 1, padding_idx=0)
             self.text = nn.Linear(self.encoder.dim, dim)
             self.text_bias = nn.Linear(self.encoder.dim, 1)
-            self.query = nn.Sequential(nn.Linear(self.encoder.dim, 128), nn.ReLU(), nn.Linear(128, dim))
-            self.both = nn.Linear(dim, dim, bias=False)
-            self.meant = nn.Linear(dim, dim)
-            self.same_words = nn.Parameter(torch.tensor(1.0))
-            self.same_intent = nn.Parameter(torch.tensor(1.0))
             self.line_words = nn.Linear(dim, len(sizes))
             self.line_intent = nn.Linear(dim, len(sizes))
             nn.init.normal_(self.features.weight, std=0.1)
@@ -206,7 +217,18 @@ class Ranker(nn.Module):
             for layer, bias in ((self.line_words, 0.3), (self.line_intent, 0.15)):
                 nn.init.zeros_(layer.weight)
                 nn.init.constant_(layer.bias, bias)
+            self.third = nn.ModuleDict(
+                {name: nn.Linear(dim, 1) for name in ("words", "intent")}
+                | {name: nn.Linear(dim, dim, bias=False) for name in ("meant", "both")}
+            )
+            self.forget_queries()
             self.scale = nn.Parameter(torch.tensor([1.0, 0.0]), requires_grad=False)  # of the log-odds, by calibration
+
+    @torch.no_grad()
+    def forget_queries(self) -> None:
+        """The third tower as it is before any query: it adds nothing."""
+        for weights in self.third.parameters():
+            weights.zero_()
 
     def intent_ids(self, intents: Intents) -> Tensor:
         """``[n]``: 0 for an intent that training did not have, or had with another text."""
@@ -228,6 +250,7 @@ class Ranker(nn.Module):
         lines: tuple[Lines, Tensor] | None = None,
         queries: Queries | None = None,
         ids: Tensor | None = None,
+        learned: Tensor | None = None,
     ) -> Tensor:
         """Scores ``[batch, intents]``, log-odds of a click on what is looked at.
 
@@ -235,11 +258,13 @@ class Ranker(nn.Module):
             codes: ``[batch, features]``.
             lines: of :meth:`lines`.
             ids: ``[intents]``, in place of those of ``base``: training hides some.
+            learned: ``[intents, encoder.dim]``, in place of their texts, but not for what looks itself up.
         """
         ids, texts = base.ids if ids is None else ids, base.texts
+        learned = texts if learned is None else learned
         u = self.user_out(self.user(self.features(codes + self.offsets).flatten(1)))
-        z = self.text(texts) + self.ids(ids)
-        scores = (self.text_bias(texts) + self.ids_bias(ids)).squeeze(-1).expand(len(codes), -1)
+        z = self.text(learned) + self.ids(ids)
+        scores = (self.text_bias(learned) + self.ids_bias(ids)).squeeze(-1).expand(len(codes), -1)
         if lines is not None:
             (alike, more, of_feature), numbers = lines
             of_words, of_intent = self.line_words(z).T[of_feature], self.line_intent(z).T[of_feature]
@@ -249,14 +274,15 @@ class Ranker(nn.Module):
             alike, more = self.look_up(queries.vectors, texts)
             known = self.known_texts
             of_known = more if texts is known else self.look_up(queries.vectors, known)[1]
-            p = queries.share @ of_known / len(known)
+            share = queries.share * queries.vectors.any(-1)  # what has no word says nothing
+            p = share @ of_known / len(known)
             z_known = z if texts is known else self.text(known) + self.ids.weight[1:]
-            there = queries.share.sum(-1, keepdim=True)
-            alike, more = queries.share @ alike, queries.share @ more
+            alike, more = share @ alike, share @ more
+            third = self.third
             # 4, so that a step of Adam is one in the log-odds
-            scores = scores + there * (self.same_words * 4 * alike + self.same_intent * more.log1p())
-            q = queries.share @ self.query(queries.vectors) + there * self.meant(p @ z_known)
-            u = u + q + self.both(u * q)
+            scores = scores + third["words"](z).T * 4 * alike + third["intent"](z).T * more.log1p()
+            q = third["meant"](p @ z_known)
+            u = u + q + third["both"](u * q)
         return u @ z.T + scores
 
     def look_up(self, vectors: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
@@ -395,8 +421,8 @@ def train_ranker(
     words: bool = True,
     listwise: float = 0.3,
     over_all: float = 1.0,
-    query_dropout: float = 0.15,
     intent_dropout: float = 0.2,
+    feature_dropout: float = 0.03,
     max_epochs: int = 20,
     batch_size: int = 0,
     lr: float = 3e-3,
@@ -408,78 +434,151 @@ def train_ranker(
     """A ranker of ``log``; it stops after the epoch that is best on a twentieth of the rows, and is calibrated there.
 
     Args:
-        queries: ``[n]``, a list a row, empty where there is none; None makes a ranker without the third tower.
+        queries: ``[n]``, a list a row, empty where there is none: :func:`with_queries` follows.
         words: whether the features' words look themselves up.
         listwise, over_all: lambda and mu of the loss.
-        query_dropout: how often a query is hidden, so that the ranker also works without.
-        intent_dropout: how often the id of an intent is hidden, so that its text alone has to do.
+        intent_dropout: how often an intent is as a new one: without its id, and without what was learned of a word.
+        feature_dropout: how often a feature counts as not known; its words look themselves up all the same.
         max_epochs: at most; fewer where they would be more than ``MAX_STEPS`` steps, but 3 at least.
         batch_size: 0 is 1024, or less for a small log, so that an epoch has 50 steps.
     """
     if not log.clicks.any():
         raise ValueError(f"no click in {len(log)} impressions: there is nothing to learn from")
-    rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     codes = FeatureCodes.of(log.features)
     ranker = Ranker(codes, intents, encoder, words, dim, seed)
     table = torch.from_numpy(codes(log.features))
     base = ranker.base(intents)
-    if queries is not None:
-        distinct, numbers = numbered(queries)
-        vectors = ranker.encoder.kept(distinct)
+    hidden, starts = ranker.encoder.with_a_word_hidden(intents.texts)
+    clicked = Clicked(log, len(intents), listwise, over_all)
 
-    def scores_of(rows: Tensor, ids: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-        some, asked = table[rows].long(), None
-        if queries is not None:
-            asked = queries_of(numbers[rows] * (torch.rand(len(rows), 1) >= dropout), vectors)
-        return ranker(some, base, ranker.lines(some, base) if words else None, asked, ids)
+    def loss_of(rows: Tensor, in_training: bool) -> Tensor:
+        ranker.train(in_training)
+        some, ids, learned = table[rows].long(), None, None
+        lines = ranker.lines(some, base) if words else None
+        if in_training:
+            some = some * (torch.rand(some.shape) >= feature_dropout)
+            is_new = torch.rand(len(intents)) < intent_dropout
+            ids, learned = base.ids * ~is_new, base.texts.clone()
+            picked = starts[:-1] + (torch.rand(len(intents)) * (starts[1:] - starts[:-1])).long()
+            learned[is_new] = hidden[picked[is_new]]
+        return clicked.loss(ranker(some, base, lines, None, ids, learned), rows, in_training)
 
-    shown, clicks = torch.from_numpy(log.shown).long(), torch.from_numpy(log.clicks).float()
-    examination = torch.tensor(log.examination, dtype=torch.float32)
-    n_shows = torch.bincount(shown[shown >= 0], minlength=len(intents)).float()
-    if not n_shows.any():
-        raise ValueError("nothing was shown")
-    n_shows += queries is not None
-    log_share = (n_shows / n_shows.sum()).log()
-
-    order = rng.permutation(len(log))
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(log)))
+    kept_back, order = order[: max(1, len(log) // 20)], order[max(1, len(log) // 20) :]
     batch_size = batch_size or min(1024, max(32, len(log) // 50))
-    n_kept_back = max(1, len(log) // 20)
-    kept_back, order = torch.from_numpy(order[:n_kept_back]), order[n_kept_back:]
+    max_epochs = min(max_epochs, max(3, MAX_STEPS // -(-len(order) // batch_size)))
     optimiser = torch.optim.AdamW(ranker.parameters(), lr=lr, weight_decay=weight_decay)
-    n_batches = -(-len(order) // batch_size)
-    max_epochs = min(max_epochs, max(3, MAX_STEPS // n_batches))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=max_epochs * n_batches, pct_start=0.1)
-    best, best_state, since = float("inf"), None, 0
-    for epoch in range(max_epochs):
-        ranker.train()
-        shuffled = torch.from_numpy(rng.permutation(order))
-        for rows in shuffled.split(batch_size):
-            ids = base.ids * (torch.rand(len(intents)) >= intent_dropout)
-            scores = scores_of(rows, ids, query_dropout)
-            loss = click_loss(scores, shown[rows], clicks[rows], examination, log_share, listwise, over_all)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-        ranker.eval()
-        with torch.no_grad():
-            scores = scores_of(kept_back)
-            value = click_loss(scores, shown[kept_back], clicks[kept_back], examination, log_share, 0, over_all).item()
-        if progress:
-            print(f"epoch {epoch + 1}: loss {value:.4f} on {len(kept_back):,} rows kept back", flush=True)
-        if value < best:
-            best, since = value, 0
-            best_state = {name: one.clone() for name, one in ranker.state_dict().items()}
-        else:
-            since += 1
-            if since == 4:
-                break
-    ranker.load_state_dict(best_state)
+    fit(ranker, optimiser, loss_of, order, kept_back, batch_size, max_epochs, seed, progress)
+    ranker.eval()
     with torch.no_grad():
-        scores = scores_of(kept_back)
-    ranker.scale.data = calibration(scores, shown[kept_back], clicks[kept_back], examination)
-    return ranker.eval()
+        some = table[kept_back].long()
+        scores = ranker(some, base, ranker.lines(some, base) if words else None)
+    ranker.scale.data = calibration(scores, clicked.shown[kept_back], clicked.clicks[kept_back], clicked.examination)
+    return ranker if queries is None else with_queries(ranker, log, queries, seed=seed, progress=progress)
+
+
+def with_queries(
+    base: Ranker,
+    log: Impressions,
+    queries: Sequence[Sequence[str]],
+    listwise: float = 0.3,
+    over_all: float = 1.0,
+    max_epochs: int = 12,
+    lr: float = 5e-3,
+    weight_decay: float = 1e-2,
+    seed: int = 0,
+    progress: bool = False,
+) -> Ranker:
+    """The same ranker with a third tower, of the rows that have queries; where that tower makes it worse on a fifth of
+    them that is kept back, it stays empty.
+
+    Args:
+        base: of the same log, or of a part of it that its users do not leave.
+    """
+    has_some = torch.tensor([row for row, texts in enumerate(queries) if texts])
+    if not len(has_some):
+        raise ValueError(f"no query for any of {len(log)} impressions: there is nothing to learn from")
+    ranker = copy.deepcopy(base).eval()  # the two towers are read, not trained: nothing of theirs is dropped
+    ranker.forget_queries()
+    table = torch.from_numpy(ranker.codes(log[has_some.numpy()].features))
+    knowledge, clicked = ranker.base(ranker.intents), Clicked(log, len(ranker.intents), listwise, over_all)
+    distinct, numbers = numbered([queries[row] for row in has_some])
+    vectors = ranker.encoder.kept(distinct)
+
+    def loss_of(rows: Tensor, in_training: bool) -> Tensor:
+        some = table[rows].long()
+        lines = ranker.lines(some, knowledge) if ranker.words else None
+        scores = ranker(some, knowledge, lines, queries_of(numbers[rows], vectors))
+        return clicked.loss(scores, has_some[rows], in_training)
+
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(has_some)))
+    kept_back, order = order[: max(1, len(order) // 5)], order[max(1, len(order) // 5) :]
+    ranker.requires_grad_(False).third.requires_grad_(True)
+    optimiser = torch.optim.AdamW(ranker.third.parameters(), lr=lr, weight_decay=weight_decay)
+    batch_size = min(256, max(32, len(order) // 50))
+    fit(ranker, optimiser, loss_of, order, kept_back, batch_size, max_epochs, seed, progress)
+    return ranker.requires_grad_(True)
+
+
+class Clicked:
+    """The clicks of a log, as :func:`click_loss` takes them."""
+
+    def __init__(self, log: Impressions, n_intents: int, listwise: float, over_all: float) -> None:
+        self.shown, self.clicks = torch.from_numpy(log.shown).long(), torch.from_numpy(log.clicks).float()
+        self.examination = torch.tensor(log.examination, dtype=torch.float32)
+        self.listwise, self.over_all = listwise, over_all
+        n_shows = torch.bincount(self.shown[self.shown >= 0], minlength=n_intents).float()
+        if not n_shows.any():
+            raise ValueError("nothing was shown")
+        self.log_share = (n_shows / n_shows.sum()).log()
+
+    def loss(self, scores: Tensor, rows: Tensor, in_training: bool) -> Tensor:
+        """Of some rows, by their scores ``[batch, intents]``; what ListNet adds is left out where it only measures."""
+        listwise = self.listwise if in_training else 0
+        shown, clicks = self.shown[rows], self.clicks[rows]
+        return click_loss(scores, shown, clicks, self.examination, self.log_share, listwise, self.over_all)
+
+
+def fit(
+    ranker: Ranker,
+    optimiser: torch.optim.Optimizer,
+    loss_of: Callable[[Tensor, bool], Tensor],
+    order: Tensor,
+    kept_back: Tensor,
+    batch_size: int,
+    max_epochs: int,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Train until an epoch is best on the rows kept back and four others are not; the ranker is as it was at that
+    epoch, or before the first.
+
+    Args:
+        loss_of: of some rows, in training or not.
+    """
+    n_steps = max_epochs * -(-len(order) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, optimiser.defaults["lr"], n_steps, pct_start=0.1)
+    rng = np.random.default_rng(seed)
+    best, best_state, best_epoch = float("inf"), None, 0
+    for epoch in range(max_epochs + 1):
+        if epoch:
+            for rows in order[torch.from_numpy(rng.permutation(len(order)))].split(batch_size):
+                loss = loss_of(rows, True)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+        with torch.no_grad():
+            value = loss_of(kept_back, False).item()
+        if progress:
+            print(f"epoch {epoch}: loss {value:.4f} on {len(kept_back):,} rows kept back", flush=True)
+        if value < best:
+            best, best_epoch = value, epoch
+            best_state = {name: one.clone() for name, one in ranker.state_dict().items()}
+        elif epoch - best_epoch == 4:
+            break
+    ranker.load_state_dict(best_state)
 
 
 def click_loss(

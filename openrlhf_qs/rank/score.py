@@ -92,7 +92,10 @@ def _score_intents(args: argparse.Namespace, model: dict) -> None:
         if not isinstance(row.get("features"), dict):
             raise ValueError(f"{args.file}:{number}: features {short(row.get('features'))}; give an object")
     queries = [_queries(row.get("query"), f"{args.file}:{number}") for number, row in enumerate(rows, start=1)]
-    scores = ranker.scores([row["features"] for row in rows], intents, queries if any(queries) else None)
+    try:
+        scores = ranker.scores([row["features"] for row in rows], intents, queries if any(queries) else None)
+    except ValueError as error:  # features of another type than in training
+        raise ValueError(f"{args.file}: {error}") from None
     best = np.argsort(-scores, axis=1, kind="stable")[:, : args.n]
     chances = 1 / (1 + np.exp(-np.take_along_axis(scores, best, axis=1)))
     write_json_lines(

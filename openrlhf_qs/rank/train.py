@@ -2,7 +2,8 @@
 
 In: the log, the knowledge base and, for the third tower, queries of a reasoner, JSON Lines ``{"conversation",
 "candidates"}`` as ``openrlhf-qs distil`` writes them; several of a user are read together, and several files too, so
-that more than one reasoner may propose. Out: the ranker's folder, and with queries ``reward/`` in it, which judges.
+that more than one reasoner may propose. Out: the ranker's folder, and ``reward/`` in it, which judges. What learns
+from queries is the third tower alone: ``--base`` names a ranker of the same log whose other two are taken as they are.
 
 **Who has seen which clicks.** The reasoner is taught clicks of one half of the users (:meth:`Impressions.half`). Its
 queries for them remember what they clicked, and a ranker that learned from these would trust queries too far; so the
@@ -17,12 +18,16 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from openrlhf_qs.files.whole import json_lines, write_whole
 from openrlhf_qs.form.keys import conversation_key
-from openrlhf_qs.rank.impressions import conversation_of, read_impressions, read_intents
+from openrlhf_qs.rank.impressions import Intents, conversation_of, read_impressions, read_intents
+
+if TYPE_CHECKING:  # --help need not wait for torch
+    from openrlhf_qs.rank.ranker import Ranker
 
 REWARD = "reward"
 
@@ -33,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the ranker")
     parser.add_argument(
         "--queries", nargs="+", default=[], metavar="FILE", help="of a reasoner, or of several; default: none"
+    )
+    parser.add_argument(
+        "--base", default="", metavar="DIR", help="ranker of the same log without queries, which get a third tower"
     )
     parser.add_argument(
         "--no_words", action="store_true", help="features by their numbers alone, their words unread: the two towers"
@@ -48,8 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from openrlhf_qs.rank.ranker import train_ranker
+    from openrlhf_qs.rank.ranker import train_ranker, with_queries
 
+    if args.base and not args.queries:
+        raise ValueError(f"--base {args.base} without --queries: give what it is to learn from")
     intents = read_intents(args.intents)
     log = read_impressions(args.log, intents, args.propensity)
     for finding in log.findings:
@@ -61,13 +71,18 @@ def run(args: argparse.Namespace) -> None:
         if args.shuffle_queries:
             queries = shuffled(queries, args.seed)
         queries = [[] if own else texts for own, texts in zip(is_reasoners, queries, strict=True)]
-    if args.queries and not args.no_reward:
+
+    def trained(base: str, rows: np.ndarray) -> Ranker:
+        some, of_rows = log[rows], queries and [queries[row] for row in rows]
+        if base:
+            return with_queries(read_base(base, intents), some, of_rows, seed=args.seed)
+        return train_ranker(some, intents, of_rows, **how)
+
+    if not args.no_reward:
         others = np.flatnonzero(~is_reasoners)
-        judge = train_ranker(log[others], intents, [queries[n] for n in others], **how)
-        judge.save(Path(args.out) / REWARD)
+        trained(args.base and f"{args.base}/{REWARD}", others).save(Path(args.out) / REWARD)
         print(f"{args.out}/{REWARD}: learned from {len(others):,} impressions, none of them the reasoner's")
-    ranker = train_ranker(log, intents, queries, **how)
-    ranker.save(args.out)
+    trained(args.base, np.arange(len(log))).save(args.out)
     n_queries = sum(map(bool, queries or ()))
     examination = ", ".join(f"{value:.2f}" for value in log.examination)
     print(
@@ -75,6 +90,16 @@ def run(args: argparse.Namespace) -> None:
         f"{n_queries:,} of them with queries; examination {examination}"
     )
     write_whole(Path(args.out) / "log.json", json.dumps({"examination": log.examination.tolist()}) + "\n")
+
+
+def read_base(folder: str, intents: Intents) -> Ranker:
+    """The ranker in a folder. ValueError where it knows another knowledge base."""
+    from openrlhf_qs.rank.ranker import Ranker
+
+    base = Ranker.load(folder)
+    if base.intents != intents:
+        raise ValueError(f"--base {folder} was trained with another knowledge base; train it anew, with this one")
+    return base
 
 
 def read_queries(paths: Sequence[str | Path]) -> dict[str, list[str]]:

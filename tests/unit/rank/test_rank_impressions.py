@@ -71,14 +71,14 @@ def test_features_that_training_did_not_have_are_zero_and_another_type_is_an_err
     assert len({int(codes([{"age": age}])[0, 0]) for age in (20, 60)}) == 2
     with pytest.raises(ValueError, match="feature 'age' is 'young', and training had numbers"):
         codes([{"age": "young"}])
-    with pytest.raises(ValueError, match="feature 'seller' is 3.0, and training had text"):
-        codes([{"seller": 3}])
+    with pytest.raises(ValueError, match="row 2: feature 'seller' is 3, and training had text; give what it had"):
+        codes([{"seller": "far"}, {"seller": 3}])
     with pytest.raises(ValueError, match=r"feature 'seller' is \['near'\]; give text, a number, true or false"):
         codes([{"seller": ["near"]}])
 
 
 def test_a_feature_that_is_text_here_and_a_number_there_is_refused_before_training():
-    with pytest.raises(ValueError, match="feature 'age' is text in some rows and a number in others"):
+    with pytest.raises(ValueError, match=r"'age' is text in some rows \('three'\) and a number in others \(3\)"):
         FeatureCodes.of([{"age": 3}, {"age": "three"}])
 
 

@@ -65,7 +65,9 @@ def test_a_query_looks_itself_up_wherever_its_intent_stands_in_the_knowledge_bas
     scores = ranker.scores(new.features, queries=asked)
     np.testing.assert_allclose(ranker.scores(new.features, turned, asked), scores[:, order], rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        ranker.same_intent += 1  # log(1 + 6) log-odds more for what the query names of six, hardly any for the others
+        ranker.third[
+            "intent"
+        ].bias += 1  # log(1 + 6) log-odds more for what the query names of six, hardly any for the others
     more = (ranker.scores(new.features, queries=asked) - scores) / ranker.scale[0].item()
     assert (more[np.arange(20), wanted_intents(new)] > 1.9).all()
     assert (np.sort(more, axis=1)[:, :-1] < 0.1).all()
