@@ -62,6 +62,7 @@ from openrlhf_qs.rank.impressions import FeatureCodes, Impressions, Intents
 CONFIG, WEIGHTS = "ranker.json", "ranker.safetensors"
 MAX_WEIGHT = 5.0  # of a click, in clicks at the top, as for the pairs of the reward model
 N_BUCKETS = 1024  # of the encoder `words`
+PATIENCE = 4  # epochs
 MAX_STEPS = 5000  # of a training: a million impressions, of 930 batches, are gone through five times and not twenty
 SHARPNESS = 30.0  # of a look-up, a cosine of 1
 LINES_AT_ONCE = 4096  # whose vectors are in memory at one time
@@ -469,7 +470,7 @@ def train_ranker(
     batch_size = batch_size or min(1024, max(32, len(log) // 50))
     max_epochs = min(max_epochs, max(3, MAX_STEPS // -(-len(order) // batch_size)))
     optimiser = torch.optim.AdamW(ranker.parameters(), lr=lr, weight_decay=weight_decay)
-    fit(ranker, optimiser, loss_of, order, kept_back, batch_size, max_epochs, seed, progress)
+    fit(ranker, optimiser, loss_of, order, kept_back, batch_size, max_epochs, PATIENCE, seed, progress)
     ranker.eval()
     with torch.no_grad():
         some = table[kept_back].long()
@@ -485,7 +486,7 @@ def with_queries(
     listwise: float = 0.3,
     over_all: float = 1.0,
     max_epochs: int = 12,
-    lr: float = 5e-3,
+    lr: float = 1e-3,
     weight_decay: float = 1e-2,
     seed: int = 0,
     progress: bool = False,
@@ -515,9 +516,14 @@ def with_queries(
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(has_some)))
     kept_back, order = order[: max(1, len(order) // 5)], order[max(1, len(order) // 5) :]
     ranker.requires_grad_(False).third.requires_grad_(True)
-    optimiser = torch.optim.AdamW(ranker.third.parameters(), lr=lr, weight_decay=weight_decay)
+    named = list(ranker.third.named_parameters())
+    # How far a query is trusted at all is two numbers, found before what it means for each intent is.
+    trust = {"params": [one for name, one in named if name.endswith("bias")], "lr": 3e-2, "weight_decay": 0.0}
+    others = [one for name, one in named if not name.endswith("bias")]
+    optimiser = torch.optim.AdamW([trust, {"params": others}], lr=lr, weight_decay=weight_decay)
     batch_size = min(256, max(32, len(order) // 50))
-    fit(ranker, optimiser, loss_of, order, kept_back, batch_size, max_epochs, seed, progress)
+    # No stop before the end: while the rate is high, an epoch can be worse than none.
+    fit(ranker, optimiser, loss_of, order, kept_back, batch_size, max_epochs, max_epochs, seed, progress)
     return ranker.requires_grad_(True)
 
 
@@ -548,17 +554,19 @@ def fit(
     kept_back: Tensor,
     batch_size: int,
     max_epochs: int,
+    patience: int,
     seed: int,
     progress: bool,
 ) -> None:
-    """Train until an epoch is best on the rows kept back and four others are not; the ranker is as it was at that
-    epoch, or before the first.
+    """Train until ``patience`` epochs were no better on the rows kept back; the ranker is as it was after the best, or
+    before the first.
 
     Args:
         loss_of: of some rows, in training or not.
     """
     n_steps = max_epochs * -(-len(order) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, optimiser.defaults["lr"], n_steps, pct_start=0.1)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, n_steps, pct_start=0.1)
     rng = np.random.default_rng(seed)
     best, best_state, best_epoch = float("inf"), None, 0
     for epoch in range(max_epochs + 1):
@@ -576,7 +584,7 @@ def fit(
         if value < best:
             best, best_epoch = value, epoch
             best_state = {name: one.clone() for name, one in ranker.state_dict().items()}
-        elif epoch - best_epoch == 4:
+        elif epoch - best_epoch == patience:
             break
     ranker.load_state_dict(best_state)
 

@@ -8,7 +8,7 @@ import torch
 from visits import INTENTS, visits, wanted_intents
 
 from openrlhf_qs.rank.impressions import Intents
-from openrlhf_qs.rank.ranker import Encoder, Ranker, click_loss, numbered, queries_of, train_ranker
+from openrlhf_qs.rank.ranker import Encoder, Ranker, click_loss, numbered, queries_of, train_ranker, with_queries
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,24 @@ def test_an_intent_that_training_never_showed_is_not_disliked_for_it(log):
     assert (scores[:, 6] > scores[:, :6].min(1)).mean() > 0.8
 
 
+def test_queries_that_say_nothing_of_the_visit_do_not_make_the_order_worse(ranker, log):
+    some, rng = log[np.arange(3000)], np.random.default_rng(0)
+    drawn = lambda n: [[INTENTS.texts[intent]] for intent in rng.integers(6, size=n)]  # noqa: E731
+    asked, new = with_queries(ranker, some, drawn(3000)), visits(200, seed=2)
+    assert first(asked.scores(new.features, queries=drawn(200)), new) > first(ranker.scores(new.features), new) - 0.02
+
+
+def test_a_word_that_is_hidden_takes_its_pairs_along_and_leaves_the_rest_as_it_was():
+    encoder, text = Encoder("words"), "How do I return my kettle?"
+    hidden, starts = encoder.with_a_word_hidden([text, "Why?"])
+    assert starts.tolist() == [0, 6, 7]
+    (whole,), left = encoder([text]), hidden[np.arange(7)]
+    lost = (left != whole) & (whole != 0)
+    assert (left[5] != 0).sum() + 2 == (whole != 0).sum()  # without "kettle" and "my kettle"
+    assert lost[:6].sum(1).tolist() == [2, 3, 0, 3, 3, 2]  # "I" is too short to be a word
+    assert not left[6].any()
+
+
 def test_two_towers_do_not_read_the_words_of_a_value_that_training_did_not_have(log):
     towers = train_ranker(log, INTENTS, words=False, max_epochs=1)
     about = [{"article": article, "seller": "near", "paid": "card"} for article in ("drone", "boat")]
@@ -135,13 +153,18 @@ def test_a_query_that_says_what_is_wanted_is_used_and_one_may_be_missing(log):
     queries = [[INTENTS.texts[intent]] for intent in wanted_intents(log)]
     bare = [{"visits": one["visits"]} for one in log.features]
     knows_little = type(log)(bare, log.shown, log.clicks, log.users, log.times, log.examination)
-    ranker = train_ranker(knows_little, INTENTS, queries, max_epochs=12)
+    base = train_ranker(knows_little, INTENTS, max_epochs=3)
+    ranker = with_queries(base, knows_little, queries)
     new = visits(300, seed=3)
     bare = [{"visits": one["visits"]} for one in new.features]
     with_query = first(ranker.scores(bare, queries=[[INTENTS.texts[n]] for n in wanted_intents(new)]), new)
     assert with_query > 0.9
     assert first(ranker.scores(bare), new) < 0.35
-    np.testing.assert_allclose(ranker.scores(bare, queries=[[]] * 300), ranker.scores(bare), atol=1e-5)
+    np.testing.assert_array_equal(ranker.scores(bare), base.scores(bare))
+    for no_query in ([], ["?"]):
+        np.testing.assert_allclose(ranker.scores(bare, queries=[no_query] * 300), base.scores(bare), atol=1e-5)
+    with pytest.raises(ValueError, match="no query for any of 5000 impressions"):
+        with_queries(base, knows_little, [[]] * 5000)
 
 
 def test_the_loss_of_one_row_is_that_of_the_formula():

@@ -85,6 +85,21 @@ def test_the_ranker_that_rewards_does_not_change_with_the_clicks_that_it_judges(
     for name, one in weights[0].items():
         torch.testing.assert_close(weights[1][name], one, rtol=0, atol=0)
     assert not torch.equal(both["user_out.weight"], weights[1]["user_out.weight"])
+    assert any(weights[0][f"third.{name}.weight"].any() for name in ("intent", "meant"))
+    # in two steps, the third tower on towers that are there, it is the same ranker
+    words = ("--log", str(clicks), "--intents", str(base), "--propensity", "none")
+    train.run(arguments(train, *words, "--out", str(tmp_path / "two"), "--max_epochs", "3"))
+    asked = ("--base", str(tmp_path / "two"), "--queries", str(queries))
+    train.run(arguments(train, *words, *asked, "--out", str(tmp_path / "three")))
+    for name, one in Ranker.load(tmp_path / "three" / train.REWARD).state_dict().items():
+        torch.testing.assert_close(one, weights[1][name], rtol=0, atol=0)
+    log.shown[:] = 1, 2, 3  # of the other one, too
+    clicks, other = write(tmp_path, log, Intents(INTENTS.ids, ("What is new?", *INTENTS.texts[1:])))
+    words = ("--log", str(clicks), "--intents", str(other), "--propensity", "none", "--out", str(tmp_path / "four"))
+    with pytest.raises(ValueError, match="two/reward was trained with another knowledge base; train it anew"):
+        train.run(arguments(train, *words, *asked))
+    with pytest.raises(ValueError, match="two without --queries: give what it is to learn from"):
+        train.run(arguments(train, *words, *asked[:2]))
 
 
 def test_several_reasoners_propose_and_each_query_counts_as_often_as_it_was_sampled(tmp_path):
@@ -128,6 +143,20 @@ def test_what_is_taught_to_the_reasoner_is_of_its_half_and_what_needs_a_query_is
     n_heldout = len((out / "heldout.jsonl").read_text().splitlines())
     assert n_heldout == 120
     assert len((out / "visits.jsonl").read_text().splitlines()) == (~before.half(0)).sum() + n_heldout
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [(0, r"'visits' is text in some rows \('many'\) and a number"), (-1, "'visits' is 'many', and training had numb")],
+)
+def test_features_of_two_types_are_refused_before_anything_is_written(tmp_path, row, what):
+    log = visits(200)
+    log.features[row]["visits"] = "many"  # the first is trained on, the last is held out
+    clicks, base = write(tmp_path, log)
+    words = ("--log", str(clicks), "--intents", str(base), "--out", str(tmp_path / "data"))
+    with pytest.raises(ValueError, match=what):
+        data.run(arguments(data, *words))
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_best_query_of_each_visit_is_taught_and_shuffled_gains_teach_others(ranker, tmp_path):
