@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 from visits import INTENTS, visits
 
-from openrlhf_qs.rank.eval import examples, measured, signs, tables
+from openrlhf_qs.rank.eval import examples, measured, rounds_picture, signs, tables
 
 
 def test_a_query_that_all_get_and_that_names_several_intents_is_seen():
@@ -64,3 +64,14 @@ def test_the_tables_of_many_arms_fit_a_terminal_of_80_columns_whole():
     text = console.export_text()
     assert text.count("0.845 ±0.002") == 12 and "0.009 (0.006)" in text and "…" not in text
     assert text.count("queries_without_words") == 2
+
+
+def test_the_picture_of_rounds_has_every_way_from_the_cold_start_on_and_the_baselines():
+    one = {metric: {"mean": 0.5, "half": 0.01} for metric in ("gauc", "ndcg", "ctr")}
+    arms = ["oracle", "two_towers", "features_in_words", "cold_start", "sft_1", "sft_2", "dpo_1", "shuffled_queries"]
+    text = rounds_picture(dict.fromkeys(arms, one | {"gauc": {"mean": 0.5, "half": None}}))
+    assert text.startswith("<?xml")
+    assert all(f">{name}<" in text for name in ("sft", "dpo", "two_towers", "features_in_words", "NDCG@3"))
+    assert ">oracle<" not in text
+    with pytest.raises(ValueError, match="no arm of two_towers, cold_start is a round"):
+        rounds_picture(dict.fromkeys(["two_towers", "cold_start"], one))
