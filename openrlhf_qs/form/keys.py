@@ -43,8 +43,8 @@ _HAN = re.compile("[\u3400-\u9fff]")
 # These, points of Hebrew and Arabic, and the stroke that draws a word out.
 _POINTS = re.compile(f"[{INVISIBLE}\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u0652\u0670\u0640]")
 # Scripts without blanks between words: one that stands there all the same tells nothing.
-_UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_NEEDLESS = re.compile(f"(?<=[{_UNSPACED}]) | (?=[{_UNSPACED}])")
+UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_NEEDLESS = re.compile(f"(?<=[{UNSPACED}]) | (?=[{UNSPACED}])")
 # What becomes of each byte: ASCII as by str.lower and _LETTERS; texts with other bytes are looked at one by one.
 _BYTES = bytes(ord(_LETTERS[ord(chr(code).lower())]) for code in range(128)) + bytes(range(128, 256))
 

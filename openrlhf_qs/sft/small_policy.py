@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.clicks.verdicts import FEW_CONVERSATIONS
 from openrlhf_qs.files.printable import from_here
-from openrlhf_qs.form.keys import conversation_keys
+from openrlhf_qs.form.keys import UNSPACED, conversation_keys
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import SUGGEST, Task, add_task_arguments, task_of
+from openrlhf_qs.form.text import pieces
 from openrlhf_qs.models.folder import make_usable
 
 if TYPE_CHECKING:  # --help need not wait for torch
@@ -33,6 +35,8 @@ MAX_TOKENS = 1024
 HEAD_DIM = 64
 # Marks, joiners and the stroke between Tibetan syllables are parts of words.
 WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}\u0f0b\u200c\u200d]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\u0f0b]+|\s+(?!\S)|\s+"
+
+_WITHOUT_BLANKS = re.compile(f" ?[{UNSPACED}]+")
 
 # The special tokens all begin with "<|". Written "< |" they are plain text, so no message can end its own turn or
 # forge another, and the replacement cannot bring forth a new "<|". OpenRLHF's PromptDataset turns a text with
@@ -147,7 +151,7 @@ def train_tokenizer(log: pl.DataFrame, vocab_size: int, task: Task = SUGGEST) ->
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(log, task), trainer)
+    tokenizer.train_from_iterator(_word_by_word(_texts(log, task)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -185,6 +189,23 @@ def random_policy(tokenizer: PreTrainedTokenizerFast, hidden_size: int, n_layers
         model = Qwen3ForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id)
     return model
+
+
+def _word_by_word(texts: Iterable[str]) -> Iterator[str]:
+    """``texts`` in parts: where no blanks stand between words, each word is one.
+
+    So no token is learned that joins two words. Else the questions of a Chinese log are a token each, and a policy
+    that was taught them cannot say their words of another subject.
+    """
+    for text in texts:
+        end = 0
+        for run in _WITHOUT_BLANKS.finditer(text):
+            yield text[end : run.start()]
+            first, *others = pieces(run[0].lstrip())
+            yield run[0][: -len(run[0].lstrip())] + first
+            yield from others
+            end = run.end()
+        yield text[end:]
 
 
 def _texts(log: pl.DataFrame, task: Task) -> Iterator[str]:

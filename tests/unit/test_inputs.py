@@ -19,6 +19,7 @@ from openrlhf_qs.form.keys import text_key
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.response import format_response, parse_response
 from openrlhf_qs.form.task import SUGGEST
+from openrlhf_qs.form.text import words
 from openrlhf_qs.models.template import fitted, prompt_ids, rendered
 from openrlhf_qs.registry import REWARDS, SFT_DATASETS
 from openrlhf_qs.reward.fusion import part_scale
@@ -215,7 +216,8 @@ def test_a_word_of_the_log_is_about_one_token(row):
     conversations = [[{"role": "user", "content": "q"}]] * 300
     log = pl.DataFrame({"conversation": conversations, "suggestions": [row["suggestions"]] * 300})
     ids = train_tokenizer(log, 4096)(format_response(row["suggestions"]), add_special_tokens=False)["input_ids"]
-    assert len(ids) <= 2 * row["blank_separated_words"] + 12
+    n_words = max(row["blank_separated_words"], sum(len(words(text)) for text in row["suggestions"]))
+    assert len(ids) <= 2 * n_words + 12
 
 
 def log_file(path, rows):

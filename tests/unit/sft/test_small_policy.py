@@ -12,7 +12,7 @@ from openrlhf_qs.clicks.click_log import SCHEMA
 from openrlhf_qs.form.response import format_response
 from openrlhf_qs.form.task import SUGGEST
 from openrlhf_qs.sft import small_policy
-from openrlhf_qs.sft.small_policy import build_small_policy, too_small
+from openrlhf_qs.sft.small_policy import build_small_policy, too_small, train_tokenizer
 
 QUESTIONS = ["How long should the dough rise?", "Which flour is best for bread?", "Can I bake without an oven?"]
 
@@ -166,6 +166,17 @@ def test_the_subcommand_builds_from_a_file(tiny_log, tmp_path, capsys):
     small_policy.run(parser.parse_args(flags))
     assert (tmp_path / "model" / "config.json").is_file()
     assert "million random parameters" in capsys.readouterr().out
+
+
+def test_no_token_joins_words_of_a_language_without_blanks():
+    names = ["吉他", "咖啡", "西瓜", "电池"]
+    conversations = [[{"role": "user", "content": f"{name}应该怎么选？"}] for name in names]
+    suggestions = [[f"{name}大概要花多少钱？", f"在家里怎么处理{name}？"] for name in names]
+    log = pl.DataFrame({"conversation": conversations * 99, "suggestions": suggestions * 99})
+    tokenizer = train_tokenizer(log, 4096)
+    of_question, of_answer = (encode(tokenizer, text) for text in (conversations[0][0]["content"], suggestions[0][1]))
+    assert [tokenizer.decode(one) for one in of_question] == ["吉他", "应该", "怎么", "选", "？"]
+    assert of_question[0] in of_answer and len(of_answer) == 6
 
 
 @pytest.mark.parametrize("sizes", [{"vocab_size": 258}, {"hidden_size": 192}, {"hidden_size": 0}, {"n_layers": 0}])
