@@ -7,10 +7,13 @@ r"""Ridge logistic regression on pairs: which of two is the better, by features 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import sparse
+
+if TYPE_CHECKING:  # the list of plugins need not wait for scipy
+    from scipy import sparse
 
 
 def fit(
@@ -24,6 +27,7 @@ def fit(
         c: inverse strength of the penalty, scikit-learn's ``C``.
         label: ``[n]``, in [0, 1], how often the first was the better one.
     """
+    from scipy import sparse
     from sklearn.linear_model import LogisticRegression
 
     # Each pair both ways round, each half: the likelihood of the pair, for which scikit-learn wants two classes.
