@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,3 +43,13 @@ def print_table(table: Table) -> None:
         print(printable(str(table.title)))
         table.title = None
     Console(markup=False, emoji=False).print(table)
+
+
+def print_figures(title: str, figures: Mapping[str, float]) -> None:
+    """A table of figures, a name and a value a row: counts whole, all else to three digits."""
+    from rich.table import Table
+
+    table = Table("", "", title=title)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
+    print_table(table)

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from scipy import sparse
 from scipy.optimize import minimize
 
 from openrlhf_qs.clicks.preferences import read_preferences
-from openrlhf_qs.files.printable import from_here, print_table
+from openrlhf_qs.files.printable import from_here, print_figures
 from openrlhf_qs.garm.crosses import CROSSES, N_BUCKETS, buckets
 from openrlhf_qs.garm.edit_head import edit_head, scale_means
 from openrlhf_qs.garm.shown import Clicks, clicks_of, texts_of
@@ -50,10 +49,7 @@ def run(args: argparse.Namespace) -> None:
     if isinstance(report, str):
         print(f"{from_here(args.model)}: no crosses. {report}")
         return
-    table = Table("", "", title=f"crosses of a question's and a suggestion's words, in {from_here(args.model)}")
-    for name, value in report.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
-    print_table(table)
+    print_figures(f"crosses of a question's and a suggestion's words, in {from_here(args.model)}", report)
 
 
 def fit(

@@ -28,12 +28,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.table import Table
 from scipy import sparse
 from scipy.optimize import minimize
 
 from openrlhf_qs.clicks.preferences import read_preferences
-from openrlhf_qs.files.printable import from_here, print_table
+from openrlhf_qs.files.printable import from_here, print_figures
 from openrlhf_qs.garm.edit_head import edit_head
 from openrlhf_qs.garm.shown import clicks_of, texts_of
 from openrlhf_qs.models.template import as_plain_text
@@ -78,10 +77,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{from_here(args.model)}: its deviations stay constant. {NO_USERS}")
         return
     report = fit(rows, args.model)
-    table = Table("", "", title=f"how far users differ about a suggestion, in {from_here(args.model)}")
-    for name, value in report.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
-    print_table(table)
+    print_figures(f"how far users differ about a suggestion, in {from_here(args.model)}", report)
 
 
 def fit(rows: Sequence[Mapping[str, Any]], model: str | Path) -> dict[str, Any]:

@@ -201,8 +201,9 @@ def _word_by_word(texts: Iterable[str]) -> Iterator[str]:
         end = 0
         for run in _WITHOUT_BLANKS.finditer(text):
             yield text[end : run.start()]
-            first, *others = pieces(run[0].lstrip())
-            yield run[0][: -len(run[0].lstrip())] + first
+            written = run[0].lstrip()
+            first, *others = pieces(written)
+            yield run[0][: -len(written)] + first
             yield from others
             end = run.end()
         yield text[end:]

@@ -1,7 +1,7 @@
 import pytest
 from rich.table import Table
 
-from openrlhf_qs.files.printable import counted, from_here, print_table, printable
+from openrlhf_qs.files.printable import counted, from_here, print_figures, print_table, printable
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,10 @@ def test_a_tables_title_stands_whole_above_it_whatever_is_in_brackets(capsys, mo
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "log convert: chats.json to runs/[red]/clicks of a long name.jsonl"
     assert any("[bold]" in line and ":+1:" in line for line in shown[1:])
+
+
+def test_figures_stand_under_their_title_counts_whole_and_the_rest_to_three_digits(capsys):
+    print_figures("what was found", {"users": 4942, "deviation": 0.5434})
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title == "what was found" and any("users" in row and "4,942" in row for row in rows)
+    assert any("deviation" in row and " 0.543 " in row for row in rows)
