@@ -35,9 +35,9 @@ LOOKS = {
     "log convert": ("clicks.convert", "CSV, ShareGPT, OpenAI messages and logs of other types to a click log"),
     "assemble": ("sft.sft_set", "choose three of each conversation's candidates, as sft does, to look at them"),
     "garm eval": ("garm.eval", "accuracy, calibration and position preference of a reward model on preferences"),
-    "garm crosses": (
-        "garm.fit_crosses",
-        "what words of a suggestion do under words of a question, fitted to clicks, into a reward model",
+    "garm wide": (
+        "garm.fit_wide",
+        "what word crosses and overlaps with the conversation say, fitted to clicks, into a reward model",
     ),
     "garm spread": (
         "garm.spread",

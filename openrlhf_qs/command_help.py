@@ -116,10 +116,10 @@ HELP = {
         f"openrlhf-qs garm eval {_PAIRS} --model {RUN}/garm --reference {RUN}/sft",
         "GARM.md",
     ),
-    "garm crosses": Help(
+    "garm wide": Help(
         "preferences with clicks, and others kept apart",
-        "weights of word crosses, into the reward model's folder, where they help",
-        f"openrlhf-qs garm crosses {RUN}/data/preferences.jsonl --kept_apart {RUN}/data/preferences.calibration.jsonl "
+        "word crosses and trees on overlaps, into the reward model's folder, where they help",
+        f"openrlhf-qs garm wide {RUN}/data/preferences.jsonl --kept_apart {RUN}/data/preferences.calibration.jsonl "
         f"--model {RUN}/garm",
         "GARM.md",
     ),

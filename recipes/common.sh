@@ -146,7 +146,7 @@ wrong_value() {
    for name in $VARIABLES; do
       [ -n "${!name:-}" ] || continue
       case $name in
-         DRY_RUN | RFT | DISTIL | ASYNC | CROSSES | SPREAD | CONTROLS) pattern='[01]' wanted="1 or 0" ;;
+         DRY_RUN | RFT | DISTIL | ASYNC | WIDE | SPREAD | CONTROLS) pattern='[01]' wanted="1 or 0" ;;
          CREDIT) pattern='suggestion|response' wanted="suggestion or response" ;;
          NORMALISATION) pattern='sft|group|running' wanted="sft, group or running" ;;
          MONITOR) pattern='warn|stop|off' wanted="warn, stop or off" ;;

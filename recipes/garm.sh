@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${CALIBRATE:=soft}"        # the temperature is fitted on pairs kept apart: to their labels (soft), or not at all (no)
 : "${OBJECTIVE:=}"            # plugin, what an impression teaches: clicks, listwise, pairs; empty: the reward model's own
-: "${CROSSES:=1}"            # 1: with what words of a suggestion do under words of a question, where that helps; 0: without
+: "${WIDE:=1}"               # 1: with word crosses and overlaps with the conversation beside the head, where they help; 0: without
 : "${SPREAD:=1}"             # 1: how far users differ is read from each user's clicks, where the log has user_id; 0: a constant
 : "${GARM_SAVE_STEPS:=100}"   # steps between checkpoints
 if [ "$FORM" = gpu ]; then
@@ -39,8 +39,8 @@ else
 fi
 expect "${GARM_BASE:-$RUN/sft}" --taught "$GARM_EPOCHS" "$RUN/data/prompts.jsonl" --read 1 "$RUN/data/prompts.jsonl"
 launch garm "${DATA[@]}" "${TRAINING_FLAGS[@]}" "${SIZE[@]}" "$@"
-[ "$REWARD_MODEL" != click_gaussian ] || [ "$CROSSES" = 0 ] ||
-   run openrlhf-qs garm crosses "$RUN/data/preferences.jsonl" --kept_apart "$RUN/data/preferences.calibration.jsonl" \
+[ "$REWARD_MODEL" != click_gaussian ] || [ "$WIDE" = 0 ] ||
+   run openrlhf-qs garm wide "$RUN/data/preferences.jsonl" --kept_apart "$RUN/data/preferences.calibration.jsonl" \
       --model "$RUN/garm"
 [ "$CALIBRATE" = no ] ||
    run openrlhf-qs garm calibrate "$RUN/data/preferences.calibration.jsonl" --model "$RUN/garm" --on "$CALIBRATE"

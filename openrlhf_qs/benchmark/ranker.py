@@ -114,13 +114,9 @@ class Columns:
 def lambda_mart(
     codes: np.ndarray, shown: np.ndarray, clicks: np.ndarray, judged: np.ndarray, relevance: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """Seconds and NDCG@3 of LambdaMART. ValueError where lightgbm is not installed."""
-    try:
-        from lightgbm import LGBMRanker
-    except ImportError:
-        raise ValueError(
-            "lightgbm is not installed: pip install 'openrlhf-qs[benchmark]', or give --no_lightgbm"
-        ) from None
+    """Seconds and NDCG@3 of LambdaMART."""
+    from lightgbm import LGBMRanker
+
     from openrlhf_qs.rank.metrics import at_top
 
     told = clicks.any(1)  # a group without a click has no pair

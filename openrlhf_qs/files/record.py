@@ -104,7 +104,7 @@ STAGES = {
             "REWARD_MODEL",
             "OBJECTIVE",
             "CALIBRATE",
-            "CROSSES",
+            "WIDE",
             "SPREAD",
             "MAX_LEN",
             *(f"GARM_{name}" for name in (*SFT_SIZE, "DROPOUT")),

@@ -23,31 +23,14 @@ from openrlhf_qs.clicks.preferences import Pairs, all_pairs
 from openrlhf_qs.form.keys import root_key, text_key
 from openrlhf_qs.form.text import words as words_of
 from openrlhf_qs.garm.calibration import accuracy, expected_calibration_error, negative_log_likelihood
+from openrlhf_qs.garm.overlap import FIGURES, figures
 from openrlhf_qs.statistics import pair_regression
 from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import cluster_bootstrap, in_words
 
 C_GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 N_FOLDS = 3
-OVERLAP = (
-    "words in the question",
-    "words in the answer",
-    "words in the answer alone",
-    "words in earlier turns",
-    "rare words in the question",
-    "rare words in the answer",
-    "rare words in the answer alone",
-    "rare words nowhere in the conversation",
-    "question's words in it",
-    "rarest word in the question",
-    "rarest word in the answer alone",
-    "word pairs in the question",
-    "word pairs in the answer",
-    "words",
-    "words above eight",
-    "repeated words",
-    "ends in a question mark",
-)
+OVERLAP = (*FIGURES, "ends in a question mark")
 
 
 def linear(train: Sequence[Mapping[str, Any]], train_pairs: Pairs, rows: Sequence[Mapping[str, Any]], pairs: Pairs):
@@ -205,53 +188,14 @@ def _differences(features: sparse.csr_matrix, rows: Sequence[Mapping[str, Any]],
 
 def _overlap(conversation: Sequence[Mapping[str, str]], text: str, rarity: Mapping[str, float], unseen: float):
     """The figures of ``OVERLAP``."""
-    words = words_of(text)
     turns = {
         role: [words_of(message["content"]) for message in conversation if message["role"] == role]
         for role in ("user", "assistant")
     }
-    question = turns["user"][-1] if turns["user"] else []
-    answer = turns["assistant"][-1] if turns["assistant"] else []
-    asked, answered = set(question), set(answer)
+    question, answer = (turns[role][-1] if turns[role] else () for role in ("user", "assistant"))
     earlier = {word for role in turns.values() for turn in role[:-1] for word in turn}
-    alone = answered - asked
-    n = max(len(words), 1)
-    rare = [rarity.get(word, unseen) for word in words]
-
-    def share(found: set[str]) -> float:
-        return sum(word in found for word in words) / n
-
-    def rare_share(found: set[str]) -> float:
-        return sum(r for word, r in zip(words, rare, strict=True) if word in found) / n
-
-    def rarest(found: set[str]) -> float:
-        return max((r for word, r in zip(words, rare, strict=True) if word in found), default=0.0)
-
-    said = asked | answered | earlier
-    word_pairs = _word_pairs(words)
-    return (
-        share(asked),
-        share(answered),
-        share(alone),
-        share(earlier),
-        rare_share(asked),
-        rare_share(answered),
-        rare_share(alone),
-        rare_share(set(words) - said),
-        sum(word in set(words) for word in asked) / max(len(asked), 1),
-        rarest(asked),
-        rarest(alone),
-        len(word_pairs & _word_pairs(question)) / n,
-        len(word_pairs & _word_pairs(answer)) / n,
-        len(words),
-        max(len(words) - 8, 0),
-        len(words) - len(set(words)),
-        float(text.rstrip().endswith("?")),
-    )
-
-
-def _word_pairs(words: Sequence[str]) -> set[tuple[str, str]]:
-    return set(zip(words, words[1:], strict=False))
+    found = figures(words_of(text), question, answer, earlier, lambda word: rarity.get(word, unseen))
+    return (*found, float(text.rstrip().endswith("?")))
 
 
 def _sigmoid(margin: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 from openrlhf_qs.files.whole import replacing, write_whole
 from openrlhf_qs.garm.crosses import CROSSES
+from openrlhf_qs.garm.overlap import OVERLAPS
 from openrlhf_qs.models.folder import make_usable
 
 
@@ -47,15 +48,19 @@ def edit_head(path: str | Path, edit: Callable[[dict[str, Any], Any, Any, dict[s
 def scale_means(
     config: dict[str, Any], weight: Any, bias: Any, others: dict[str, Any], means: slice, scale: float
 ) -> None:
-    """Within an edit: multiply the outputs ``means`` of the head, and the crosses, which add to them.
+    """Within an edit: multiply the outputs ``means`` of the head, and the crosses and overlaps, which add to them.
 
     ``mean_scale`` in the config keeps the product; ``mean`` and ``std`` there, for those who normalise rewards by
     them, follow.
     """
+    import torch
+
     weight[means] *= scale
     bias[means] *= scale
     if CROSSES in config["reward_model"]:
         others[f"{CROSSES}.weight"] *= scale
+    if OVERLAPS in config["reward_model"]:
+        others[f"{OVERLAPS}.value"].view(torch.float32).mul_(scale)  # kept as bits
     config["mean_scale"] = config.get("mean_scale", 1.0) * scale
     for name in ("mean", "std"):
         if name in config:

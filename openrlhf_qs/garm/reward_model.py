@@ -16,8 +16,8 @@ or, as a module::
 
 The backbone is a decoder, read at the last token of the chat template's text, or a bidirectional encoder such as BERT
 or MiniLM, read as the mean over its tokens. Where the mark has a ``turn_end_id``, each token is told in which turns it
-stood before (:mod:`openrlhf_qs.garm.exact_match`). Where it has ``crosses``, what they say is added to the head's
-means (:mod:`openrlhf_qs.garm.crosses`).
+stood before (:mod:`openrlhf_qs.garm.exact_match`). Where it has ``crosses`` or ``overlaps``, what they say is added to
+the head's means (:mod:`openrlhf_qs.garm.crosses`, :mod:`openrlhf_qs.garm.overlap`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message, escaped, suggestion_messages
 from openrlhf_qs.garm.crosses import CROSSES, buckets
 from openrlhf_qs.garm.exact_match import N_FLAGS, exact_match
+from openrlhf_qs.garm.overlap import OVERLAPS, figures_of_turns, turns_of
 from openrlhf_qs.garm.shared_prefix import (
     ATTENTION,
     SharedRows,
@@ -73,14 +74,50 @@ class Crosses(nn.EmbeddingBag):
         super().__init__(n_buckets, 1, mode="sum")
         self.turn_end_id = turn_end_id
 
-    def forward(self, input_ids: Tensor, segments: Tensor) -> Tensor:
-        """Token ids and segments ``[rows, length]`` to log-odds ``[suggestions, 1]``, float32."""
-        of_texts = [buckets(text, self.turn_end_id, self.num_embeddings) for text in texts_of(input_ids, segments)]
+    def forward(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """The token ids of whole texts to log-odds ``[texts, 1]``, float32."""
+        of_texts = [buckets(text, self.turn_end_id, self.num_embeddings) for text in texts]
         starts = np.cumsum([0, *map(len, of_texts)])[:-1]
         places, starts = (
             torch.from_numpy(one).to(self.weight.device) for one in (np.concatenate(of_texts), starts.astype(np.int64))
         )
         return F.embedding_bag(places, self.weight.float(), starts, mode="sum")
+
+
+class Overlaps(nn.Module):
+    """The sum of what each tree says of a suggestion's overlap figures.
+
+    A node without children is its own. Numbers are kept as their bits, so that a cast of the model to bfloat16 moves
+    no threshold.
+
+    Attributes:
+        forms, rarity: ``[n_tokens]``; see :func:`openrlhf_qs.garm.overlap.token_forms`, and ``rarities``.
+        figure, threshold, left, right, value: ``[n_trees, n_nodes]``; left where the figure is not above it.
+    """
+
+    def __init__(self, turn_end_id: int, n_tokens: int, n_trees: int, n_nodes: int, depth: int) -> None:
+        super().__init__()
+        self.turn_end_id, self.depth = turn_end_id, depth
+        for name in ("forms", "rarity"):
+            self.register_buffer(name, torch.zeros(n_tokens, dtype=torch.int32))
+        for name in ("figure", "threshold", "left", "right", "value"):
+            self.register_buffer(name, torch.zeros(n_trees, n_nodes, dtype=torch.int32))
+
+    def forward(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """The token ids of whole texts to log-odds ``[texts, 1]``, float32."""
+        forms, rarity = self.forms.cpu().numpy(), self.rarity.view(torch.float32).cpu().numpy()
+        found = [figures_of_turns(turns_of(text, self.turn_end_id, forms), rarity) for text in texts]
+        figures = torch.tensor(found, dtype=torch.float32, device=self.forms.device)
+        trees = torch.arange(len(self.figure), device=self.forms.device)
+        threshold, value = self.threshold.view(torch.float32), self.value.view(torch.float32)
+        node = torch.zeros(len(texts), len(trees), dtype=torch.long, device=self.forms.device)
+        for _ in range(self.depth):
+            below = figures.gather(1, self.figure[trees, node].long()) <= threshold[trees, node]
+            node = torch.where(below, self.left[trees, node], self.right[trees, node]).long()
+        return value[trees, node].sum(1, keepdim=True)
+
+
+WIDE = {CROSSES: Crosses, OVERLAPS: Overlaps}  # what stands beside the head, by its name in the mark and the weights
 
 
 def reward_model_class(
@@ -133,8 +170,9 @@ def reward_model_class(
                         "exact matches are looked up in padded rows: leave out packing_samples, or exact matches"
                     )
                 setattr(self, MATCH, nn.Linear(N_FLAGS, config.hidden_size, bias=False))
-            if CROSSES in config.reward_model:
-                setattr(self, CROSSES, Crosses(**config.reward_model[CROSSES]))
+            self.wide = [name for name in WIDE if name in config.reward_model]
+            for name in self.wide:
+                setattr(self, name, WIDE[name](**config.reward_model[name]))
             if not self.is_encoder:
                 use_attention(config)
             # OpenRLHF's evaluation writes the mean and deviation of the means into the config. They are applied where
@@ -163,9 +201,9 @@ def reward_model_class(
                 raw, outputs = self.read_ends(input_ids, attention_mask)
             else:
                 raw, outputs = self.read_last(input_ids, attention_mask, ring_attn_group)
-            if CROSSES in self.config.reward_model:
-                raw = raw.clone()
-                raw[..., self.head.mean_outputs] += getattr(self, CROSSES)(input_ids, attention_mask)
+            if self.wide:
+                texts, raw = list(texts_of(input_ids, attention_mask)), raw.clone()
+                raw[..., self.head.mean_outputs] += sum(getattr(self, name)(texts) for name in self.wide)
             if return_output:
                 return raw, outputs
             rewards = self.head.output(raw)

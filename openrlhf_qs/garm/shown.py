@@ -20,11 +20,21 @@ class Clicks(NamedTuple):
 
     def nll(self, log_odds: np.ndarray) -> tuple[float, np.ndarray]:
         """Negative log-likelihood, nats in all, and its derivative by each log-odds."""
+        chance, _ = self._chance(log_odds)
+        nll = -np.where(self.clicked > 0, np.log(chance), np.log1p(-chance)).sum()
+        return float(nll), self.slopes(log_odds)[0]
+
+    def slopes(self, log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The derivative of the negative log-likelihood by each log-odds, and Fisher's information of each."""
+        chance, by_log_odds = self._chance(log_odds)
+        by_chance = np.where(self.clicked > 0, -1 / chance, 1 / (1 - chance))
+        return by_chance * by_log_odds, by_log_odds**2 / (chance * (1 - chance))
+
+    def _chance(self, log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of a click, and its derivative by the log-odds."""
         attracted = expit(log_odds)
         chance = np.clip(self.examination * attracted + self.trust, 1e-9, 1 - 1e-9)
-        nll = -np.where(self.clicked > 0, np.log(chance), np.log1p(-chance)).sum()
-        by_chance = np.where(self.clicked > 0, -1 / chance, 1 / (1 - chance))
-        return float(nll), by_chance * self.examination * attracted * (1 - attracted)
+        return chance, self.examination * attracted * (1 - attracted)
 
 
 def clicks_of(rows: Sequence[Mapping[str, Any]]) -> Clicks:

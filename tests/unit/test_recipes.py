@@ -53,7 +53,7 @@ STAGES = [
     "lengths",
     "sft",
     "garm",
-    "garm crosses",
+    "garm wide",
     "garm calibrate",
     "garm spread",
     "generate",
@@ -223,7 +223,7 @@ def test_every_stage_prints_its_command_in_the_order_of_the_way(form):
     commands = dry_run(form)
     expected = list(STAGES)
     if "REWARD_MODEL" in FORMS[form]:  # of another head
-        expected.remove("garm crosses")
+        expected.remove("garm wide")
         expected.remove("garm spread")
     if "DISTIL" in FORMS[form]:
         expected[2:2] = ["sft", "distil"]

@@ -33,7 +33,7 @@ case "$1 ${2:-}" in
       [ ! -e "$CALLS.checked" ] || echo "$*" >> "$CALLS.checked"
       [ ! -e "$CALLS.unknown" ] || { echo "openrlhf-qs plugins: unknown reward" >&2; exit 2; } ;;
    "follow "*) exec cat >> "$(value --log "$@")" ;;
-   "garm crosses" | "garm calibrate" | "garm spread") ;;
+   "garm wide" | "garm calibrate" | "garm spread") ;;
    "generate "*)
       for word in "$@"; do
          case $word in --out) out=1 ;; --*) out=0 ;; *.jsonl) [ "${out:-0}" = 0 ] || echo '{}' > "$word" ;; esac
@@ -193,7 +193,7 @@ CHANGED = {
     "GRPO_MICRO_BATCH": "9",
     "N_HELDOUT": "9",
     "OBJECTIVE": "pairs",
-    "CROSSES": "0",
+    "WIDE": "0",
     "REFUSED_ROLES": "drop",
     "SPREAD": "0",
     "GRPO_TEMPERATURE": "9",
@@ -344,10 +344,10 @@ def test_again_makes_anew_what_differs_and_all_after_it_and_nothing_before(recip
     recipes.calls()
     done = recipes("grpo_garm", AGAIN="1", GARM_LR="9e-4")
     assert done.returncode == 0, done.stderr
-    made = [re.match(r"(garm (?:crosses|calibrate|spread)|[a-z-]+)", call)[1] for call in recipes.calls()]
+    made = [re.match(r"(garm (?:wide|calibrate|spread)|[a-z-]+)", call)[1] for call in recipes.calls()]
     assert made == [
         "garm",
-        "garm crosses",
+        "garm wide",
         "garm calibrate",
         "garm spread",
         "generate",
@@ -461,7 +461,7 @@ def test_a_second_call_beside_the_first_is_refused_and_names_it(recipes):
         ({"AGAIN": "yes"}, "AGAIN=yes: give 1, or nothing"),
         ({"DRY_RUN": "yes"}, "DRY_RUN=yes: give 1 or 0"),
         ({"RFT": "no"}, "RFT=no: give 1 or 0"),
-        ({"CROSSES": "true"}, "CROSSES=true: give 1 or 0"),
+        ({"WIDE": "true"}, "WIDE=true: give 1 or 0"),
         ({"STEPS": "many"}, "STEPS=many: give a whole number, as in STEPS=8"),
         ({"N_RFT": "2k"}, "N_RFT=2k: give a whole number, as in N_RFT=100"),
         ({"SFT_EPOCHS": "1.5"}, "SFT_EPOCHS=1.5: give a whole number"),
