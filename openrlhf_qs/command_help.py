@@ -258,7 +258,10 @@ HELP = {
         "SMALL_MODELS.md",
     ),
     "benchmark frozen-backbone": Help(
-        "nothing", _TERMINAL, "openrlhf-qs benchmark frozen-backbone --model smollm2", "SMALL_MODELS.md"
+        "preferences to learn from, and held-out ones",
+        _TERMINAL,
+        f"openrlhf-qs benchmark frozen-backbone {RUN}/data/preferences.jsonl {_PAIRS} --model smollm2",
+        "SMALL_MODELS.md",
     ),
     "benchmark scoring": Help("nothing", _TERMINAL, "openrlhf-qs benchmark scoring --n_tokens 128", "MONITORS.md"),
     "benchmark grpo-overhead": Help(

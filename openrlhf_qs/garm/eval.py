@@ -160,12 +160,13 @@ def score_pairs(rows: Sequence[Mapping[str, Any]], pairs: Pairs, scorer) -> Scor
         z=np.abs(np.array([value for row in rows for value in row.get("z") or [np.nan] * len(row["pairs"])])),
         impression=[str(rows[row]["impression_id"]) for row in pairs.row],
         clusters=Clusters.of(
-            [_cluster(rows[row]) for row in pairs.row], [rows[row].get("user_id") for row in pairs.row]
+            [cluster_of(rows[row]) for row in pairs.row], [rows[row].get("user_id") for row in pairs.row]
         ),
     )
 
 
-def _cluster(row: Mapping[str, Any]) -> str:
+def cluster_of(row: Mapping[str, Any]) -> str:
+    """The conversation that a row's pairs are of, or the impression where there is none."""
     return root_key(row["conversation"]) if row["conversation"] else str(row["impression_id"])
 
 

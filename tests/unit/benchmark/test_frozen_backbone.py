@@ -1,22 +1,29 @@
 """``benchmark frozen-backbone``: what is fitted on a layer's states, and on which pairs."""
 
+import argparse
+
 import numpy as np
 import pytest
 
-from openrlhf_qs.benchmark.frozen_backbone import (
-    RIDGE,
-    fitted,
-    mean_cosine,
-    preferred,
-    prepared_for,
-)
-from openrlhf_qs.garm.shared_prefix import common_length
+from openrlhf_qs.benchmark import frozen_backbone
+from openrlhf_qs.benchmark.frozen_backbone import FORMS, differences, evenly, fitted, mean_cosine, prepared
+from openrlhf_qs.clicks.preferences import Pairs, all_pairs
+from openrlhf_qs.files.whole import write_json_lines
 
 
-def test_what_rows_begin_with_together_is_the_conversation():
-    assert common_length([[1, 2, 3, 4], [1, 2, 5]]) == 2
-    assert common_length([[1, 2], [1, 2]]) == 1  # a suggestion keeps a token
-    assert common_length([[1, 2, 3]]) == 2
+def rows_of(n: int, *pairs, **values) -> list[dict]:
+    shown = [f"suggestion {k}" for k in range(3)]
+    conversations = [[{"role": "user", "content": f"question {k}"}] for k in range(n)]
+    return [
+        {
+            "impression_id": str(k),
+            "conversation": one,
+            "suggestions": shown,
+            "pairs": [list(p) for p in pairs],
+            **values,
+        }
+        for k, one in enumerate(conversations)
+    ]
 
 
 def test_the_mean_cosine_is_that_of_rows_that_differ():
@@ -24,30 +31,55 @@ def test_the_mean_cosine_is_that_of_rows_that_differ():
     assert mean_cosine(np.array([[2.0, 0], [0, 5], [1, 0]])) == pytest.approx(1 / 3)
 
 
-def test_pairs_are_of_one_conversation_and_the_better_one_is_chosen_where_users_agree():
-    context, gold = np.array([0, 0, 0, 1, 1]), np.array([3.0, 1, 2, 0, 5])
-    chosen, rejected = preferred(np.arange(5), context, gold, np.zeros(5), seed=0)
-    assert sorted(zip(chosen.tolist(), rejected.tolist(), strict=True)) == [(0, 1), (0, 2), (2, 1), (4, 3)]
+def test_layers_are_five_up_to_the_last_and_no_more_than_there_are():
+    assert evenly(30) == [6, 12, 18, 24, 30] and evenly(2) == [1, 2] and evenly(6)[-1] == 6
 
 
-@pytest.mark.parametrize("how", RIDGE)
-def test_what_states_hold_is_found_beside_a_large_common_part_and_noise_is_not(how):
+def test_a_difference_is_the_chosen_less_the_rejected_of_its_row():
+    rows = rows_of(2, (2, 0, 1.0, 1.0))
+    found = differences(np.arange(6.0)[:, None] ** 2, rows, all_pairs(rows))
+    assert found.tolist() == [[4.0], [16.0]]  # 4 - 0, 25 - 9
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_states_hold_is_found_beside_a_large_common_part_and_noise_is_not(form):
     rng = np.random.default_rng(0)
-    context = np.repeat(np.arange(60), 5)
-    gold = rng.normal(size=300)
-    states = rng.normal(size=(300, 8))
-    states[:, 0] = gold
-    common = 20 * np.ones(8)  # cosines of .99
+    rows = rows_of(200, (0, 1, 1.0, 1.0), (2, 1, 1.0, 1.0), (0, 2, 1.0, 1.0))
+    liked = np.tile([2.0, 0.0, 1.0], 200)
+    states = rng.normal(size=(600, 8))
+    states[:, 0] += liked
+    pairs, common = all_pairs(rows), 20 * np.ones(8)  # cosines of .99
+
+    def probability(x: np.ndarray) -> np.ndarray:
+        difference = differences(prepared(x + common, x[:300] + common, form), rows, pairs)
+        half = Pairs(*(column[:300] for column in pairs))
+        return fitted(difference[:300], rows, half, difference[300:])
+
     assert mean_cosine(states + common) > 0.97
-    right, nll = fitted(states + common, how, context, gold, np.zeros(300))
-    noise, _ = fitted(rng.normal(size=(300, 8)) + common, how, context, gold, np.zeros(300))
-    assert np.mean(right) > 0.8 and np.mean(nll) < 0.69 and abs(np.mean(noise) - 0.5) < 0.1
+    assert (probability(states) > 0.5).mean() > 0.7
+    assert abs((probability(rng.normal(size=(600, 8))) > 0.5).mean() - 0.5) < 0.12
 
 
 def test_nothing_of_the_test_is_in_what_is_taken_off():
     x = np.arange(12.0).reshape(4, 3) ** 2
     changed = x.copy()
     changed[3] = 99
-    for how in RIDGE:
-        same = prepared_for(x, x[:3], how)[:3], prepared_for(changed, x[:3], how)[:3]
+    for form in FORMS:
+        same = prepared(x, x[:3], form)[:3], prepared(changed, x[:3], form)[:3]
         np.testing.assert_array_equal(*same)
+
+
+def test_it_reads_a_backbone_and_says_how_it_does(tmp_path, write_small_garm, capsys):
+    files = [str(tmp_path / "train.jsonl"), str(tmp_path / "heldout.jsonl")]
+    for file in files:
+        write_json_lines(file, rows_of(30, (0, 1, 1.0, 1.0), (2, 1, 1.0, 0.8), z=[2.5, 1.0]))
+    parser = argparse.ArgumentParser()
+    frozen_backbone.add_arguments(parser)
+    folder = str(write_small_garm("gaussian"))
+    frozen_backbone.run(parser.parse_args([*files, "--model", folder]))
+    said = capsys.readouterr().out
+    assert "60 pairs, learnt from 60" in " ".join(said.split()) and "to read 180 suggestions" in said
+    frozen_backbone.run(parser.parse_args([*files, "--model", folder, "--significant"]))
+    assert "30 pairs, learnt from 60" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match="--layers 99: .* has 0 to"):
+        frozen_backbone.run(parser.parse_args([*files, "--model", folder, "--layers", "99"]))

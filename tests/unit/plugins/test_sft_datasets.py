@@ -9,7 +9,7 @@ from openrlhf_qs.clicks.candidates import click_candidates
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.clicks.propensity import examination_propensities
 from openrlhf_qs.form.response import format_response, parse_response
-from openrlhf_qs.models.embedder import MINILM_MODULE
+from openrlhf_qs.models.resolve import MINILM_MODULE
 from openrlhf_qs.plugins.sft_datasets.assembly import MIN_BOILERPLATE_ROWS, Diverse
 from openrlhf_qs.registry import SFT_DATASETS
 from openrlhf_qs.sft.sft_set import assemble
