@@ -2,8 +2,8 @@
 
 In: preferences to learn from and held-out ones, as ``recipes/garm.sh`` takes them, so the figures are those of a
 trained reward model on the same pairs. Suggestions are read as it reads them. On the states of one layer, at the last
-token or as the mean over the suggestion, a ridge logistic regression learns which of two suggestions is the better. The
-cosines of a decoder's states are near 1, for a large part of each is the same whatever was said, so they are tried as
+token or as the mean over the suggestion, a ridge logistic regression learns which of two suggestions is better. Two
+states of a decoder have a cosine near 1, for a large part of each is the same whatever was said, so they are tried as
 unit vectors and with each component scaled.
 """
 

@@ -39,8 +39,8 @@ def resolve_model(name: str, dtype: Dtype = "bfloat16", cache: str | Path = "") 
         cache: where converted models are kept; empty: :func:`cache_folder`.
 
     Raises:
-        ValueError: the package of ``smollm2``, ``minilm`` or ``gguf`` is missing, or the file is none that transformers
-            can read.
+        ValueError: the package of ``smollm2``, ``minilm`` or ``gguf`` is missing, or the file is none that
+            transformers can read.
     """
     if name == MINILM and not Path(name).exists():
         return str(_package_folder(name, MINILM_MODULE, MINILM_PACKAGE) / "model")
