@@ -27,7 +27,8 @@ def check_model(path: str | Path, flag: str = "") -> None:
     path = str(path)
     where = f"{flag} {path}".strip()
     if not Path(path).is_dir():
-        if path.startswith((".", "/")) or (Path(path).parent != Path() and Path(path).parent.is_dir()):
+        below_one_that_is_here = Path(path).parent != Path() and Path(path).parent.is_dir()
+        if path.startswith((".", "/", "~")) or path.count("/") > 1 or below_one_that_is_here:  # no hub has such a name
             raise ValueError(f"{where} does not exist; give a Hugging Face folder or name")
         return
     if not (Path(path) / "config.json").is_file():

@@ -330,12 +330,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "same seed, in place of this world's cold start",
     )
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="at which the policy is sampled (default 1: it shows variety)"
+        "--temperature", type=float, help="with --policy: at which it is sampled (default 1: it shows variety)"
     )
     parser.add_argument(
         "--round",
         type=int,
-        default=1,
         metavar="N",
         help="with --policy: how many logs of this seed were written before, the cold start's among them (default 1). "
         "The conversations and the users stay; the days are later",
@@ -350,16 +349,23 @@ def run(args: argparse.Namespace) -> None:
     if args.shown:
         policy, name = as_written(args.shown)
         later = {"policy": policy, "policy_name": name}
+    for flag in ("temperature", "round"):
+        if getattr(args, flag) is not None and not args.policy:
+            raise ValueError(
+                f"--{flag} says how a policy is asked, and there is no --policy: give it, or leave this out"
+            )
     if args.policy:
-        if args.round < 1:
-            raise ValueError(f"--round {args.round}: give 1 or more; the cold start's log is round 0")
-        if args.temperature < 0:
-            raise ValueError(f"--temperature {args.temperature}: give 0 or more")
+        n_before = 1 if args.round is None else args.round
+        temperature = 1.0 if args.temperature is None else args.temperature
+        if n_before < 1:
+            raise ValueError(f"--round {n_before}: give 1 or more; the cold start's log is round 0")
+        if temperature < 0:
+            raise ValueError(f"--temperature {temperature}: give 0 or more")
         n = read_task(args.policy).n
         later = {
-            "policy": as_served(args.policy, args.temperature, args.seed + args.round),
-            "policy_name": f"{Path(args.policy).name}_{args.round}",
-            "n_rounds_before": args.round,
+            "policy": as_served(args.policy, temperature, args.seed + n_before),
+            "policy_name": f"{Path(args.policy).name}_{n_before}",
+            "n_rounds_before": n_before,
         }
     clicks = write_click_log(
         args.out,

@@ -38,6 +38,12 @@ def test_a_name_below_a_folder_that_is_here_is_not_looked_for_on_the_hub(tmp_pat
         check_model("run/nope")
 
 
+@pytest.mark.parametrize("name", ["./nowhere", "runs/defualt/sft", "~/nowhere"])
+def test_what_can_be_no_name_of_a_hub_is_not_looked_for_there(name):
+    with pytest.raises(ValueError, match=f"{name} does not exist"):
+        check_model(name)
+
+
 def test_a_path_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="--model ./nowhere does not exist; give a Hugging Face folder or name"):
         check_model("./nowhere", "--model")

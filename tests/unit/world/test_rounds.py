@@ -62,6 +62,14 @@ def test_a_round_that_is_none_is_refused(tmp_path, flags, said):
         click_log.run(parser.parse_args(["--out", str(tmp_path / "x.jsonl"), "--policy", "runs/default/grpo", *flags]))
 
 
+def test_how_a_policy_is_asked_is_not_said_where_there_is_none(tmp_path):
+    parser = argparse.ArgumentParser()
+    click_log.add_arguments(parser)
+    for flags in (["--round", "2"], ["--temperature", "0.5"]):
+        with pytest.raises(ValueError, match=f"{flags[0]} says how a policy is asked"):
+            click_log.run(parser.parse_args(["--out", str(tmp_path / "x.jsonl"), *flags]))
+
+
 def test_a_policy_that_writes_nothing_writes_no_log(tmp_path):
     with pytest.raises(ValueError, match="mute wrote no suggestions in any of 20"):
         write_click_log(tmp_path / "x.jsonl", 20, 20, 0, policy=lambda asked: [None] * len(asked), policy_name="mute")
