@@ -260,7 +260,7 @@ HELP = {
     "benchmark frozen-backbone": Help(
         "preferences to learn from, and held-out ones",
         _TERMINAL,
-        f"openrlhf-qs benchmark frozen-backbone {RUN}/data/preferences.jsonl {_PAIRS} --model smollm2",
+        f"openrlhf-qs benchmark frozen-backbone {RUN}/data/preferences.jsonl --model smollm2 --n_train 500 {_PAIRS}",
         "SMALL_MODELS.md",
     ),
     "benchmark scoring": Help("nothing", _TERMINAL, "openrlhf-qs benchmark scoring --n_tokens 128", "MONITORS.md"),

@@ -44,7 +44,7 @@ def third_party(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("folder", ["openrlhf_qs", "plugins"])
 def test_every_imported_package_is_declared(folder):
     extras = PROJECT["project"]["optional-dependencies"]
-    known = declared(PROJECT["project"]["dependencies"], extras["cpu"], extras["benchmark"], CPU)
+    known = declared(PROJECT["project"]["dependencies"], extras["cpu"], CPU)
     distributions = packages_distributions()
     missing = {
         module: file
