@@ -95,16 +95,15 @@ def fit(
     ids, ids_apart = (
         suggestion_ids(scorer.tokenizer, *texts_of(rows), scorer.max_len) for rows in (train, kept_apart)
     )
-    fits = [
-        of_crosses(ids, ids_apart, clicks_of(train), end),
-        of_overlaps(ids, ids_apart, clicks_of(train), end, token_forms(scorer.tokenizer)),
-    ]
+    crosses = of_crosses(ids, ids_apart, clicks_of(train), end)
+    overlaps = of_overlaps(ids, ids_apart, clicks_of(train), end, token_forms(scorer.tokenizer))
+    fits = [one for one in (crosses, overlaps) if one]
     deep, clicks = log_odds(kept_apart, scorer), clicks_of(kept_apart)
-    (scale, _), without = stacked(clicks, deep)
+    _, without = stacked(clicks, deep)
     (a, *factors, shift), with_both = stacked(clicks, deep, *(one.log_odds for one in fits))
     if without - with_both < MIN_GAIN:
         return (
-            f"On {len(deep):,} suggestions that neither has seen they gain {max(without - with_both, 0):.1f} nats, "
+            f"On {len(deep):,} suggestions that none has seen they gain {max(without - with_both, 0):.1f} nats, "
             f"less than {MIN_GAIN:g}: the reward model knows what they know"
         )
     write(model, a, shift, [(one, factor) for one, factor in zip(fits, factors, strict=True) if factor > 0])
@@ -173,13 +172,19 @@ def of_overlaps(
     clicks: Clicks,
     turn_end_id: int,
     forms: np.ndarray,
-) -> Fit:
-    """The trees on overlap figures, from the same; ``forms`` of :func:`openrlhf_qs.garm.overlap.token_forms`."""
+) -> Fit | None:
+    """The trees on overlap figures, from the same; None where all texts have the same figures.
+
+    Args:
+        forms: of :func:`openrlhf_qs.garm.overlap.token_forms`.
+    """
     rarity = rarities([turns_of(tokens, turn_end_id, forms)[-1] for tokens in ids], len(forms))
     figures, figures_apart = (
         np.array([figures_of_turns(turns_of(tokens, turn_end_id, forms), rarity) for tokens in of], dtype=np.float32)
         for of in (ids, apart)
     )
+    if not np.ptp(figures, axis=0).any():
+        return None
     trees, constant = boosted(figures, clicks)
     nodes = tree_arrays(trees)
 
@@ -204,7 +209,9 @@ def boosted(figures: np.ndarray, clicks: Clicks, seed: int = 0) -> tuple[Any, fl
         return clicks.slopes(log_odds + constant)
 
     options = {"objective": objective, "seed": seed, "deterministic": True, "num_threads": 1, "verbose": -1}
-    return lightgbm.train({**TREES, **options}, lightgbm.Dataset(figures), N_TREES), constant
+    return lightgbm.train(
+        {**TREES, **options}, lightgbm.Dataset(figures, params={"feature_pre_filter": False}), N_TREES
+    ), constant
 
 
 def tree_arrays(trees) -> dict[str, np.ndarray]:
@@ -247,8 +254,8 @@ def ridge(features: sparse.csr_matrix, clicks: Clicks, penalty: float = PENALTY)
 
 
 def stacked(clicks: Clicks, *log_odds: np.ndarray) -> tuple[np.ndarray, float]:
-    """The most likely factor of each of ``log_odds``, 0 or more, and the constant, and their negative log-likelihood,
-    nats."""
+    """The most likely factor of each of ``log_odds``, above 0 of the first and 0 or more of the others, and the
+    constant, and their negative log-likelihood, nats."""
     columns = np.column_stack([*log_odds, np.ones(len(clicks.clicked))])
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -256,7 +263,7 @@ def stacked(clicks: Clicks, *log_odds: np.ndarray) -> tuple[np.ndarray, float]:
         return nll, columns.T @ slope
 
     start = np.append(np.full(len(log_odds), 1 / len(log_odds)), 0.0)
-    bounds = [(0, None)] * len(log_odds) + [(None, None)]
+    bounds = [(1e-3, None), *[(0, None)] * (len(log_odds) - 1), (None, None)]
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return found.x, float(found.fun)
 

@@ -166,6 +166,17 @@ def test_the_trees_of_the_model_say_what_lightgbm_says():
     assert said.std() > 0.1, "they say something"
 
 
+def test_so_few_suggestions_that_no_tree_can_split_them_say_nothing():
+    texts = [[5, 6, END, 7, END, 6, END], *[[5, 6, END, 7, END, 8, END]] * 9]
+    clicks = Clicks(np.array([1.0, *[0.0] * 9]), np.ones(10), np.zeros(10))
+    assert of_overlaps(texts[1:], texts[:2], Clicks(*(column[1:] for column in clicks)), END, np.arange(20)) is None
+    found = of_overlaps(texts, texts[:2], clicks, END, np.arange(20, dtype=np.int32))
+    module = Overlaps(**found.options)
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in found.tensors(1.0).items()})
+    np.testing.assert_allclose(module(texts[:2])[:, 0].numpy() + found.constant, found.log_odds, atol=1e-6)
+    np.testing.assert_allclose(found.log_odds, np.log(1 / 9), atol=0.1)
+
+
 def test_trees_find_what_users_do_and_examination_is_taken_out():
     rng = np.random.default_rng(0)
     figures = rng.integers(0, 3, size=(20_000, 2)).astype(np.float32)
@@ -214,7 +225,7 @@ def test_clicks_at_random_leave_the_reward_model_as_it_is(tmp_path, write_small_
     folder = write_small_garm("click_gaussian")
     before = (folder / "model.safetensors").read_bytes(), (folder / "config.json").read_bytes()
     run_on(tmp_path, folder, clicks_that_hang_on_both(400, strength=0), clicks_that_hang_on_both(300, 1, 0))
-    assert "no crosses and no overlaps. On 600 suggestions that neither has seen they gain" in " ".join(
+    assert "no crosses and no overlaps. On 600 suggestions that none has seen they gain" in " ".join(
         capsys.readouterr().out.split()
     )
     assert ((folder / "model.safetensors").read_bytes(), (folder / "config.json").read_bytes()) == before
