@@ -158,29 +158,6 @@ def weights_of_a_sync(module: ModuleType, settings: Settings) -> None:
 
 
 @patch(
-    "openrlhf.trainer.ray.vllm_engine",
-    "RolloutRayActor._configure_device_env",
-    "backend bundle_indices num_gpus _ray_trace_ctx",
-    device="cpu",
-)
-def one_process_an_engine(module: ModuleType, settings: Settings) -> None:
-    """OpenRLHF asks vLLM for the executor "uni", which on the CPU vLLM takes for one with a process more. Without this
-    that process starts anew, after the engine's, and the two wait for each other by asking all the time; named by its
-    class, the executor is what was asked for (:func:`openrlhf_qs.models.engine.load_async_engine`)."""
-    rollout_actor = module.RolloutRayActor.__ray_metadata__.modified_class
-    init = rollout_actor.__init__
-
-    async def in_one_process(self, *args, **kwargs):
-        from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-        if kwargs.get("distributed_executor_backend") == "uni":
-            kwargs["distributed_executor_backend"] = UniProcExecutor
-        await init(self, *args, **kwargs)
-
-    rollout_actor.__init__ = in_one_process
-
-
-@patch(
     "torch.distributed.rendezvous",
     "_create_c10d_store",
     "hostname port rank world_size timeout use_libuv",

@@ -242,7 +242,6 @@ def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
         "cuda_calls",
         "device_mesh",
         "log_probs",
-        "one_process_an_engine",
         "replay_buffer",
         "response_logits",
         "stores",
@@ -311,22 +310,6 @@ def test_a_port_that_was_taken_meanwhile_is_no_end_where_nobody_was_told_of_it()
         assert store.get("key") == b"value" and store.port != port
         with pytest.raises(OSError, match="in use"):  # the others would ask the other program
             cpu.loopback_store("127.0.0.1", port, world_size=2, is_master=True)
-
-
-def test_an_engine_that_is_asked_to_be_one_process_is_one():
-    pytest.importorskip("vllm")
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    class Rollouts:
-        async def __init__(self, **kwargs):
-            self.kwargs = kwargs
-
-    remote = SimpleNamespace(__ray_metadata__=SimpleNamespace(modified_class=Rollouts))
-    cpu.one_process_an_engine(SimpleNamespace(RolloutRayActor=remote), Settings("cpu"))
-    for asked, given in (("uni", UniProcExecutor), ("ray", "ray")):
-        rollouts = Rollouts.__new__(Rollouts)
-        asyncio.run(Rollouts.__init__(rollouts, model="m", distributed_executor_backend=asked))
-        assert rollouts.kwargs == {"model": "m", "distributed_executor_backend": given}
 
 
 def test_the_weights_of_a_sync_go_to_vllm_together():
