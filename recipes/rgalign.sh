@@ -13,6 +13,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${N_VISITS:=40000}"        # of the simulated log, where $CLICK_LOG is empty
 : "${N_ASKED:=4000}"          # visits of training that get a query, of the ranker's half; 0: all of it
 : "${ENCODER:=words}"         # of texts in the ranker: words (hashed), minilm, a sentence-transformers model
+: "${QUERY_ENCODER:=}"        # of the queries: empty: as ENCODER; reasoner: the last hidden state of who wrote them; or a model's name
+: "${INFO_NCE:=0}"            # weight of InfoNCE between queries and intents, in what the ranker learns of queries
 : "${ROUNDS:=2}"              # of the closed loop: ranker, reasoner, ranker on the new queries
 : "${ALIGN:=sft}"             # what the ranker's gain does in a round: sft (the best of N queries are taught), dpo (best
                               # against worst), grpo (it is the reward); several, separated by spaces, are compared
@@ -57,7 +59,14 @@ DATA=$RUN/intents
 KB=${INTENTS:-$DATA/world/intents.jsonl}
 LEARN=(--log "$DATA/train.jsonl" --intents "$KB" --seed "$SEED")
 HOW=(--encoder "$ENCODER")
-ON=(--base "$RUN/rank/words")   # what learns from queries is the third tower alone
+
+# third REASONER QUERIES BASE FOLDER [FLAGS]: a ranker on top of BASE, which learns from queries the third tower alone.
+third() {
+   local encoder=$QUERY_ENCODER
+   [ "$encoder" != reasoner ] || encoder=$1
+   made "$4/ranker.json" openrlhf-qs rank "${LEARN[@]}" --base "$3" --queries "$2" --query_encoder "$encoder" \
+      --info_nce "$INFO_NCE" --out "$4" "${@:5}"
+}
 
 # made FILE COMMAND...: runs it unless the file is there, for a stage of several steps goes on with the step it was at.
 made() {
@@ -159,7 +168,7 @@ align() {     # a round: the ranker learns on the queries, judges new ones for v
       for round in $(seq "$ROUNDS"); do
          here=$RUN/align/$how/$round
          at=$(place "$how" "$round")
-         made "$at/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${ON[@]}" --queries "$before/queries.jsonl" --out "$at/ranker"
+         third "$before" "$before/queries.jsonl" "$RUN/rank/words" "$at/ranker"
          if [ "$how" = grpo ]; then
             reinforce "$here" "$before" "$at/ranker/reward"
          else
@@ -171,7 +180,7 @@ align() {     # a round: the ranker learns on the queries, judges new ones for v
          ask "$here" "$DATA/visits.jsonl" "$here/queries.jsonl" "$QUERY_SAMPLES" 1
          before=$here
       done
-      made "$RUN/align/$how/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${ON[@]}" --queries "$before/queries.jsonl" --no_reward --out "$RUN/align/$how/ranker"
+      third "$before" "$before/queries.jsonl" "$RUN/rank/words" "$RUN/align/$how/ranker" --no_reward
    done
 }
 
@@ -183,22 +192,22 @@ foresee() {   # rankings of the held-out visits, side by side, and the controls
       for round in $(seq 2 "$ROUNDS"); do
          arms+=(--arm "${how}_$((round - 1))=$RUN/align/$how/$round/ranker:$RUN/align/$how/$((round - 1))/queries.jsonl")
       done
-      last=$RUN/align/$how/$ROUNDS/queries.jsonl
-      arms+=(--arm "${how}_$ROUNDS=$RUN/align/$how/ranker:$last")
+      last=$RUN/align/$how/$ROUNDS
+      arms+=(--arm "${how}_$ROUNDS=$RUN/align/$how/ranker:$last/queries.jsonl")
    done
-   made "$out/shuffled/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${ON[@]}" --queries "$last" --shuffle_queries --no_reward --out "$out/shuffled"
-   made "$out/alone/ranker.json" openrlhf-qs rank "${LEARN[@]}" --base "$RUN/rank/two" --queries "$last" --no_reward --out "$out/alone"
-   arms+=(--arm "queries_without_words=$out/alone:$last")
-   arms+=(--arm "shuffled_queries=$out/shuffled:$last" --shuffle_queries shuffled_queries)
+   third "$last" "$last/queries.jsonl" "$RUN/rank/words" "$out/shuffled" --shuffle_queries --no_reward
+   third "$last" "$last/queries.jsonl" "$RUN/rank/two" "$out/alone" --no_reward
+   arms+=(--arm "queries_without_words=$out/alone:$last/queries.jsonl")
+   arms+=(--arm "shuffled_queries=$out/shuffled:$last/queries.jsonl" --shuffle_queries shuffled_queries)
    if [ "$CONTROLS" = 1 ]; then
       ask "${POLICY:-$DATA/policy}" "$DATA/visits.jsonl" "$out/untrained.jsonl" "$QUERY_SAMPLES" 1
-      made "$out/untrained/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${ON[@]}" --queries "$out/untrained.jsonl" --no_reward --out "$out/untrained"
+      third "${POLICY:-$DATA/policy}" "$out/untrained.jsonl" "$RUN/rank/words" "$out/untrained" --no_reward
       ask "$RUN/reason" "$DATA/prompts.jsonl" "$RUN/align/start/samples.jsonl" "$ALIGN_SAMPLES" "$ALIGN_TEMPERATURE"
       made "$out/by_chance.jsonl" openrlhf-qs rank best --samples "$RUN/align/start/samples.jsonl" --prompts "$DATA/prompts.jsonl" \
          --ranker "$RUN/align/start/ranker/reward" --shuffle_scores --out "$out/by_chance.jsonl"
       teach ALIGN "$out/by_chance.jsonl" "$out/by_chance" "$RUN/reason"
       ask "$out/by_chance" "$DATA/visits.jsonl" "$out/by_chance/queries.jsonl" "$QUERY_SAMPLES" 1
-      made "$out/by_chance/ranker/ranker.json" openrlhf-qs rank "${LEARN[@]}" "${ON[@]}" --queries "$out/by_chance/queries.jsonl" --no_reward --out "$out/by_chance/ranker"
+      third "$out/by_chance" "$out/by_chance/queries.jsonl" "$RUN/rank/words" "$out/by_chance/ranker" --no_reward
       arms+=(--arm "untrained_reasoner=$out/untrained:$out/untrained.jsonl")
       arms+=(--arm "shuffled_gains=$out/by_chance/ranker:$out/by_chance/queries.jsonl")
    fi

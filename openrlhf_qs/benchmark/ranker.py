@@ -55,9 +55,9 @@ def measure(n: int, max_epochs: int, seed: int, with_lightgbm: bool) -> dict[str
     """Train both on ``n`` impressions. ``ratio``: LambdaMART's seconds over ours."""
     import torch
 
+    from openrlhf_qs.rank.fit import train_ranker
     from openrlhf_qs.rank.impressions import Impressions, Intents
     from openrlhf_qs.rank.metrics import at_top
-    from openrlhf_qs.rank.ranker import train_ranker
     from openrlhf_qs.world.zero_query import ACTIONS, attraction, draw_log, draw_visitors, intents
 
     torch.set_num_threads(1)

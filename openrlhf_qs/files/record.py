@@ -164,6 +164,7 @@ STAGES = {
     "align": Stage(
         (
             *("SEED", "ROUNDS", "ALIGN", "ALIGN_SAMPLES", "ALIGN_TEMPERATURE", "ALIGN_STEPS"),
+            *("QUERY_ENCODER", "INFO_NCE"),
             *(
                 "DPO_LR",
                 "DPO_BETA",

@@ -46,6 +46,11 @@ def load_embedder(name: str) -> Any:
         ) from error
 
 
+def reads_last_token(model: Any) -> bool:
+    """Whether an embedder is a language model, whose vector of a text is its hidden state at the last token."""
+    return any(getattr(module, "pooling_mode", None) == "lasttoken" for module in model)
+
+
 def embed(model: Any, texts: Sequence[str], batch_size: int = 256, n_at_once: int = 16_384) -> NDArray[np.float16]:
     """``[n, dim]``, unit length. The texts should be distinct.
 

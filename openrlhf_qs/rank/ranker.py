@@ -1,12 +1,12 @@
 r"""The ranker: two towers, features and intent, and with queries a third one.
 
-    ranker = train_ranker(impressions, intents, queries)
+    ranker = with_queries(train_ranker(impressions, intents), impressions, queries)   # openrlhf_qs.rank.fit
     ranker.save("runs/rgalign/rank")
     scores = Ranker.load("runs/rgalign/rank").scores(features, intents, queries)      # [n, intents], log-odds
 
 The score of an intent is ``z . u + b`` and what the two look-ups below add: ``z`` of its text and, where training knew
 it, of its id; ``u`` of the features. All intents of a user are scored by one matrix product. Texts are vectors of a
-frozen encoder (:class:`Encoder`).
+frozen encoder (:mod:`openrlhf_qs.rank.encoder`); the third tower may have one of its own, as the reasoner.
 
 **A text looks itself up** in the knowledge base: :math:`e_i` is ``exp(SHARPNESS cos(text, intent))``, over its mean
 for the intents of training: how many times likelier than the average one it is meant.
@@ -23,30 +23,16 @@ for the intents of training: how many times likelier than the average one it is 
 that are worth nothing change no score, and rankers of different queries differ by these alone. Learned together
 with the others it spoilt them (docs/RGALIGN.md has the figures), and it takes seconds so.
 
-**What is learned.** With examination :math:`\theta_k` (:mod:`openrlhf_qs.clicks.propensity`), shown intents
-:math:`i_1..i_K` and clicks :math:`c_k`, a row costs
-
-.. math::
-    -\sum_k c_k\log\theta_k\sigma(s_k)+(1-c_k)\log(1-\theta_k\sigma(s_k))
-    \;-\;\lambda\sum_k\frac{c_k}{\theta_k}\log\frac{e^{s_k}}{\sum_j e^{s_j}}
-    \;-\;\mu\sum_k\frac{c_k}{\theta_k}\log\frac{e^{s_k+\log p_k}}{\sum_{i}e^{s_i+\log p_i}}
-
-the position-based model's likelihood, whose clicks of different places are independent; ListNet's top-one
-cross-entropy (Cao et al. 2007), which is the KL divergence from the clicks but for a constant, over what was shown;
-and over all intents, with the share :math:`p_i` of the shows that were intent i's added to its score, as for a sampled
-softmax: an intent is not disliked for being shown seldom. One that was never shown is not in the sum: a small share in
-place of none would not do, for Adam makes of a small gradient as large a step as of a large one, so what can only lose
-goes down all the time. How high a new intent stands is learned from the others: in every batch some lose their id and
-what was learned of one of their words, and some features count as not known.
+What is learned from a log, and how: :mod:`openrlhf_qs.rank.fit`.
 
 Plain torch, because the whole is eighty lines of it and the loss is none that a library of recommenders has.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,73 +42,13 @@ import torch
 from torch import Tensor, nn
 
 from openrlhf_qs.files.whole import replacing, write_whole
-from openrlhf_qs.models.embedder import embed, load_embedder
-from openrlhf_qs.rank.impressions import FeatureCodes, Impressions, Intents
+from openrlhf_qs.rank.encoder import WORDS, Encoder, Vectors
+from openrlhf_qs.rank.impressions import FeatureCodes, Intents
 
 CONFIG, WEIGHTS = "ranker.json", "ranker.safetensors"
-MAX_WEIGHT = 5.0  # of a click, in clicks at the top, as for the pairs of the reward model
-N_BUCKETS = 1024  # of the encoder `words`
-PATIENCE = 4  # epochs
-MAX_STEPS = 5000  # of a training: a million impressions, of 930 batches, are gone through five times and not twenty
 SHARPNESS = 30.0  # of a look-up, a cosine of 1
+ENCODERS = ("encoder", "query_encoder")  # the settings that name one
 LINES_AT_ONCE = 4096  # whose vectors are in memory at one time
-
-
-class Encoder:
-    """Texts to unit vectors.
-
-    Args:
-        name: ``words``, hashed words and pairs of words, which knows every word and needs no model; or a
-            sentence-transformers model, as ``minilm``.
-    """
-
-    def __init__(self, name: str = "words") -> None:
-        self.name = name
-        self.model = None if name == "words" else load_embedder(name)
-
-    @property
-    def dim(self) -> int:
-        return N_BUCKETS if self.model is None else self.model.get_embedding_dimension()
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """``[n, dim]``, float32; zeros for an empty text."""
-        return self.kept(texts)[np.arange(len(texts))]
-
-    def kept(self, texts: Sequence[str]) -> Vectors:
-        """Of a million texts a tenth of what their vectors take."""
-        if self.model is not None:
-            is_there = np.array([[bool(text.strip())] for text in texts])
-            return Vectors((embed(self.model, texts) * is_there).astype(np.float16))
-        from sklearn.feature_extraction.text import HashingVectorizer
-
-        return Vectors(HashingVectorizer(n_features=N_BUCKETS, ngram_range=(1, 2), dtype=np.float32).transform(texts))
-
-    def with_a_word_hidden(self, texts: Sequence[str]) -> tuple[Vectors, Tensor]:
-        """Each text once for every word of it, without what was learned of that word: as a text reads in which that
-        word is new. A model knows the words that it was not trained on here, so for one nothing is hidden.
-
-        Returns:
-            ``[t, dim]``, and ``[len(texts) + 1]``: those of text n begin at the n-th of these numbers.
-        """
-        words = [text.split() if self.model is None else [text] for text in texts]
-        starts = torch.tensor([0, *np.cumsum([len(of_text) for of_text in words])])
-        whole = self.kept([text for text, of_text in zip(texts, words, strict=True) for _ in of_text])
-        if self.model is None:
-            shorter = self.kept([" ".join(one[:n] + one[n + 1 :]) for one in words for n in range(len(one))])
-            whole.matrix = whole.matrix.multiply(shorter.matrix != 0).tocsr()
-        return whole, starts
-
-
-class Vectors:
-    """Vectors of texts as they are kept, sparse or in half precision; those of some rows are taken out as a tensor."""
-
-    def __init__(self, matrix: Any) -> None:
-        self.matrix = matrix
-
-    def __getitem__(self, rows: Tensor | np.ndarray) -> Tensor:
-        """``[len(rows), dim]``, float32."""
-        some = self.matrix[np.asarray(rows)]
-        return torch.from_numpy(some.toarray() if hasattr(some, "toarray") else some.astype(np.float32))
 
 
 class Lines(NamedTuple):
@@ -154,11 +80,13 @@ class Base(NamedTuple):
     Attributes:
         ids: ``[intents]``, :meth:`Ranker.intent_ids`.
         texts: ``[intents, encoder.dim]``.
+        beside: ``[intents, query_encoder.dim]``, the same texts as queries are read.
         lines: those of every value that training had, by their number in ``Ranker.features``; None without words.
     """
 
     ids: Tensor
     texts: Tensor
+    beside: Tensor
     lines: Lines | None
 
 
@@ -166,7 +94,7 @@ class Queries(NamedTuple):
     """The queries of some users.
 
     Attributes:
-        vectors: ``[t, encoder.dim]``, of the different texts.
+        vectors: ``[t, query_encoder.dim]``, of the different texts.
         share: ``[batch, t]``, of each among a user's own; all 0 for who has none.
     """
 
@@ -174,24 +102,41 @@ class Queries(NamedTuple):
     share: Tensor
 
 
+class Scores(NamedTuple):
+    """What the ranker says of each intent, ``[batch, intents]``.
+
+    Attributes:
+        all: log-odds of a click on what is looked at.
+        of_query: the part ``z . q``, of the queries alone, in the space that the intents have for the ranker; None
+            without queries.
+    """
+
+    all: Tensor
+    of_query: Tensor | None
+
+
 class Ranker(nn.Module):
     """See the module.
 
     Args:
+        encoder: of texts, by name: :class:`Encoder`.
         words: whether the features' words look themselves up; without, these are the plain two towers.
+        query_encoder: of the queries, and of the intents that they are compared with; empty: ``encoder``.
     """
 
     def __init__(
         self,
         codes: FeatureCodes,
         intents: Intents,
-        encoder: str = "words",
+        encoder: str = WORDS,
         words: bool = True,
         dim: int = 64,
         seed: int = 0,
+        query_encoder: str = "",
     ) -> None:
         super().__init__()
-        self.codes, self.intents, self.encoder, self.words = codes, intents, Encoder(encoder), words
+        self.codes, self.intents, self.words = codes, intents, words
+        self.encoder = self.query_encoder = Encoder(encoder, intents.texts)
         self.asked_last: tuple[Intents, Base] | None = None
         self.settings = {"encoder": encoder, "words": words, "dim": dim, "seed": seed}
         sizes = codes.sizes
@@ -222,14 +167,19 @@ class Ranker(nn.Module):
                 {name: nn.Linear(dim, 1) for name in ("words", "intent")}
                 | {name: nn.Linear(dim, dim, bias=False) for name in ("meant", "both")}
             )
-            self.forget_queries()
+            self.forget_queries(query_encoder)
             self.scale = nn.Parameter(torch.tensor([1.0, 0.0]), requires_grad=False)  # of the log-odds, by calibration
 
     @torch.no_grad()
-    def forget_queries(self) -> None:
-        """The third tower as it is before any query: it adds nothing."""
+    def forget_queries(self, query_encoder: str = "") -> None:
+        """The third tower as it is before any query: it adds nothing. Those to come are read by ``query_encoder``."""
         for weights in self.third.parameters():
             weights.zero_()
+        same = query_encoder in ("", self.encoder.name)
+        self.query_encoder = self.encoder if same else Encoder(query_encoder, self.intents.texts)
+        self.settings["query_encoder"] = "" if same else query_encoder
+        self.asked_last = None
+        self.__dict__.pop("known_beside", None)
 
     def intent_ids(self, intents: Intents) -> Tensor:
         """``[n]``: 0 for an intent that training did not have, or had with another text."""
@@ -239,9 +189,12 @@ class Ranker(nn.Module):
     def base(self, intents: Intents) -> Base:
         """A knowledge base, looked up once: the last one is kept."""
         if self.asked_last is None or self.asked_last[0] != intents:
-            texts = self.known_texts if intents == self.intents else self.encoder(intents.texts)
+            texts, beside = self.known_texts, self.known_beside
+            if intents != self.intents:
+                texts = self.encoder(intents.texts)
+                beside = texts if self.query_encoder is self.encoder else self.query_encoder(intents.texts)
             lines = self.looked_up(*self.known_lines, texts) if self.words else None
-            self.asked_last = intents, Base(self.intent_ids(intents), texts, lines)
+            self.asked_last = intents, Base(self.intent_ids(intents), texts, beside, lines)
         return self.asked_last[1]
 
     def forward(
@@ -252,8 +205,8 @@ class Ranker(nn.Module):
         queries: Queries | None = None,
         ids: Tensor | None = None,
         learned: Tensor | None = None,
-    ) -> Tensor:
-        """Scores ``[batch, intents]``, log-odds of a click on what is looked at.
+    ) -> Scores:
+        """How each intent of ``base`` suits each user.
 
         Args:
             codes: ``[batch, features]``.
@@ -271,27 +224,28 @@ class Ranker(nn.Module):
             of_words, of_intent = self.line_words(z).T[of_feature], self.line_intent(z).T[of_feature]
             near = of_words * 4 * alike + of_intent * more
             scores = scores + nn.functional.embedding_bag(numbers, near, mode="sum")
-        if queries is not None:
-            alike, more = self.look_up(queries.vectors, texts)
-            known = self.known_texts
-            of_known = more if texts is known else self.look_up(queries.vectors, known)[1]
-            share = queries.share * queries.vectors.any(-1)  # what has no word says nothing
-            p = share @ of_known / len(known)
-            z_known = z if texts is known else self.text(known) + self.ids.weight[1:]
-            alike, more = share @ alike, share @ more
-            third = self.third
-            # 4, so that a step of Adam is one in the log-odds
-            scores = scores + third["words"](z).T * 4 * alike + third["intent"](z).T * more.log1p()
-            q = third["meant"](p @ z_known)
-            u = u + q + third["both"](u * q)
-        return u @ z.T + scores
+        if queries is None:
+            return Scores(u @ z.T + scores, None)
+        known = self.known_beside
+        alike, more = self.look_up(queries.vectors, base.beside, known)
+        of_known = more if base.beside is known else self.look_up(queries.vectors, known, known)[1]
+        share = queries.share * queries.vectors.any(-1)  # what has no word says nothing
+        p = share @ of_known / len(known)
+        z_known = z if texts is self.known_texts else self.text(self.known_texts) + self.ids.weight[1:]
+        alike, more = share @ alike, share @ more
+        third = self.third
+        # 4, so that a step of Adam is one in the log-odds
+        scores = scores + third["words"](z).T * 4 * alike + third["intent"](z).T * more.log1p()
+        q = third["meant"](p @ z_known)
+        of_query = q @ z.T
+        return Scores((u + third["both"](u * q)) @ z.T + of_query + scores, of_query)
 
-    def look_up(self, vectors: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    def look_up(self, vectors: Tensor, texts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine ``[t, intents]`` of texts to those of the intents, and e of the module: over the mean of training's
-        intents, so that no score hangs on which others there are."""
+        intents, ``known``, so that no score hangs on which others there are."""
         alike = vectors @ texts.T
-        to_known = alike if texts is self.known_texts else vectors @ self.known_texts.T
-        average = (SHARPNESS * to_known).logsumexp(-1, keepdim=True) - np.log(len(self.intents))
+        to_known = alike if texts is known else vectors @ known.T
+        average = (SHARPNESS * to_known).logsumexp(-1, keepdim=True) - np.log(len(known))
         return alike, (SHARPNESS * alike - average).exp()
 
     def looked_up(self, vectors: Vectors, of_feature: Tensor, texts: Tensor) -> Lines:
@@ -300,7 +254,7 @@ class Ranker(nn.Module):
         for rows in torch.arange(len(of_feature)).split(LINES_AT_ONCE):
             some = vectors[rows]
             is_there = some.any(-1, keepdim=True)
-            cosine, times = self.look_up(some, texts)
+            cosine, times = self.look_up(some, texts, self.known_texts)
             alike[rows], more[rows] = is_there * cosine, is_there * times.log1p()
         return Lines(alike, more, of_feature)
 
@@ -308,6 +262,11 @@ class Ranker(nn.Module):
     def known_texts(self) -> Tensor:
         """``[intents, encoder.dim]``, of training's knowledge base."""
         return self.encoder(self.intents.texts)
+
+    @cached_property
+    def known_beside(self) -> Tensor:
+        """``[intents, query_encoder.dim]``, the same as queries are read."""
+        return self.known_texts if self.query_encoder is self.encoder else self.query_encoder(self.intents.texts)
 
     @cached_property
     def known_lines(self) -> tuple[Vectors, Tensor]:
@@ -361,22 +320,28 @@ class Ranker(nn.Module):
             asked = None
             if queries is not None:
                 distinct, numbers = numbered([queries[row] for row in rows])
-                asked = queries_of(numbers, self.encoder.kept(distinct))
-            found.append(self(codes, base, lines, asked) * self.scale[0] + self.scale[1])
+                asked = queries_of(numbers, self.query_encoder.kept(distinct))
+            found.append(self(codes, base, lines, asked).all * self.scale[0] + self.scale[1])
         return torch.cat(found).numpy() if found else np.zeros((0, n_intents), dtype=np.float32)
 
     def save(self, folder: str | Path) -> None:
-        """Write the ranker into ``folder``, its settings last."""
+        """Write the ranker into ``folder``, its settings last. An encoder that is a folder is named as it is seen from
+        there, so that a run may be moved."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
         with replacing(folder / WEIGHTS) as temporary:
             save_file({name: value.contiguous() for name, value in self.state_dict().items()}, temporary)
-        config = self.settings | {
-            "kind": "intents",
-            "features": self.codes.values,
-            "intents": [list(pair) for pair in zip(self.intents.ids, self.intents.texts, strict=True)],
-        }
+        encoders = {name: _seen_from(folder, self.settings[name]) for name in ENCODERS}
+        config = (
+            self.settings
+            | encoders
+            | {
+                "kind": "intents",
+                "features": self.codes.values,
+                "intents": [list(pair) for pair in zip(self.intents.ids, self.intents.texts, strict=True)],
+            }
+        )
         write_whole(folder / CONFIG, json.dumps(config, ensure_ascii=False) + "\n")
 
     @classmethod
@@ -389,11 +354,21 @@ class Ranker(nn.Module):
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             ids, texts = zip(*config["intents"], strict=True)
             codes, intents = FeatureCodes(config["features"]), Intents(ids, texts)
-            ranker = cls(codes, intents, **{name: config[name] for name in ("encoder", "words", "dim", "seed")})
+            encoders = {name: _found_from(folder, config.get(name, "")) for name in ENCODERS}
+            ranker = cls(codes, intents, **encoders, **{name: config[name] for name in ("words", "dim", "seed")})
             ranker.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{folder} holds no ranker ({error}): give the folder of `openrlhf-qs rank`") from None
         return ranker.eval()
+
+
+def _seen_from(folder: Path, encoder: str) -> str:
+    return os.path.relpath(encoder, folder) if encoder != WORDS and os.path.isdir(encoder) else encoder
+
+
+def _found_from(folder: Path, encoder: str) -> str:
+    there = folder / encoder
+    return os.path.relpath(there) if encoder not in ("", WORDS) and there.is_dir() else encoder
 
 
 def numbered(queries: Sequence[Sequence[str]]) -> tuple[list[str], Tensor]:
@@ -412,231 +387,3 @@ def queries_of(numbers: Tensor, vectors: Vectors) -> Queries:
     weight = there / there.sum(1, keepdim=True).clamp(min=1)
     share = torch.zeros(len(numbers), len(distinct)).scatter_add_(1, column, weight)
     return Queries(vectors[distinct], share)
-
-
-def train_ranker(
-    log: Impressions,
-    intents: Intents,
-    queries: Sequence[Sequence[str]] | None = None,
-    encoder: str = "words",
-    words: bool = True,
-    listwise: float = 0.3,
-    over_all: float = 1.0,
-    intent_dropout: float = 0.2,
-    feature_dropout: float = 0.03,
-    max_epochs: int = 20,
-    batch_size: int = 0,
-    lr: float = 3e-3,
-    weight_decay: float = 1e-4,
-    dim: int = 64,
-    seed: int = 0,
-    progress: bool = False,
-) -> Ranker:
-    """A ranker of ``log``; it stops after the epoch that is best on a twentieth of the rows, and is calibrated there.
-
-    Args:
-        queries: ``[n]``, a list a row, empty where there is none: :func:`with_queries` follows.
-        words: whether the features' words look themselves up.
-        listwise, over_all: lambda and mu of the loss.
-        intent_dropout: how often an intent is as a new one: without its id, and without what was learned of a word.
-        feature_dropout: how often a feature counts as not known; its words look themselves up all the same.
-        max_epochs: at most; fewer where they would be more than ``MAX_STEPS`` steps, but 3 at least.
-        batch_size: 0 is 1024, or less for a small log, so that an epoch has 50 steps.
-    """
-    if not log.clicks.any():
-        raise ValueError(f"no click in {len(log)} impressions: there is nothing to learn from")
-    torch.manual_seed(seed)
-    codes = FeatureCodes.of(log.features)
-    ranker = Ranker(codes, intents, encoder, words, dim, seed)
-    table = torch.from_numpy(codes(log.features))
-    base = ranker.base(intents)
-    hidden, starts = ranker.encoder.with_a_word_hidden(intents.texts)
-    clicked = Clicked(log, len(intents), listwise, over_all)
-
-    def loss_of(rows: Tensor, in_training: bool) -> Tensor:
-        ranker.train(in_training)
-        some, ids, learned = table[rows].long(), None, None
-        lines = ranker.lines(some, base) if words else None
-        if in_training:
-            some = some * (torch.rand(some.shape) >= feature_dropout)
-            is_new = torch.rand(len(intents)) < intent_dropout
-            ids, learned = base.ids * ~is_new, base.texts.clone()
-            picked = starts[:-1] + (torch.rand(len(intents)) * (starts[1:] - starts[:-1])).long()
-            learned[is_new] = hidden[picked[is_new]]
-        return clicked.loss(ranker(some, base, lines, None, ids, learned), rows, in_training)
-
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(log)))
-    kept_back, order = order[: max(1, len(log) // 20)], order[max(1, len(log) // 20) :]
-    batch_size = batch_size or min(1024, max(32, len(log) // 50))
-    max_epochs = min(max_epochs, max(3, MAX_STEPS // -(-len(order) // batch_size)))
-    optimiser = torch.optim.AdamW(ranker.parameters(), lr=lr, weight_decay=weight_decay)
-    fit(ranker, optimiser, loss_of, order, kept_back, batch_size, max_epochs, PATIENCE, seed, progress)
-    ranker.eval()
-    with torch.no_grad():
-        some = table[kept_back].long()
-        scores = ranker(some, base, ranker.lines(some, base) if words else None)
-    ranker.scale.data = calibration(scores, clicked.shown[kept_back], clicked.clicks[kept_back], clicked.examination)
-    return ranker if queries is None else with_queries(ranker, log, queries, seed=seed, progress=progress)
-
-
-def with_queries(
-    base: Ranker,
-    log: Impressions,
-    queries: Sequence[Sequence[str]],
-    listwise: float = 0.3,
-    over_all: float = 1.0,
-    max_epochs: int = 12,
-    lr: float = 1e-3,
-    weight_decay: float = 1e-2,
-    seed: int = 0,
-    progress: bool = False,
-) -> Ranker:
-    """The same ranker with a third tower, of the rows that have queries; where that tower makes it worse on a fifth of
-    them that is kept back, it stays empty.
-
-    Args:
-        base: of the same log, or of a part of it that its users do not leave.
-    """
-    has_some = torch.tensor([row for row, texts in enumerate(queries) if texts])
-    if not len(has_some):
-        raise ValueError(f"no query for any of {len(log)} impressions: there is nothing to learn from")
-    ranker = copy.deepcopy(base).eval()  # the two towers are read, not trained: nothing of theirs is dropped
-    ranker.forget_queries()
-    table = torch.from_numpy(ranker.codes(log[has_some.numpy()].features))
-    knowledge, clicked = ranker.base(ranker.intents), Clicked(log, len(ranker.intents), listwise, over_all)
-    distinct, numbers = numbered([queries[row] for row in has_some])
-    vectors = ranker.encoder.kept(distinct)
-
-    def loss_of(rows: Tensor, in_training: bool) -> Tensor:
-        some = table[rows].long()
-        lines = ranker.lines(some, knowledge) if ranker.words else None
-        scores = ranker(some, knowledge, lines, queries_of(numbers[rows], vectors))
-        return clicked.loss(scores, has_some[rows], in_training)
-
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(has_some)))
-    kept_back, order = order[: max(1, len(order) // 5)], order[max(1, len(order) // 5) :]
-    ranker.requires_grad_(False).third.requires_grad_(True)
-    named = list(ranker.third.named_parameters())
-    # How far a query is trusted at all is two numbers, found before what it means for each intent is.
-    trust = {"params": [one for name, one in named if name.endswith("bias")], "lr": 3e-2, "weight_decay": 0.0}
-    others = [one for name, one in named if not name.endswith("bias")]
-    optimiser = torch.optim.AdamW([trust, {"params": others}], lr=lr, weight_decay=weight_decay)
-    batch_size = min(256, max(32, len(order) // 50))
-    # No stop before the end: while the rate is high, an epoch can be worse than none.
-    fit(ranker, optimiser, loss_of, order, kept_back, batch_size, max_epochs, max_epochs, seed, progress)
-    return ranker.requires_grad_(True)
-
-
-class Clicked:
-    """The clicks of a log, as :func:`click_loss` takes them."""
-
-    def __init__(self, log: Impressions, n_intents: int, listwise: float, over_all: float) -> None:
-        self.shown, self.clicks = torch.from_numpy(log.shown).long(), torch.from_numpy(log.clicks).float()
-        self.examination = torch.tensor(log.examination, dtype=torch.float32)
-        self.listwise, self.over_all = listwise, over_all
-        n_shows = torch.bincount(self.shown[self.shown >= 0], minlength=n_intents).float()
-        if not n_shows.any():
-            raise ValueError("nothing was shown")
-        self.log_share = (n_shows / n_shows.sum()).log()
-
-    def loss(self, scores: Tensor, rows: Tensor, in_training: bool) -> Tensor:
-        """Of some rows, by their scores ``[batch, intents]``; what ListNet adds is left out where it only measures."""
-        listwise = self.listwise if in_training else 0
-        shown, clicks = self.shown[rows], self.clicks[rows]
-        return click_loss(scores, shown, clicks, self.examination, self.log_share, listwise, self.over_all)
-
-
-def fit(
-    ranker: Ranker,
-    optimiser: torch.optim.Optimizer,
-    loss_of: Callable[[Tensor, bool], Tensor],
-    order: Tensor,
-    kept_back: Tensor,
-    batch_size: int,
-    max_epochs: int,
-    patience: int,
-    seed: int,
-    progress: bool,
-) -> None:
-    """Train until ``patience`` epochs were no better on the rows kept back; the ranker is as it was after the best, or
-    before the first.
-
-    Args:
-        loss_of: of some rows, in training or not.
-    """
-    n_steps = max_epochs * -(-len(order) // batch_size)
-    rates = [group["lr"] for group in optimiser.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, n_steps, pct_start=0.1)
-    rng = np.random.default_rng(seed)
-    best, best_state, best_epoch = float("inf"), None, 0
-    for epoch in range(max_epochs + 1):
-        if epoch:
-            for rows in order[torch.from_numpy(rng.permutation(len(order)))].split(batch_size):
-                loss = loss_of(rows, True)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-        with torch.no_grad():
-            value = loss_of(kept_back, False).item()
-        if progress:
-            print(f"epoch {epoch}: loss {value:.4f} on {len(kept_back):,} rows kept back", flush=True)
-        if value < best:
-            best, best_epoch = value, epoch
-            best_state = {name: one.clone() for name, one in ranker.state_dict().items()}
-        elif epoch - best_epoch == patience:
-            break
-    ranker.load_state_dict(best_state)
-
-
-def click_loss(
-    scores: Tensor,
-    shown: Tensor,
-    clicks: Tensor,
-    examination: Tensor,
-    log_share: Tensor,
-    listwise: float,
-    over_all: float,
-) -> Tensor:
-    """The loss of the module, nats a row, averaged.
-
-    Args:
-        scores: ``[batch, intents]``.
-        shown, clicks: ``[batch, k]``; what was not shown is -1.
-        examination: ``[k]``.
-        log_share: ``[intents]``, -inf for what was never shown.
-    """
-    there = shown >= 0
-    of_shown = scores.gather(1, shown.clamp(min=0))
-    chance = (of_shown.sigmoid() * examination).clamp(1e-6, 1 - 1e-6)
-    loss = -(torch.where(clicks > 0, chance.log(), (1 - chance).log()) * there).sum(-1).mean()
-    weight = clicks * (1 / examination).clamp(max=MAX_WEIGHT) * there
-    if listwise:
-        among_shown = of_shown.masked_fill(~there, -torch.inf).log_softmax(-1)
-        loss = loss - listwise * (weight * among_shown.masked_fill(~there, 0)).sum(-1).mean()
-    if over_all:
-        among_all = (scores + log_share).log_softmax(-1).gather(1, shown.clamp(min=0))
-        loss = loss - over_all * (weight * among_all).sum(-1).mean()
-    return loss
-
-
-def calibration(scores: Tensor, shown: Tensor, clicks: Tensor, examination: Tensor) -> Tensor:
-    """``[2]``, slope and shift by which the log-odds fit clicks best (Platt), the examination taken as known; 1 and 0
-    where there are fewer than 20 clicks."""
-    there = shown >= 0
-    if clicks[there].sum() < 20:
-        return torch.tensor([1.0, 0.0])
-    of_shown = scores.gather(1, shown.clamp(min=0))[there]
-    theta, clicked = examination.expand_as(shown)[there], clicks[there]
-    line = torch.tensor([1.0, 0.0], requires_grad=True)
-    optimiser = torch.optim.LBFGS([line], max_iter=50)
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        chance = ((of_shown * line[0] + line[1]).sigmoid() * theta).clamp(1e-6, 1 - 1e-6)
-        loss = nn.functional.binary_cross_entropy(chance, clicked)
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    return line.detach() if line[0] > 0 and line.isfinite().all() else torch.tensor([1.0, 0.0])

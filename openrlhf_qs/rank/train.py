@@ -48,7 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no_reward", action="store_true", help="leave out reward/, where no reasoner learns from it")
     parser.add_argument("--shuffle_queries", action="store_true", help="give each user another one's query: a control")
     parser.add_argument(
-        "--encoder", default="words", help="of texts: words (hashed), minilm, or a sentence-transformers model"
+        "--encoder",
+        default="words",
+        help="of texts: words (hashed), minilm, a sentence encoder or language model",
+    )
+    parser.add_argument(
+        "--query_encoder",
+        default="",
+        metavar="MODEL",
+        help="of the queries, and of the intents that they are compared with: as --encoder; a language model, as the "
+        "reasoner's folder, for its last hidden state; default: that of the features' words",
+    )
+    parser.add_argument(
+        "--info_nce", type=float, default=0.0, help="weight of InfoNCE between queries and intents; default 0, without"
     )
     parser.add_argument("--propensity", default="auto", help="estimator of the examination; default auto")
     parser.add_argument("--max_epochs", type=int, default=20, help="passes over the log at most; default 20")
@@ -56,10 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from openrlhf_qs.rank.ranker import train_ranker, with_queries
+    from openrlhf_qs.rank.fit import train_ranker, with_queries
 
-    if args.base and not args.queries:
-        raise ValueError(f"--base {args.base} without --queries: give what it is to learn from")
+    for flag in ("base", "query_encoder", "info_nce"):
+        if getattr(args, flag) and not args.queries:
+            raise ValueError(f"--{flag} {getattr(args, flag)} without --queries: give what it is to learn from")
+    if args.info_nce < 0:
+        raise ValueError(f"--info_nce {args.info_nce}: give a weight of at least 0")
     intents = read_intents(args.intents)
     log = read_impressions(args.log, intents, args.propensity)
     for finding in log.findings:
@@ -73,10 +88,12 @@ def run(args: argparse.Namespace) -> None:
         queries = [[] if own else texts for own, texts in zip(is_reasoners, queries, strict=True)]
 
     def trained(base: str, rows: np.ndarray) -> Ranker:
-        some, of_rows = log[rows], queries and [queries[row] for row in rows]
-        if base:
-            return with_queries(read_base(base, intents), some, of_rows, seed=args.seed)
-        return train_ranker(some, intents, of_rows, **how)
+        some = log[rows]
+        towers = read_base(base, intents) if base else train_ranker(some, intents, **how)
+        if not queries:
+            return towers
+        of_rows = [queries[row] for row in rows]
+        return with_queries(towers, some, of_rows, args.query_encoder, info_nce=args.info_nce, seed=args.seed)
 
     if not args.no_reward:
         others = np.flatnonzero(~is_reasoners)

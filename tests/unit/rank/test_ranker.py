@@ -7,8 +7,10 @@ import pytest
 import torch
 from visits import INTENTS, visits, wanted_intents
 
+from openrlhf_qs.rank.encoder import Encoder
+from openrlhf_qs.rank.fit import Loss, Rows, train_ranker, with_queries
 from openrlhf_qs.rank.impressions import Intents
-from openrlhf_qs.rank.ranker import Encoder, Ranker, click_loss, numbered, queries_of, train_ranker, with_queries
+from openrlhf_qs.rank.ranker import Ranker, Scores, numbered, queries_of
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_candidates_in_another_order_have_the_same_scores(ranker):
 
 def test_a_query_looks_itself_up_wherever_its_intent_stands_in_the_knowledge_base(log):
     queries = [[INTENTS.texts[intent]] for intent in wanted_intents(log)]
-    ranker = train_ranker(log, INTENTS, queries, max_epochs=1)
+    ranker = with_queries(train_ranker(log, INTENTS, max_epochs=1), log, queries)
     new, order = visits(20, seed=2), [3, 0, 5, 1, 4, 2]
     asked = [[INTENTS.texts[intent]] for intent in wanted_intents(new)]
     turned = Intents(tuple(INTENTS.ids[n] for n in order), tuple(INTENTS.texts[n] for n in order))
@@ -122,7 +124,7 @@ def test_two_towers_do_not_read_the_words_of_a_value_that_training_did_not_have(
 
 def test_several_queries_count_by_how_often_each_was_written_and_not_by_their_order(log):
     queries = [[INTENTS.texts[intent]] * 3 + [INTENTS.texts[0]] for intent in wanted_intents(log)]
-    ranker = train_ranker(log, INTENTS, queries, max_epochs=1)
+    ranker = with_queries(train_ranker(log, INTENTS, max_epochs=1), log, queries)
     one, other = INTENTS.texts[1], INTENTS.texts[5]
     asked = [[one, one, other], [other, one, one], [one, other, other], []]
     scores = ranker.scores([visits(1, seed=2).features[0]] * 4, queries=asked)
@@ -168,14 +170,17 @@ def test_a_query_that_says_what_is_wanted_is_used_and_one_may_be_missing(log):
 
 
 def test_the_loss_of_one_row_is_that_of_the_formula():
-    scores = torch.tensor([[0.0, 1.0, -1.0]])
-    shown, clicks = torch.tensor([[1, 0, -1]]), torch.tensor([[0.0, 1.0, 0.0]])
-    loss = click_loss(scores, shown, clicks, torch.tensor([1.0, 0.5, 0.25]), torch.zeros(3), 1.0, 1.0)
+    scores = Scores(torch.tensor([[0.0, 1.0, -1.0]]), torch.tensor([[2.0, 0.0, 1.0]]))
+    rows = Rows(None, torch.tensor([[1, 0, -1]]), torch.tensor([[0, 1, 0]]), None)
+    loss = Loss(torch.tensor([1.0, 0.5, 0.25]), torch.zeros(3), listwise=1.0, over_all=1.0, info_nce=1.0)
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     clicked = -np.log(1 - sigmoid(1)) - np.log(0.5 * sigmoid(0))  # the top passed over, the second looked at by half
     among_shown = -2 * np.log(1 / (1 + np.exp(1)))  # a click at the second place counts as two
     among_all = -2 * np.log(1 / (1 + np.exp(1) + np.exp(-1)))
-    assert loss.item() == pytest.approx(clicked + among_shown + among_all, rel=1e-5)
+    by_the_query_alone = -2 * np.log(np.exp(2) / (np.exp(2) + 1 + np.exp(1)))
+    total = clicked + among_shown + among_all + by_the_query_alone
+    assert loss(scores, rows).item() == pytest.approx(total, rel=1e-5)
+    assert loss(scores, rows, in_training=False).item() == pytest.approx(clicked + among_all, rel=1e-5)
 
 
 def test_a_log_without_a_click_is_refused():

@@ -13,8 +13,9 @@ from visits import INTENTS, visits, wanted_intents, write
 from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import Task
 from openrlhf_qs.rank import best, data, score, train
+from openrlhf_qs.rank.fit import train_ranker, with_queries
 from openrlhf_qs.rank.impressions import Intents, conversation_of
-from openrlhf_qs.rank.ranker import Ranker, train_ranker
+from openrlhf_qs.rank.ranker import Ranker
 from openrlhf_qs.registry import REWARDS, load_plugins
 from openrlhf_qs.reward.offline import offline_batch
 
@@ -29,7 +30,8 @@ def arguments(module, *words: str) -> argparse.Namespace:
 def ranker(tmp_path_factory):
     log = visits(2000)
     bare = type(log)([{"visits": one["visits"]} for one in log.features], *list(vars(log).values())[1:])
-    trained = train_ranker(bare, INTENTS, [[INTENTS.texts[n]] for n in wanted_intents(log)], max_epochs=12)
+    asked = [[INTENTS.texts[n]] for n in wanted_intents(log)]
+    trained = with_queries(train_ranker(bare, INTENTS, max_epochs=12), bare, asked)
     folder = tmp_path_factory.mktemp("ranker")
     trained.save(folder)
     return folder
