@@ -76,8 +76,8 @@ def test_the_reasoner_reads_its_queries_by_its_last_hidden_state_also_after_the_
     turned = Intents(tuple(INTENTS.ids[n] for n in order), tuple(INTENTS.texts[n] for n in order))
     np.testing.assert_allclose(moved.scores(new.features, turned, asked), scores[:, order], rtol=1e-3, atol=1e-3)
     (tmp_path / "moved").rename(run)
-    with pytest.raises(ValueError, match="nowhere/reason"):
-        with_queries(base, log, queries, query_encoder="nowhere/reason")
+    with pytest.raises(ValueError, match="rank' cannot be loaded"):
+        with_queries(base, log, queries, query_encoder=str(run / "rank"))
 
 
 def test_by_info_nce_a_query_alone_stands_near_what_it_names_in_the_space_of_the_ranker(base):
