@@ -8,7 +8,7 @@ import torch
 from visits import INTENTS, visits, wanted_intents
 
 from openrlhf_qs.rank.encoder import Encoder
-from openrlhf_qs.rank.fit import Loss, Rows, train_ranker, with_queries
+from openrlhf_qs.rank.fit import TEMPERATURE, Loss, Rows, train_ranker, with_queries
 from openrlhf_qs.rank.impressions import Intents
 from openrlhf_qs.rank.ranker import Ranker, Scores, numbered, queries_of
 
@@ -170,7 +170,7 @@ def test_a_query_that_says_what_is_wanted_is_used_and_one_may_be_missing(log):
 
 
 def test_the_loss_of_one_row_is_that_of_the_formula():
-    scores = Scores(torch.tensor([[0.0, 1.0, -1.0]]), torch.tensor([[2.0, 0.0, 1.0]]))
+    scores = Scores(torch.tensor([[0.0, 1.0, -1.0]]), TEMPERATURE * torch.tensor([[2.0, 0.0, 1.0]]))
     rows = Rows(None, torch.tensor([[1, 0, -1]]), torch.tensor([[0, 1, 0]]), None)
     loss = Loss(torch.tensor([1.0, 0.5, 0.25]), torch.zeros(3), listwise=1.0, over_all=1.0, info_nce=1.0)
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
