@@ -12,25 +12,25 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from scipy.special import expit
 
-from openrlhf_qs.clicks.preferences import Pairs, all_pairs, read_preferences
+from openrlhf_qs.clicks.preferences import Pairs, all_pairs
 from openrlhf_qs.files.printable import print_table
+from openrlhf_qs.garm.baselines import cross_validated, differences
 from openrlhf_qs.garm.calibration import accuracy, expected_calibration_error, negative_log_likelihood
-from openrlhf_qs.garm.eval import cluster_of
+from openrlhf_qs.garm.eval import cluster_of, evidence, read_pairs
 from openrlhf_qs.models.resolve import resolve_model
-from openrlhf_qs.statistics import pair_regression
 from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, cluster_bootstrap
 
 C_GRID = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-N_FOLDS = 3
 FORMS = ("as it is", "scaled")
 POOLS = ("mean", "last")
 
@@ -60,19 +60,7 @@ def run(args: argparse.Namespace) -> None:
             f"--layers {' '.join(map(str, layers))}: {args.model} has 0 to {model.config.num_hidden_layers}"
         )
     start = time.process_time()
-    of_train, of_heldout = (
-        np.concatenate(
-            list(
-                track(
-                    states(model, tokenizer, rows, layers, args.max_len),
-                    f"reading {words}",
-                    len(rows),
-                    console=Console(stderr=True),
-                )
-            )
-        )
-        for words, (rows, _) in zip(("to learn from", "held out"), sets, strict=True)
-    )
+    of_train, of_heldout = (states(model, tokenizer, rows, layers, args.max_len) for rows, _ in sets)
     seconds = time.process_time() - start
     (train, train_pairs), (heldout, pairs) = sets
     counted = significant(heldout, pairs) if args.significant else pairs.label != 0.5
@@ -99,11 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
 def with_pairs(file: str, n: int) -> tuple[list[dict[str, Any]], Pairs]:
     """The first ``n`` rows of a file that have a pair, and their pairs. ValueError where there is none."""
-    rows = [row for row in read_preferences(file) if row["pairs"]][:n]
-    if not rows:
-        raise ValueError(
-            f"{file}: no row of it has a pair; give one with clicks on some suggestions and not on others"
-        )
+    rows = [row for row in read_pairs(file)[0] if row["pairs"]][:n]
     return rows, all_pairs(rows)
 
 
@@ -120,16 +104,15 @@ def evenly(n_layers: int) -> list[int]:
     return sorted({round(n_layers * part / 5) for part in range(1, 6)} - {0})
 
 
-def states(
-    model, tokenizer, rows: Sequence[Mapping[str, Any]], layers: Sequence[int], max_len: int
-) -> Iterator[np.ndarray]:
-    """For each row ``[suggestions, layers * POOLS, width]``, float32."""
+def states(model, tokenizer, rows: Sequence[Mapping[str, Any]], layers: Sequence[int], max_len: int) -> np.ndarray:
+    """Of every suggestion of the rows, ``[suggestions, layers * POOLS, width]``, float32."""
     import torch
 
     from openrlhf_qs.garm.reward_model import suggestion_ids
     from openrlhf_qs.garm.shared_prefix import common_length
 
-    for row in rows:
+    found = []
+    for row in track(rows, "reading", console=Console(stderr=True)):
         texts = row["suggestions"]
         ids = suggestion_ids(tokenizer, [row["conversation"]] * len(texts), texts, max_len)
         start, length = common_length(ids), max(map(len, ids))
@@ -145,7 +128,8 @@ def states(
             hidden = of_layers[layer].float()
             pooled.append((hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True))
             pooled.append(hidden[torch.arange(len(ids)), last])
-        yield torch.stack(pooled, dim=1).numpy()
+        found.append(torch.stack(pooled, dim=1).numpy())
+    return np.concatenate(found)
 
 
 def prepared(x: np.ndarray, train: np.ndarray, form: str) -> np.ndarray:
@@ -168,23 +152,15 @@ def mean_cosine(x: np.ndarray) -> float:
     return float((np.square(z.sum(0)).sum() - n) / (n * (n - 1)))
 
 
-def differences(x: np.ndarray, rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> np.ndarray:
-    """States of the chosen less those of the rejected, ``[pairs, width]``."""
-    first = np.cumsum([0] + [len(row["suggestions"]) for row in rows])[pairs.row]
-    return x[first + pairs.chosen] - x[first + pairs.rejected]
-
-
 def fitted(difference: np.ndarray, rows: Sequence[Mapping[str, Any]], pairs: Pairs, heldout: np.ndarray) -> np.ndarray:
     """P(chosen better) of the held-out differences, the penalty found by cross-validation over conversations."""
     belongs_to = [cluster_of(rows[row]) for row in pairs.row]
-    c = pair_regression.cross_validated_c(difference, pairs.weight, belongs_to, C_GRID, N_FOLDS, pairs.label)
-    return 1 / (1 + np.exp(-(heldout @ pair_regression.fit(difference, pairs.weight, c, pairs.label))))
+    return expit(heldout @ cross_validated(difference, pairs, belongs_to, C_GRID))
 
 
 def significant(rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> np.ndarray:
     """Which pairs have ``|z| > 1.96``. ValueError where none has."""
-    z = np.abs([value for row in rows for value in row.get("z") or [np.nan] * len(row["pairs"])])
-    found = (z > SIGNIFICANT_Z) & (pairs.label != 0.5)
+    found = (evidence(rows) > SIGNIFICANT_Z) & (pairs.label != 0.5)
     if not found.any():
         raise ValueError(f"no held-out pair with |z| > {SIGNIFICANT_Z}: leave out --significant")
     return found

@@ -59,8 +59,8 @@ def linear(train: Sequence[Mapping[str, Any]], train_pairs: Pairs, rows: Sequenc
     scale[-len(OVERLAP) :] = 1 / np.maximum(dense.std(axis=0), 1e-6)  # words are 0 or 1 and stay so
     scaling = sparse.diags(scale)
     clusters = [root_key(train[row]["conversation"]) for row in train_pairs.row]
-    coefficients = _fit(_differences(of_train @ scaling, train, train_pairs), train_pairs, clusters)
-    return _sigmoid(_differences(features(rows) @ scaling, rows, pairs) @ coefficients)
+    coefficients = cross_validated(differences(of_train @ scaling, train, train_pairs), train_pairs, clusters)
+    return _sigmoid(differences(features(rows) @ scaling, rows, pairs) @ coefficients)
 
 
 def bradley_terry(
@@ -78,8 +78,8 @@ def bradley_terry(
         return sparse.csr_matrix((np.ones(len(cells)), tuple(cells.T)), shape=(len(keys), len(columns)))
 
     clusters = [root_key(train[row]["conversation"]) for row in train_pairs.row]
-    coefficients = _fit(_differences(features(train), train, train_pairs), train_pairs, clusters)
-    return _sigmoid(_differences(features(rows), rows, pairs) @ coefficients)
+    coefficients = cross_validated(differences(features(train), train, train_pairs), train_pairs, clusters)
+    return _sigmoid(differences(features(rows), rows, pairs) @ coefficients)
 
 
 def bayes_rule(chance: Callable, rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> np.ndarray:
@@ -173,13 +173,17 @@ def _sentence(one: Mapping[str, Any]) -> str:
     return f"accuracy {points}, NLL {nll}."
 
 
-def _fit(difference: sparse.csr_matrix, pairs: Pairs, clusters: Sequence[str]) -> np.ndarray:
-    """Coefficients, the strength of the penalty found by cross-validation over ``clusters``."""
-    c = pair_regression.cross_validated_c(difference, pairs.weight, clusters, C_GRID, N_FOLDS, pairs.label)
+def cross_validated(
+    difference: np.ndarray | sparse.csr_matrix, pairs: Pairs, clusters: Sequence[str], grid: Sequence[float] = C_GRID
+) -> np.ndarray:
+    """Coefficients, the strength of the penalty, one of ``grid``, found by cross-validation over ``clusters``."""
+    c = pair_regression.cross_validated_c(difference, pairs.weight, clusters, grid, N_FOLDS, pairs.label)
     return pair_regression.fit(difference, pairs.weight, c, pairs.label)
 
 
-def _differences(features: sparse.csr_matrix, rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> sparse.csr_matrix:
+def differences(
+    features: np.ndarray | sparse.csr_matrix, rows: Sequence[Mapping[str, Any]], pairs: Pairs
+) -> np.ndarray | sparse.csr_matrix:
     """Features of the chosen minus those of the rejected, ``[n, k]``; ``features`` has a row for each suggestion."""
     start = np.cumsum([0] + [len(row["suggestions"]) for row in rows])
     first = start[pairs.row]

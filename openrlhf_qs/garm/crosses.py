@@ -29,8 +29,7 @@ def buckets(tokens: Sequence[int], turn_end_id: int, n_buckets: int) -> np.ndarr
         turn_end_id: the token that ends every turn.
     """
     ids = np.asarray(tokens, dtype=np.uint64)
-    turns = np.split(ids, np.flatnonzero(ids == turn_end_id) + 1)
-    said = [turn for turn in turns if len(turn)]
+    said = turns(ids, turn_end_id)
     own = said[-1][said[-1] != turn_end_id] if said else ids
     answer, question = (said[-n] if len(said) >= n else ids[:0] for n in (2, 3))
     found = [  # what stands here twice is one place below
@@ -41,6 +40,11 @@ def buckets(tokens: Sequence[int], turn_end_id: int, n_buckets: int) -> np.ndarr
         _key(_IN_ANSWER, own[(own[:, None] == answer[None, :]).any(axis=1)]),
     ]
     return np.unique(np.concatenate(found) % np.uint64(n_buckets)).astype(np.int64)
+
+
+def turns(ids: np.ndarray, turn_end_id: int) -> list[np.ndarray]:
+    """The tokens of each turn of a text, with the one that ends it."""
+    return [turn for turn in np.split(ids, np.flatnonzero(ids == turn_end_id) + 1) if len(turn)]
 
 
 def _key(kind: int, first: np.ndarray, second: np.ndarray | int = 0) -> np.ndarray:

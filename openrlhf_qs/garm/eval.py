@@ -157,12 +157,17 @@ def score_pairs(rows: Sequence[Mapping[str, Any]], pairs: Pairs, scorer) -> Scor
         label=pairs.label,
         weight=pairs.weight,
         position=_positions(rows, pairs),
-        z=np.abs(np.array([value for row in rows for value in row.get("z") or [np.nan] * len(row["pairs"])])),
+        z=evidence(rows),
         impression=[str(rows[row]["impression_id"]) for row in pairs.row],
         clusters=Clusters.of(
             [cluster_of(rows[row]) for row in pairs.row], [rows[row].get("user_id") for row in pairs.row]
         ),
     )
+
+
+def evidence(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """``|z|`` of every pair of the rows; nan where the file does not say."""
+    return np.abs(np.array([value for row in rows for value in row.get("z") or [np.nan] * len(row["pairs"])]))
 
 
 def cluster_of(row: Mapping[str, Any]) -> str:

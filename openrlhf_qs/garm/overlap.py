@@ -18,6 +18,8 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 
 import numpy as np
 
+from openrlhf_qs.garm.crosses import turns
+
 OVERLAPS = "overlaps"  # their name among the weights
 NO_WORD = -1  # the form of a token without a letter or digit
 FIGURES = (
@@ -117,15 +119,14 @@ def turns_of(tokens: Sequence[int], turn_end_id: int, forms: np.ndarray) -> list
         tokens: of the whole text, as :func:`openrlhf_qs.garm.reward_model.suggestion_ids` gives it.
         turn_end_id: the token that ends every turn.
     """
-    ids = np.asarray(tokens, dtype=np.int64)
-    turns = [turn for turn in np.split(ids, np.flatnonzero(ids == turn_end_id) + 1) if len(turn)]
-    found = [forms[turn[turn != turn_end_id]] for turn in turns]
+    said = turns(np.asarray(tokens, dtype=np.int64), turn_end_id)
+    found = [forms[turn[turn != turn_end_id]] for turn in said]
     return [turn[turn != NO_WORD].tolist() for turn in found] or [[]]
 
 
-def figures_of_turns(turns: Sequence[Sequence[int]], rarity: np.ndarray) -> tuple[float, ...]:
-    """:func:`figures` of the last of ``turns``; ``rarity`` by a word's number."""
-    *before, words = turns
+def figures_of_turns(said: Sequence[Sequence[int]], rarity: np.ndarray) -> tuple[float, ...]:
+    """:func:`figures` of the last of the turns; ``rarity`` by a word's number."""
+    *before, words = said
     *rest, question, answer = [[], [], *before]
     earlier = {word for turn in rest for word in turn}
     return figures(words, question, answer, earlier, lambda word: float(rarity[word]))

@@ -20,15 +20,17 @@ class Clicks(NamedTuple):
 
     def nll(self, log_odds: np.ndarray) -> tuple[float, np.ndarray]:
         """Negative log-likelihood, nats in all, and its derivative by each log-odds."""
-        chance, _ = self._chance(log_odds)
+        chance, by_log_odds = self._chance(log_odds)
         nll = -np.where(self.clicked > 0, np.log(chance), np.log1p(-chance)).sum()
-        return float(nll), self.slopes(log_odds)[0]
+        return float(nll), self._by_chance(chance) * by_log_odds
 
     def slopes(self, log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The derivative of the negative log-likelihood by each log-odds, and Fisher's information of each."""
         chance, by_log_odds = self._chance(log_odds)
-        by_chance = np.where(self.clicked > 0, -1 / chance, 1 / (1 - chance))
-        return by_chance * by_log_odds, by_log_odds**2 / (chance * (1 - chance))
+        return self._by_chance(chance) * by_log_odds, by_log_odds**2 / (chance * (1 - chance))
+
+    def _by_chance(self, chance: np.ndarray) -> np.ndarray:
+        return np.where(self.clicked > 0, -1 / chance, 1 / (1 - chance))
 
     def _chance(self, log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of a click, and its derivative by the log-odds."""

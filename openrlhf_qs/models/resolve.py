@@ -121,7 +121,7 @@ def licences(name: str, file: Path) -> tuple[Path, ...]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "name", metavar="MODEL", help="smollm2, a GGUF file, or a folder with one; others are left as they are"
+        "name", metavar="MODEL", help="smollm2, minilm, a GGUF file, or a folder with one; others are left as they are"
     )
     parser.add_argument("--out", default="", metavar="DIR", help="folder to write; default: one in the cache")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default bfloat16")

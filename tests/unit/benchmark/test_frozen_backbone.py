@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from openrlhf_qs.benchmark import frozen_backbone
-from openrlhf_qs.benchmark.frozen_backbone import FORMS, differences, evenly, fitted, mean_cosine, prepared
+from openrlhf_qs.benchmark.frozen_backbone import FORMS, evenly, fitted, mean_cosine, prepared
 from openrlhf_qs.clicks.preferences import Pairs, all_pairs
 from openrlhf_qs.files.whole import write_json_lines
+from openrlhf_qs.garm.baselines import differences
 
 
 def rows_of(n: int, *pairs, **values) -> list[dict]:
