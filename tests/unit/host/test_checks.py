@@ -254,7 +254,7 @@ def test_a_critic_is_not_started_from_our_reward_model(garm, estimator):
     argv = ("--qs.reward", "garm", "--data.label_key", "label", "--reward.model_name_or_path", str(garm), *estimator)
     with pytest.raises(ValueError, match="name the SFT policy as --critic.model_name_or_path, or take group_norm"):
         prepare("grpo", *argv)
-    prepare("grpo", *argv, "--critic.model_name_or_path", "runs/default/sft")
+    prepare("grpo", *argv, "--critic.model_name_or_path", "org/sft")
 
 
 def test_the_monitors_are_chosen_by_flags():
