@@ -43,13 +43,12 @@ for seed in $SEEDS; do
       [ "$DRY_RUN" = 1 ] || record share --run "$BASE/$name" --from "$BASE" $SHARED
       attached env RUN="$BASE/$name" SEED="$seed" "${ARM[@]}" bash "$RECIPES/sft.sh"
       RUN=$BASE response_tokens
-      [ -f "$BASE/report/responses.$name.jsonl" ] || later openrlhf-qs generate --policy "$BASE/$name/sft" \
+      STAGE=seed$seed/$name STAGE_DIR=$BASE/$name
+      [ -f "$BASE/report/responses.$name.jsonl" ] || followed openrlhf-qs generate --policy "$BASE/$name/sft" \
          --reference "$BASE/$name/sft" --prompts "$BASE/data/fusion.jsonl" "$BASE/data/heldout.jsonl" \
          --n_max "$N_SELECTION" "$N_HELDOUT" --temperature $TEMPERATURES --max_new_tokens "$RESPONSE_TOKENS" --seed "$seed" \
          --out "$BASE/report/selection.$name.jsonl" "$BASE/report/responses.$name.jsonl"
    done
-   STAGE=seed$seed STAGE_DIR=$BASE
-   followed_at_once
    plugin_flags --
    run openrlhf-qs evaluate --run "$BASE" --judge "$GOLD" --seed "$seed" --embedder "${EMBEDDER:-minilm}" "${PLUGIN_FLAGS[@]}"
 done

@@ -444,26 +444,6 @@ followed() {
    }
 }
 
-# later COMMAND...: kept for followed_at_once.
-LATER=()
-later() { LATER+=("$(printf '%q ' "$@")"); }
-
-# followed_at_once: as followed, what `later` kept: on the CPU form as many at once as there are cores, which share the threads.
-followed_at_once() {
-   [ ${#LATER[@]} -gt 0 ] || return 0
-   local commands n=1 with_xargs=()
-   commands=$(printf '%s\n' "${LATER[@]}")
-   if [ "$DRY_RUN" = 1 ]; then
-      echo "$commands"
-   else
-      [ "$FORM" = gpu ] || n=$((${#LATER[@]} < $(nproc) ? ${#LATER[@]} : $(nproc)))
-      command -v setpriv > /dev/null && with_xargs=(setpriv --pdeathsig TERM)   # which ends with this recipe
-      OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / n))} followed \
-         bash -c 'exec xargs -d "\n" -n 1 -P "$1" "${@:2}" bash -c <<< "$0"' "$commands" "$n" "${with_xargs[@]}"
-   fi
-   LATER=()
-}
-
 # training_flags FOLDER SAVE_STEPS: what every training has, in the array TRAINING_FLAGS. The model goes to FOLDER, the optimiser
 # and all else that a training goes on from to the same name under $RUN/ckpt: FOLDER can be put to use as it is.
 training_flags() {

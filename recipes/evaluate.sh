@@ -28,13 +28,12 @@ for policy in sft $TUNED grpo; do
    N_SAMPLES_AT=()
    for temperature in $TEMPERATURES; do N_SAMPLES_AT+=(1); done
    [ "$policy" != sft ] || N_SAMPLES_AT[${#N_SAMPLES_AT[@]} > 1]=$BEST_OF   # at 1 the best of several is worse (docs/EVIDENCE.md)
-   [ -f "$RUN/report/responses.$policy.jsonl" ] || later openrlhf-qs generate --policy "$RUN/$policy" \
+   [ -f "$RUN/report/responses.$policy.jsonl" ] || followed openrlhf-qs generate --policy "$RUN/$policy" \
       --reference "$RUN/sft" --reference_temperature "$GRPO_TEMPERATURE" \
       --prompts "$RUN/data/fusion.jsonl" "$RUN/data/heldout.jsonl" --n_max "$N_SELECTION" "$N_HELDOUT" \
       --out "$RUN/report/selection.$policy.jsonl" "$RUN/report/responses.$policy.jsonl" \
       --temperature $TEMPERATURES --n_samples "${N_SAMPLES_AT[@]}" --max_new_tokens "$RESPONSE_TOKENS" --seed "$SEED"
 done
-followed_at_once
 run openrlhf-qs evaluate --run "$RUN" --judge "$JUDGE" --embedder "$EMBEDDER" --seed "$SEED" \
    "${PLUGIN_FLAGS[@]}" "$@"
 finish

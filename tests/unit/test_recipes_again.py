@@ -35,12 +35,6 @@ case "$1 ${2:-}" in
    "follow "*) exec cat >> "$(value --log "$@")" ;;
    "garm wide" | "garm calibrate" | "garm spread") ;;
    "generate "*)
-      if [ -e "$CALLS.together" ]; then   # ends well where another one is at work
-         touch "$CALLS.at_work.$$"
-         for _ in {1..100}; do [ "$(compgen -G "$CALLS.at_work.*" | wc -l)" = 1 ] || break; sleep 0.1; done
-         [ "$(compgen -G "$CALLS.at_work.*" | wc -l)" -gt 1 ] || exit 1
-      fi
-      if [ -e "$CALLS.fails" ] && [[ $* == *"$(cat "$CALLS.fails")"* ]]; then echo "openrlhf-qs generate: no room"; exit 2; fi
       for word in "$@"; do
          case $word in --out) out=1 ;; --*) out=0 ;; *.jsonl) [ "${out:-0}" = 0 ] || echo '{}' > "$word" ;; esac
       done ;;
@@ -416,22 +410,6 @@ def test_a_training_that_fails_says_why_in_one_line_and_keeps_the_rest_in_its_lo
     assert (recipes.run.sft / "log.txt").read_text().count("Traceback") == 2
     fails.write_text("it was killed\n")  # and could not say why: no reason of an earlier call is shown
     assert "it was killed" in recipes("sft").stderr and "an earlier reason" not in done.stderr
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
-def test_policies_answer_at_once_and_one_that_fails_costs_the_others_nothing(whole):
-    shutil.rmtree(whole.run.stage("evaluate"))
-    together, fails = (Path(whole.environment["CALLS"] + end) for end in (".together", ".fails"))
-    together.touch()
-    fails.write_text("--policy " + str(whole.run.stage("rft")))
-    done = whole("evaluate", AGAIN="1")
-    assert done.returncode == 1 and "evaluate failed: no room. All of it: " in done.stderr
-    assert sorted(whole.run.all_responses()) == ["grpo", "sft"]
-    fails.unlink()
-    together.unlink()
-    whole.calls()
-    assert whole("evaluate").returncode == 0
-    assert [call.split()[0] for call in whole.calls()] == ["generate", "evaluate"]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
