@@ -21,11 +21,11 @@ from rich.progress import track
 from rich.table import Table
 from scipy.special import expit
 
-from openrlhf_qs.clicks.preferences import Pairs, all_pairs
+from openrlhf_qs.clicks.preferences import Pairs, all_pairs, cluster_of
 from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.garm.baselines import cross_validated, differences
 from openrlhf_qs.garm.calibration import accuracy, expected_calibration_error, negative_log_likelihood
-from openrlhf_qs.garm.eval import cluster_of, evidence, read_pairs
+from openrlhf_qs.garm.eval import evidence, read_pairs
 from openrlhf_qs.models.resolve import resolve_model
 from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, cluster_bootstrap

@@ -41,7 +41,7 @@ from openrlhf_qs.clicks.propensity import (
 )
 from openrlhf_qs.clicks.rows import MESSAGES, contexts
 from openrlhf_qs.files.whole import BadRow, raise_problems, read_json_lines, short, write_json_lines
-from openrlhf_qs.form.keys import text_keys
+from openrlhf_qs.form.keys import root_key, text_keys
 from openrlhf_qs.form.prompt import check_messages
 
 POSITION_POLICIES = {
@@ -387,6 +387,11 @@ def all_pairs(rows: Sequence[Mapping[str, Any]]) -> Pairs:
     values[turned] = values[turned][:, [1, 0, 2, 3]]
     values[turned, 3] = 1 - values[turned, 3]
     return Pairs(row, *values[:, :2].T.astype(int), *values[:, 2:].T)
+
+
+def cluster_of(row: Mapping[str, Any]) -> str:
+    """The conversation that a row's pairs are of, or the impression where there is none."""
+    return root_key(row["conversation"]) if row["conversation"] else str(row["impression_id"])
 
 
 # Tables

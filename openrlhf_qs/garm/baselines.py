@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from openrlhf_qs.clicks.preferences import Pairs, all_pairs
-from openrlhf_qs.form.keys import root_key, text_key
+from openrlhf_qs.clicks.preferences import Pairs, all_pairs, cluster_of
+from openrlhf_qs.form.keys import text_key
 from openrlhf_qs.form.text import words as words_of
 from openrlhf_qs.garm.calibration import accuracy, expected_calibration_error, negative_log_likelihood
 from openrlhf_qs.garm.overlap import FIGURES, figures
@@ -58,7 +58,7 @@ def linear(train: Sequence[Mapping[str, Any]], train_pairs: Pairs, rows: Sequenc
     dense = of_train[:, -len(OVERLAP) :].toarray()
     scale[-len(OVERLAP) :] = 1 / np.maximum(dense.std(axis=0), 1e-6)  # words are 0 or 1 and stay so
     scaling = sparse.diags(scale)
-    clusters = [root_key(train[row]["conversation"]) for row in train_pairs.row]
+    clusters = [cluster_of(train[row]) for row in train_pairs.row]
     coefficients = cross_validated(differences(of_train @ scaling, train, train_pairs), train_pairs, clusters)
     return _sigmoid(differences(features(rows) @ scaling, rows, pairs) @ coefficients)
 
@@ -77,7 +77,7 @@ def bradley_terry(
         cells = np.array([(n, columns[key]) for n, key in enumerate(keys) if key in columns], dtype=int).reshape(-1, 2)
         return sparse.csr_matrix((np.ones(len(cells)), tuple(cells.T)), shape=(len(keys), len(columns)))
 
-    clusters = [root_key(train[row]["conversation"]) for row in train_pairs.row]
+    clusters = [cluster_of(train[row]) for row in train_pairs.row]
     coefficients = cross_validated(differences(features(train), train, train_pairs), train_pairs, clusters)
     return _sigmoid(differences(features(rows), rows, pairs) @ coefficients)
 

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from openrlhf_qs.clicks.preferences import Pairs, all_pairs, read_preferences
+from openrlhf_qs.clicks.preferences import Pairs, all_pairs, cluster_of, read_preferences
 from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.files.whole import write_whole
-from openrlhf_qs.form.keys import conversation_key, root_key
+from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.garm import baselines
 from openrlhf_qs.garm.calibration import (
@@ -168,11 +168,6 @@ def score_pairs(rows: Sequence[Mapping[str, Any]], pairs: Pairs, scorer) -> Scor
 def evidence(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """``|z|`` of every pair of the rows; nan where the file does not say."""
     return np.abs(np.array([value for row in rows for value in row.get("z") or [np.nan] * len(row["pairs"])]))
-
-
-def cluster_of(row: Mapping[str, Any]) -> str:
-    """The conversation that a row's pairs are of, or the impression where there is none."""
-    return root_key(row["conversation"]) if row["conversation"] else str(row["impression_id"])
 
 
 def _sides(rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> tuple[list[list[Message]], list[str]]:

@@ -55,6 +55,15 @@ def test_the_strength_of_a_text_is_what_bradley_terry_knows_and_a_new_text_has_n
     assert popular > 0.9 and new == 0.5 and dull == pytest.approx(1 - popular)
 
 
+def test_headlines_which_have_no_conversation_are_each_of_their_own_when_the_penalty_is_chosen():
+    rng = np.random.default_rng(0)
+    words = [f"word{n}" for n in range(60)]
+    rows = [row(n, *(" ".join(rng.choice(words, 6)) for _ in range(2))) | {"conversation": []} for n in range(90)]
+    learnt, test = rows[:60], rows[60:]  # noise: nothing is to be known
+    probability = linear(learnt, all_pairs(learnt), test, all_pairs(test))
+    assert np.abs(probability - 0.5).mean() < 0.1
+
+
 def test_a_pair_with_a_soft_label_pulls_both_ways():
     train = [row(n, "A?", "B?") for n in range(40)]
     for one in train:
