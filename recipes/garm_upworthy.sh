@@ -39,5 +39,5 @@ launch garm "${TRAIN[@]}" "$@"
 [ "$CALIBRATE" = no ] ||
    run openrlhf-qs garm calibrate "$RUN/data/preferences.calibration.jsonl" --model "$RUN/garm" --on "$CALIBRATE"
 run openrlhf-qs garm eval "$RUN/data/preferences.dev.jsonl" --model "$RUN/garm" --equal_weights \
-   --out "$RUN/eval/metrics.json" --plots "$RUN/eval"
+   --train "$RUN/data/preferences.jsonl" --out "$RUN/eval/metrics.json" --plots "$RUN/eval"
 finish

@@ -228,12 +228,15 @@ def evaluate_pairs(scored: Scored, n_bins: int = N_BINS, seed: int = 0) -> dict[
 
 
 def against_baselines(scored: Scored, others: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """:func:`openrlhf_qs.garm.baselines.compare` on the pairs that have an outcome.
+    """:func:`openrlhf_qs.garm.baselines.compare` on the pairs that the verdict is of: those of ``significant`` where
+    there is ``z``, else of ``observed`` (:func:`evaluate_pairs`).
 
     Args:
         others: baseline to its P(chosen better) of every pair.
     """
     decided = scored.label != 0.5
+    significant = decided & (scored.z > SIGNIFICANT_Z)
+    decided = significant if significant.any() else decided
     others = {name: probability[decided] for name, probability in others.items()}
     clusters = scored.clusters[decided]
     return baselines.compare(scored.probability[decided], scored.weight[decided], clusters, others, seed)
@@ -414,8 +417,10 @@ def print_tables(metrics: Mapping[str, Any]) -> None:
     floors = [one["ece_if_calibrated"] for one in shown.values()]
     table.add_row("ECE if calibrated", *("–" if floor is None else f"{floor:.3f}" for floor in floors))
     print_table(table)
-    best = metrics["observed"]
-    table = Table("on the same pairs", "accuracy", "NLL", "ECE", "the model beside it (95 % interval)")
+    best, pairs = metrics["observed"], "on the same pairs"
+    if "significant" in metrics:
+        best, pairs = metrics["significant"], "pairs with |z| > 1.96"
+    table = Table(pairs, "accuracy", "NLL", "ECE", "the model beside it (95 % interval)")
     table.add_row("the reward model", f"{best['accuracy']:.1%}", f"{best['nll']:.3f}", f"{best['ece']:.3f}", "")
     for name, one in metrics.get("baselines", {}).items():
         style = "red" if one["loses"] else None

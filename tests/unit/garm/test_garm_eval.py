@@ -12,6 +12,7 @@ from openrlhf_qs.garm import eval as garm_eval
 from openrlhf_qs.garm.calibration import accuracy_by, calibration_metrics
 from openrlhf_qs.garm.eval import (
     Scored,
+    against_baselines,
     by_log_ppl,
     evaluate_pairs,
     load_on_device,
@@ -60,6 +61,14 @@ def test_outcomes_count_where_they_are_decided_and_significant_ones_apart():
     # 0.9 right, 0.2 wrong, 0.6 right; of the two significant ones, one
     assert metrics["observed"]["accuracy"] == pytest.approx(2 / 3) and metrics["observed"]["n_pairs"] == 3
     assert metrics["significant"]["accuracy"] == 0.5 and metrics["significant"]["n_pairs"] == 2
+
+
+def test_baselines_are_compared_on_the_pairs_that_the_verdict_is_of():
+    others = {"linear": np.array([0.9, 0.2, 0.9, 0.9])}
+    pairs = {"probability": [0.9, 0.9, 0.2, 0.2], "label": [0.9, 0.8, 0.5, 0.6]}
+    assert against_baselines(scored(**pairs), others)["linear"]["accuracy"] == pytest.approx(2 / 3)  # no tie
+    significant = against_baselines(scored(**pairs, z=[3, 2.5, 0, 0.3]), others)["linear"]
+    assert significant["accuracy"] == 0.5 and significant["accuracy_gain"] == 0.5
 
 
 def test_against_soft_labels_the_labels_themselves_are_calibrated_and_hard_outcomes_are_not():
