@@ -28,7 +28,7 @@ from openrlhf_qs.serve.upstream import Upstream
 LEARN = [{"role": "user", "content": "How do I learn Turkish?"}, {"role": "assistant", "content": "Read a lot."}]
 KEY = "0123456789abcdef"
 NAMES = {"user": "Human", "assistant": "Assistant"}  # Dify's
-N_GENERATED = 400  # conversations; in docs/SERVING.md, too
+N_GENERATED = 10_000  # conversations; in docs/SERVING.md, too
 
 
 def client(application, **how) -> httpx2.AsyncClient:
