@@ -213,6 +213,7 @@ foresee() {   # rankings of the held-out visits, side by side, and the controls
    fi
    [ -n "$CLICK_LOG" ] || judge=(--judge "${JUDGE:-zero_query_world}")
    run openrlhf-qs rank eval --log "$DATA/heldout.jsonl" --train "$DATA/train.jsonl" --intents "$KB" "${arms[@]}" \
+      --over two_towers --over features_in_words --over cold_start \
       "${judge[@]}" --out "$out/metrics.json" --examples "$out/examples.jsonl" --rounds "$out/rounds.svg" --seed "$SEED"
 }
 

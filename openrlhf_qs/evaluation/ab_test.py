@@ -16,7 +16,7 @@ from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.registry import JUDGES, check_options, load_plugins, origin, parse_options
 from openrlhf_qs.reward.judged import Judge, click_probabilities
 from openrlhf_qs.statistics.clusters import Clusters
-from openrlhf_qs.statistics.intervals import cluster_half_width
+from openrlhf_qs.statistics.intervals import cluster_half_width, ratio_of_means
 
 
 @dataclass(frozen=True)
@@ -115,20 +115,14 @@ def conversation_clusters(
 
 
 def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
-    r"""How much higher ``arm``'s CTR is, relative to that of ``over``. None where nobody clicks in one of them, or all
-    clicks come from one conversation: no interval can be told then.
-
-    :math:`R-1` with :math:`R=\bar a/\bar b` over contexts; by the delta method its standard error is that of the mean
-    of :math:`(a_c-R\,b_c)/\bar b`. The arms share their contexts, so what makes one easy for both cancels.
+    """How much higher ``arm``'s CTR is, relative to that of ``over``. None where nobody clicks in one of them, or all
+    clicks come from one conversation: no interval can be told then. The arms share their contexts, so what makes one
+    easy for both cancels (:func:`openrlhf_qs.statistics.intervals.ratio_of_means`).
     """
-    if over.ctr == 0:
-        return None
-    ratio = arm.ctr / over.ctr
-    influence = (arm.context_ctr - ratio * over.context_ctr) / over.ctr
     clicked = (arm.context_ctr > 0) | (over.context_ctr > 0)
-    if arm.ctr == 0 or arm.clusters[clicked].n_clusters < 2:
+    if arm.ctr == 0 or over.ctr == 0 or arm.clusters[clicked].n_clusters < 2:
         return None
-    half = cluster_half_width(influence, arm.clusters)
+    ratio, half = ratio_of_means(arm.context_ctr, over.context_ctr, arm.clusters)
     return Lift(ratio - 1, (ratio - 1 - half, ratio - 1 + half))
 
 

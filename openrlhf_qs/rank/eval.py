@@ -6,6 +6,7 @@ Without a judge relevance is what was clicked: it says how well an arm finds tha
 whoever ranks as the policy did that chose what was shown. A judge (``--judge zero_query_world``) tells the chance of a
 click for every intent, and ``oracle`` is its own ranking. New intents are those that no row of ``--train`` shows.
 
+``--over NAME`` compares every other arm with that one on the same visits (:func:`openrlhf_qs.rank.metrics.gains`).
 ``--rounds FILE`` draws arms ``NAME_1``, ``NAME_2`` ... as the rounds of NAME, which begin at the arm ``cold_start``.
 Of an arm with queries the JSON also has ``signs`` of a reasoner that plays the ranker (:func:`signs`), and
 ``--examples FILE`` shows ten visits: features, and of each arm its queries and what it ranks first.
@@ -32,7 +33,7 @@ from openrlhf_qs.rank.impressions import (
     read_impressions,
     read_intents,
 )
-from openrlhf_qs.rank.metrics import AT, at_top, calibration_error, group_auc, summary
+from openrlhf_qs.rank.metrics import AT, at_top, calibration_error, gains, group_auc, summary
 from openrlhf_qs.rank.train import queries_for, read_queries, shuffled
 from openrlhf_qs.registry import JUDGES, load_plugins
 
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a ranker and its queries; may be repeated",
     )
     parser.add_argument("--shuffle_queries", action="append", default=[], metavar="NAME", help="a control: that arm's")
+    parser.add_argument(
+        "--over", action="append", default=[], metavar="NAME", help="compare the other arms with this one; repeatable"
+    )
     parser.add_argument("--judge", default="", help="plugin that tells the chance of a click for every intent")
     parser.add_argument("--n_max", type=int, default=2000, help="visits, drawn at random; default 2000")
     parser.add_argument("--out", default="", metavar="FILE", help="JSON to write")
@@ -79,7 +83,18 @@ def run(args: argparse.Namespace) -> None:
         arms[name] = chances[name] = scores
         if of_rows:
             queries[name] = of_rows
-    results = {name: measured(scores, relevance, is_new, log) for name, scores in arms.items()}
+    if unknown := [name for name in args.over if name not in arms]:
+        raise ValueError(f"--over {unknown[0]}: no such arm; there are {', '.join(arms)}")
+    values = {name: measured(scores, relevance, is_new, log) for name, scores in arms.items()}
+    results = {name: summary(of_arm, log.users) for name, of_arm in values.items()}
+    over = {
+        base: {
+            name: gains(values[name], values[base], values.get("oracle"), log.users)
+            for name in chances
+            if name != base
+        }
+        for base in args.over
+    }
     for name, scores in chances.items():
         results[name]["calibration"] = on_clicks(scores, log)
     for name, of_rows in queries.items():
@@ -89,8 +104,10 @@ def run(args: argparse.Namespace) -> None:
     if args.rounds:
         write_whole(args.rounds, rounds_picture(results))
     if args.out:
-        write_whole(args.out, json.dumps({"n": len(log), "judge": args.judge, "arms": results}, indent=1) + "\n")
-    for shown in tables(results):
+        write_whole(
+            args.out, json.dumps({"n": len(log), "judge": args.judge, "arms": results, "over": over}, indent=1) + "\n"
+        )
+    for shown in [*tables(results), *(gains_table(base, of_arms) for base, of_arms in over.items())]:
         print_table(shown)
 
 
@@ -200,8 +217,8 @@ def clicked(log: Impressions, n_intents: int) -> np.ndarray:
     return relevance
 
 
-def measured(scores: np.ndarray, relevance: np.ndarray, is_new: np.ndarray, log: Impressions) -> dict[str, Any]:
-    """The metrics of one arm with their intervals by user, and by row for differences of arms."""
+def measured(scores: np.ndarray, relevance: np.ndarray, is_new: np.ndarray, log: Impressions) -> dict[str, np.ndarray]:
+    """The metrics of one arm, for each visit ``[n]``; nan where a visit says nothing."""
     values = {"gauc": group_auc(scores, relevance), **at_top(scores, relevance, log.examination)}
     values["ctr"] = np.where(relevance.any(1), values["ctr"], np.nan)  # a visit without a click says nothing here
     if is_new.any():
@@ -210,7 +227,7 @@ def measured(scores: np.ndarray, relevance: np.ndarray, is_new: np.ndarray, log:
         wants_new = relevance[:, is_new].max(1) >= relevance.max(1)
         top = at_top(scores, relevance * is_new, log.examination)["recall"]
         values["recall_new"] = np.where(wants_new, top, np.nan)
-    return summary(values, log.users)
+    return values
 
 
 def scores_of_shown(scores: np.ndarray, log: Impressions) -> tuple[np.ndarray, np.ndarray]:
@@ -225,20 +242,34 @@ def on_clicks(scores: np.ndarray, log: Impressions) -> dict[str, float]:
     return calibration_error(chance[there], log.clicks[there])
 
 
+STYLE: dict[str, Any] = {"box": SIMPLE, "pad_edge": False, "padding": (0, 1, 0, 0)}
 RANKED, NEW = ("gauc", "recall", "ndcg", "ctr"), ("gauc_new", "recall_new")
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """One line an arm: all intents, then the new ones and the calibration. 80 columns hold each whole."""
-    style = {"box": SIMPLE, "pad_edge": False, "padding": (0, 1, 0, 0)}
-    ranked = Table("arm", "GAUC", "Recall@3", "NDCG@3", "CTR@3", title="all intents", **style)
-    new = Table("arm", "GAUC", "Recall@3", "ECE (floor)", title="new intents; ECE of all", **style)
+    ranked = Table("arm", "GAUC", "Recall@3", "NDCG@3", "CTR@3", title="all intents", **STYLE)
+    new = Table("arm", "GAUC", "Recall@3", "ECE (floor)", title="new intents; ECE of all", **STYLE)
     for name, result in results.items():
         cell = {metric: _interval(result.get(metric)) for metric in (*RANKED, *NEW)}
         ranked.add_row(name, *(cell[metric] for metric in RANKED))
         ece = result.get("calibration")
         new.add_row(name, *(cell[metric] for metric in NEW), f"{ece['ece']:.3f} ({ece['floor']:.3f})" if ece else "")
     return [ranked, new]
+
+
+def gains_table(base: str, of_arms: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Table:
+    """What :func:`openrlhf_qs.rank.metrics.gains` found of each arm over ``base``."""
+    table = Table("arm", "GAUC error gone", "NDCG@3", "CTR@3", title=f"over {base}, on the same visits", **STYLE)
+    for name, gained in of_arms.items():
+        cells = (
+            "" if one["mean"] is None else f"{one['mean']:+{spec}} ±{one['half']:{spec}}"
+            for one, spec in zip(
+                (gained["gauc_error"], gained["ndcg"], gained["ctr"]), (".1%", ".3f", ".1%"), strict=True
+            )
+        )
+        table.add_row(name, *cells)
+    return table
 
 
 def _interval(one: dict[str, Any] | None) -> str:

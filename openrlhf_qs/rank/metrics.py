@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from openrlhf_qs.statistics.clusters import Clusters
-from openrlhf_qs.statistics.intervals import cluster_half_width
+from openrlhf_qs.statistics.intervals import cluster_half_width, ratio_of_means
 
 AT = 3
 
@@ -68,6 +68,39 @@ def summary(values: Mapping[str, np.ndarray], users: np.ndarray) -> dict[str, di
             "half": half,
             "n": int(there.sum()),
         }
+    return found
+
+
+def gains(
+    arm: Mapping[str, np.ndarray],
+    over: Mapping[str, np.ndarray],
+    best: Mapping[str, np.ndarray] | None,
+    users: np.ndarray,
+) -> dict[str, dict[str, float | None]]:
+    """How much better one arm is than another on the same visits, with half the 95 % interval, by user.
+
+    Args:
+        arm, over, best: metric to its value for each visit, ``[n]``; ``best`` is the oracle's, None where there is
+            none: then a GAUC of 1 is what can be reached.
+
+    Returns:
+        ``gauc_error``, the share of the other arm's GAUC error, up to ``best``, that is gone; ``ndcg``, the
+        difference; ``ctr``, the relative difference. Each with ``mean`` and ``half``, None where it cannot be told.
+    """
+    reach = 1.0 if best is None else best["gauc"]
+    terms = {
+        "gauc_error": (arm["gauc"] - over["gauc"], reach - over["gauc"]),
+        "ndcg": (arm["ndcg"] - over["ndcg"], np.ones(len(users))),
+        "ctr": (arm["ctr"] - over["ctr"], over["ctr"]),
+    }
+    found: dict[str, dict[str, float | None]] = {}
+    for name, (numerator, denominator) in terms.items():
+        there = ~np.isnan(numerator) & ~np.isnan(denominator)
+        found[name] = {"mean": None, "half": None}
+        if len(set(users[there])) > 1 and denominator[there].mean() > 0:
+            clusters = Clusters.of(list(users[there]))
+            ratio, half = ratio_of_means(numerator[there], denominator[there], clusters)
+            found[name] = {"mean": ratio, "half": half}
     return found
 
 

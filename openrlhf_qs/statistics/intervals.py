@@ -88,6 +88,19 @@ def t_interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), float(half), n)
 
 
+def ratio_of_means(
+    numerator: np.ndarray, denominator: np.ndarray, clusters: Clusters | Sequence[Hashable]
+) -> tuple[float, float]:
+    r""":math:`R=\bar a/\bar b` of values ``[n]`` of the same rows, and half its 95 % interval.
+
+    By the delta method its standard error is that of the mean of :math:`(a_i-R\,b_i)/\bar b`: what makes one row
+    large in both cancels.
+    """
+    mean = float(denominator.mean())
+    ratio = float(numerator.mean()) / mean
+    return ratio, cluster_half_width((numerator - ratio * denominator) / mean, clusters)
+
+
 def cluster_bootstrap(
     statistic: Callable[[np.ndarray], Sequence[float]],
     weight: np.ndarray,

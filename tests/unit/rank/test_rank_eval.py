@@ -1,11 +1,15 @@
 """What is told of a reasoner's queries beside how well they rank."""
 
+import io
+import re
+
 import numpy as np
 import pytest
 from rich.console import Console
 from visits import INTENTS, visits
 
-from openrlhf_qs.rank.eval import examples, measured, rounds_picture, signs, tables
+from openrlhf_qs.rank.eval import examples, gains_table, measured, rounds_picture, signs, tables
+from openrlhf_qs.rank.metrics import summary
 
 
 def test_a_query_that_all_get_and_that_names_several_intents_is_seen():
@@ -35,7 +39,8 @@ def test_a_place_where_nothing_was_shown_is_no_pair():
 def test_what_new_intents_and_what_all_others_are_worth_is_told_apart():
     log, is_new = visits(30), np.arange(6) >= 4
     relevance = np.tile([0.9, 0.1, 0.1, 0.1, 0.95, 0.0], (30, 1))
-    found = measured(np.tile([5.0, 4.0, 3.0, 2.0, 1.0, 0.0], (30, 1)), relevance, is_new, log)
+    values = measured(np.tile([5.0, 4.0, 3.0, 2.0, 1.0, 0.0], (30, 1)), relevance, is_new, log)
+    found = summary(values, log.users)
     # of the new ones the better stands first, and neither among the first three of all
     assert found["gauc_new"]["mean"] == 1 and found["recall_new"]["mean"] == 0
     # of the others .9 stands first, and .1 thrice: 2.43 pairs right by .9 over the three, 0.03 the other way round,
@@ -52,6 +57,14 @@ def test_ten_visits_are_shown_with_each_arms_query_and_its_first_three():
     assert len(rows) == 10 and rows[0]["features"] == log.features[0] and rows[-1]["features"] == log.features[99]
     assert rows[-1]["arms"]["two"] == {"first": [INTENTS.texts[n] for n in (5, 4, 3)]}
     assert rows[-1]["arms"]["asked"] == {"queries": {"q99": 1, "q": 2}, "first": [INTENTS.texts[n] for n in (0, 1, 2)]}
+
+
+def test_what_an_arm_adds_stands_in_one_line_of_80_columns():
+    gained = {"gauc_error": {"mean": -0.10455, "half": 0.02111}, "ndcg": {"mean": 0.1, "half": 0.1}}
+    table = gains_table("features_in_words", {"queries_without_words": gained | {"ctr": {"mean": None, "half": None}}})
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    assert re.search(r"queries_without_words +-10.5% ±2.1% +\+0.100 ±0.100", console.export_text())
 
 
 def test_the_tables_of_many_arms_fit_a_terminal_of_80_columns_whole():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from openrlhf_qs.rank.metrics import at_top, calibration_error, group_auc, summary
+from openrlhf_qs.rank.metrics import at_top, calibration_error, gains, group_auc, summary
 
 
 def test_the_auc_of_clicks_counts_pairs_and_half_of_ties():
@@ -39,6 +39,22 @@ def test_intervals_are_by_user_and_rows_without_a_value_are_counted_out():
     by_user = summary({"x": values}, np.array(list("abab") + ["c"]))["x"]
     assert by_row["n"] == by_user["n"] == 4 and by_row["mean"] == by_user["mean"] == 0.5
     assert by_user["half"] > by_row["half"]
+
+
+def test_gains_are_of_the_same_visits_and_of_what_the_oracle_leaves():
+    rng, users = np.random.default_rng(0), np.arange(400)
+    ease = rng.uniform(0.2, 0.6, 400)  # of a visit: the same for every arm
+    best = {"gauc": np.full(400, 0.9)}
+    over = {"gauc": 0.5 + ease / 2, "ndcg": ease, "ctr": ease}
+    arm = {"gauc": over["gauc"] + 0.1 * (0.9 - over["gauc"]), "ndcg": ease + 0.05, "ctr": 1.2 * ease}
+    arm["ndcg"][0] = np.nan  # a visit that says nothing
+    found = gains(arm, over, best, users)
+    assert found["gauc_error"]["mean"] == pytest.approx(0.1) and found["gauc_error"]["half"] < 1e-9
+    assert found["ndcg"]["mean"] == pytest.approx(0.05) and found["ndcg"]["half"] < 1e-9
+    assert found["ctr"]["mean"] == pytest.approx(0.2) and found["ctr"]["half"] < 1e-9
+    # without an oracle all that is missing to 1 counts
+    assert gains(arm, over, None, users)["gauc_error"]["mean"] < 0.1
+    assert gains(over, arm, None, np.zeros(400))["ctr"] == {"mean": None, "half": None}  # one user: no interval
 
 
 def test_the_calibration_error_of_true_chances_is_at_its_floor_and_that_of_doubled_ones_is_not():

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from openrlhf_qs.statistics.intervals import Z_95, cluster_bootstrap, in_words, t_interval, wilson_interval
+from openrlhf_qs.statistics.intervals import (
+    Z_95,
+    cluster_bootstrap,
+    in_words,
+    ratio_of_means,
+    t_interval,
+    wilson_interval,
+)
 
 
 def test_the_quantile_is_that_of_the_normal_distribution():
@@ -20,6 +27,16 @@ def test_wilson_interval_by_hand_and_at_the_ends():
     assert wilson_interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert wilson_interval(0.0, 10)[0] == pytest.approx(0.0, abs=1e-12)
     assert wilson_interval(1.0, 10)[1] == pytest.approx(1.0, abs=1e-12)
+
+
+def test_the_interval_of_a_ratio_covers_it_in_95_of_100_samples_and_no_part_is_counted_that_both_share():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        size = rng.gamma(2.0, 1.0, 200)  # large in both
+        ratio, half = ratio_of_means(size * 1.3 + rng.normal(0, 0.2, 200), size, range(200))
+        covered += abs(ratio - 1.3) < half
+        assert half < 0.05
+    assert 0.92 < covered / 400 < 0.98
 
 
 def test_bootstrap_over_clusters_is_wider_than_over_pairs_that_repeat_each_other():
