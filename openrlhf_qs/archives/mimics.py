@@ -72,7 +72,8 @@ def read_panes(path: Path) -> list[tuple[str, list[str], list[float]]]:
 
 
 def pane_preferences(panes: list[tuple[str, list[str], list[float]]]) -> pl.DataFrame:
-    """A row a pane, each with a pair of the same weight in all; of two unclicked options nothing is said.
+    """A row a pane, each with a pair of the same weight in all; of two unclicked options nothing is said, nor of two
+    that are the same text.
 
     The label is the chosen one's share of the clicks on either of the two (Luce 1959).
 
@@ -82,7 +83,11 @@ def pane_preferences(panes: list[tuple[str, list[str], list[float]]]) -> pl.Data
     """
     rows = []
     for number, (query, options, shares) in enumerate(panes, start=1):
-        shown = [pair for pair in itertools.combinations(range(len(options)), 2) if shares[pair[0]] + shares[pair[1]]]
+        shown = [
+            (one, other)
+            for one, other in itertools.combinations(range(len(options)), 2)
+            if shares[one] + shares[other] and options[one] != options[other]
+        ]
         pairs = []
         for pair in shown:
             chosen, rejected = sorted(pair, key=lambda n: shares[n], reverse=True)

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from openrlhf_qs.archives.mimics import pane_preferences, read_panes
-from openrlhf_qs.clicks.preferences import SCHEMA
+from openrlhf_qs.clicks.preferences import SCHEMA, read_preferences, write_preferences
 
 FOLDER = Path(__file__).parents[4] / "shared" / "data" / "mimics"
 HEAD = ["query", "question", *(f"option_{n}" for n in range(1, 6)), "impression_level", "engagement_level"]
@@ -43,6 +43,14 @@ def test_every_pane_counts_once(tmp_path):
     panes = pane_preferences(read_panes(write(tmp_path, [PANES[0], two])))
     totals = pairs_of(panes).group_by("impression_id").agg(pl.col("weight").sum())["weight"]
     assert totals.to_list() == pytest.approx([2, 2])
+
+
+def test_an_option_that_a_pane_has_twice_is_not_compared_with_itself(tmp_path):
+    twice = ("cats", "", "big cats", "cats film", "big cats", "", "", "low", "1", "0.5", "0.2", "0.3", "0", "0")
+    panes = pane_preferences(read_panes(write(tmp_path, [twice])))
+    assert pairs_of(panes).select("chosen", "rejected").rows() == [(0, 1), (2, 1)]
+    write_preferences(tmp_path / "preferences.jsonl", panes)
+    assert len(read_preferences(tmp_path / "preferences.jsonl")) == 1  # what trains takes it
 
 
 def test_a_share_that_is_no_number_is_named(tmp_path):
