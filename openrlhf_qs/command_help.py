@@ -1,4 +1,4 @@
-"""What ``--help`` of each command adds to its flags: what it reads and writes, an example, and the page."""
+"""What ``--help`` shows for each command besides its flags: what it reads and writes, an example, and the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Help(NamedTuple):
-    """Of one command.
+    """The help of one command.
 
     Attributes:
         reads, writes: in words.
@@ -26,12 +26,12 @@ _TERMINAL = "the terminal"
 HELP = {
     "data": Help(
         "a click log, JSON Lines or Parquet",
-        "candidates, preferences, prompts, and the held-out part of the log, into one folder",
+        "one folder with candidates, preferences, prompts and the held-out part of the log",
         "openrlhf-qs data --log clicks.jsonl --out runs/mine/data",
         "CLICK_LOG.md",
     ),
     "distil": Help(
-        "conversations, and a teacher of single suggestions",
+        "conversations, and a teacher that writes single suggestions",
         "candidates for sft",
         f"openrlhf-qs distil --teacher {RUN}/distil/teacher --prompts {RUN}/data/prompts.jsonl --out candidates.jsonl",
         "DISTILLATION.md",
@@ -51,7 +51,7 @@ HELP = {
         "GARM.md",
     ),
     "fusion": Help(
-        "impressions, responses of the SFT policy, the reward model",
+        "impressions, the SFT policy's responses, the reward model",
         "weights.json",
         f"openrlhf-qs fusion --reference {RUN}/sft --reward_model {RUN}/garm --impressions {RUN}/data/fusion.jsonl "
         f"--responses {RUN}/fusion/responses.jsonl --out weights.json",
@@ -59,7 +59,7 @@ HELP = {
     ),
     "rft": Help(
         "prompts, the SFT policy, the reward model",
-        "its own samples with their scores, as candidates for sft",
+        "the policy's own samples with their scores, as candidates for sft",
         f"openrlhf-qs rft --policy {RUN}/sft --reward_model {RUN}/garm --prompts {RUN}/data/prompts.jsonl "
         "--out candidates.jsonl",
         "EVIDENCE.md",
@@ -75,50 +75,50 @@ HELP = {
     ),
     "generate": Help(
         "conversations, and a policy",
-        "a response to each, with its log-perplexity under a reference where one is given",
+        "a response to each, with its log-perplexity under a reference if one is given",
         f"openrlhf-qs generate --policy {RUN}/grpo --prompts {RUN}/data/heldout.jsonl --out responses.jsonl "
         "--n_max 100 --temperature 0.5",
         "EVALUATION.md",
     ),
     "evaluate": Help(
-        "held-out impressions, and responses of the policies",
+        "held-out impressions, and the policies' responses",
         "report/metrics.json and report/report.html",
         f"openrlhf-qs evaluate --run {RUN} --judge built_in_world",
         "EVALUATION.md",
     ),
     "log check": Help(
         "a click log",
-        "the terminal, or JSON, or a page",
+        "the terminal, JSON or a page",
         "openrlhf-qs log check clicks.jsonl --html check.html",
         "CLICK_LOG.md",
     ),
     "lengths": Help(
-        "the files of data, and a policy",
+        "the files of the stage data, and a policy",
         "the same files, cut to what the policy can read; lengths.json, max_new_tokens",
         f"openrlhf-qs lengths --data {RUN}/data --policy Qwen/Qwen3-0.6B --max_len 2048",
         "FILES.md",
     ),
     "log convert": Help(
-        "what others write: CSV, ShareGPT, OpenAI messages",
+        "logs in other formats: CSV, ShareGPT, OpenAI messages",
         "a click log",
         "openrlhf-qs log convert logged.csv --out clicks.jsonl",
         "CLICK_LOG.md",
     ),
     "assemble": Help(
         "candidates",
-        "what sft would teach of them",
+        "the SFT targets that sft would make of them",
         f"openrlhf-qs assemble {RUN}/data/sft.jsonl --out assembled.jsonl",
         "ASSEMBLY.md",
     ),
     "garm eval": Help(
         "preferences, and a reward model",
-        "accuracy, calibration, position; with --plots as pictures",
+        "accuracy, calibration, position effects; with --plots also as plots",
         f"openrlhf-qs garm eval {_PAIRS} --model {RUN}/garm --reference {RUN}/sft",
         "GARM.md",
     ),
     "garm wide": Help(
-        "preferences with clicks, and others kept apart",
-        "word crosses and trees on overlaps, into the reward model's folder, where they help",
+        "preferences with clicks, and a separate set of them",
+        "word crosses and trees on overlaps, into the reward model's folder, if they help",
         f"openrlhf-qs garm wide {RUN}/data/preferences.jsonl --kept_apart {RUN}/data/preferences.calibration.jsonl "
         f"--model {RUN}/garm",
         "GARM.md",
@@ -143,7 +143,7 @@ HELP = {
     ),
     "garm merge": Help(
         "a reward model with LoRA weights",
-        "it as a whole model",
+        "a full model without LoRA",
         f"openrlhf-qs garm merge {RUN}/garm --out merged",
         "GARM.md",
     ),
@@ -153,10 +153,10 @@ HELP = {
         f"openrlhf-qs reward score {RUN}/report/responses.grpo.jsonl --reward rules,relevance,diversity",
         "REWARDS.md",
     ),
-    "plugins": Help("the plugins that are installed", _TERMINAL, "openrlhf-qs plugins ood", "PLUGINS.md"),
+    "plugins": Help("the installed plugins", _TERMINAL, "openrlhf-qs plugins ood", "PLUGINS.md"),
     "doctor": Help(
         "this environment",
-        "the terminal; status 1 where something that every run needs is missing",
+        "the terminal; status 1 if something that every run needs is missing",
         "openrlhf-qs doctor",
         "HOST.md",
     ),
@@ -174,18 +174,18 @@ HELP = {
     ),
     "ablation": Help(
         "the runs of an ablation recipe",
-        "ablation.json, ablation.md, pictures",
+        "ablation.json, ablation.md, plots",
         "openrlhf-qs ablation --run runs/rewards",
         "EVIDENCE.md",
     ),
     "follow": Help(
-        "the output of a training, piped into it",
-        "one line of progress, and all of it to a file",
+        "the output of a training, piped in",
+        "one line of progress, and the full output to a file",
         "openrlhf-qs follow --stage sft --log log.txt",
         "HOST.md",
     ),
     "expect": Help(
-        "a run whose data is there, a model",
+        "a run that has its data, and a model",
         "one line: how long a stage will take",
         f"openrlhf-qs expect --run {RUN} --stage sft --policy smollm2 --taught 600",
         "SMALL_MODELS.md",
@@ -197,7 +197,7 @@ HELP = {
         "SERVING.md",
     ),
     "suggest": Help(
-        "a conversation, its turns one by one",
+        "a conversation, one argument per turn",
         _TERMINAL,
         f"openrlhf-qs suggest --policy {RUN}/grpo --reward_model {RUN}/garm 'How do I bake bread?' 'Mix, wait, bake.'",
         "SERVING.md",
@@ -207,7 +207,7 @@ HELP = {
     ),
     "log forget": Help(
         "the log of a server",
-        "the same without a user",
+        "the same log without one user",
         f"openrlhf-qs log forget user-17 --log {RUN}/live",
         "SERVING.md",
     ),
@@ -219,7 +219,7 @@ HELP = {
     ),
     "cold-start": Help(
         "conversations",
-        "a click log to be served, without clicks",
+        "a click log to be served, without clicks yet",
         "openrlhf-qs cold-start chats.jsonl --model Qwen/Qwen3-4B --out to_show.jsonl",
         "DISTILLATION.md",
     ),
@@ -233,7 +233,7 @@ HELP = {
         "smollm2, or a GGUF file", "a Hugging Face folder", "openrlhf-qs model smollm2 --out policy", "SMALL_MODELS.md"
     ),
     "upworthy": Help(
-        "packages of the Upworthy archive, CSV",
+        "packages of the Upworthy archive (CSV)",
         "preferences",
         "openrlhf-qs upworthy exploratory.csv --out preferences.jsonl",
         "GARM.md",
@@ -258,7 +258,7 @@ HELP = {
         "SMALL_MODELS.md",
     ),
     "benchmark frozen-backbone": Help(
-        "preferences to learn from, and held-out ones",
+        "preferences to train on, and held-out ones",
         _TERMINAL,
         f"openrlhf-qs benchmark frozen-backbone {RUN}/data/preferences.jsonl --model smollm2 --n_train 500 {_PAIRS}",
         "SMALL_MODELS.md",
@@ -277,12 +277,12 @@ HELP = {
     ),
     "rank data": Help(
         "a zero-query log, and its intents",
-        "what ranker and reasoner learn from, and what is held out",
+        "training data for ranker and reasoner, and held-out data",
         "openrlhf-qs rank data --log zq/clicks.jsonl --intents zq/intents.jsonl --out zq/data",
         "RGALIGN.md",
     ),
     "rank proposals": Help(
-        "proposals, and how many people would take them",
+        "proposals, and how many people would accept each",
         "a ranker of proposals",
         "openrlhf-qs rank proposals proposals.jsonl --out ranker",
         "RGALIGN.md",
@@ -295,14 +295,14 @@ HELP = {
     ),
     "rank best": Help(
         "queries that a reasoner sampled, and a ranker",
-        "those that help the ranker most, for sft",
+        "the queries that help the ranker most, for sft",
         "openrlhf-qs rank best --samples samples.jsonl --prompts zq/data/prompts.jsonl --ranker zq/ranker/reward "
         "--out best.jsonl",
         "RGALIGN.md",
     ),
     "dpo": Help(
         "prompts with a chosen and a rejected answer, as rank best --pairs writes them, and a policy",
-        "the policy that prefers the chosen ones",
+        "a policy aligned to the chosen answers",
         "openrlhf-qs dpo --data.dataset pairs.jsonl --data.prompt_key prompt --data.apply_chat_template "
         "--model.model_name_or_path reasoner --ref.model_name_or_path reasoner --ckpt.output_dir aligned",
         "RGALIGN.md",

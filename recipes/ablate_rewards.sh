@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# What each part of the reward is worth where the policy is pushed hard: at twice the rate and a tenth of the KL penalty of
-# recipes/grpo.sh, what a reward gets wrong is found within a few steps. For every seed one whole run, arm `all`; every other
-# arm has its data, SFT policy and GaRM, and makes fusion, grpo and evaluate with another reward. Writes $RUN/seedN/ARM, then a
-# table and pictures to $RUN.
+# Measures what each part of the reward contributes when the policy is pushed hard: at twice the learning rate and a tenth of
+# the KL penalty of recipes/grpo.sh, a reward's errors show up within a few steps. Each seed has one full run, the arm `all`.
+# Every other arm shares its data, SFT policy and GaRM, and runs fusion, grpo and evaluate with a different reward. Writes
+# $RUN/seedN/ARM, then a table and plots to $RUN.
 #   bash recipes/ablate_rewards.sh                                    # every arm, three seeds
-#   SEEDS=0 ARMS="mean no_ood" bash recipes/ablate_rewards.sh         # hacking and its cure
-#   DRY_RUN=1 bash recipes/ablate_rewards.sh                                     # what would be run
-# A second call goes on where the first one ended. Every other variable: recipes/common.sh and the recipe of each stage.
+#   SEEDS=0 ARMS="mean no_ood" bash recipes/ablate_rewards.sh         # reward hacking and its cure
+#   DRY_RUN=1 bash recipes/ablate_rewards.sh                                     # prints what would be run
+# A second call continues where the first one stopped. For all other variables see recipes/common.sh and each stage's recipe.
 set -euo pipefail
 : "${RUN:=runs/ablation}"
-: "${RFT:=0}"                 # what GRPO makes of each reward, from the same SFT policy
+: "${RFT:=0}"                 # 0: every GRPO starts from the same SFT policy
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${SEEDS:=0 1 2}"           # separated by spaces; each has a click log and models of its own
+: "${SEEDS:=0 1 2}"           # separated by spaces; each has its own click log and models
 : "${N_HELDOUT:=800}"         # held-out conversations that each policy answers
-: "${KL_COEF:=0.001}"          # a tenth of that of recipes/grpo.sh, and GRPO_LR twice its LR
+: "${KL_COEF:=0.001}"          # a tenth of that in recipes/grpo.sh; GRPO_LR is twice the one there
 if [ "$FORM" = gpu ]; then : "${STEPS:=500}" "${GRPO_LR:=2e-6}"; else : "${STEPS:=80}" "${GRPO_LR:=3e-4}"; fi
 export N_HELDOUT KL_COEF STEPS GRPO_LR RFT
 [ "$AGAIN" != 1 ] || export AGAIN=differing
@@ -21,8 +21,8 @@ export N_HELDOUT KL_COEF STEPS GRPO_LR RFT
 
 PARTS=${REWARD//,/ }
 MINUS=$(printf 'no_%s ' $PARTS)
-#   mean, ppl, rules: one part after the other; the next ones are no_relevance and all · sigma: mean and GaRM's negative
-#   deviation · no_X: all without X ·
+#   mean, ppl, rules: one more part each; the next ones are no_relevance and all · sigma: mean and GaRM's negative
+#   deviation · no_X: all except X ·
 #   only_X: X alone, `mean` is only_garm · bradley_terry: a scalar reward model ·
 #   equal, pareto: other weights
 : "${ARMS:=mean sigma ppl rules $MINUS only_ood bradley_terry equal pareto}"

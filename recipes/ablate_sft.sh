@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# What the teacher and the diversity of the assembly are worth: SFT policies side by side before the same users. For every seed
-# one click log and one teacher. Writes $RUN/seedN/ARM/sft, and $RUN/seedN/report with the A/B test.
+# Measures what the teacher and the assembly's diversity contribute: the same users compare SFT policies. Each seed has one
+# click log and one teacher. Writes $RUN/seedN/ARM/sft, and $RUN/seedN/report with the A/B test.
 #   bash recipes/ablate_sft.sh                                          # four arms, three seeds
-#   SEEDS=0 ARMS="raw distilled" SFT_EPOCHS=2 bash recipes/ablate_sft.sh    # a short form
-#   DRY_RUN=1 bash recipes/ablate_sft.sh                                # what would be run
-# A second call goes on where the first one ended. Every other variable: recipes/common.sh and the recipe of each stage.
+#   SEEDS=0 ARMS="raw distilled" SFT_EPOCHS=2 bash recipes/ablate_sft.sh    # a short version
+#   DRY_RUN=1 bash recipes/ablate_sft.sh                                # prints what would be run
+# A second call continues where the first one stopped. For all other variables see recipes/common.sh and each stage's recipe.
 set -euo pipefail
 : "${RUN:=runs/ablation_sft}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${SEEDS:=0 1 2}"           # separated by spaces; each has a click log and a teacher of its own
+: "${SEEDS:=0 1 2}"           # separated by spaces; each has its own click log and teacher
 : "${N_HELDOUT:=1000}"        # held-out conversations that each policy answers
-: "${TEMPERATURES:=1 .7 .5 .3}"   # that it answers them at: the best of one arm is compared with the best of another
-: "${N_SELECTION:=250}"       # conversations of the fusion split by which the temperature of an arm is chosen
+: "${TEMPERATURES:=1 .7 .5 .3}"   # at which it answers them; arms are compared at their best temperature
+: "${N_SELECTION:=250}"       # conversations of the fusion split on which an arm's temperature is chosen
 : "${GOLD:=${JUDGE:-built_in_world}}"   # whose clicks are gold: a registered judge
-#   raw: the three with the most clicks · clicks: three of those shown that differ · distilled: the teacher's likeliest
-#   three · distilled_diverse: three of the teacher's that differ
+#   raw: the three with the most clicks · clicks: three distinct ones of those shown · distilled: the teacher's three most
+#   likely · distilled_diverse: three distinct ones of the teacher's
 : "${ARMS:=raw clicks distilled distilled_diverse}"
-ALIKE="diverse.max_similarity=1 diverse.near_duplicate=1"   # only exact duplicates go
+ALIKE="diverse.max_similarity=1 diverse.near_duplicate=1"   # only exact duplicates are dropped
 
 # arm NAME: its variables, in the array ARM.
 arm() {

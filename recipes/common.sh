@@ -91,9 +91,9 @@ configure() {
 }
 configure
 
-: "${RUN:=runs/default}"        # folder of everything that is written; a second call goes on in it
+: "${RUN:=runs/default}"        # output folder; a second call continues in it
 case $RUN in /*) ;; *) RUN=$PWD/$RUN ;; esac   # Ray's workers run in another folder
-export WANDB_DIR="${WANDB_DIR:-$RUN}"           # what Weights & Biases keeps on disk, with --logger.wandb.key
+export WANDB_DIR="${WANDB_DIR:-$RUN}"           # where Weights & Biases keeps its files, with --logger.wandb.key
 case $RUN in
    *[],@*?[{}$'\n']*)   # which OpenRLHF and datasets take for something else
       die "RUN=$RUN: a path with a comma, @, bracket, brace, *, ? or line break cannot be used; take another folder" ;;
@@ -110,35 +110,35 @@ recall() {
 recall
 GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"; done)   # the others get their defaults
 
-# What is run on what
+# Inputs, models and plugins
 : "${CLICK_LOG:=}"              # JSON Lines or Parquet; empty: simulated users write one
 : "${POLICY:=}"                 # Hugging Face folder or name, smollm2, or a GGUF file; empty: a small one is built from the log
-: "${GARM_BASE:=}"              # backbone of the reward model, named so too; empty: the SFT policy
-: "${MODEL_CACHE:=}"            # where smollm2 and GGUF files are kept once converted; empty: openrlhf-qs/models in ~/.cache
-: "${N_SUGGESTIONS:=3}"         # suggestions of a response, 1 to 8
-: "${PROMPT_TEMPLATE:=}"        # text file with the instruction, in any language; empty: in English
+: "${GARM_BASE:=}"              # backbone of the reward model, in the same form; empty: the SFT policy
+: "${MODEL_CACHE:=}"            # where converted smollm2 and GGUF files are kept; empty: openrlhf-qs/models in ~/.cache
+: "${N_SUGGESTIONS:=3}"         # suggestions per response, 1 to 8
+: "${PROMPT_TEMPLATE:=}"        # text file with the instruction, in any language; empty: the English one
 : "${SFT_DATASET:=diverse}"     # plugin that assembles the suggestions
 : "${REWARD_MODEL:=click_gaussian}"  # plugin, the head: click_gaussian, gaussian, bradley_terry
 : "${REWARD:=garm,ood,rules,relevance,diversity}"  # plugins, the parts of the reward
-: "${FUSION:=logistic_regression}"                  # plugin that weighs them
-: "${JUDGE:=}"                  # plugin or FILE.py whose users click in evaluate; empty: the simulated users, where they wrote the log
+: "${FUSION:=logistic_regression}"                  # plugin that learns their weights
+: "${JUDGE:=}"                  # plugin or FILE.py whose users click in evaluate; empty: the simulated users, if they wrote the log
 : "${PLUGIN:=}"                 # Python files that register plugins, separated by spaces
 : "${OPTION:=}"                 # plugin options, separated by spaces: "ood.threshold=3 rules.max_width=80"
-: "${EMBEDDER:=}"               # sentence-transformers model by which suggestions mean the same; empty: words alone
+: "${EMBEDDER:=}"               # sentence-transformers model that detects suggestions with the same meaning; empty: by words only
 : "${SEED:=0}"
-: "${RFT:=1}"                   # 0: GRPO starts from the SFT policy, not from one that was taught the best of its own samples
-: "${DISTIL:=0}"                # 1: SFT on what a teacher, trained on single clicked suggestions, would suggest
+: "${RFT:=1}"                   # 0: GRPO starts from the SFT policy, not from one fine-tuned on the best of its own samples
+: "${DISTIL:=0}"                # 1: SFT on the suggestions of a teacher trained on single clicked suggestions
 # What all stages must agree on
-: "${MAX_LEN:=512}"             # tokens of a conversation with what follows it, a suggestion or a response
-: "${MAX_NEW_TOKENS:=}"         # tokens of a response; empty: as many as those of the log need (data/max_new_tokens)
-: "${GRPO_TEMPERATURE:=0.6}"    # of GRPO's rollouts, and of the responses that fusion learns from, which stand for them
-# What it is run with
-: "${GPUS:=0}"                  # GPUs on each node; with 0 everything runs on the CPU
-: "${NODES:=1}"                 # nodes; for sft and garm with more than one, HOSTFILE is DeepSpeed's list of them
+: "${MAX_LEN:=512}"             # tokens of a conversation together with the suggestion or response that follows
+: "${MAX_NEW_TOKENS:=}"         # tokens of a response; empty: as many as the log's responses need (data/max_new_tokens)
+: "${GRPO_TEMPERATURE:=0.6}"    # of GRPO's rollouts, and of the responses that fusion learns from in their place
+# Hardware and execution
+: "${GPUS:=0}"                  # GPUs per node; with 0 everything runs on the CPU
+: "${NODES:=1}"                 # number of nodes; with more than one, sft and garm need HOSTFILE, a DeepSpeed hostfile
 : "${HOSTFILE:=}"
-: "${ASYNC:=0}"                 # 1: GRPO's rollouts and training overlap (GPU form, at least 2 GPUs)
+: "${ASYNC:=0}"                 # 1: GRPO's rollouts and training overlap (GPU setup, at least 2 GPUs)
 : "${DRY_RUN:=0}"               # 1: print the command of every stage, run nothing
-: "${AGAIN:=0}"                 # 1: make the stage anew, and all after it, checkpoints too
+: "${AGAIN:=0}"                 # 1: redo the stage and everything after it, including checkpoints
 
 # wrong_value: a variable whose value would be misread, or refused by a stage that comes an hour later: DRY_RUN=yes would run all.
 wrong_value() {

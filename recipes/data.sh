@@ -3,11 +3,11 @@
 #   CLICK_LOG=clicks.jsonl bash recipes/data.sh --position_policy skip_above     # any flag of `openrlhf-qs data` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${REFUSED_ROLES:=fold}"    # roles that the policy's chat template refuses: fold (system into user, merge), drop the rows, or stop
+: "${REFUSED_ROLES:=fold}"    # if the policy's chat template rejects the roles: fold (system into user, merge), drop the rows, or stop
 if [ "$FORM" = cpu ] && [ -n "$POLICY" ]; then
-   : "${N_IMPRESSIONS:=4000}" "${N_CONTEXTS:=1500}"   # meant for two hours of a model like smollm2, all stages together
+   : "${N_IMPRESSIONS:=4000}" "${N_CONTEXTS:=1500}"   # sized for two hours with a model like smollm2, all stages together
 else
-   : "${N_IMPRESSIONS:=32000}" "${N_CONTEXTS:=10000}"   # of the simulated log, where $CLICK_LOG is empty, and conversations in it
+   : "${N_IMPRESSIONS:=32000}" "${N_CONTEXTS:=10000}"   # impressions and conversations of the simulated log, used if $CLICK_LOG is empty
 fi
 
 begin data "$@"

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Distil.  Reads $RUN/data, writes $RUN/distil: a teacher trained on single clicked suggestions (teacher/), and what it
-# would suggest under every conversation (candidates.jsonl), from which the stage sft learns under DISTIL=1.
+# Distil.  Reads $RUN/data, writes $RUN/distil: a teacher trained on single clicked suggestions (teacher/), and its
+# suggestions for every conversation (candidates.jsonl), which the stage sft uses with DISTIL=1.
 #   TEACHER=Qwen/Qwen3-8B GPUS=8 bash recipes/distil.sh --temperature 0.8    # any flag of `openrlhf-qs distil` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${TEACHER:=}"                # what the teacher is trained from, named as POLICY is; empty: what the policy is
-: "${N_CANDIDATES:=16}"         # samples a conversation
+: "${TEACHER:=}"                # base model of the teacher, in the form of POLICY; empty: the same as the policy's
+: "${N_CANDIDATES:=16}"         # samples per conversation
 : "${TEACHER_SAVE_STEPS:=100}"
 if [ "$FORM" = gpu ]; then
    : "${TEACHER_BATCH:=256}" "${TEACHER_MICRO_BATCH:=4}" "${TEACHER_EPOCHS:=2}" "${TEACHER_LR:=1e-5}"
 elif [ -n "$TEACHER$POLICY" ]; then
-   : "${TEACHER_BATCH:=16}" "${TEACHER_EPOCHS:=1}" "${TEACHER_LR:=1e-4}"   # a model that can speak, as smollm2
+   : "${TEACHER_BATCH:=16}" "${TEACHER_EPOCHS:=1}" "${TEACHER_LR:=1e-4}"   # a pretrained model such as smollm2
 else
-   : "${TEACHER_BATCH:=32}" "${TEACHER_EPOCHS:=4}" "${TEACHER_LR:=2e-3}"   # a model without any training wants a high rate
+   : "${TEACHER_BATCH:=32}" "${TEACHER_EPOCHS:=4}" "${TEACHER_LR:=2e-3}"   # an untrained model needs a high learning rate
 fi
 
 begin distil "$@"

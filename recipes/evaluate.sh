@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Evaluate.  Reads held-out impressions and the policies, writes $RUN/report: metrics.json and report.html, and the temperature that
-# each policy is to be served with into its generation_config.json.
+# Evaluate.  Reads held-out impressions and the policies. Writes metrics.json and report.html to $RUN/report, and each policy's
+# serving temperature to its generation_config.json.
 #   JUDGE=my_users.py bash recipes/evaluate.sh                           # any flag of `openrlhf-qs evaluate` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # N_HELDOUT: held-out conversations that each policy answers
-# TEMPERATURES: that it answers them at, separated by spaces: the best of one is compared with the best of another
-# N_SELECTION: conversations of the fusion split by which the temperature to serve is chosen
-# BEST_OF: samples of the SFT policy at the second temperature: the one with the largest reward is an arm; 1: no such arm
+# TEMPERATURES: at which it answers them, separated by spaces; policies are compared at their best temperature
+# N_SELECTION: conversations of the fusion split on which the serving temperature is chosen
+# BEST_OF: samples of the SFT policy at the second temperature; the one with the largest reward is an arm; 1: no such arm
 if [ "$FORM" = cpu ] && [ -n "$POLICY" ]; then
-   : "${N_HELDOUT:=200}" "${TEMPERATURES:=1 .7 .4}" "${N_SELECTION:=50}" "${BEST_OF:=4}"   # as smollm2
+   : "${N_HELDOUT:=200}" "${TEMPERATURES:=1 .7 .4}" "${N_SELECTION:=50}" "${BEST_OF:=4}"   # for a model such as smollm2
 else
    : "${N_HELDOUT:=1000}" "${TEMPERATURES:=1 .7 .5 .3}" "${N_SELECTION:=250}" "${BEST_OF:=8}"
 fi

@@ -3,8 +3,8 @@
 #   REWARD=garm,ood,rules FUSION=equal bash recipes/fusion.sh            # any flag of `openrlhf-qs fusion` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${NORMALISATION:=sft}"     # of the parts, here and in grpo: sft, group, running
-: "${N_SAMPLED:=4}"           # responses to a conversation; 1 tells nothing of the best of several
+: "${NORMALISATION:=sft}"     # of the reward parts, here and in grpo: sft, group, running
+: "${N_SAMPLED:=4}"           # responses per conversation; 1 says nothing about the best of several
 
 begin fusion "$@"
 check_plugins

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # GaRM.  Reads $RUN/data/preferences.jsonl, writes $RUN/garm: a mean and a standard deviation for a suggestion.
 #   GARM_BASE=Qwen/Qwen3-4B GPUS=8 bash recipes/garm.sh --adam.eps 1e-7   # any flag of OpenRLHF's train_rm may follow
-#   REWARD_MODEL=bradley_terry RUN=runs/bt bash recipes/grpo_garm.sh      # the usual scalar head on pairs, to compare
+#   REWARD_MODEL=bradley_terry RUN=runs/bt bash recipes/grpo_garm.sh      # the usual scalar head on pairs, for comparison
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${CALIBRATE:=soft}"        # the temperature is fitted on pairs kept apart: to their labels (soft), or not at all (no)
-: "${OBJECTIVE:=}"            # plugin, what an impression teaches: clicks, listwise, pairs; empty: the reward model's own
-: "${WIDE:=1}"               # 1: with word crosses and overlaps with the conversation beside the head, where they help; 0: without
-: "${SPREAD:=1}"             # 1: how far users differ is read from each user's clicks, where the log has user_id; 0: a constant
+: "${CALIBRATE:=soft}"        # temperature, fitted on separate pairs: to their labels (soft), or not at all (no)
+: "${OBJECTIVE:=}"            # plugin, the loss on an impression: clicks, listwise, pairs; empty: the reward model's own
+: "${WIDE:=1}"               # 1: adds word crosses and conversation overlaps to the head if they help; 0: never
+: "${SPREAD:=1}"             # 1: user disagreement is estimated from each user's clicks, if the log has user_id; 0: a constant
 : "${GARM_SAVE_STEPS:=100}"   # steps between checkpoints
 if [ "$FORM" = gpu ]; then
    : "${GARM_BATCH:=256}" "${GARM_MICRO_BATCH:=8}" "${GARM_EPOCHS:=1}" "${GARM_LR:=5e-6}" "${GARM_DROPOUT:=0}"
 elif [ -n "$GARM_BASE$POLICY" ]; then
-   : "${GARM_BATCH:=16}" "${GARM_EPOCHS:=1}" "${GARM_LR:=5e-5}" "${GARM_DROPOUT:=0.1}"   # a model that can read, as smollm2
+   : "${GARM_BATCH:=16}" "${GARM_EPOCHS:=1}" "${GARM_LR:=5e-5}" "${GARM_DROPOUT:=0.1}"   # a pretrained model such as smollm2
 else
    : "${GARM_BATCH:=16}" "${GARM_EPOCHS:=2}" "${GARM_LR:=7e-4}" "${GARM_DROPOUT:=0.1}"
 fi

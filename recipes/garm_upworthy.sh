@@ -2,21 +2,21 @@
 # GaRM on real clicks.  Reads packages.train.csv.gz and packages.dev.csv.gz of the Upworthy archive in DATA_DIR, writes
 # $RUN/data (pairs), $RUN/garm (reward model) and $RUN/eval (metrics.json, plots).
 #   bash recipes/garm_upworthy.sh DATA_DIR                                  # any flag of OpenRLHF's train_rm may follow
-#   SEED=1 REWARD_MODEL=bradley_terry RUN=runs/upworthy_bt bash recipes/garm_upworthy.sh DATA_DIR    # the usual head, to compare
+#   SEED=1 REWARD_MODEL=bradley_terry RUN=runs/upworthy_bt bash recipes/garm_upworthy.sh DATA_DIR    # the usual head, for comparison
 set -euo pipefail
 [ $# -eq 0 ] || { DATA_DIR=$1; shift; }
-: "${DATA_DIR:=}"             # or the first word after the recipe
+: "${DATA_DIR:=}"             # or the recipe's first argument
 [ -n "$DATA_DIR" ] || { echo "DATA_DIR is missing: give the folder that holds packages.train.csv.gz and packages.dev.csv.gz" >&2; exit 1; }
 : "${RUN:=runs/upworthy}"
 : "${REWARD_MODEL:=gaussian}" # headlines come as pairs with soft labels
 : "${MAX_LEN:=64}"            # tokens of a headline
-: "${GARM_BASE:=minilm}"       # comes as a package: no hub is needed
+: "${GARM_BASE:=minilm}"       # from a package, so no hub access is needed
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${GARM_EPOCHS:=2}"         # passes over the tests
 : "${GARM_LR:=5e-5}"
-: "${GARM_BATCH:=16}"         # tests a step, with all their headlines
+: "${GARM_BATCH:=16}"         # tests per step, with all their headlines
 : "${GARM_SAVE_STEPS:=100}"   # steps between checkpoints
-: "${CALIBRATE:=significant}" # what the temperature is fitted to: significant (outcomes with |z| > 1.96), soft (labels) or no
+: "${CALIBRATE:=significant}" # temperature, fitted to: significant (outcomes with |z| > 1.96), soft (labels) or no
 
 begin garm "$@"
 run openrlhf-qs upworthy "$DATA_DIR/packages.train.csv.gz" --out "$RUN/data/preferences.jsonl" \

@@ -5,13 +5,13 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${MONITOR:=warn}"          # signs of reward hacking: warn, stop (and keep the last good checkpoint) or off
-: "${KL_COEF:=0.01}"          # of the KL penalty; above 0, for `ood` reads the reference's log-probs
-: "${CREDIT:=suggestion}"     # whose reward a token is credited with: its suggestion's, or its response's
+: "${KL_COEF:=0.01}"          # of the KL penalty; above 0, because `ood` reads the reference's log-probs
+: "${CREDIT:=suggestion}"     # reward that a token is credited with: its suggestion's or its response's
 : "${GRPO_SAVE_STEPS:=10}"    # steps between checkpoints
 if [ "$FORM" = gpu ]; then
    : "${STEPS:=500}" "${PROMPTS:=128}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=1024}" "${GRPO_MICRO_BATCH:=8}" "${GRPO_LR:=1e-6}"
 elif [ -n "$POLICY" ]; then
-   : "${STEPS:=10}" "${PROMPTS:=8}" "${N_SAMPLES:=4}" "${TRAIN_BATCH:=32}" "${GRPO_MICRO_BATCH:=8}" "${GRPO_LR:=1e-5}"   # as smollm2
+   : "${STEPS:=10}" "${PROMPTS:=8}" "${N_SAMPLES:=4}" "${TRAIN_BATCH:=32}" "${GRPO_MICRO_BATCH:=8}" "${GRPO_LR:=1e-5}"   # for a model such as smollm2
 else
    : "${STEPS:=60}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=64}" "${GRPO_MICRO_BATCH:=64}" "${GRPO_LR:=1e-4}"
 fi
@@ -46,14 +46,14 @@ if [ "$FORM" = gpu ]; then
       --train.dynamic_batch_enable
       --vllm.tensor_parallel_size 1 --vllm.sync_backend nccl --vllm.enable_prefix_caching
    )
-   if [ "$ASYNC" = 1 ]; then   # half of each node's GPUs roll out, the other half trains
+   if [ "$ASYNC" = 1 ]; then   # half of each node's GPUs generate rollouts, the other half train
       [ "$GPUS" -ge 2 ] || die "ASYNC=1 wants at least 2 GPUs a node, one to roll out and one to train; found GPUS=$GPUS"
       TRAIN_GPUS=$((GPUS / 2))
       SIZE+=(
          --train.async_enable --train.partial_rollout_enable --train.colocate_all
          --vllm.num_engines $(((GPUS - TRAIN_GPUS) * NODES)) --vllm.gpu_memory_utilization 0.9
       )
-   else                        # everything shares every GPU, and sleeps while the other works
+   else                        # rollouts and training share every GPU; each sleeps while the other works
       TRAIN_GPUS=$GPUS
       SIZE+=(
          --train.colocate_all --vllm.enable_sleep --ds.enable_sleep

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The whole way: click log -> SFT -> GaRM -> fusion -> RFT -> GRPO -> evaluation and report.  Sets up the environment first.
+# The full pipeline: click log -> SFT -> GaRM -> fusion -> RFT -> GRPO -> evaluation and report.  Sets up the environment first.
 #   bash recipes/grpo_garm.sh                                             # 2 CPU cores, simulated users
 #   CLICK_LOG=clicks.jsonl RUN=runs/mine bash recipes/grpo_garm.sh        # your clicks
 #   REWARD=garm,ood,rules RUN=runs/three bash recipes/grpo_garm.sh        # other rewards
 #   POLICY=Qwen/Qwen3-4B CLICK_LOG=clicks.jsonl GPUS=8 RUN=runs/qwen bash recipes/grpo_garm.sh
-#   CONFIG=mine.env bash recipes/grpo_garm.sh                             # variables from a file, a NAME=value a line
-#   DRY_RUN=1 bash recipes/grpo_garm.sh                                   # what would be run
-# A second call goes on where the first one ended, with what it was given. One that asks for something else is told what
-# differs; AGAIN=1 then makes anew what does, and all after it. Every variable: recipes/common.sh and each stage's recipe.
+#   CONFIG=mine.env bash recipes/grpo_garm.sh                             # variables from a file, one NAME=value per line
+#   DRY_RUN=1 bash recipes/grpo_garm.sh                                   # prints what would be run
+# A second call continues where the first one stopped, with the same settings. If it asks for different ones, it reports the
+# difference and stops; AGAIN=1 then redoes the affected stage and everything after it. For all variables see recipes/common.sh
+# and each stage's recipe.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 case ${1:-} in

@@ -1,37 +1,37 @@
 #!/usr/bin/env bash
-# Intents before the first word: zero-query log -> ranker -> reasoner -> alignment by the ranker, in rounds -> evaluation.
+# Intents before the first message: zero-query log -> ranker -> reasoner -> alignment by the ranker, in rounds -> evaluation.
 #   bash recipes/rgalign.sh                                                    # 2 CPU cores, simulated visitors
 #   CLICK_LOG=zero.jsonl INTENTS=base.jsonl RUN=runs/mine bash recipes/rgalign.sh      # your log and knowledge base
-#   ALIGN="sft dpo grpo" RUN=runs/three bash recipes/rgalign.sh               # three ways to align, side by side in one table
+#   ALIGN="sft dpo grpo" RUN=runs/three bash recipes/rgalign.sh               # three alignment methods, compared in one table
 #   POLICY=Qwen/Qwen3-0.6B CLICK_LOG=... INTENTS=... GPUS=8 RUN=runs/qwen bash recipes/rgalign.sh
 #   bash recipes/rgalign.sh align                                              # one stage: intents, rank, reason, align, foresee
-# A second call goes on where the first one ended, as recipes/grpo_garm.sh does. docs/RGALIGN.md says what each stage is.
+# A second call continues where the first one stopped, as in recipes/grpo_garm.sh. docs/RGALIGN.md describes each stage.
 set -euo pipefail
 : "${RUN:=runs/rgalign}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${INTENTS:=}"              # knowledge base: JSON Lines of id and text; empty with CLICK_LOG empty: the simulated one
-: "${N_VISITS:=40000}"        # of the simulated log, where $CLICK_LOG is empty
-: "${N_ASKED:=4000}"          # visits of training that get a query, of the ranker's half; 0: all of it
-: "${ENCODER:=words}"         # of texts in the ranker: words (hashed), minilm, a sentence-transformers model
-: "${QUERY_ENCODER:=}"        # of the queries: empty: as ENCODER; reasoner: the last hidden state of who wrote them; or a model's name
-: "${INFO_NCE:=0}"            # weight of InfoNCE between queries and intents, in what the ranker learns of queries
+: "${INTENTS:=}"              # knowledge base: JSON Lines of id and text; if this and CLICK_LOG are empty: the simulated one
+: "${N_VISITS:=40000}"        # in the simulated log, used if $CLICK_LOG is empty
+: "${N_ASKED:=4000}"          # training visits that get a query, from the ranker's half; 0: all of it
+: "${ENCODER:=words}"         # text encoder of the ranker: words (hashed), minilm, a sentence-transformers model
+: "${QUERY_ENCODER:=}"        # encoder of the queries; empty: as ENCODER; reasoner: the reasoner's last hidden state; or a model name
+: "${INFO_NCE:=0}"            # weight of InfoNCE between queries and intents in the ranker's loss on queries
 : "${ROUNDS:=2}"              # of the closed loop: ranker, reasoner, ranker on the new queries
-: "${ALIGN:=sft}"             # what the ranker's gain does in a round: sft (the best of N queries are taught), dpo (best
-                              # against worst), grpo (it is the reward); several, separated by spaces, are compared
-: "${ALIGN_SAMPLES:=4}"       # queries a visit, of which the best is taught; the group of GRPO
-: "${ALIGN_TEMPERATURE:=1.0}" # that they are sampled at
-: "${ALIGN_STEPS:=40}"        # of GRPO, a round
-: "${ALIGN_PROMPTS:=32}"      # visits a step of GRPO
-: "${DPO_BETA:=0.1}"          # of dpo: how closely it keeps to the reasoner that it starts from
-: "${CONTROLS:=0}"            # 1: also a round taught by shuffled gains, and queries of an untrained reasoner
+: "${ALIGN:=sft}"             # how a round uses the ranker's gain: sft (trains on the best of N queries), dpo (best against
+                              # worst), grpo (as the reward); several, separated by spaces, are compared
+: "${ALIGN_SAMPLES:=4}"       # queries per visit, the best of which is the target; the group size of GRPO
+: "${ALIGN_TEMPERATURE:=1.0}" # at which they are sampled
+: "${ALIGN_STEPS:=40}"        # GRPO steps per round
+: "${ALIGN_PROMPTS:=32}"      # visits per GRPO step
+: "${DPO_BETA:=0.1}"          # how closely dpo stays to the reasoner it starts from
+: "${CONTROLS:=0}"            # 1: also a round trained on shuffled gains, and queries of an untrained reasoner
 : "${REASON_SAVE_STEPS:=100}" "${ALIGN_SAVE_STEPS:=100}"   # steps between checkpoints
-: "${QUERY_TOKENS:=24}"       # tokens that a query may have
-: "${QUERY_SAMPLES:=4}"       # queries of a visit that the ranker reads together: what it might be about, and how likely
+: "${QUERY_TOKENS:=24}"       # maximum tokens per query
+: "${QUERY_SAMPLES:=4}"       # queries per visit that the ranker reads together: what it might be about, and how likely
 if [ "$FORM" = gpu ]; then
    : "${REASON_BATCH:=256}" "${REASON_MICRO_BATCH:=8}" "${REASON_EPOCHS:=2}" "${REASON_LR:=1e-5}"
    : "${ALIGN_BATCH:=256}" "${ALIGN_MICRO_BATCH:=8}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-6}" "${DPO_LR:=5e-7}" "${GRPO_LR:=1e-6}"
 else
-   : "${REASON_BATCH:=16}" "${REASON_EPOCHS:=3}" "${REASON_LR:=4e-3}"   # from no training at all: many small steps at a high rate
+   : "${REASON_BATCH:=16}" "${REASON_EPOCHS:=3}" "${REASON_LR:=4e-3}"   # from scratch: many small steps at a high learning rate
    : "${ALIGN_BATCH:=32}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-4}" "${DPO_LR:=5e-5}" "${GRPO_LR:=2e-4}"
 fi
 STAGES=(intents rank reason align foresee)

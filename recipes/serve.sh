@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Serve.  Answers chats with the suggestions of a policy of $RUN over HTTP, and keeps what was shown and clicked in $RUN/live.
+# Serve.  Serves the suggestions of a policy in $RUN to chats over HTTP, and logs what was shown and clicked to $RUN/live.
 #   UPSTREAM=http://localhost:8000/v1 bash recipes/serve.sh --rate 5       # any flag of `openrlhf-qs serve` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SERVED:=grpo}"             # stage whose policy is served: grpo, rft or sft
-: "${ARM:=}"                    # an experiment in its place, separated by spaces: "old=runs/1/grpo:.9 new=runs/2/grpo:.1"
-: "${SERVE_SAMPLES:=4}"         # responses of which the best suggestions are shown; each costs time
-: "${FILTER:=asked_before,users_language}"   # plugins, separated by commas: what is not shown
-: "${MIN_CLICK_CHANCE:=0}"      # nothing is shown where the reward model finds a click less likely than this
-: "${EXPLORE:=0}"               # share of the answers in which one place is left to chance (--explore_by), for estimates off the policy
-: "${UPSTREAM:=}"               # OpenAI-compatible server of all other tasks; empty: a demo partner on the page
-: "${UPSTREAM_MODEL:=}"         # its model where a chat asks for one of ours
+: "${ARM:=}"                    # arms of an experiment instead, separated by spaces: "old=runs/1/grpo:.9 new=runs/2/grpo:.1"
+: "${SERVE_SAMPLES:=4}"         # sampled responses, the best suggestions of which are shown; each costs time
+: "${FILTER:=asked_before,users_language}"   # plugins that drop suggestions, separated by commas
+: "${MIN_CLICK_CHANCE:=0}"      # nothing is shown if the reward model's click probability is below this
+: "${EXPLORE:=0}"               # share of answers with one randomised position (--explore_by), for off-policy estimates
+: "${UPSTREAM:=}"               # OpenAI-compatible server for all other requests; empty: a demo partner on the page
+: "${UPSTREAM_MODEL:=}"         # the upstream model to use if a chat asks for one of ours
 : "${LIVE_LOG:=$RUN/live}"      # folder of the log, on a local disk
-: "${LISTEN:=127.0.0.1}"        # another than a loopback address needs KEY_FILE, a key a line
+: "${LISTEN:=127.0.0.1}"        # an address other than loopback needs KEY_FILE, one key per line
 : "${KEY_FILE:=}"
 
 STAGE=serve

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# SFT.  Reads $RUN/data/sft.jsonl, or under DISTIL=1 $RUN/distil/candidates.jsonl, writes $RUN/sft: the
-# policy that GRPO starts from, and its reference.
+# SFT.  Reads $RUN/data/sft.jsonl (with DISTIL=1 $RUN/distil/candidates.jsonl), writes $RUN/sft: the policy that RFT, or with
+# RFT=0 GRPO, starts from, and GRPO's reference.
 #   POLICY=Qwen/Qwen3-4B GPUS=8 bash recipes/sft.sh --adam.eps 1e-7      # any flag of OpenRLHF's train_sft may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,9 +8,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 if [ "$FORM" = gpu ]; then
    : "${SFT_BATCH:=256}" "${SFT_MICRO_BATCH:=4}" "${SFT_EPOCHS:=2}" "${SFT_LR:=1e-5}"
 elif [ -n "$POLICY" ]; then
-   : "${SFT_BATCH:=16}" "${SFT_EPOCHS:=1}" "${SFT_LR:=1e-4}"   # a model that can speak, as smollm2
+   : "${SFT_BATCH:=16}" "${SFT_EPOCHS:=1}" "${SFT_LR:=1e-4}"   # a pretrained model such as smollm2
 else
-   : "${SFT_BATCH:=32}" "${SFT_EPOCHS:=4}" "${SFT_LR:=2e-3}"   # a policy without any training wants a high rate
+   : "${SFT_BATCH:=32}" "${SFT_EPOCHS:=4}" "${SFT_LR:=2e-3}"   # an untrained policy needs a high learning rate
 fi
 
 begin sft "$@"

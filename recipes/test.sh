@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests.  Sets up the environment, then lint, format and layers, the unit tests, and end to end through the real OpenRLHF.
+# Tests.  Sets up the environment, then checks lint, format and layers and runs the unit tests and the end-to-end tests through
+# the real OpenRLHF.
 #   bash recipes/test.sh tests/unit          # any argument of pytest may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
