@@ -444,6 +444,17 @@ followed() {
    }
 }
 
+# epochs_for STEPS BATCH FILE [MOST]: in how many epochs a training on a file's rows, at most MOST of them, makes about STEPS
+# steps: from 4 to 16. An untrained policy learns to write in steps, however short the log is.
+epochs_for() {
+   local rows=0 epochs
+   [ ! -f "$3" ] || rows=$(wc -l < "$3")
+   [ "$rows" -le "${4:-$rows}" ] || rows=$4
+   [ "$rows" -gt 0 ] || rows=$(($1 * $2))
+   epochs=$((($1 * $2 + rows - 1) / rows))
+   echo $((epochs < 4 ? 4 : epochs > 16 ? 16 : epochs))
+}
+
 # training_flags FOLDER SAVE_STEPS: what every training has, in the array TRAINING_FLAGS. The model goes to FOLDER, the optimiser
 # and all else that a training goes on from to the same name under $RUN/ckpt: FOLDER can be put to use as it is.
 training_flags() {

@@ -5,17 +5,18 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SFT_SAVE_STEPS:=100}"      # steps between checkpoints
+SET=$RUN/data/sft.jsonl
+[ "$DISTIL" != 1 ] || SET=$RUN/distil/candidates.jsonl
 if [ "$FORM" = gpu ]; then
    : "${SFT_BATCH:=256}" "${SFT_MICRO_BATCH:=4}" "${SFT_EPOCHS:=2}" "${SFT_LR:=1e-5}"
 elif [ -n "$POLICY" ]; then
    : "${SFT_BATCH:=16}" "${SFT_EPOCHS:=1}" "${SFT_LR:=1e-4}"   # a pretrained model such as smollm2
-else
-   : "${SFT_BATCH:=32}" "${SFT_EPOCHS:=4}" "${SFT_LR:=2e-3}"   # an untrained policy needs a high learning rate
+else   # an untrained policy needs a high learning rate, and as many steps from a short log as from a long one
+   : "${SFT_BATCH:=32}" "${SFT_LR:=2e-3}"
+   : "${SFT_EPOCHS:=$(epochs_for 500 "$SFT_BATCH" "$SET")}"
 fi
 
 begin sft "$@"
-SET=$RUN/data/sft.jsonl
-[ "$DISTIL" = 1 ] && SET=$RUN/distil/candidates.jsonl
 [ -z "$EMBEDDER" ] || OPTION="$OPTION $SFT_DATASET.embedder=$EMBEDDER"
 sft_flags SFT "$SET" "$RUN/sft" "${POLICY:-$RUN/data/policy}"
 expect "${POLICY:-$RUN/data/policy}" --taught "$SFT_EPOCHS" "$SET"
