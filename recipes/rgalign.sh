@@ -15,6 +15,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${ENCODER:=words}"         # of texts in the ranker: words (hashed), minilm, a sentence-transformers model
 : "${QUERY_ENCODER:=}"        # of the queries: empty: as ENCODER; reasoner: the last hidden state of who wrote them; or a model's name
 : "${INFO_NCE:=0}"            # weight of InfoNCE between queries and intents, in what the ranker learns of queries
+: "${RANK_WORKERS:=0}"        # workers of Ray Train that share a ranker's training, on $RAY_ADDRESS where that is set; 0: none
 : "${ROUNDS:=2}"              # of the closed loop: ranker, reasoner, ranker on the new queries
 : "${ALIGN:=sft}"             # what the ranker's gain does in a round: sft (the best of N queries are taught), dpo (best
                               # against worst), grpo (it is the reward); several, separated by spaces, are compared
@@ -57,7 +58,7 @@ fi
 
 DATA=$RUN/intents
 KB=${INTENTS:-$DATA/world/intents.jsonl}
-LEARN=(--log "$DATA/train.jsonl" --intents "$KB" --seed "$SEED")
+LEARN=(--log "$DATA/train.jsonl" --intents "$KB" --n_workers "$RANK_WORKERS" --seed "$SEED")
 HOW=(--encoder "$ENCODER")
 
 # third REASONER QUERIES BASE FOLDER [FLAGS]: a ranker on top of BASE, which learns from queries the third tower alone.
