@@ -8,6 +8,7 @@ as well, and all workers see the same loss on them: they stop after the same epo
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -53,7 +54,11 @@ def fit_on_ray(
     from ray.util.queue import Queue
 
     if not ray.is_initialized():
-        own_ray.start(**({"num_cpus": n_workers + 1} if own_ray.is_own() else {}))  # one for what makes the dataset
+        n_cpus = {"num_cpus": n_workers + 1} if own_ray.is_own() else {}  # one for what makes the dataset
+        own_ray.start(log_to_driver=False, **n_cpus)  # Ray Data writes twenty lines an epoch
+    n_there = int(ray.cluster_resources().get("CPU", 0))
+    if n_there < n_workers:
+        print(f"--n_workers {n_workers}: waiting for CPUs, of which the cluster has {n_there} now", flush=True)
     n_each = len(learned.codes) // n_workers
     side_by_side, widths = torch.cat(learned, dim=1), [of.shape[1] for of in learned]
     blocks = side_by_side[: n_each * n_workers].split(min(BLOCK_ROWS, n_each))
@@ -67,6 +72,7 @@ def fit_on_ray(
         if rank == 0:
             trained.put(training.ranker.state_dict())
 
+    at_interrupt = signal.getsignal(signal.SIGINT)
     options = DataConfig.default_ingest_options()
     options.preserve_order = True  # a worker's share is the same in each epoch and in each call
     with tempfile.TemporaryDirectory() as folder:
@@ -78,6 +84,8 @@ def fit_on_ray(
             run_config=RunConfig(storage_path=folder),
             torch_config=TorchConfig(backend="gloo"),
         ).fit()
+    if signal.getsignal(signal.SIGINT) is not at_interrupt:  # Ray Train's would end this process with a status of 0
+        signal.signal(signal.SIGINT, at_interrupt)
     training.ranker.load_state_dict(trained.get())
 
 

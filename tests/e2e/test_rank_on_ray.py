@@ -1,4 +1,4 @@
-"""A ranker trained by two workers of Ray Train, as a user starts it, against one that this process trained."""
+"""A ranker of three towers trained by two workers of Ray Train, as a user starts it, against one process's."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-ALONE = {"RAY_ADDRESS": ""}  # no cluster, whatever the test is run on
+from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.rank.impressions import conversation_of
 
 
 def command(*words: str | Path) -> str:
-    """What `openrlhf-qs WORDS` prints."""
+    """What ``openrlhf-qs WORDS`` prints, in a process of its own: Ray reads its environment when it is imported."""
     ended = subprocess.run(
         [sys.executable, "-m", "openrlhf_qs.cli", *map(str, words)],
-        env=os.environ | ALONE,
+        env=os.environ | {"RAY_ADDRESS": ""},
         capture_output=True,
         text=True,
         timeout=600,
@@ -26,25 +27,42 @@ def command(*words: str | Path) -> str:
     return ended.stdout
 
 
+def world(folder: Path, n: int, seed: int) -> tuple[Path, Path, Path]:
+    """A log of simulated visitors, their knowledge base, and a query for each: what they clicked, or saw first."""
+    command("world", "zero-query", "--out", folder, "--n_impressions", n, "--seed", seed)
+    log, intents, queries = folder / "clicks.jsonl", folder / "intents.jsonl", folder / "queries.jsonl"
+    rows = [
+        {
+            "conversation": conversation_of(row["features"]),
+            "candidates": [{"text": row["suggestions"][row["clicks"].index(1) if 1 in row["clicks"] else 0]}],
+        }
+        for row in read_json_lines(log)
+    ]
+    write_json_lines(queries, rows)
+    return log, intents, queries
+
+
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory) -> tuple[Path, Path]:
-    """A zero-query log to learn from, and one of other visitors."""
-    learned, others = tmp_path_factory.mktemp("learned"), tmp_path_factory.mktemp("others")
-    command("world", "zero-query", "--out", learned, "--n_impressions", "6000")
-    command("world", "zero-query", "--out", others, "--n_impressions", "1000", "--seed", "1")
-    return learned, others
+def metrics(tmp_path_factory) -> dict[str, dict]:
+    """Of both rankers, on other visitors than those that they learned from."""
+    folder = tmp_path_factory.mktemp("ranker")
+    log, intents, queries = world(folder / "learned", 6000, seed=0)
+    for name, flags in {"here": (), "two_workers": ("--n_workers", "2")}.items():
+        how = ("--queries", queries, "--no_reward", "--max_epochs", "10", "--out", folder / name, *flags)
+        assert f"{folder / name}: 6,000 impressions" in command("rank", "--log", log, "--intents", intents, *how)
+    log, intents, queries = world(folder / "others", 1000, seed=1)
+    arms = [word for name in ("here", "two_workers") for word in ("--arm", f"{name}={folder / name}:{queries}")]
+    arms += [word for name in ("here", "two_workers") for word in ("--arm", f"{name}_no_query={folder / name}")]
+    out = folder / "metrics.json"
+    command("rank", "eval", "--log", log, "--intents", intents, "--judge", "zero_query_world", *arms, "--out", out)
+    return json.loads(out.read_text())["arms"]
 
 
-def test_two_workers_learn_what_one_process_learns(worlds, tmp_path):
-    learned, others = worlds
-    arms = {"here": (), "two_workers": ("--n_workers", "2")}
-    log = ("--log", learned / "clicks.jsonl", "--intents", learned / "intents.jsonl", "--no_reward")
-    for name, flags in arms.items():
-        told = command("rank", *log, "--max_epochs", "10", "--out", tmp_path / name, *flags)
-        assert f"{tmp_path / name}: 6,000 impressions" in told
-    named = [word for name in arms for word in ("--arm", f"{name}={tmp_path / name}")]
-    out = tmp_path / "metrics.json"
-    held_out = ("--log", others / "clicks.jsonl", "--intents", others / "intents.jsonl")
-    command("rank", "eval", *held_out, "--judge", "zero_query_world", *named, "--out", out)
-    here, two_workers = (json.loads(out.read_text())["arms"][name] for name in arms)
-    print({name: (here[name]["mean"], two_workers[name]["mean"]) for name in ("gauc", "ndcg")})
+@pytest.mark.parametrize("queries", ["", "_no_query"])
+def test_two_workers_learn_what_one_process_learns(metrics, queries):
+    here, two_workers = metrics[f"here{queries}"], metrics[f"two_workers{queries}"]
+    mean = lambda metric: (here[metric]["mean"], two_workers[metric]["mean"])  # noqa: E731
+    # Seeds differ by .01 and .04 in one process; half of the batches, or workers that go apart, cost more.
+    assert mean("gauc")[1] == pytest.approx(mean("gauc")[0], abs=0.02) and mean("gauc")[1] > 0.78
+    assert mean("ndcg")[1] == pytest.approx(mean("ndcg")[0], abs=0.06)
+    assert two_workers["calibration"]["ece"] < 0.03
