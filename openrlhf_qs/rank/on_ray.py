@@ -1,9 +1,9 @@
-"""A ranker's training shared out over processes, by Ray Train: ``openrlhf-qs rank --n_workers 4``.
+"""A ranker's training shared out over workers of Ray Train: ``openrlhf-qs rank --n_workers 4``.
 
-Loop, losses and stopping are those of :mod:`openrlhf_qs.rank.fit`; only where batches come from differs, and that
-gradients are averaged. The rows are a Ray dataset of which each worker streams its own share, and a worker has its
-part of every batch, so there are as many steps, of as many rows, as in one process. The rows kept back are shared out
-as well, and all workers see the same loss on them: they stop after the same epoch, with the same weights.
+Loop, losses and stopping are those of :mod:`openrlhf_qs.rank.fit`. What differs is where batches come from, and that
+gradients are averaged. The rows are a Ray dataset, of which each worker streams a share of its own; it has its part
+of every batch, so there are as many steps, of as many rows, as in one process. The rows kept back are shared out as
+well, and all workers get the same loss on them: they stop after the same epoch, with the same weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # ray is imported when its environment is prepared
     from ray.data import DataIterator
 
 BLOCK_ROWS = 16_384  # that are handed to a worker in one go
-BUFFER_ROWS = 65_536  # of a worker, from which it draws its batches
+BUFFER_ROWS = 65_536  # that a worker draws its next rows from
 
 
 def fit_on_ray(
@@ -39,8 +39,8 @@ def fit_on_ray(
     seed: int,
     progress: bool,
 ) -> None:
-    """:func:`fit` on ``n_workers`` workers of one CPU each, on the cluster at ``$RAY_ADDRESS`` or in a Ray of this
-    process's own; the ranker of ``training`` is then the trained one."""
+    """:func:`fit` on workers of one CPU each, on the cluster at ``$RAY_ADDRESS`` or in a Ray of this process's own;
+    afterwards the ranker of ``training`` is the trained one. With the same seed all is trained as before."""
     if len(kept_back.codes) < n_workers:
         raise ValueError(
             f"--n_workers {n_workers}: {len(kept_back.codes)} rows are kept back, and each worker measures on some of "
@@ -55,14 +55,14 @@ def fit_on_ray(
 
     if not ray.is_initialized():
         n_cpus = {"num_cpus": n_workers + 1} if own_ray.is_own() else {}  # one for what makes the dataset
-        own_ray.start(log_to_driver=False, **n_cpus)  # Ray Data writes twenty lines an epoch
+        own_ray.start(log_to_driver=progress, **n_cpus)  # beside it, Ray Data writes twenty lines an epoch
     n_there = int(ray.cluster_resources().get("CPU", 0))
     if n_there < n_workers:
         print(f"--n_workers {n_workers}: waiting for CPUs, of which the cluster has {n_there} now", flush=True)
     n_each = len(learned.codes) // n_workers
     side_by_side, widths = torch.cat(learned, dim=1), [of.shape[1] for of in learned]
     blocks = side_by_side[: n_each * n_workers].split(min(BLOCK_ROWS, n_each))
-    trained = Queue(actor_options={"num_cpus": 0})  # Ray Train returns files, which would need a folder of all nodes
+    trained = Queue(actor_options={"num_cpus": 0})  # Ray Train itself returns files alone, in a folder of all machines
 
     def work() -> None:
         rank = get_context().get_world_rank()
@@ -74,7 +74,7 @@ def fit_on_ray(
 
     at_interrupt = signal.getsignal(signal.SIGINT)
     options = DataConfig.default_ingest_options()
-    options.preserve_order = True  # a worker's share is the same in each epoch and in each call
+    options.preserve_order = True  # a worker has the same share in each epoch, and in the next call
     with tempfile.TemporaryDirectory() as folder:
         TorchTrainer(
             work,
@@ -90,16 +90,16 @@ def fit_on_ray(
 
 
 class Together:
-    """A training in several processes at once, each with a part of every batch, all with the same ranker."""
+    """A training in several processes, each with its part of every batch, all with the same ranker."""
 
     def __init__(self, training: Training) -> None:
         self.ranker, self.optimiser, self.alone = training.ranker, training.optimiser, training.loss_of
-        # A training has no gradient for what it does not use: the third tower without queries, say.
+        # What is not used has no gradient: without queries, the third tower.
         self.averaging = DistributedDataParallel(LossOf(training), find_unused_parameters=True)
 
     def loss_of(self, rows: Rows, in_training: bool) -> Tensor:
-        """In training of this process's ``rows``, and the gradients of all are averaged; else of ``rows`` that all
-        have, one by one."""
+        """In training that of this process's part of a batch, with gradients averaged over all parts; else that of
+        ``rows``, which are the same in all processes, and each measures some of them."""
         if in_training:
             return self.averaging(rows)
         n = len(rows.codes)
@@ -110,7 +110,7 @@ class Together:
 
 
 class LossOf(nn.Module):
-    """The loss of a training as a module, which is what DistributedDataParallel takes."""
+    """The loss of a training as a module, as DistributedDataParallel takes it."""
 
     def __init__(self, training: Training) -> None:
         super().__init__()
@@ -121,13 +121,13 @@ class LossOf(nn.Module):
 
 
 class Shard:
-    """A worker's share of the rows, in its parts of the batches, in a new random order each time.
+    """A worker's parts of the batches, in a new random order each time.
 
     Args:
-        rows: the fields of :class:`Rows` side by side, as the column ``data``.
-        n: how many there are.
-        widths: how many columns each field has.
-        batch_size: of this worker's parts.
+        rows: its share of the Ray dataset, whose column ``data`` has the fields of :class:`Rows` side by side.
+        n: how many rows it has.
+        widths: columns of each field.
+        batch_size: rows of a part.
     """
 
     def __init__(self, rows: DataIterator, n: int, widths: Sequence[int], batch_size: int, seed: int) -> None:
