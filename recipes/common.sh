@@ -154,7 +154,7 @@ wrong_value() {
          CALIBRATE) pattern='soft|significant|no' wanted="soft, significant or no" ;;
          SERVED) pattern='grpo|rft|sft' wanted="grpo, rft or sft" ;;
          GPUS | NODES | SEED | ROUNDS | BEST_OF | MAX_LEN | STEPS | PROMPTS | SERVE_PORT | *_TOKENS | *_SAMPLES | *_BATCH | *_EPOCHS | \
-            *_STEPS | *_PROMPTS) pattern='[0-9]+' wanted="a whole number, as in $name=8" ;;
+            *_STEPS | *_PROMPTS | *_WORKERS) pattern='[0-9]+' wanted="a whole number, as in $name=8" ;;
          N_*) pattern='[0-9]+' wanted="a whole number, as in $name=100" ;;
          *_LR | *_COEF | *_BETA | *_TEMPERATURE | *_DROPOUT | EXPLORE | MIN_CLICK_CHANCE)
             pattern='([0-9]+\.?|[0-9]*\.[0-9]+)([eE][-+]?[0-9]+)?' wanted="a number, as in 0.1 or 1e-4" ;;

@@ -15,6 +15,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${ENCODER:=words}"         # text encoder of the ranker: words (hashed), minilm, a sentence-transformers model
 : "${QUERY_ENCODER:=}"        # encoder of the queries; empty: as ENCODER; reasoner: the reasoner's last hidden state; or a model name
 : "${INFO_NCE:=0}"            # weight of InfoNCE between queries and intents in the ranker's loss on queries
+: "${RANK_WORKERS:=0}"        # Ray Train workers that share a ranker's training, on $RAY_ADDRESS if set; 0: none
 : "${ROUNDS:=2}"              # of the closed loop: ranker, reasoner, ranker on the new queries
 : "${ALIGN:=sft}"             # how a round uses the ranker's gain: sft (trains on the best of N queries), dpo (best against
                               # worst), grpo (as the reward); several, separated by spaces, are compared
@@ -57,7 +58,7 @@ fi
 
 DATA=$RUN/intents
 KB=${INTENTS:-$DATA/world/intents.jsonl}
-LEARN=(--log "$DATA/train.jsonl" --intents "$KB" --seed "$SEED")
+LEARN=(--log "$DATA/train.jsonl" --intents "$KB" --n_workers "$RANK_WORKERS" --seed "$SEED")
 HOW=(--encoder "$ENCODER")
 
 # third REASONER QUERIES BASE FOLDER [FLAGS]: a ranker on top of BASE, which learns from queries the third tower alone.

@@ -46,6 +46,10 @@ class Encoder:
     def __deepcopy__(self, memo: dict) -> Encoder:
         return self  # nothing of it changes, and a language model is large
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model, which is loaded again where a text is to be read."""
+        return {name: value for name, value in self.__dict__.items() if name != "model"}
+
     @property
     def dim(self) -> int:
         return N_BUCKETS if self.model is None else self.model.get_embedding_dimension()

@@ -84,6 +84,7 @@ def train_ranker(
     dim: int = 64,
     seed: int = 0,
     progress: bool = False,
+    n_workers: int = 0,
 ) -> Ranker:
     """Two towers, of ``log``; the training stops after the epoch that is best on a twentieth of the rows, and what
     comes out is calibrated there.
@@ -96,6 +97,7 @@ def train_ranker(
         feature_dropout: how often a feature counts as not known; its words look themselves up all the same.
         max_epochs: at most; fewer where they would be more than ``MAX_STEPS`` steps, but 3 at least.
         batch_size: 0 is 1024, or less for a small log, so that an epoch has 50 steps.
+        n_workers: of Ray Train, which share the training; 0 is none, this process alone.
     """
     if not log.clicks.any():
         raise ValueError(f"no click in {len(log)} impressions: there is nothing to learn from")
@@ -108,7 +110,7 @@ def train_ranker(
     batch_size = batch_size or min(1024, max(32, len(log) // 50))
     max_epochs = min(max_epochs, max(3, MAX_STEPS // -(-len(learned) // batch_size)))
     learned, kept_back = rows.take(learned), rows.take(kept_back)
-    fit(training, InMemory(learned, batch_size, seed), kept_back, max_epochs, PATIENCE, progress)
+    fit_rows(training, learned, kept_back, batch_size, max_epochs, PATIENCE, seed, progress, n_workers)
     ranker.eval()
     with torch.no_grad():
         ranker.scale.data = calibration(training.scores(kept_back).all, kept_back, loss.examination)
@@ -128,6 +130,7 @@ def with_queries(
     weight_decay: float = 1e-2,
     seed: int = 0,
     progress: bool = False,
+    n_workers: int = 0,
 ) -> Ranker:
     """The same ranker with a third tower, learned from the rows that have queries; where that tower makes it worse on
     a fifth of them that is kept back, it stays empty.
@@ -137,6 +140,7 @@ def with_queries(
         queries: ``[n]``, a list a row, empty where there is none.
         query_encoder: of the queries, and of the intents that they are compared with; empty: that of ``base``.
         info_nce: weight of the term of the queries alone.
+        n_workers: as in :func:`train_ranker`.
     """
     has_some = np.array([row for row, texts in enumerate(queries) if texts], dtype=int)
     if not len(has_some):
@@ -151,7 +155,7 @@ def with_queries(
     learned, kept_back = rows.take(learned), rows.take(kept_back)
     batch_size = min(256, max(32, len(learned.codes) // 50))
     # No stop before the end: while the rate is high, an epoch can be worse than none.
-    fit(training, InMemory(learned, batch_size, seed), kept_back, max_epochs, max_epochs, progress)
+    fit_rows(training, learned, kept_back, batch_size, max_epochs, max_epochs, seed, progress, n_workers)
     return ranker.requires_grad_(True)
 
 
@@ -236,8 +240,16 @@ class ThirdTower:
         return self.loss(scores, rows, in_training)
 
 
-class InMemory:
+class Batches(Protocol):
     """Rows in batches, in a new random order each time."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Rows]: ...
+
+
+class InMemory:
+    """The batches of rows that are in this process."""
 
     def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
         self.rows, self.batch_size, self.rng = rows, batch_size, np.random.default_rng(seed)
@@ -250,9 +262,27 @@ class InMemory:
         return map(self.rows.take, order.split(self.batch_size))
 
 
-def fit(
-    training: Training, batches: InMemory, kept_back: Rows, max_epochs: int, patience: int, progress: bool
+def fit_rows(
+    training: Training,
+    learned: Rows,
+    kept_back: Rows,
+    batch_size: int,
+    max_epochs: int,
+    patience: int,
+    seed: int,
+    progress: bool,
+    n_workers: int,
 ) -> None:
+    """:func:`fit` on batches of the rows ``learned``: in this process, or on ``n_workers`` workers of Ray Train."""
+    if n_workers:
+        from openrlhf_qs.rank.on_ray import fit_on_ray
+
+        fit_on_ray(n_workers, training, learned, kept_back, batch_size, max_epochs, patience, seed, progress)
+    else:
+        fit(training, InMemory(learned, batch_size, seed), kept_back, max_epochs, patience, progress)
+
+
+def fit(training: Training, batches: Batches, kept_back: Rows, max_epochs: int, patience: int, progress: bool) -> None:
     """Train until ``patience`` epochs were no better on the rows kept back; the ranker is as it was after the best, or
     before the first."""
     ranker, optimiser = training.ranker, training.optimiser()

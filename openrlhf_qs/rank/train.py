@@ -64,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--propensity", default="auto", help="estimator of the examination; default auto")
     parser.add_argument("--max_epochs", type=int, default=20, help="passes over the log at most; default 20")
+    parser.add_argument(
+        "--n_workers",
+        type=int,
+        default=0,
+        help="workers of Ray Train to share the training, a CPU each, on $RAY_ADDRESS where it is set; default 0: "
+        "this process alone",
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -75,11 +82,14 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--{flag} {getattr(args, flag)} without --queries: give what it is to learn from")
     if args.info_nce < 0:
         raise ValueError(f"--info_nce {args.info_nce}: give a weight of at least 0")
+    if args.n_workers < 0:
+        raise ValueError(f"--n_workers {args.n_workers}: give 0 for this process alone, or how many there shall be")
     intents = read_intents(args.intents)
     log = read_impressions(args.log, intents, args.propensity)
     for finding in log.findings:
         print(f"examination: {finding}")
-    how = {"encoder": args.encoder, "words": not args.no_words, "max_epochs": args.max_epochs, "seed": args.seed}
+    of_towers = {"encoder": args.encoder, "words": not args.no_words, "max_epochs": args.max_epochs}
+    how = {"seed": args.seed, "n_workers": args.n_workers}
     queries, is_reasoners = None, log.half(args.seed)
     if args.queries:
         queries = queries_for(log.features, read_queries(args.queries))
@@ -89,11 +99,11 @@ def run(args: argparse.Namespace) -> None:
 
     def trained(base: str, rows: np.ndarray) -> Ranker:
         some = log[rows]
-        towers = read_base(base, intents) if base else train_ranker(some, intents, **how)
+        towers = read_base(base, intents) if base else train_ranker(some, intents, **of_towers, **how)
         if not queries:
             return towers
         of_rows = [queries[row] for row in rows]
-        return with_queries(towers, some, of_rows, args.query_encoder, info_nce=args.info_nce, seed=args.seed)
+        return with_queries(towers, some, of_rows, args.query_encoder, info_nce=args.info_nce, **how)
 
     if not args.no_reward:
         others = np.flatnonzero(~is_reasoners)
