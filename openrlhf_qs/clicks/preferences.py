@@ -45,9 +45,9 @@ from openrlhf_qs.form.keys import root_key, text_keys
 from openrlhf_qs.form.prompt import check_messages
 
 POSITION_POLICIES = {
-    "all": "every pair, all the same",
+    "all": "every pair, with equal weight",
     "skip_above": "only pairs whose rejected suggestion stood above the chosen one, so that it was surely passed over",
-    "adjacent": "only pairs of neighbours, which are looked at almost alike",
+    "adjacent": "only pairs of neighbours, which are examined almost equally",
     "ipw": "every pair; a click by 1 / examination of its place, no click by the probability that it was disliked",
 }
 DEFAULT_POLICY = "ipw"
@@ -129,7 +129,7 @@ def preferences(
     pairs = pair_places(log, position_policy)
     if pairs.is_empty():
         raise ValueError(
-            f"no pair of a clicked and another suggestion in {log.height} impressions under position policy "
+            f"no impression out of {log.height} has both a clicked and an unclicked suggestion under position policy "
             f"{position_policy!r}: {_why_no_pair(log)}"
         )
     share = 1 / pl.len().over("row")
