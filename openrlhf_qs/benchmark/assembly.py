@@ -56,11 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--embedder",
         default="",
-        help="also measure this embedder, for example minilm; default: none; the curve is always without",
+        help="also measure this embedder, for example minilm; default: none; the size curve never uses one",
     )
     parser.add_argument("--n_texts", type=int, default=2048, help="texts to measure the embedder on; default 2048")
     parser.add_argument(
-        "--quality", type=int, default=0, metavar="N", help="also measure every option on N contexts; default: do not"
+        "--quality", type=int, default=0, metavar="N", help="also measure every option on N contexts; default: off"
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other candidates; default 0")
 

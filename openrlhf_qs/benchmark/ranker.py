@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N",
         help="impressions per log, separated by commas; default 30000,100000",
     )
-    parser.add_argument("--max_epochs", type=int, default=20, help="most epochs of our ranker; default 20")
+    parser.add_argument("--max_epochs", type=int, default=20, help="maximum epochs of our ranker; default 20")
     parser.add_argument(
         "--no_lightgbm", action="store_true", help="only our ranker, for example for a million impressions"
     )

@@ -48,7 +48,7 @@ POSITION_POLICIES = {
     "all": "every pair, with equal weight",
     "skip_above": "only pairs whose rejected suggestion stood above the chosen one, so that it was surely passed over",
     "adjacent": "only pairs of neighbours, which are examined almost equally",
-    "ipw": "every pair; a click by 1 / examination of its place, no click by the probability that it was disliked",
+    "ipw": "every pair; a click weighs 1 / examination of its place, no click the probability that it was disliked",
 }
 DEFAULT_POLICY = "ipw"
 # Shows at the log's average that every suggestion's click rate starts with: one lucky click makes no good suggestion.
@@ -129,8 +129,8 @@ def preferences(
     pairs = pair_places(log, position_policy)
     if pairs.is_empty():
         raise ValueError(
-            f"no impression out of {log.height} has both a clicked and an unclicked suggestion under position policy "
-            f"{position_policy!r}: {_why_no_pair(log)}"
+            f"no impression out of {log.height} gives a pair of a clicked and an unclicked suggestion under position "
+            f"policy {position_policy!r}: {_why_no_pair(log)}"
         )
     share = 1 / pl.len().over("row")
     weight = share * _factor("chosen", chosen_factors) * _factor("rejected", rejected_factors)

@@ -38,7 +38,7 @@ METHODS = {
     "auto": "as the log allows: ctr if the order is random, pbm if it was chosen, cascade if a click above takes "
     "clicks from below, trust if the gap between places depends on attraction",
     "ctr": "click-through rate divided by the top's; right if the order shown is random",
-    "harvest": "a conversation's same suggestions at the top and at that place; right under any ranker",
+    "harvest": "the same suggestions of a conversation, at the top and at that place; right under any ranker",
     "pbm": "position-based model by EM over the suggestions that moved; right under any ranker, all places at once",
     "cascade": "reading from the top that may end at a click: ctr or pbm if nothing above was clicked, times how "
     "often that is so",

@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n_users",
         type=int,
         default=20_000,
-        help="least number of users per arm, rounded up so that every conversation gets equally many; default 20000",
+        help="minimum number of users per arm, rounded up so that every conversation gets equally many; default 20000",
     )
     parser.add_argument(
         "--embedder",

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
     parser.add_argument(
         "--qs.trust_remote_code_enable",
         action="store_true",
-        help="run code from a model's folder or repository (auto_map in its config.json), which you have read",
+        help="run code from a model's folder or repository (auto_map in its config.json) that you have read",
     )
     parser.add_argument("--qs.check_enable", action="store_true", help="check flags, plugins and files, then stop")
 

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="distinct conversations, the first ones: a number for each of --prompts, or one for all; default 2000",
     )
     parser.add_argument(
-        "--max_new_tokens", type=int, default=RESPONSE_TOKENS, help="most tokens per response; default 64"
+        "--max_new_tokens", type=int, default=RESPONSE_TOKENS, help="maximum tokens per response; default 64"
     )
     parser.add_argument(
         "--temperature", type=float, nargs="+", default=[1.0], help="sampling temperature, one or several; default 1"

@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="log.json of the data stage, with each position's examination; default: estimated from the impressions",
     )
     parser.add_argument(
-        "--n_max", type=int, default=4000, help="most impressions to use, the first ones; default 4000"
+        "--n_max", type=int, default=4000, help="maximum number of impressions, the first ones; default 4000"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="weights.json to write")
     add_plugin_arguments(parser, options="of a part, as in ood.threshold=3")

@@ -29,7 +29,7 @@ def add_suggester_arguments(parser: argparse.ArgumentParser) -> None:
         "single sample, the one that evaluate found best (in the policy's generation_config.json), or 1",
     )
     parser.add_argument(
-        "--max_new_tokens", type=int, default=RESPONSE_TOKENS, help="most tokens per response; default 64"
+        "--max_new_tokens", type=int, default=RESPONSE_TOKENS, help="maximum tokens per response; default 64"
     )
     parser.add_argument(
         "--take",

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", default="", metavar="FILE", help="JSON Lines to write, with --conversations")
     parser.add_argument(
-        "--n", type=int, default=None, help="most suggestions to give; default: as many as in training"
+        "--n", type=int, default=None, help="maximum number of suggestions; default: as many as in training"
     )
     parser.add_argument("--explain_enable", action="store_true", help="show what was left out, and why")
     add_suggester_arguments(parser)

@@ -98,8 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--template",
         default="follow_up",
         metavar="NAME|FILE",
-        help=f"prompt: {', '.join(sorted(path.stem for path in TEMPLATES.glob('*.txt')))}, or a file of that form; "
-        "default follow_up",
+        help=f"prompt template: {', '.join(sorted(path.stem for path in TEMPLATES.glob('*.txt')))}, or a file in the "
+        "same form; default follow_up",
     )
     parser.add_argument(
         "--n_suggestions", type=int, default=N_SUGGESTIONS, help="suggestions per impression, 1 to 8; default 3"
@@ -118,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let vLLM decode only a numbered list of questions; not with --endpoint",
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; default 1")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens per answer; default 256")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="maximum tokens per answer; default 256")
     parser.add_argument(
         "--retries",
         type=int,
@@ -138,8 +138,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on_error",
         choices=("raise", "skip"),
         default="raise",
-        help="what to do if the last attempt fails. raise: stop and keep what there is, from where a second "
-        "call goes on; skip: leave the row out, and list it in the file of failures; default raise",
+        help="what to do if the last attempt fails. raise: stop and keep what there is; a second call "
+        "goes on; skip: leave the row out, and list it in the file of failures; default raise",
     )
     parser.add_argument("--seed", type=int, default=0, help="vLLM's seed; default 0")
 

@@ -62,7 +62,7 @@ def add_sampling_arguments(
         "--max_new_tokens",
         type=int,
         default=max_new_tokens,
-        help=f"most tokens per answer; default {max_new_tokens}",
+        help=f"maximum tokens per answer; default {max_new_tokens}",
     )
     parser.add_argument(
         "--temperature", type=float, default=temperature, help=f"sampling temperature; default {temperature:g}"
@@ -75,7 +75,7 @@ def add_sampling_arguments(
         type=int,
         default=0,
         help="engines that share the conversations; more than one run as Ray actors, on $RAY_ADDRESS if it is "
-        "set; default: as many as there are GPUs for",
+        "set; default: as many as the GPUs allow",
     )
     parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs per engine; default 1")
     parser.add_argument(

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocab_size",
         type=int,
         default=4096,
-        help="most tokens in the vocabulary, at least 259 (bytes); default 4096",
+        help="maximum size of the vocabulary, at least 259 (bytes); default 4096",
     )
     parser.add_argument("--hidden_size", type=int, default=256, help="width, a multiple of 128; default 256")
     parser.add_argument("--n_layers", type=int, default=2, help="depth; default 2")
