@@ -19,77 +19,83 @@ from openrlhf_qs.files.whole import FULL
 # Modules are imported when their subcommand is called: `--help` must not wait for torch. The stages without one are
 # OpenRLHF's entry points, which openrlhf_qs.host runs.
 STAGES = {
-    "data": ("clicks.data", "click log to SFT candidates, preferences, prompts and held-out impressions"),
-    "distil": ("sft.distil", "sample many suggestions for each conversation from a teacher, for sft"),
+    "data": ("clicks.data", "turn a click log into SFT candidates, preferences, prompts and held-out impressions"),
+    "distil": ("sft.distil", "sample many suggestions per conversation from a teacher, for sft"),
     "sft": ("", "train the policy on assembled suggestions: OpenRLHF's train_sft with our dataset"),
     "garm": ("", "train the Gaussian reward model on preferences: OpenRLHF's train_rm with our head"),
     "fusion": ("reward.fusion", "learn the weights of the composite reward"),
-    "rft": ("reward.rft", "sample responses of the SFT policy, each suggestion with its score, for its fine-tuning"),
+    "rft": ("reward.rft", "sample responses from the SFT policy and score their suggestions, for its fine-tuning"),
     "grpo": ("", "train the policy on the composite reward: OpenRLHF's train_ppo_ray with our rewards"),
     "generate": ("models.generate", "let a policy answer conversations, for fusion and evaluate"),
-    "evaluate": ("evaluation.evaluate", "A/B test of the policies on held-out conversations, and the report"),
+    "evaluate": ("evaluation.evaluate", "A/B-test the policies on held-out conversations, and write the report"),
 }
 LOOKS = {
     "log check": ("clicks.check", "check a click log and describe it, in constant memory"),
-    "lengths": ("clicks.lengths", "cut what is too long for a policy, and find the tokens that a response needs"),
-    "log convert": ("clicks.convert", "CSV, ShareGPT, OpenAI messages and logs of other types to a click log"),
-    "assemble": ("sft.sft_set", "choose three of each conversation's candidates, as sft does, to look at them"),
-    "garm eval": ("garm.eval", "accuracy, calibration and position preference of a reward model on preferences"),
+    "lengths": ("clicks.lengths", "cut what is too long for a policy, and find how many tokens a response needs"),
+    "log convert": ("clicks.convert", "convert CSV, ShareGPT, OpenAI messages and other kinds of log to a click log"),
+    "assemble": ("sft.sft_set", "choose three of each conversation's candidates, as sft does, for inspection"),
+    "garm eval": ("garm.eval", "measure a reward model's accuracy, calibration and position preference"),
     "garm wide": (
         "garm.fit_wide",
-        "what word crosses and overlaps with the conversation say, fitted to clicks, into a reward model",
+        "fit word crosses and conversation overlaps to clicks and add them to a reward model",
     ),
     "garm spread": (
         "garm.spread",
-        "how far users differ about a suggestion, from each user's clicks, into a reward model",
+        "estimate how far users disagree from each user's clicks, and store it in a reward model",
     ),
-    "garm calibrate": ("garm.calibrate", "one temperature, fitted on held-out preferences, into a reward model"),
+    "garm calibrate": ("garm.calibrate", "fit one temperature on held-out preferences and store it in a reward model"),
     "garm score": ("garm.score", "add a reward model's mean and std to every row of a file"),
-    "garm merge": ("garm.merge", "write a reward model that was trained with LoRA as a whole model, for grpo"),
+    "garm merge": ("garm.merge", "merge a LoRA-trained reward model into a full model, for grpo"),
     "reward score": ("reward.score", "try a reward on a file: each part, the weights and the total"),
-    "rank": ("rank.train", "train a ranker of intents for who has said nothing yet, on a zero-query log"),
-    "rank data": ("rank.data", "a zero-query log to what ranker and reasoner learn from, and what is held out"),
-    "rank proposals": ("rank.proposals", "learn from people which proposal of an assistant is accepted"),
+    "rank": ("rank.train", "train an intent ranker for users who have not typed anything yet, on a zero-query log"),
+    "rank data": ("rank.data", "turn a zero-query log into training data for ranker and reasoner, and held-out data"),
+    "rank proposals": ("rank.proposals", "learn from people which of an assistant's proposals are accepted"),
     "rank score": ("rank.score", "add a ranker's scores to every row of a file"),
-    "rank best": ("rank.best", "of a reasoner's queries those that help the ranker most, to be taught"),
+    "rank best": ("rank.best", "pick the reasoner's queries that help the ranker most, as training targets"),
     "dpo": ("", "train a policy on the better of two answers to a prompt: OpenRLHF's train_dpo"),
-    "rank eval": ("rank.eval", "rankers side by side on held-out visits: GAUC, Recall@3, NDCG@3, CTR@3, ECE"),
+    "rank eval": ("rank.eval", "compare rankers on held-out visits: GAUC, Recall@3, NDCG@3, CTR@3, ECE"),
     "plugins": ("list_plugins", "list the plugins, or show the options of one"),
-    "doctor": ("host.doctor", "versions, devices, and whether each extension point of OpenRLHF is where it was"),
+    "doctor": ("host.doctor", "check versions, devices and OpenRLHF's extension points"),
     "ab": (
         "evaluation.logged_ab",
-        "a real A/B test from a click log: CTR, lift, sample ratio, intervals at every look",
+        "evaluate a real A/B test from a click log: CTR, lift, sample ratio, always-valid intervals",
     ),
-    "seeds": ("evaluation.seeds", "runs of several seeds side by side: means, worst seed, lifts, as Markdown"),
-    "ablation": ("evaluation.ablation", "arms of recipes/ablate_rewards.sh and ablate_sft.sh over their seeds"),
-    "follow": ("host.follow", "show the progress of a training run that is piped into it"),
-    "expect": ("host.expected_time", "how long a stage will take with a real model on the CPU, before it begins"),
+    "seeds": ("evaluation.seeds", "compare runs of several seeds: means, worst seed, lifts, as Markdown"),
+    "ablation": (
+        "evaluation.ablation",
+        "compare the arms of recipes/ablate_rewards.sh and ablate_sft.sh over their seeds",
+    ),
+    "follow": ("host.follow", "show the progress of a training run whose output is piped into it"),
+    "expect": (
+        "host.expected_time",
+        "estimate how long a stage will take with a real model on the CPU, before it begins",
+    ),
 }
 LIVE = {
-    "serve": ("serve.serve", "answer chats with suggestions over HTTP, and keep what was shown and clicked"),
-    "suggest": ("serve.suggest", "a conversation in, suggestions out; the best of n by a reward model"),
-    "log export": ("serve.export", "the log of a server as a click log, for log check, ab and CLICK_LOG="),
-    "log forget": ("serve.forget", "remove a user from the log of a server"),
+    "serve": ("serve.serve", "answer chats with suggestions over HTTP, and log what was shown and clicked"),
+    "suggest": ("serve.suggest", "suggest follow-ups to a conversation: the best of n by a reward model"),
+    "log export": ("serve.export", "export a server's log as a click log, for log check, ab and CLICK_LOG="),
+    "log forget": ("serve.forget", "remove a user from a server's log"),
 }
 SOURCES = {
-    "world": ("world.click_log", "write a click log of simulated users, for when there is none"),
+    "world": ("world.click_log", "write a click log of simulated users, if you have none"),
     "world zero-query": ("world.zero_query", "write a zero-query log of simulated visitors, and their knowledge base"),
-    "cold-start": ("sft.cold_start", "let a language model write the first suggestions, when there are no clicks yet"),
+    "cold-start": ("sft.cold_start", "let a language model write the first suggestions, before there are any clicks"),
     "small-policy": ("sft.small_policy", "build a tokenizer and a small policy from a click log"),
-    "model": ("models.resolve", "smollm2, or any GGUF file, as a Hugging Face folder, converted once"),
-    "upworthy": ("archives.upworthy", "headline A/B tests of the Upworthy archive to preferences"),
-    "mimics": ("archives.mimics", "clarification panes of MIMICS-Duo to preferences"),
+    "model": ("models.resolve", "convert smollm2, or any GGUF file, to a Hugging Face folder, once"),
+    "upworthy": ("archives.upworthy", "turn the Upworthy archive's headline A/B tests into preferences"),
+    "mimics": ("archives.mimics", "turn MIMICS-Duo's clarification panes into preferences"),
 }
 BENCHMARKS = {
-    "benchmark assembly": ("benchmark.assembly", "contexts a second of the assembly, and what each option is worth"),
-    "benchmark log": ("benchmark.log", "impressions a second of reading, checking and pairing a log, as it grows"),
+    "benchmark assembly": ("benchmark.assembly", "contexts per second of the assembly, and what each option is worth"),
+    "benchmark log": ("benchmark.log", "impressions per second of reading, checking and pairing a log, as it grows"),
     "benchmark garm-training": (
         "benchmark.garm_training",
-        "impressions a second of reward-model training, OpenRLHF's own way and ours",
+        "impressions per second of reward-model training, OpenRLHF's own way and ours",
     ),
     "benchmark live-log": (
         "benchmark.live_log",
-        "impressions a second that a server's log acknowledges, against a journal",
+        "impressions per second that a server's log acknowledges, compared with a journal",
     ),
     "benchmark cold-start": (
         "benchmark.cold_start",
@@ -97,55 +103,55 @@ BENCHMARKS = {
     ),
     "benchmark frozen-backbone": (
         "benchmark.frozen_backbone",
-        "what a language model's layers hold of what users like, before it is trained on it",
+        "how well a frozen language model's layers predict what users like",
     ),
-    "benchmark ranker": ("benchmark.ranker", "the ranker of intents against LightGBM's LambdaMART, as the log grows"),
+    "benchmark ranker": (
+        "benchmark.ranker",
+        "the intent ranker compared with LightGBM's LambdaMART, as the log grows",
+    ),
     "benchmark propensities": (
         "benchmark.propensities",
-        "what the estimators of examination find where the truth is known: bias, coverage, false alarms",
+        "how well the examination estimators recover a known truth: bias, coverage, false alarms",
     ),
     "benchmark scoring": (
         "benchmark.scoring",
-        "a GRPO group scored by the reward model at once, against one response after the other",
+        "scoring a GRPO group with the reward model at once, compared with one response at a time",
     ),
     "benchmark grpo-overhead": (
         "benchmark.grpo_overhead",
-        "what the composite reward costs of a GRPO step, and what scoring in batches saves",
+        "the composite reward's share of a GRPO step, and what batched scoring saves",
     ),
     "benchmark serving": (
         "benchmark.serving",
-        "what a server costs beside its engine: throughput and time of an answer",
+        "what a server costs on top of its engine: throughput and response time",
     ),
-    "benchmark silence": (
-        "benchmark.silence",
-        "what it brings to stay silent: CTR and clicks lost by the share shown",
-    ),
+    "benchmark silence": ("benchmark.silence", "what staying silent brings: CTR and clicks lost by the share shown"),
     "benchmark reward-models": (
         "benchmark.reward_models",
-        "Bradley-Terry, DPL, PURM and the Gaussian reward model side by side on the same features",
+        "Bradley-Terry, DPL, PURM and the Gaussian reward model compared on the same features",
     ),
 }
 GROUPS = {
-    "stages, in the order of the way": STAGES,
-    "to look, measure and try": LOOKS,
+    "stages, in order": STAGES,
+    "to inspect, measure and try": LOOKS,
     "in real chats": LIVE,
-    "what there is without a log or a model": SOURCES,
+    "if you have no log or model yet": SOURCES,
     "benchmarks": BENCHMARKS,
 }
 TOOLS = LOOKS | LIVE | SOURCES | BENCHMARKS
 COMMANDS = STAGES | TOOLS
 OPENRLHF = [name for name, (module, _) in COMMANDS.items() if not module]
 EPILOG = """\
-the whole way in one command:
+all stages in one command:
   bash recipes/grpo_garm.sh
 on your own clicks:
   CLICK_LOG=clicks.jsonl RUN=runs/mine bash recipes/grpo_garm.sh
 with other rewards:
   REWARD=garm,ood,rules RUN=runs/three bash recipes/grpo_garm.sh
-with variables from a file, as every run leaves one:
+with variables from a file, such as the one that every run leaves:
   CONFIG=runs/mine/variables.env RUN=runs/twin bash recipes/grpo_garm.sh
 
-After sft, garm, dpo and grpo may follow any flag of OpenRLHF; ours: --qs.
+sft, garm, dpo and grpo also take any flag of OpenRLHF; our own begin with --qs.
 """
 
 
@@ -274,7 +280,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
             from openrlhf_qs.host import run as host
 
             host.add_arguments(one, name)
-            one.add_argument("--help-all", action="store_true", help="OpenRLHF's own flags too, and stop")
+            one.add_argument("--help-all", action="store_true", help="also show OpenRLHF's own flags, then exit")
         else:
             _module(name).add_arguments(one)
     return parser

@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KIND=NAME,NAME",
-        help="print nothing, and fail where one of these is not there or an --option does not fit; repeatable",
+        help="print nothing, and fail if one of these does not exist or an --option does not fit; repeatable",
     )
-    add_plugin_arguments(parser, options="of --check")
+    add_plugin_arguments(parser, options="of a plugin in --check")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -365,10 +365,10 @@ def add_plugin_arguments(
 ) -> None:
     """``--plugin`` and ``--option``, for :func:`load_plugins` and :func:`parse_options`; ``options`` says of what."""
     parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help=f"registers {registers}; repeatable"
+        "--plugin", action="append", default=[], metavar="FILE.py", help=f"file that registers {registers}; repeatable"
     )
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME.OPTION=VALUE", help=f"{options}; repeatable"
+        "--option", action="append", default=[], metavar="NAME.OPTION=VALUE", help=f"option {options}; repeatable"
     )
 
 

@@ -21,9 +21,9 @@ N_OPTIONS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="holds duo_clicks.SPLIT.tsv.gz")
+    parser.add_argument("folder", metavar="FOLDER", help="folder with duo_clicks.SPLIT.tsv.gz")
     parser.add_argument("--split", default="train", help="train or dev; default train")
-    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="preferences")
+    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="preferences to write")
 
 
 def run(args: argparse.Namespace) -> None:

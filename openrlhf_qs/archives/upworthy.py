@@ -51,18 +51,18 @@ OVERDISPERSION = 1.75  # variance of z between repeats of one arm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("packages", metavar="FILE.csv[.gz]", help="packages of the archive, a row an arm")
-    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="preferences")
+    parser.add_argument("packages", metavar="FILE.csv[.gz]", help="packages of the archive, one row per arm")
+    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="preferences to write")
     parser.add_argument(
         "--prior_std",
         type=float,
-        help="standard deviation of the true relative differences in CTR; inf takes the counts at their word; "
+        help="standard deviation of the true relative differences in CTR; inf takes the counts at face value; "
         "default: estimated from the file",
     )
     parser.add_argument(
         "--calibration",
         metavar="FILE.jsonl",
-        help=f"keep the tests of {CALIBRATION_SHARE:.0%}% of the stories for this file",
+        help=f"write the tests of {CALIBRATION_SHARE:.0%}% of the stories to this file instead",
     )
 
 

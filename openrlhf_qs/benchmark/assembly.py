@@ -46,20 +46,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n_contexts",
         default="1000,10000",
         metavar="N,N",
-        help="sizes of the curve, separated by commas; default 1000,10000; 100000 takes about 4 GiB with its input",
+        help="numbers of contexts to measure, separated by commas; default 1000,10000; 100000 takes about 4 GiB "
+        "with its input",
     )
-    parser.add_argument("--n_candidates", type=int, default=16, help="suggestions a context; default 16")
+    parser.add_argument("--n_candidates", type=int, default=16, help="suggestions per context; default 16")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="diverse.OPTION=VALUE", help="as in diverse.method=dpp"
+        "--option", action="append", default=[], metavar="diverse.OPTION=VALUE", help="for example diverse.method=dpp"
     )
     parser.add_argument(
-        "--embedder", default="", help="also measure this one, as minilm; default: none, the curve has none either"
+        "--embedder",
+        default="",
+        help="also measure this embedder, for example minilm; default: none; the size curve never uses one",
     )
-    parser.add_argument("--n_texts", type=int, default=2048, help="texts that the embedder is measured on")
+    parser.add_argument("--n_texts", type=int, default=2048, help="texts to measure the embedder on; default 2048")
     parser.add_argument(
-        "--quality", type=int, default=0, metavar="N", help="also measure every option on N contexts; default: not"
+        "--quality", type=int, default=0, metavar="N", help="also measure every option on N contexts; default: off"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another one draws other candidates; default 0")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other candidates; default 0")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["instruction", "follow_up", "examples"],
         metavar="NAME|FILE",
-        help="as of cold-start, one or several; default instruction follow_up examples",
+        help="as in cold-start, one or several; default instruction follow_up examples",
     )
     parser.add_argument(
         "--temperature",
@@ -50,20 +50,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[0.3, 0.7, 1.0],
         help="one or several; default 0.3 0.7 1",
     )
-    parser.add_argument("--n_answers", type=int, nargs="+", default=[1], help="to choose from; default 1")
-    parser.add_argument("--constrained_enable", action="store_true", help="decode nothing but a list of questions")
-    parser.add_argument("--n_conversations", type=int, default=30, help="at most 300; default 30")
+    parser.add_argument("--n_answers", type=int, nargs="+", default=[1], help="answers to choose from; default 1")
+    parser.add_argument(
+        "--constrained_enable", action="store_true", help="allow only lists of questions when decoding"
+    )
+    parser.add_argument("--n_conversations", type=int, default=30, help="conversations, at most 300; default 30")
     parser.add_argument(
         "--embedder",
         default="minilm",
         metavar="NAME",
-        help="sentence embeddings by which suggestions are near their conversation: folder, hub name or minilm "
-        "(default); empty: rules alone",
+        help="sentence embeddings that tell whether suggestions are close to their conversation: folder, hub "
+        "name or minilm (default); empty: only rules",
     )
     parser.add_argument(
-        "--out", default="", metavar="FILE", help="where each conversation and its answer go, to look at"
+        "--out", default="", metavar="FILE", help="file for each conversation and its answer, for inspection"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of vLLM; default 0")
+    parser.add_argument("--seed", type=int, default=0, help="vLLM's seed; default 0")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -37,16 +37,18 @@ POOLS = ("mean", "last")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("train", metavar="FILE.jsonl", help="preferences to learn from")
-    parser.add_argument("heldout", metavar="HELDOUT.jsonl", help="preferences that are judged")
+    parser.add_argument("heldout", metavar="HELDOUT.jsonl", help="preferences to evaluate on")
     parser.add_argument(
         "--model", default="smollm2", help="folder, hub name, smollm2, minilm or GGUF file; default smollm2"
     )
-    parser.add_argument("--layers", type=int, nargs="+", help="0: the embeddings; default: five, evenly")
-    parser.add_argument("--n_train", type=int, default=1000, help="rows to learn from, the first; default 1000")
-    parser.add_argument("--n_heldout", type=int, default=1000, help="held-out rows, the first; default 1000")
-    parser.add_argument("--max_len", type=int, default=512, help="tokens of a text; default 512")
     parser.add_argument(
-        "--significant", action="store_true", help="held-out pairs with |z| > 1.96 alone, where the file has z"
+        "--layers", type=int, nargs="+", help="layers to read, where 0 is the embeddings; default: five, evenly spaced"
+    )
+    parser.add_argument("--n_train", type=int, default=1000, help="rows to learn from, the first ones; default 1000")
+    parser.add_argument("--n_heldout", type=int, default=1000, help="held-out rows, the first ones; default 1000")
+    parser.add_argument("--max_len", type=int, default=512, help="tokens per text; default 512")
+    parser.add_argument(
+        "--significant", action="store_true", help="only held-out pairs with |z| > 1.96, if the file has z"
     )
 
 

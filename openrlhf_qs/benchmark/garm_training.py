@@ -46,21 +46,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n_tokens",
         default="32,64,128,256,512",
         metavar="N,N",
-        help=f"tokens of a conversation; default 32,64,128,256,512; {RATIO_AT}, of which `ratio` is, is always there",
+        help=f"tokens per conversation; default 32,64,128,256,512; {RATIO_AT}, at which `ratio` is measured, is "
+        "always included",
     )
-    parser.add_argument("--n_impressions", type=int, default=16, help="in a step, of both sides; default 16")
-    parser.add_argument("--n_steps", type=int, default=2, help="steps of a repetition; default 2")
+    parser.add_argument(
+        "--n_impressions", type=int, default=16, help="impressions per step, on both sides; default 16"
+    )
+    parser.add_argument("--n_steps", type=int, default=2, help="steps per repetition; default 2")
     add_model_arguments(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, hidden_size: int = 256) -> None:
     parser.add_argument(
-        "--hidden_size", type=int, default=hidden_size, help=f"of the backbone, a Qwen3; default {hidden_size}"
+        "--hidden_size",
+        type=int,
+        default=hidden_size,
+        help=f"hidden size of the backbone, a Qwen3; default {hidden_size}",
     )
-    parser.add_argument("--n_layers", type=int, default=4, help="of the backbone; default 4")
-    parser.add_argument("--n_repeats", type=int, default=7, help="repetitions, both sides in turns; default 7")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and texts; default 0")
-    parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
+    parser.add_argument("--n_layers", type=int, default=4, help="layers of the backbone; default 4")
+    parser.add_argument("--n_repeats", type=int, default=7, help="repetitions, both sides taking turns; default 7")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and texts; default 0")
+    parser.add_argument("--out", metavar="FILE", help="also write the JSON to this file")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -50,10 +50,10 @@ MAX_LEN, MICRO_BATCH = 512, 64  # tokens, and responses of a forward or update, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward", default=FULL, help=f"parts of the full composite; default {FULL}")
-    parser.add_argument("--n_prompts", type=int, default=16, help="prompts a step; default 16")
-    parser.add_argument("--n_samples", type=int, default=8, help="responses a prompt; default 8")
-    parser.add_argument("--n_steps", type=int, default=10, help="steps of each kind, in turn; default 10")
-    parser.add_argument("--seed", type=int, default=0, help="of texts and weights; default 0")
+    parser.add_argument("--n_prompts", type=int, default=16, help="prompts per step; default 16")
+    parser.add_argument("--n_samples", type=int, default=8, help="responses per prompt; default 8")
+    parser.add_argument("--n_steps", type=int, default=10, help="steps of each kind, taking turns; default 10")
+    parser.add_argument("--seed", type=int, default=0, help="seed of texts and weights; default 0")
 
 
 def run(args: argparse.Namespace) -> None:

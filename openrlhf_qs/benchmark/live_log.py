@@ -30,9 +30,11 @@ SUGGESTIONS = ["z" * 60] * 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--n_waiting", type=int, nargs="+", default=[1, 4, 32], help="writers; default 1 4 32")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement; default 5")
-    parser.add_argument("--folder", default="", help="on the disk to be measured; default: a temporary one here")
+    parser.add_argument(
+        "--n_waiting", type=int, nargs="+", default=[1, 4, 32], help="concurrent writers; default 1 4 32"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds per measurement; default 5")
+    parser.add_argument("--folder", default="", help="folder on the disk to measure; default: a temporary one here")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -34,10 +34,10 @@ N_BASE, N_CONTEXTS = 20_000, 6_000  # impressions and conversations that are rep
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--n_max", type=int, default=1_000_000, help="impressions of the largest log; default 1000000, 0.7 GB as JSON"
+        "--n_max", type=int, default=1_000_000, help="impressions in the largest log; default 1000000, 0.7 GB as JSON"
     )
-    parser.add_argument("--n_min", type=int, default=100_000, help="of the smallest; default 100000")
-    parser.add_argument("--seed", type=int, default=0, help="of the built-in world; default 0")
+    parser.add_argument("--n_min", type=int, default=100_000, help="impressions in the smallest log; default 100000")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the built-in world; default 0")
 
 
 def run(args: argparse.Namespace) -> None:

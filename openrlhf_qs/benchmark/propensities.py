@@ -93,16 +93,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=METHODS,
         metavar="NAME",
         default=["auto", "ctr", "pbm", "harvest", "cascade", "trust"],
-        help=f"of {', '.join(METHODS)}; default: auto ctr pbm harvest cascade trust",
+        help=f"estimators to compare, of {', '.join(METHODS)}; default: auto ctr pbm harvest cascade trust",
     )
     parser.add_argument(
-        "--n_pair_logs", type=int, default=2, help="of these, logs whose pairs are held against the truth; default 2"
+        "--n_pair_logs",
+        type=int,
+        default=2,
+        help="how many of these logs also have their pairs compared with the truth; default 2",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the first log; default 0")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first log; default 0")
     parser.add_argument(
-        "--before", metavar="DIR", help="checkout of another version, whose own default runs on the same logs"
+        "--before", metavar="DIR", help="checkout of another version, whose default estimator runs on the same logs"
     )
-    parser.add_argument("--out", metavar="FILE.json", help="all figures")
+    parser.add_argument("--out", metavar="FILE.json", help="file for all figures")
 
 
 def run(args: argparse.Namespace) -> None:

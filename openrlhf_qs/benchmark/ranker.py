@@ -25,9 +25,16 @@ EXAMINATION = np.array([1.0, 0.75, 0.55])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--n", default="30000,100000", metavar="N,N", help="impressions; default 30000,100000")
-    parser.add_argument("--max_epochs", type=int, default=20, help="of ours, at most; default 20")
-    parser.add_argument("--no_lightgbm", action="store_true", help="ours alone, as for a million impressions")
+    parser.add_argument(
+        "--n",
+        default="30000,100000",
+        metavar="N,N",
+        help="impressions per log, separated by commas; default 30000,100000",
+    )
+    parser.add_argument("--max_epochs", type=int, default=20, help="maximum epochs of our ranker; default 20")
+    parser.add_argument(
+        "--no_lightgbm", action="store_true", help="only our ranker, for example for a million impressions"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 

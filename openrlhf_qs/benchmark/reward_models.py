@@ -81,9 +81,11 @@ class Task(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--upworthy", metavar="FOLDER", help="holds packages.train.csv.gz and packages.dev.csv.gz")
     parser.add_argument(
-        "--mimics", metavar="FOLDER", help="holds duo_clicks.*.tsv.gz; out of distribution of upworthy"
+        "--upworthy", metavar="FOLDER", help="folder with packages.train.csv.gz and packages.dev.csv.gz"
+    )
+    parser.add_argument(
+        "--mimics", metavar="FOLDER", help="folder with duo_clicks.*.tsv.gz; out of distribution for upworthy"
     )
     parser.add_argument(
         "--embedder", default="minilm", help="sentence embeddings: folder, hub name or minilm (default)"
@@ -95,10 +97,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:OPTION=VALUE]",
         help=f"registered heads with their options; default {' '.join(HEADS)}",
     )
-    parser.add_argument("--n_contexts", type=int, default=2000, help="conversations of the world; default 2000")
+    parser.add_argument("--n_contexts", type=int, default=2000, help="conversations in the world; default 2000")
     parser.add_argument("--n_steps", type=int, default=1000, help="training steps of 256 pairs; default 1000")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each head, seeds from 0; default 5")
-    parser.add_argument("--out", metavar="FILE.json", help="all figures of all runs")
+    parser.add_argument("--seeds", type=int, default=5, help="runs per head, with seeds from 0; default 5")
+    parser.add_argument("--out", metavar="FILE.json", help="file for all figures of all runs")
 
 
 def run(args: argparse.Namespace) -> None:

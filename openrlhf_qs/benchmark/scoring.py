@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n_tokens",
         default="32,64,128,256,512",
         metavar="N,N",
-        help=f"tokens of a conversation; default 32,64,128,256,512; {RATIO_AT}, of which `ratio` is, is always there",
+        help=f"tokens per conversation; default 32,64,128,256,512; {RATIO_AT}, at which `ratio` is measured, is "
+        "always included",
     )
     add_model_arguments(parser, hidden_size=512)
 

@@ -41,11 +41,15 @@ class Measured(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", required=True, metavar="DIR", help="folder of the policy")
-    parser.add_argument("--reward_model", default="", metavar="DIR", help="for the server; default: none")
-    parser.add_argument("--conversations", required=True, metavar="FILE", help="JSON Lines with a conversation a row")
-    parser.add_argument("--n", type=int, default=200, help="conversations that count; default 200")
-    parser.add_argument("--in_flight", type=int, default=4, help="requests at a time; default 4")
-    parser.add_argument("--n_samples", type=int, nargs="+", default=[1, 4], help="responses to each; default 1 4")
+    parser.add_argument("--reward_model", default="", metavar="DIR", help="reward model for the server; default: none")
+    parser.add_argument(
+        "--conversations", required=True, metavar="FILE", help="JSON Lines with one conversation per row"
+    )
+    parser.add_argument("--n", type=int, default=200, help="conversations to measure; default 200")
+    parser.add_argument("--in_flight", type=int, default=4, help="concurrent requests; default 4")
+    parser.add_argument(
+        "--n_samples", type=int, nargs="+", default=[1, 4], help="responses per conversation; default 1 4"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -22,9 +22,9 @@ SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="JSON Lines, as openrlhf-qs suggest --out writes it")
+    parser.add_argument("file", metavar="FILE", help="JSON Lines, as written by openrlhf-qs suggest --out")
     parser.add_argument(
-        "--judge", default="built_in_world", help="plugin or FILE.py whose users click; default theirs"
+        "--judge", default="built_in_world", help="plugin or FILE.py whose users click; default built_in_world"
     )
 
 

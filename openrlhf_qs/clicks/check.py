@@ -104,13 +104,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "log",
         nargs="+",
         metavar="FILE",
-        help="click log: .jsonl or .json (one impression a line), either with .gz, or .parquet; globs too",
+        help="click log: .jsonl or .json (one impression per line), optionally .gz, or .parquet; globs work too",
     )
     parser.add_argument(
         "--on_error",
         choices=ON_ERROR,
         default="raise",
-        help=f"what to do about bad rows. {_choices(ON_ERROR)}; default raise",
+        help=f"what to do with bad rows. {_choices(ON_ERROR)}; default raise",
     )
     parser.add_argument("--engine", choices=ENGINES, default="polars", help=f"{_choices(ENGINES)}; default polars")
     parser.add_argument(
@@ -118,10 +118,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=METHODS,
         metavar="NAME",
         default=DEFAULT_METHOD,
-        help=f"how it is estimated how much each position is looked at. {_choices(METHODS)}; default {DEFAULT_METHOD}",
+        help=f"estimator of each position's examination. {_choices(METHODS)}; default {DEFAULT_METHOD}",
     )
     parser.add_argument("--json", action="store_true", help="print the description as JSON")
-    parser.add_argument("--html", metavar="FILE", help="write it as a page too, with a picture of clicks by position")
+    parser.add_argument("--html", metavar="FILE", help="also write it as a page, with a chart of clicks by position")
 
 
 def run(args: argparse.Namespace) -> None:

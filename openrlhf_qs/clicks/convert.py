@@ -60,7 +60,7 @@ TRUE, FALSE = ("1", "true", "yes", "y", "t"), ("0", "false", "no", "n", "f", "")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", metavar="FILE", help=".csv, .tsv, .json, .jsonl or .parquet; all but the last also .gz"
+        "file", metavar="FILE", help=".csv, .tsv, .json, .jsonl or .parquet; all but the last optionally .gz"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="click log to write, .jsonl")
     parser.add_argument(
@@ -68,25 +68,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=NAME",
-        help="what a field is called there, as in clicks=tapped; repeatable. Fields: " + ", ".join(NAMES),
+        help="name of a field in the file, as in clicks=tapped; repeatable. Fields: " + ", ".join(NAMES),
     )
     parser.add_argument(
-        "--first_place", type=int, choices=(0, 1), default=0, help="number of the top place, in a click; default 0"
+        "--first_place",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="index of the top place in a recorded click; default 0",
     )
     parser.add_argument(
-        "--timestamp", default="", metavar="TIME", help="of rows that have none, as 2025-01-31T12:00:00Z"
+        "--timestamp", default="", metavar="TIME", help="time of rows that have none, as in 2025-01-31T12:00:00Z"
     )
     parser.add_argument(
         "--conversations_only",
         action="store_true",
-        help="write conversations alone, for cold-start, where nothing was suggested yet",
+        help="write only conversations, for cold-start, if nothing was suggested yet",
     )
     parser.add_argument(
         "--on_error",
         choices=("raise", "skip"),
         default="raise",
-        help="rows that no rule reads. raise: name the first 20 and stop; skip: leave them out, and count; default "
-        "raise",
+        help="what to do with rows that no rule can read. raise: name the first 20 and stop; skip: leave them "
+        "out, and count them; default raise",
     )
 
 

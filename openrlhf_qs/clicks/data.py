@@ -46,8 +46,8 @@ from openrlhf_qs.form.request import Request
 from openrlhf_qs.form.task import Task, add_task_arguments, task_of
 
 PAIR_SOURCES = {
-    "impressions": "of one impression, the clicked one against the others",
-    "click_rates": "of one conversation, by click-through rates over all its impressions, with soft labels",
+    "impressions": "within an impression, the clicked suggestion with the others",
+    "click_rates": "within a conversation, click-through rates over all its impressions, with soft labels",
 }
 
 
@@ -76,36 +76,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="FILE",
-        help="click log, in one file or several (globs too): .jsonl or .json (one impression a line), either with "
-        ".gz, or .parquet",
+        help="click log, in one file or several (globs work too): .jsonl or .json (one impression per line), "
+        "optionally .gz, or .parquet",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; files of these names go")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="output folder; existing files with these names are replaced"
+    )
     parser.add_argument(
         "--heldout_share",
         type=float,
         default=0.2,
-        help="share of the conversations that no training sees, for the evaluation; default 0.2",
+        help="share of conversations reserved for the evaluation, which no training sees; default 0.2",
     )
     parser.add_argument(
         "--fusion_share",
         type=float,
         default=0.1,
-        help="share of the conversations kept to fit the weights of the rewards, which must not be those that the "
-        "reward model was trained on; default 0.1",
+        help="share of conversations reserved for fitting the reward weights; the reward model must not have "
+        "been trained on them; default 0.1",
     )
     parser.add_argument(
         "--position_policy",
         choices=POSITION_POLICIES,
         default=DEFAULT_POLICY,
-        help="what is made of people looking at the top first, in pairs of impressions. "
+        help="how pairs within an impression account for position bias. "
         + "; ".join(f"{name}: {what}" for name, what in POSITION_POLICIES.items())
         + f"; default {DEFAULT_POLICY}",
     )
     for flag, choices, default, what in (
-        ("--on_error", ON_ERROR, "raise", "what to do about bad rows"),
+        ("--on_error", ON_ERROR, "raise", "what to do with bad rows"),
         ("--engine", ENGINES, "polars", "where the log is read and checked"),
         ("--split", SPLITS, "conversation", "what no two of the splits share"),
-        ("--propensity", METHODS, DEFAULT_METHOD, "how it is estimated how much each position is looked at"),
+        ("--propensity", METHODS, DEFAULT_METHOD, "estimator of each position's examination"),
         ("--pairs_from", PAIR_SOURCES, "impressions", "what the preference pairs compare"),
     ):
         listed = "; ".join(f"{name}: {meaning}" for name, meaning in choices.items())
@@ -115,19 +117,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=_time,
         metavar=("FUSION", "HELDOUT"),
-        help="where these begin under --split time, as 2025-01-31T12:00:00Z; default: where the shares fall",
+        help="when these two splits begin under --split time, as in 2025-01-31T12:00:00Z; default: where the "
+        "shares fall",
     )
     parser.add_argument(
         "--max_per_user",
         type=int,
         default=0,
         metavar="N",
-        help="impressions that each user keeps, the earliest ones: a bot has many; default 0, no limit",
+        help="impressions kept per user, the earliest ones, because a bot has many; default 0, no limit",
     )
     parser.add_argument(
-        "--drop_doubles", action="store_true", help="of rows that are equal but for their id, keep the first alone"
+        "--drop_doubles", action="store_true", help="keep only the first of rows that differ only in their id"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another one gives another split; default 0")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives another split; default 0")
     add_task_arguments(parser)
 
 

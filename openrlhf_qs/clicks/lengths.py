@@ -39,7 +39,7 @@ LEAST = 16  # tokens of a response
 N_AROUND, N_BEFORE = 12, 64  # tokens that a template puts around a turn, and before the first one, at most
 
 REFUSED_ROLES = {
-    "fold": "the system's message goes into the user's turn, turns of one role in a row become one",
+    "fold": "the system message goes into the user's turn, and consecutive turns of one role become one",
     "drop": "they are left out, and counted",
     "stop": "nothing is written",
 }
@@ -49,15 +49,15 @@ Conversation = Sequence[Message]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="folder that `openrlhf-qs data` wrote")
-    parser.add_argument("--policy", required=True, metavar="DIR|NAME", help="the policy that will be trained")
+    parser.add_argument("--policy", required=True, metavar="DIR|NAME", help="the policy to be trained")
     parser.add_argument(
-        "--max_len", type=int, default=512, help="tokens of a conversation with what follows it; default 512"
+        "--max_len", type=int, default=512, help="tokens of a conversation and what follows it; default 512"
     )
     parser.add_argument(
         "--refused_roles",
         choices=REFUSED_ROLES,
         default="fold",
-        help="conversations whose roles the chat template refuses. "
+        help="what to do with conversations whose roles the chat template refuses. "
         + "; ".join(f"{name}: {what}" for name, what in REFUSED_ROLES.items())
         + "; default fold",
     )
@@ -92,8 +92,8 @@ def run(args: argparse.Namespace) -> None:
         if not kept and rows:
             raise ValueError(
                 f"{file}: no conversation leaves room for a response of {max_new_tokens} tokens in {args.max_len}"
-                + (", or is in roles that the template takes" if dropped else "")
-                + "; give MAX_LEN more"
+                + (", or has only roles that the template accepts" if dropped else "")
+                + "; increase MAX_LEN"
             )
         if kept != rows:
             write_json_lines(file, kept)
@@ -137,7 +137,7 @@ def response_tokens(tokenizer, shown: Sequence[Sequence[str]], task: Task, max_l
     most = math.ceil((float(np.quantile(lengths, QUANTILE)) * MORE + N_END) / 8) * 8
     if most > max_len // 2:
         raise ValueError(
-            f"responses of the log have {most} tokens, more than half of MAX_LEN={max_len}: give MAX_LEN more, or "
+            f"responses of the log have {most} tokens, more than half of MAX_LEN={max_len}: increase MAX_LEN, or "
             "MAX_NEW_TOKENS yourself"
         )
     return max(most, LEAST)

@@ -45,10 +45,10 @@ from openrlhf_qs.form.keys import root_key, text_keys
 from openrlhf_qs.form.prompt import check_messages
 
 POSITION_POLICIES = {
-    "all": "every pair, all the same",
+    "all": "every pair, with equal weight",
     "skip_above": "only pairs whose rejected suggestion stood above the chosen one, so that it was surely passed over",
-    "adjacent": "only pairs of neighbours, which are looked at almost alike",
-    "ipw": "every pair; a click by 1 / examination of its place, no click by the probability that it was disliked",
+    "adjacent": "only pairs of neighbours, which are examined almost equally",
+    "ipw": "every pair; a click weighs 1 / examination of its place, no click the probability that it was disliked",
 }
 DEFAULT_POLICY = "ipw"
 # Shows at the log's average that every suggestion's click rate starts with: one lucky click makes no good suggestion.
@@ -129,8 +129,8 @@ def preferences(
     pairs = pair_places(log, position_policy)
     if pairs.is_empty():
         raise ValueError(
-            f"no pair of a clicked and another suggestion in {log.height} impressions under position policy "
-            f"{position_policy!r}: {_why_no_pair(log)}"
+            f"no impression out of {log.height} gives a pair of a clicked and an unclicked suggestion under position "
+            f"policy {position_policy!r}: {_why_no_pair(log)}"
         )
     share = 1 / pl.len().over("row")
     weight = share * _factor("chosen", chosen_factors) * _factor("rejected", rejected_factors)

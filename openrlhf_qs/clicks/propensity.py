@@ -35,16 +35,16 @@ from openrlhf_qs.clicks.shows import shown_counts
 from openrlhf_qs.statistics.intervals import Z_95
 
 METHODS = {
-    "auto": "by what the log allows: ctr where the order is random, pbm where it was chosen, cascade where a click "
-    "above takes clicks from below, trust where the gap between places depends on attraction",
-    "ctr": "click-through rate over that of the top; right where the order shown is random",
-    "harvest": "the same suggestions of a conversation at the top and at that place; right under any ranker",
+    "auto": "as the log allows: ctr if the order is random, pbm if it was chosen, cascade if a click above takes "
+    "clicks from below, trust if the gap between places depends on attraction",
+    "ctr": "click-through rate divided by the top's; right if the order shown is random",
+    "harvest": "the same suggestions of a conversation, at the top and at that place; right under any ranker",
     "pbm": "position-based model by EM over the suggestions that moved; right under any ranker, all places at once",
-    "cascade": "reading from the top that may end at a click: ctr or pbm where nothing above was clicked, times how "
+    "cascade": "reading from the top that may end at a click: ctr or pbm if nothing above was clicked, times how "
     "often that is so",
-    "trust": "a line a place: by how much its clicks grow with attraction, and what trust in the place alone brings; "
-    "right under any ranker, and refused where too little comes again",
-    "none": "every place as the top: no correction",
+    "trust": "one line per place: how much its clicks grow with attraction, and what trust in the place alone adds; "
+    "right under any ranker, but refused if too few suggestions recur",
+    "none": "every place is treated like the top: no correction",
 }
 DEFAULT_METHOD = "auto"
 PLACES = ("trust", "average", "unless_clicked")  # what an estimate may say of each place beside its examination

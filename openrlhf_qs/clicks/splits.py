@@ -18,7 +18,7 @@ from openrlhf_qs.form.keys import root_keys
 SPLITS = {
     "conversation": "conversations by a hash of their first user message",
     "user": "users by a hash of their id; a conversation that two of them share stays with the first",
-    "time": "training before a time, then fusion, then heldout; a conversation that goes on goes to the last",
+    "time": "training before a time, then fusion, then heldout; an ongoing conversation goes with its last impression",
 }
 
 

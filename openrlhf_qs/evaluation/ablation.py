@@ -69,12 +69,14 @@ class Run(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", required=True, metavar="DIR", help="RUN of the recipe: the folder of its seedN")
+    parser.add_argument(
+        "--run", required=True, metavar="DIR", help="RUN of the recipe: the folder with a seedN folder per seed"
+    )
     parser.add_argument(
         "--gold",
         default="none",
         metavar="NAME|FILE.py|none",
-        help="judge of `GSB` and `worthless`; default none: neither",
+        help="judge for `GSB` and `worthless`; default none: both are left out",
     )
 
 

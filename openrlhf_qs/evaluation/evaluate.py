@@ -74,30 +74,30 @@ MOST_CLICKED = "most_clicked"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this stage."""
     parser.add_argument(
-        "--run", required=True, metavar="DIR", help="run folder: data/, report/responses.*.jsonl, garm/"
+        "--run", required=True, metavar="DIR", help="run folder with data/, report/responses.*.jsonl and garm/"
     )
     parser.add_argument(
         "--judge",
         default="none",
         metavar="NAME|FILE.py|none",
         help="the users of the A/B test: a registered judge, or a Python file that registers one; default none: "
-        "no A/B test, the held-out clicks alone",
+        "no A/B test, only the held-out clicks",
     )
     add_plugin_arguments(parser, options="of a plugin, as in openai_endpoint.model=qwen3")
     parser.add_argument(
         "--n_users",
         type=int,
         default=20_000,
-        help="users of each arm at least, rounded up to the same number for every conversation; default 20000",
+        help="minimum number of users per arm, rounded up so that every conversation gets equally many; default 20000",
     )
     parser.add_argument(
         "--embedder",
         default="",
         metavar="NAME",
-        help="sentence-transformers model that tells which suggestions mean the same: a folder, a hub name or minilm; "
-        "default: words alone are compared",
+        help="sentence-transformers model that tells which suggestions mean the same: a folder, a hub name or "
+        "minilm; default: only words are compared",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of clicks, bootstrap and shown examples; default 0")
+    parser.add_argument("--seed", type=int, default=0, help="seed of clicks, bootstrap and shown examples; default 0")
 
 
 def run(args: argparse.Namespace) -> None:

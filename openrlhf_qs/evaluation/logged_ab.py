@@ -63,33 +63,37 @@ class Rows:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", nargs="+", metavar="FILE", help="click log, as for log check; globs too")
+    parser.add_argument("log", nargs="+", metavar="FILE", help="click log, as for log check; globs work too")
     parser.add_argument(
-        "--by", default="policy", metavar="FIELD", help="what names the arm: policy, or meta.KEY; default policy"
+        "--by", default="policy", metavar="FIELD", help="field that names the arm: policy, or meta.KEY; default policy"
     )
     parser.add_argument(
-        "--control", default="", metavar="ARM", help="that the others are held against; default: first"
+        "--control", default="", metavar="ARM", help="arm the others are compared with; default: the first"
     )
     parser.add_argument(
         "--shares",
         nargs="+",
         default=[],
         metavar="ARM=SHARE",
-        help="what each arm was to get of the users, as in a=0.9 b=0.1; default: all the same",
+        help="intended share of users per arm, as in a=0.9 b=0.1; default: equal",
     )
     parser.add_argument(
         "--planned",
         type=int,
         default=0,
         metavar="N",
-        help="users, or conversations, that the test is planned for: there the interval that holds at every look is "
-        "narrowest; default: those that are there",
+        help="planned number of users (or conversations), where the always-valid interval is narrowest; "
+        "default: the current number",
     )
     parser.add_argument(
-        "--lift", nargs="+", type=float, default=list(LIFTS), help="to say the sample size of; default 0.02 0.05 0.1"
+        "--lift",
+        nargs="+",
+        type=float,
+        default=list(LIFTS),
+        help="relative lifts to state the sample size for; default 0.02 0.05 0.1",
     )
     parser.add_argument(
-        "--on_error", choices=ON_ERROR, default="raise", help="what to do about bad rows, as in log check"
+        "--on_error", choices=ON_ERROR, default="raise", help="what to do with bad rows, as in log check"
     )
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
 

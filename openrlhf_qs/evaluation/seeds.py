@@ -39,10 +39,12 @@ REWARD_MODEL = {"accuracy": (".1%", min), "nll": (".3f", max), "ece": (".3f", ma
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, one a seed: runs/seed0 runs/seed1 ...")
-    parser.add_argument("--out", default="", metavar="FILE.md", help="the tables; they are printed in any case")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, one per seed: runs/seed0 runs/seed1 ...")
     parser.add_argument(
-        "--into", default="", metavar="README.md", help=f"put them into this file, between {BEGIN} and {END}"
+        "--out", default="", metavar="FILE.md", help="file for the tables, which are printed in any case"
+    )
+    parser.add_argument(
+        "--into", default="", metavar="README.md", help=f"put the tables into this file, between {BEGIN} and {END}"
     )
 
 

@@ -511,8 +511,9 @@ def check_earlier(
         found = list(differences(asked, made))
         if found:
             raise ValueError(
-                f"{name}, which {stage} goes on from, was made otherwise: asked is {'; '.join(found)}. AGAIN=1 bash "
-                f"{recipe_of(name)} makes it anew, and all after it; another folder keeps both: RUN=runs/other"
+                f"{stage} builds on {name}, which was made with other settings; requested: {'; '.join(found)}. "
+                f"AGAIN=1 bash {recipe_of(name)} redoes it and everything after it; another RUN keeps both, as in "
+                "RUN=runs/other"
             )
 
 
@@ -628,7 +629,7 @@ def broken(path: Path) -> str:
         try:
             json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            return f"is no whole JSON ({error})"
+            return f"is not complete JSON ({error})"
     if path.suffix == ".jsonl" and size:
         with open(path, "rb") as file:
             file.seek(-1, os.SEEK_END)
@@ -643,13 +644,13 @@ def safetensors_size(path: Path) -> int:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
         if length is None or length > 100_000_000:
-            raise ValueError("is no file of safetensors, or is cut in its header")
+            raise ValueError("is not a safetensors file, or its header is truncated")
         header = file.read(length)
     try:
         tensors = json.loads(header)
         ends = [one["data_offsets"][1] for name, one in tensors.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError("is no file of safetensors, or is cut in its header") from None
+        raise ValueError("is not a safetensors file, or its header is truncated") from None
     return 8 + length + max(ends, default=0)
 
 

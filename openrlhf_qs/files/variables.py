@@ -22,8 +22,10 @@ def read_variables(path: str | Path, known: Iterable[str]) -> dict[str, str]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
-        raise ValueError(f"CONFIG={path} cannot be read ({why}): give a text file with a NAME=value a line") from None
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ValueError(
+            f"CONFIG={path} cannot be read ({why}): give a text file with one NAME=value per line"
+        ) from None
     for number, line in enumerate(lines, 1):
         line = line.strip()
         if not line or line.startswith("#"):
@@ -31,15 +33,15 @@ def read_variables(path: str | Path, known: Iterable[str]) -> dict[str, str]:
         name, equals, value = line.partition("=")
         name, value = name.strip(), value.strip()
         if not equals or not name:
-            raise ValueError(f"{path}:{number}: {line!r} is no variable; give NAME=value, as in STEPS=100")
+            raise ValueError(f"{path}:{number}: {line!r} is not a variable; give NAME=value, as in STEPS=100")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(
-                f"{path}:{number}: {name} is no variable of the recipes"
+                f"{path}:{number}: {name} is not a variable of the recipes"
                 + (f": {near[0]}?" if near else "; recipes/common.sh and each stage's recipe have them")
             )
         if name in values:
-            raise ValueError(f"{path}:{number}: {name} stands there twice; leave one")
+            raise ValueError(f"{path}:{number}: {name} is set twice; keep one")
         if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
             value = value[1:-1]
         values[name] = value

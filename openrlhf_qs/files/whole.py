@@ -39,7 +39,7 @@ def raise_problems(problems: Sequence[str]) -> None:
 def read_json_lines(path: str | Path) -> list[dict]:
     """The rows of a file, also of one that is packed (``.gz``); byte order marks and blank lines are passed over.
 
-    ValueError names file and line of what is no JSON object, or the file that is missing or cut.
+    ValueError names file and line of what is not a JSON object, or the file that is missing or cut.
     """
     return list(json_lines(path))
 
@@ -63,9 +63,9 @@ def _decoded(lines: Iterable[str], path: str | Path) -> Iterator[str]:
     try:
         yield from lines
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}): write it again") from None
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}): write it again") from None
     except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path} is no whole gzip file ({error}): write it again") from None
+        raise ValueError(f"{path} is not a complete gzip file ({error}): write it again") from None
 
 
 def check_count(path: str | Path, n_rows: int) -> None:
@@ -86,9 +86,9 @@ def json_object(path: str | Path, number: int, line: str) -> dict:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{path}:{number}: no JSON: {error}") from None
+        raise ValueError(f"{path}:{number}: not JSON: {error}") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{path}:{number}: {line.strip()[:40]!r} is no JSON object")
+        raise ValueError(f"{path}:{number}: {line.strip()[:40]!r} is not a JSON object")
     return row
 
 

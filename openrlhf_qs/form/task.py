@@ -98,14 +98,14 @@ def add_task_arguments(parser: argparse.ArgumentParser, prefix: str = "--") -> N
         f"{prefix}n_suggestions",
         type=int,
         default=N_SUGGESTIONS,
-        help=f"suggestions of a response, 1 to {MAX_SUGGESTIONS}; default {N_SUGGESTIONS}",
+        help=f"suggestions per response, 1 to {MAX_SUGGESTIONS}; default {N_SUGGESTIONS}",
     )
     parser.add_argument(
         f"{prefix}prompt_template",
         default="",
         metavar="FILE",
-        help="text file with the instruction, in any language; $n in it stands for the number; default: the English "
-        "one of openrlhf_qs/form/task.py",
+        help="text file with the instruction, in any language; $n in it stands for the number; default: the "
+        "English one in openrlhf_qs/form/task.py",
     )
 
 

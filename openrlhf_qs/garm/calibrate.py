@@ -32,7 +32,9 @@ MAX_SCALE = 50.0  # and its inverse: beyond, something else than the temperature
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("preferences", metavar="FILE.jsonl", help="of neither training nor the evaluation")
+    parser.add_argument(
+        "preferences", metavar="FILE.jsonl", help="preferences used in neither training nor evaluation"
+    )
     parser.add_argument("--model", required=True, metavar="DIR", help="reward model; its means are rescaled in place")
     parser.add_argument(
         "--on",
@@ -40,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="soft",
         help="fit to the labels of all pairs, or to the outcomes of those with |z| > 1.96; default soft",
     )
-    parser.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="registers heads; repeatable")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="file that registers heads; repeatable"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -74,29 +74,31 @@ class Scored(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preferences", metavar="FILE.jsonl", help="preferences that the model was not trained on")
-    parser.add_argument("--model", required=True, metavar="DIR", help="reward model, as recipes/garm.sh writes it")
+    parser.add_argument("--model", required=True, metavar="DIR", help="reward model, as written by recipes/garm.sh")
     parser.add_argument(
-        "--reference", default="", help="policy whose log-perplexity the pairs are sorted by; default: none"
+        "--reference", default="", help="policy by whose log-perplexity the pairs are sorted; default: none"
     )
     parser.add_argument(
         "--train",
         default="",
         metavar="FILE.jsonl",
-        help="preferences that the model was trained on: two linear models are fitted on them, to compare it with",
+        help="preferences that the model was trained on: two linear models are fitted to them, for comparison",
     )
     parser.add_argument(
         "--judge", default="none", help="judge whose users made the clicks, for the Bayes rule; default: none"
     )
-    parser.add_argument("--n_bins", type=int, default=N_BINS, help="bins of the ECE over [0, 1], even; default 20")
     parser.add_argument(
-        "--equal_weights", action="store_true", help="every pair counts once, whatever weight the file gives it"
+        "--n_bins", type=int, default=N_BINS, help="number of bins of the ECE over [0, 1], even; default 20"
     )
-    parser.add_argument("--out", metavar="FILE.json", help="all figures")
-    parser.add_argument("--plots", metavar="DIR", help="reliability, confidence and perplexity as SVG")
     parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="registers a head; repeatable"
+        "--equal_weights", action="store_true", help="count every pair once, whatever weight the file gives it"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap; default 0")
+    parser.add_argument("--out", metavar="FILE.json", help="file for all figures")
+    parser.add_argument("--plots", metavar="DIR", help="folder for reliability, confidence and perplexity as SVG")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="file that registers a head; repeatable"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap; default 0")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -50,9 +50,11 @@ TREES = {  # of LightGBM; docs/GARM.md has what was tried
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("preferences", metavar="FILE.jsonl", help="with clicks: those that it was trained on")
     parser.add_argument(
-        "--kept_apart", required=True, metavar="FILE.jsonl", help="of neither training nor the evaluation"
+        "preferences", metavar="FILE.jsonl", help="preferences with clicks: those that the model was trained on"
+    )
+    parser.add_argument(
+        "--kept_apart", required=True, metavar="FILE.jsonl", help="preferences used in neither training nor evaluation"
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="reward model; both are added in place")
 

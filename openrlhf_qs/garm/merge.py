@@ -13,7 +13,7 @@ from openrlhf_qs.models.folder import make_usable
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder of a reward model with LoRA weights")
-    parser.add_argument("--out", required=True, help="folder to write the whole model to")
+    parser.add_argument("--out", required=True, help="folder for the full model")
 
 
 def run(args: argparse.Namespace) -> None:

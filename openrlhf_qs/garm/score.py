@@ -31,23 +31,23 @@ FORMATS = (".csv", ".jsonl", ".json", ".parquet")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help=".csv, .jsonl or .parquet, the first two also .gz")
-    parser.add_argument("--model", required=True, metavar="DIR", help="reward model, as recipes/garm.sh writes it")
-    parser.add_argument("--out", required=True, metavar="OUT", help="in one of the same formats")
+    parser.add_argument("file", metavar="FILE", help=".csv, .jsonl or .parquet, the first two optionally .gz")
+    parser.add_argument("--model", required=True, metavar="DIR", help="reward model, as written by recipes/garm.sh")
+    parser.add_argument("--out", required=True, metavar="OUT", help="output file, in one of the same formats")
     parser.add_argument(
         "--column",
         default="",
-        help="column of the text, one suggestion or a list of them; default: suggestion, suggestions or headline, "
-        "the first that there is",
+        help="column of the text, one suggestion or a list of them; default: the first of suggestion, "
+        "suggestions and headline that exists",
     )
     parser.add_argument(
         "--conversation_column",
         default="",
-        help="column of the conversation: messages, or one user turn as plain text; default: conversation where there "
-        "is one, else none",
+        help="column of the conversation: messages, or one user turn as plain text; default: conversation if it "
+        "exists, else none",
     )
     parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="registers a head; repeatable"
+        "--plugin", action="append", default=[], metavar="FILE.py", help="file that registers a head; repeatable"
     )
 
 

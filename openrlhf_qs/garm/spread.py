@@ -61,12 +61,16 @@ class Showings(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("preferences", metavar="FILE.jsonl", help="with user_id: those that it was trained on will do")
+    parser.add_argument(
+        "preferences",
+        metavar="FILE.jsonl",
+        help="preferences with user_id; those that the model was trained on will do",
+    )
     parser.add_argument("--model", required=True, metavar="DIR", help="reward model; its deviations are set in place")
     parser.add_argument(
         "--optional_enable",
         action="store_true",
-        help="where the log does not tell users apart, say so and leave the model as it is",
+        help="if the log has no user ids, report that and leave the model unchanged",
     )
 
 

@@ -28,13 +28,13 @@ START_S = 30  # seconds of imports, loading and saving
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", required=True, metavar="DIR", help="run folder, whose stage data is there")
-    parser.add_argument("--stage", required=True, help="the word in front of the line")
-    parser.add_argument("--policy", required=True, metavar="DIR", help="the model that does it")
+    parser.add_argument("--run", required=True, metavar="DIR", help="run folder with a finished data stage")
+    parser.add_argument("--stage", required=True, help="name at the beginning of the line")
+    parser.add_argument("--policy", required=True, metavar="DIR", help="the model that the stage runs")
     for name, what in (
-        ("taught", "it is trained on, in all epochs"),
-        ("read", "it says the likelihood or the worth of"),
-        ("written", "vLLM writes with it"),
+        ("taught", "the model is trained on, in all epochs"),
+        ("read", "the model scores, or gives the likelihood of"),
+        ("written", "vLLM writes with the model"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="N [FILE [MOST]]",
-            help=f"responses that {what}: so many, or so many to each of a file's conversations, at most MOST; "
+            help=f"responses that {what}: N, or N per conversation of FILE, for at most MOST conversations; "
             "repeatable",
         )
 

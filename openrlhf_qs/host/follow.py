@@ -48,9 +48,9 @@ class Place(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stage", required=True, help="the word in front of the line")
-    parser.add_argument("--log", required=True, metavar="FILE", help="gets everything, appended")
-    parser.add_argument("--n_steps", type=int, default=0, help="GRPO steps in all, where they are known")
+    parser.add_argument("--stage", required=True, help="name at the beginning of the line")
+    parser.add_argument("--log", required=True, metavar="FILE", help="file to which everything is appended")
+    parser.add_argument("--n_steps", type=int, default=0, help="total number of GRPO steps, if known")
 
 
 def run(args: argparse.Namespace) -> None:

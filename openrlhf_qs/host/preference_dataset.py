@@ -25,7 +25,7 @@ class FittedPreferenceDataset(RewardDataset):
         n_long = len(dataset) - len(rows)
         strategy.print(f"{len(rows)} preferences; {n_long} left out as too long for {max_length} tokens")
         if not rows:
-            raise ValueError(f"no preference has room in {max_length} tokens: give --data.max_len more")
+            raise ValueError(f"no preference fits in {max_length} tokens: increase --data.max_len")
         super().__init__(Dataset.from_list(rows), tokenizer, max_length, strategy, **kwargs)
 
 

@@ -28,6 +28,6 @@ class FittedPromptDataset(PromptDataset):
         strategy.print(f"{len(rows)} prompts, {n_cut} of them cut to {n_most} tokens; {n_long} left out as too long")
         if not rows:
             raise ValueError(
-                f"no prompt has room in {n_most} tokens: give --data.max_len more, or a policy taught with more"
+                f"no prompt fits in {n_most} tokens: increase --data.max_len, or use a policy trained with more"
             )
         super().__init__(rows, tokenizer, strategy, **kwargs)

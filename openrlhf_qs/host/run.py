@@ -54,20 +54,20 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
         action="append",
         default=[],
         metavar="NAME.OPTION=VALUE",
-        help="as in ood.threshold=3; may be repeated",
+        help="option of a plugin, as in ood.threshold=3; may be repeated",
     )
     parser.add_argument(
-        "--qs.device", choices=get_args(Device), default="auto", help="default: cuda where torch finds a GPU"
+        "--qs.device", choices=get_args(Device), default="auto", help="default: cuda if torch finds a GPU"
     )
     parser.add_argument(
         "--qs.untested_host_enable",
         action="store_true",
-        help=f"go on with an OpenRLHF that is not {TESTED}, at your risk",
+        help=f"go on with an OpenRLHF that is not {TESTED}, at your own risk",
     )
     parser.add_argument(
         "--qs.trust_remote_code_enable",
         action="store_true",
-        help="run code that lies in a model's folder or repository (auto_map in its config.json): you have read it",
+        help="run code from a model's folder or repository (auto_map in its config.json) that you have read",
     )
     parser.add_argument("--qs.check_enable", action="store_true", help="check flags, plugins and files, then stop")
 

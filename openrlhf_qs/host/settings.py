@@ -38,7 +38,7 @@ def absolute(text: str) -> str:
 class SFTSettings:
     """The stage ``sft``; what the policy is asked for goes into ``task.json`` beside it, for the later stages."""
 
-    n_suggestions: int = flag(N_SUGGESTIONS, "suggestions of a response, 1 to 8")
+    n_suggestions: int = flag(N_SUGGESTIONS, "suggestions per response, 1 to 8")
     prompt_template: str = flag(
         "", "text file with the instruction, in any language; $n in it stands for the number", type=absolute
     )
@@ -50,13 +50,14 @@ class GarmSettings:
     """The stage ``garm``."""
 
     reward_model: str = flag("click_gaussian", "reward model head")
-    objective: str = flag("", "what it learns from an impression; empty: the reward model's own")
+    objective: str = flag("", "what the reward model learns from an impression; empty: its own objective")
     dropout: float = flag(
-        0.0, "share of each embedding, and of what the head reads, that is left out at a training step, below 1"
+        0.0, "share of each embedding and of the head's input that is dropped at a training step, below 1"
     )
     exact_match_enable: bool = flag(
         False,
-        "tell each token in which turns it stood before, which a small backbone cannot look up by itself; no packing",
+        "tell each token in which turns it appeared before, which a small backbone cannot look up by itself; no "
+        "packing",
     )
 
 
@@ -77,30 +78,30 @@ class GRPOSettings:
     )
     reference: str = flag(
         "",
-        "reference policy, of the KL penalty and of `ood`; empty: the actor as it starts, which is OpenRLHF's",
+        "reference policy for the KL penalty and `ood`; empty: the initial actor, as in OpenRLHF",
         type=absolute,
     )
     weights: str = flag("", "weights file of the fusion stage; empty: weight 1, raw parts", type=absolute)
     normalisation: str = flag(
         "",
-        "how parts are made comparable: by the SFT policy's statistics, within the group, by running ones; "
-        "empty: what the weights were learned for",
+        "how parts are made comparable: by the SFT policy's statistics, within the group, or by running statistics; "
+        "empty: the one that the weights were learned for",
         choices=["sft", "group", "running"],
     )
     on_failure: str = flag(
         "raise",
-        "a part of the reward that raises or is nan: stop and say where, or give its group no advantage and count it",
+        "if a part of the reward raises or is nan: stop and say where, or give its group no advantage and count it",
         choices=["raise", "skip_group"],
     )
     credit: str = flag(
         "response",
-        "whose reward a token is credited with: its response's, or its suggestion's",
+        "the reward that each token gets: its response's or its suggestion's",
         choices=["response", "suggestion"],
     )
-    gate_floor: float = flag(-3.0, "total reward of a response that a gate stops, or the lowest of its group")
+    gate_floor: float = flag(-3.0, "total reward of a response that a gate stops, unless its group's lowest is lower")
     monitor: str = flag(
         "warn",
-        "signs of reward hacking: warn, or stop and keep the last good checkpoint",
+        "on signs of reward hacking: warn, or stop and keep the last good checkpoint",
         choices=["warn", "stop", "off"],
     )
     monitor_threshold: tuple[str, ...] = flag(
@@ -112,7 +113,7 @@ class GRPOSettings:
     )
     monitor_window: int = flag(5, "steps at the beginning and at the end that the monitors compare")
     samples_every: int = flag(
-        10, "steps from one look at what the policy writes to the next, into samples.jsonl beside it; 0: none"
+        10, "steps between samples of what the policy writes, kept in samples.jsonl beside it; 0: none"
     )
     monitor_judge: str = flag(
         "", "judge whose clicks on every rollout are written to statistics.jsonl as `gold`", metavar="NAME"

@@ -26,34 +26,34 @@ from openrlhf_qs.models.reference import reference_log_ppl
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", required=True, help="folder or hub name of the policy")
     parser.add_argument(
-        "--reference", default="", help="policy that gives log_ppl, mostly the SFT policy; default: none"
+        "--reference", default="", help="policy that gives log_ppl, usually the SFT policy; default: none"
     )
     parser.add_argument(
-        "--reference_temperature", type=float, default=1.0, help="at which log_ppl is measured; default 1"
+        "--reference_temperature", type=float, default=1.0, help="temperature at which log_ppl is measured; default 1"
     )
     parser.add_argument(
-        "--prompts", required=True, nargs="+", metavar="FILE", help="JSON Lines with a conversation a row"
+        "--prompts", required=True, nargs="+", metavar="FILE", help="JSON Lines with one conversation per row"
     )
-    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one for each of --prompts")
+    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one file for each of --prompts")
     parser.add_argument(
         "--n_max",
         type=int,
         nargs="+",
         default=[2000],
-        help="distinct conversations, the first ones: of each of --prompts, or of all; default 2000",
+        help="distinct conversations, the first ones: a number for each of --prompts, or one for all; default 2000",
     )
     parser.add_argument(
-        "--max_new_tokens", type=int, default=RESPONSE_TOKENS, help="tokens a response may have; default 64"
+        "--max_new_tokens", type=int, default=RESPONSE_TOKENS, help="maximum tokens per response; default 64"
     )
     parser.add_argument(
-        "--temperature", type=float, nargs="+", default=[1.0], help="of sampling, one or several; default 1"
+        "--temperature", type=float, nargs="+", default=[1.0], help="sampling temperature, one or several; default 1"
     )
     parser.add_argument(
         "--n_samples",
         type=int,
         nargs="+",
         default=[1],
-        help="responses to each conversation: at each of --temperature, or at all; default 1",
+        help="responses per conversation: a number for each --temperature, or one for all; default 1",
     )
     parser.add_argument("--seed", type=int, default=0)
 

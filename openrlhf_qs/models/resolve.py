@@ -121,12 +121,19 @@ def licences(name: str, file: Path) -> tuple[Path, ...]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "name", metavar="MODEL", help="smollm2, minilm, a GGUF file, or a folder with one; others are left as they are"
+        "name",
+        metavar="MODEL",
+        help="smollm2, minilm, a GGUF file, or a folder with one; anything else is left unchanged",
     )
     parser.add_argument("--out", default="", metavar="DIR", help="folder to write; default: one in the cache")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default bfloat16")
     parser.add_argument(
-        "--cache", default="", metavar="DIR", help=f"of converted models; default: ${CACHE}, or {cache_folder()}"
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="type of the weights; default bfloat16"
+    )
+    parser.add_argument(
+        "--cache",
+        default="",
+        metavar="DIR",
+        help=f"folder of converted models; default: ${CACHE}, or {cache_folder()}",
     )
 
 

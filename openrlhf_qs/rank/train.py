@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base", default="", metavar="DIR", help="ranker of the same log without queries, which get a third tower"
     )
     parser.add_argument(
-        "--no_words", action="store_true", help="features by their numbers alone, their words unread: the two towers"
+        "--no_words", action="store_true", help="use only the features' numeric ids, not their text (two towers)"
     )
     parser.add_argument("--no_reward", action="store_true", help="leave out reward/, where no reasoner learns from it")
     parser.add_argument("--shuffle_queries", action="store_true", help="give each user another one's query: a control")

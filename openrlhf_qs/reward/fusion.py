@@ -48,7 +48,9 @@ SAME = 1e-6  # a part whose values deviate by less is the same for every respons
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reward", default="garm,ood,rules,relevance,diversity", help="parts, separated by commas")
+    parser.add_argument(
+        "--reward", default="garm,ood,rules,relevance,diversity", help="parts of the reward, separated by commas"
+    )
     parser.add_argument("--fusion", default="logistic_regression", help="fusion plugin; default: logistic_regression")
     parser.add_argument(
         "--normalisation",
@@ -58,26 +60,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + "; ".join(f"{name}: {what}" for name, what in NORMALISATIONS.items())
         + "; default sft",
     )
-    parser.add_argument("--reference", required=True, help="folder of the SFT policy: the reference of GRPO")
+    parser.add_argument("--reference", required=True, help="folder of the SFT policy, the reference of GRPO")
     parser.add_argument(
         "--temperature",
         type=float,
         default=1.0,
-        help="of the rollouts of grpo, at which the reference is asked, as for log_ppl of --responses; default 1",
+        help="temperature of grpo's rollouts, at which the reference is evaluated, as it was for log_ppl in "
+        "--responses; default 1",
     )
-    parser.add_argument("--reward_model", default="", help="folder of the reward model, where a part needs one")
+    parser.add_argument("--reward_model", default="", help="folder of the reward model, if a part needs one")
     parser.add_argument(
         "--impressions", required=True, metavar="FILE", help="logged impressions, not used in training"
     )
-    parser.add_argument("--responses", required=True, metavar="FILE", help="the SFT policy's: openrlhf-qs generate")
+    parser.add_argument(
+        "--responses", required=True, metavar="FILE", help="the SFT policy's responses, from openrlhf-qs generate"
+    )
     parser.add_argument(
         "--propensities",
         default="",
         metavar="FILE",
-        help="log.json of the data stage: how much each place is looked at; default: estimated from the impressions",
+        help="log.json of the data stage, with each position's examination; default: estimated from the impressions",
     )
-    parser.add_argument("--n_max", type=int, default=4000, help="impressions at most, the first ones; default 4000")
-    parser.add_argument("--out", required=True, metavar="FILE", help="weights.json")
+    parser.add_argument(
+        "--n_max", type=int, default=4000, help="maximum number of impressions, the first ones; default 4000"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="weights.json to write")
     add_plugin_arguments(parser, options="of a part, as in ood.threshold=3")
 
 

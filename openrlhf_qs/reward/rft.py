@@ -25,7 +25,9 @@ from openrlhf_qs.sft.distil import Options, Sampler, add_sampling_arguments, sam
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", required=True, dest="teacher", help="folder of the SFT policy")
-    parser.add_argument("--reward_model", required=True, metavar="DIR", help="as recipes/garm.sh writes it")
+    parser.add_argument(
+        "--reward_model", required=True, metavar="DIR", help="reward model, as written by recipes/garm.sh"
+    )
     add_sampling_arguments(parser, n_samples=8, max_new_tokens=RESPONSE_TOKENS, temperature=0.7)
 
 

@@ -23,19 +23,25 @@ N_SHOWN = 5  # responses in the table, the first ones
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help=".jsonl, .csv (both also .gz) or .parquet with the rows to score")
-    parser.add_argument("--reward", required=True, help="parts, separated by commas")
-    parser.add_argument("--weights", default="", metavar="FILE", help="weights.json; default: weight 1 on raw parts")
+    parser.add_argument("file", metavar="FILE", help="rows to score: .jsonl, .csv (both optionally .gz) or .parquet")
+    parser.add_argument("--reward", required=True, help="parts of the reward, separated by commas")
     parser.add_argument(
-        "--normalisation", default=None, help="sft, group or running; default: what the weights were learned for"
+        "--weights", default="", metavar="FILE", help="weights.json; default: raw parts, each with weight 1"
     )
-    parser.add_argument("--reward_model", default="", help="folder of the reward model, where a part needs one")
+    parser.add_argument(
+        "--normalisation",
+        default=None,
+        help="sft, group or running; default: the one that the weights were learned for",
+    )
+    parser.add_argument("--reward_model", default="", help="folder of the reward model, if a part needs one")
     parser.add_argument(
         "--reference",
         default="",
-        help="policy whose log-perplexity a part needs, mostly the SFT policy; default: the column log_ppl",
+        help="policy whose log-perplexity a part needs, usually the SFT policy; default: the column log_ppl",
     )
-    parser.add_argument("--n_suggestions", type=int, default=3, help="that a response is to have, 1 to 8; default 3")
+    parser.add_argument(
+        "--n_suggestions", type=int, default=3, help="suggestions that a response should have, 1 to 8; default 3"
+    )
     parser.add_argument("--out", default="", metavar="FILE", help=".jsonl, .csv or .parquet to write; default: none")
     add_plugin_arguments(parser, options="of a part, as in ood.threshold=3")
 

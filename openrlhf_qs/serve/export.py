@@ -32,15 +32,23 @@ FORMATS = (".jsonl", ".parquet")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", nargs="+", metavar="DIR", help="as openrlhf-qs serve --log names it; several machines'")
-    parser.add_argument("--out", required=True, metavar="FILE", help=".jsonl or .parquet")
     parser.add_argument(
-        "--click_window_s", type=float, default=CLICK_WINDOW_S, help="after which a click is none; default 86400"
+        "log",
+        nargs="+",
+        metavar="DIR",
+        help="folder of openrlhf-qs serve --log; several if there were several machines",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="click log to write, .jsonl or .parquet")
+    parser.add_argument(
+        "--click_window_s",
+        type=float,
+        default=CLICK_WINDOW_S,
+        help="seconds after which a click no longer counts; default 86400",
     )
     parser.add_argument(
         "--seen_only_enable",
         action="store_true",
-        help="only impressions that a client said were shown, or with a click or a next message",
+        help="only impressions that a client reported as shown, or that have a click or a next message",
     )
 
 

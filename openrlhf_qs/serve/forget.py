@@ -11,12 +11,12 @@ from openrlhf_qs.serve.live_log import forget
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("user", metavar="USER", help="as the chat names the user, or as the log does (user_id)")
-    parser.add_argument("--log", required=True, metavar="DIR", help="as openrlhf-qs serve --log names it")
+    parser.add_argument("--log", required=True, metavar="DIR", help="folder of openrlhf-qs serve --log")
 
 
 def run(args: argparse.Namespace) -> None:
     if not args.user.strip():
-        raise ValueError("give a user; an empty one stands for all whom the chat does not name")
+        raise ValueError("give a user; an empty user means every user the chat does not name")
     n = forget(args.log, args.user)
     print(
         f"{counted(n, 'impression')} removed from {args.log}, with their events"

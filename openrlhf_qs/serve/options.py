@@ -18,17 +18,19 @@ FILTER = "asked_before,users_language"
 
 def add_suggester_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--reward_model", default="", metavar="DIR", help="as recipes/garm.sh writes it; default: none"
+        "--reward_model", default="", metavar="DIR", help="reward model, as written by recipes/garm.sh; default: none"
     )
     parser.add_argument("--n_samples", type=int, default=4, help="responses to choose from; default 4")
     parser.add_argument(
         "--temperature",
         type=float,
         default=None,
-        help=f"of sampling; default: {TEMPERATURE} where the best of several is chosen; of a single sample that which "
-        "evaluate found best, in the policy's generation_config.json, or 1",
+        help=f"sampling temperature; default: {TEMPERATURE} if the best of several samples is chosen; for a "
+        "single sample, the one that evaluate found best (in the policy's generation_config.json), or 1",
     )
-    parser.add_argument("--max_new_tokens", type=int, default=RESPONSE_TOKENS, help="tokens of a response; default 64")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=RESPONSE_TOKENS, help="maximum tokens per response; default 64"
+    )
     parser.add_argument(
         "--take",
         choices=("suggestions", "responses"),
@@ -39,13 +41,16 @@ def add_suggester_arguments(parser: argparse.ArgumentParser) -> None:
         "--min_click_chance",
         type=float,
         default=0.0,
-        help="show nothing below this chance that one or more are clicked, by the reward model; default 0",
+        help="show nothing if the reward model gives a lower chance than this of one or more clicks; default 0",
     )
     parser.add_argument(
-        "--filter", default=FILTER, help=f"plugins, separated by commas, or none; default {FILTER}", metavar="NAMES"
+        "--filter",
+        default=FILTER,
+        help=f"filter plugins, separated by commas, or none; default {FILTER}",
+        metavar="NAMES",
     )
     add_plugin_arguments(parser, "filters", "of a filter")
-    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of one policy; default 1")
+    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs per policy; default 1")
     parser.add_argument("--seed", type=int, default=0)
 
 

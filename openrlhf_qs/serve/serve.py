@@ -30,52 +30,76 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=DIR:SHARE",
-        help="a policy for a share of the users, the same ones always; repeatable, the shares add up to 1",
+        help="a policy for a share of the users, always the same ones; repeatable; the shares add up to 1",
     )
-    parser.add_argument("--name", default="", help="of --policy in the log; default: its run and stage")
-    parser.add_argument("--log", required=True, metavar="DIR", help="of impressions and clicks, on a local disk")
+    parser.add_argument("--name", default="", help="name of --policy in the log; default: its run and stage")
+    parser.add_argument(
+        "--log", required=True, metavar="DIR", help="folder for impressions and clicks, on a local disk"
+    )
     add_suggester_arguments(parser)
     parser.add_argument(
         "--explore",
         type=float,
         default=0.0,
-        help="share of the answers in which something is left to chance; default 0",
+        help="share of answers in which something is randomised; default 0",
     )
     parser.add_argument(
         "--explore_by",
         choices=("order", "place", "response"),
         default="place",
-        help="the order of those shown; one place, which a random other candidate gets (default); or all: one "
-        "response as it was written, whose log_prob is then its propensity",
+        help="what is randomised: the display order; one position, filled with a random other candidate "
+        "(default); or everything: one unmodified response, with its log_prob as propensity",
     )
-    parser.add_argument("--upstream", default="", metavar="URL", help="OpenAI-compatible server of all other tasks")
-    parser.add_argument("--upstream_model", default="", help="its model where the chat asks for one of ours")
+    parser.add_argument("--upstream", default="", metavar="URL", help="OpenAI-compatible server for all other tasks")
+    parser.add_argument("--upstream_model", default="", help="its model, if the chat asks for one of ours")
     parser.add_argument(
-        "--upstream_key_env", default="UPSTREAM_API_KEY", help="variable with its key; default UPSTREAM_API_KEY"
+        "--upstream_key_env",
+        default="UPSTREAM_API_KEY",
+        help="environment variable with its key; default UPSTREAM_API_KEY",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="another than a loopback address needs --key_file")
-    parser.add_argument("--port", type=int, default=8765, help="default 8765")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="any address but loopback needs --key_file; default 127.0.0.1"
+    )
+    parser.add_argument("--port", type=int, default=8765, help="port to listen on; default 8765")
     parser.add_argument(
         "--replicas",
         default="",
         metavar="N",
-        help="or LEAST:MOST, under Ray Serve; default: in this process",
+        help="number of replicas, or LEAST:MOST, under Ray Serve; default: in this process",
     )
-    parser.add_argument("--key_file", default="", metavar="FILE", help="a key a line, any of which opens the server")
-    parser.add_argument("--rate", type=float, default=0.0, help="requests a second for each client; default: any")
-    parser.add_argument("--body_bytes", type=int, default=262_144, help="of a request at most; default 262144")
-    parser.add_argument("--max_in_flight", type=int, default=64, help="more are shown nothing; default 64")
-    parser.add_argument("--answer_s", type=float, default=20.0, help="seconds for an answer, then nothing is shown")
+    parser.add_argument(
+        "--key_file",
+        default="",
+        metavar="FILE",
+        help="text file with one key per line, each of which opens the server",
+    )
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="requests per second for each client; default: no limit"
+    )
+    parser.add_argument(
+        "--body_bytes", type=int, default=262_144, help="largest request body, in bytes; default 262144"
+    )
+    parser.add_argument(
+        "--max_in_flight", type=int, default=64, help="requests beyond this get no suggestions; default 64"
+    )
+    parser.add_argument(
+        "--answer_s", type=float, default=20.0, help="seconds for an answer, after which nothing is shown; default 20"
+    )
     parser.add_argument(
         "--next_message_s",
         type=float,
         default=1800.0,
-        help="in which a chat's next message can be a click; default 1800",
+        help="seconds in which a chat's next message can count as a click; default 1800",
     )
     parser.add_argument(
-        "--click_window_s", type=float, default=CLICK_WINDOW_S, help="after which a click is late; default 86400"
+        "--click_window_s",
+        type=float,
+        default=CLICK_WINDOW_S,
+        help="seconds after which a click counts as late; default 86400",
     )
-    parser.add_argument("--retention_days", type=float, default=None, help="remove what is older; default: nothing")
+    parser.add_argument(
+        "--retention_days", type=float, default=None, help="days after which entries are removed; default: never"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -126,7 +150,7 @@ def bound(host: str, port: int) -> socket.socket:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(address)
     except OSError as error:
-        raise ValueError(f"{host}, port {port}, cannot be had ({error}); give another --port or --host") from None
+        raise ValueError(f"{host}, port {port}, is not available ({error}); give another --port or --host") from None
     return place
 
 
@@ -158,7 +182,7 @@ def checked_keys(args: argparse.Namespace) -> list[str]:
     """The keys that open the server. ValueError where there are none and others could ask."""
     keys = read_keys(args.key_file)
     if not keys and not is_loopback(args.host):
-        raise ValueError(f"--host {args.host} lets others ask: give --key_file, or listen on 127.0.0.1")
+        raise ValueError(f"--host {args.host} accepts outside connections: give --key_file, or listen on 127.0.0.1")
     return keys
 
 
@@ -169,11 +193,13 @@ def read_keys(file: str) -> list[str]:
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--key_file {file} cannot be read: {error}; give a text file, a key a line") from None
+        raise ValueError(
+            f"--key_file {file} cannot be read: {error}; give a text file with one key per line"
+        ) from None
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not keys or min(map(len, keys)) < 16:
         raise ValueError(
-            f"--key_file {file}: give a key a line, each of 16 characters or more, as openssl rand -hex 16"
+            f"--key_file {file}: give one key per line, each of 16 characters or more, as from openssl rand -hex 16"
         )
     return keys
 

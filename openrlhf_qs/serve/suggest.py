@@ -26,9 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "turn", nargs="*", metavar="TEXT", help="what the user said, what the assistant said, and so on"
     )
     parser.add_argument("--policy", required=True, metavar="DIR", help="folder or hub name of the policy")
-    parser.add_argument("--conversations", default="", metavar="FILE", help="JSON Lines in the place of TEXT")
-    parser.add_argument("--out", default="", metavar="FILE", help="JSON Lines, with --conversations")
-    parser.add_argument("--n", type=int, default=None, help="at most so many; default: as the policy was trained")
+    parser.add_argument(
+        "--conversations", default="", metavar="FILE", help="JSON Lines of conversations, instead of TEXT"
+    )
+    parser.add_argument("--out", default="", metavar="FILE", help="JSON Lines to write, with --conversations")
+    parser.add_argument(
+        "--n", type=int, default=None, help="maximum number of suggestions; default: as many as in training"
+    )
     parser.add_argument("--explain_enable", action="store_true", help="show what was left out, and why")
     add_suggester_arguments(parser)
 

@@ -81,59 +81,67 @@ _REFUSAL = re.compile(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="CONVERSATIONS", help="JSON Lines with a conversation a row, maybe a user_id")
-    parser.add_argument("--out", required=True, metavar="FILE", help="click log to write, its clicks still null")
+    parser.add_argument(
+        "file", metavar="CONVERSATIONS", help="JSON Lines with one conversation per row, optionally with user_id"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="click log to write, with clicks still null")
     parser.add_argument(
         "--model",
         required=True,
         metavar="NAME",
-        help="model that vLLM runs here: folder, hub name, smollm2, GGUF file; with --endpoint the name it has there",
+        help="model that vLLM runs here: folder, hub name, smollm2, GGUF file; with --endpoint, its name there",
     )
     parser.add_argument(
-        "--endpoint", default="", metavar="URL", help="as http://localhost:8000/v1; default: vLLM here"
+        "--endpoint", default="", metavar="URL", help="for example http://localhost:8000/v1; default: vLLM here"
     )
     parser.add_argument(
         "--template",
         default="follow_up",
         metavar="NAME|FILE",
-        help=f"prompt: {', '.join(sorted(path.stem for path in TEMPLATES.glob('*.txt')))}, or a file of that form; "
-        "default follow_up",
+        help=f"prompt template: {', '.join(sorted(path.stem for path in TEMPLATES.glob('*.txt')))}, or a file in the "
+        "same form; default follow_up",
     )
-    parser.add_argument("--n_suggestions", type=int, default=N_SUGGESTIONS, help="of an impression, 1 to 8; default 3")
-    parser.add_argument("--n_samples", type=int, default=1, help="impressions a conversation; default 1")
+    parser.add_argument(
+        "--n_suggestions", type=int, default=N_SUGGESTIONS, help="suggestions per impression, 1 to 8; default 3"
+    )
+    parser.add_argument("--n_samples", type=int, default=1, help="impressions per conversation; default 1")
     parser.add_argument(
         "--n_answers",
         type=int,
         default=1,
-        help="answers to choose an impression's suggestions from: those that differ and share a word with the "
-        "conversation come first; above 1 for vLLM alone; default 1",
+        help="answers that an impression's suggestions are chosen from: those that differ and share a word with "
+        "the conversation come first; more than 1 only with vLLM; default 1",
     )
     parser.add_argument(
         "--constrained_enable",
         action="store_true",
-        help="let vLLM decode nothing but a numbered list of questions; not with --endpoint",
+        help="let vLLM decode only a numbered list of questions; not with --endpoint",
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; default 1")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens of an answer; default 256")
+    parser.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; default 1")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="maximum tokens per answer; default 256")
     parser.add_argument(
         "--retries",
         type=int,
         default=3,
-        help="further tries after an answer that failed or is no response; default 3",
+        help="further attempts after an answer that failed or is not a response; default 3",
     )
-    parser.add_argument("--concurrency", type=int, default=16, help="requests at a time to an endpoint; default 16")
-    parser.add_argument("--timeout_s", type=float, default=120.0, help="for one answer of an endpoint; default 120")
+    parser.add_argument("--concurrency", type=int, default=16, help="concurrent requests to an endpoint; default 16")
     parser.add_argument(
-        "--api_key_env", default="OPENAI_API_KEY", help="variable with the endpoint's key; default OPENAI_API_KEY"
+        "--timeout_s", type=float, default=120.0, help="seconds to wait for an endpoint's answer; default 120"
+    )
+    parser.add_argument(
+        "--api_key_env",
+        default="OPENAI_API_KEY",
+        help="environment variable with the endpoint's key; default OPENAI_API_KEY",
     )
     parser.add_argument(
         "--on_error",
         choices=("raise", "skip"),
         default="raise",
-        help="when the last try failed. raise: stop, keep what is there, a second call goes on; skip: leave the row "
-        "out, and list it in the file of failures; default raise",
+        help="what to do if the last attempt fails. raise: stop and keep what there is; a second call "
+        "goes on; skip: leave the row out, and list it in the file of failures; default raise",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of vLLM; default 0")
+    parser.add_argument("--seed", type=int, default=0, help="vLLM's seed; default 0")
 
 
 def run(args: argparse.Namespace) -> None:

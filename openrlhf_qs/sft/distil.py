@@ -48,32 +48,39 @@ def add_sampling_arguments(
 ) -> None:
     """What :func:`sample_candidates` reads, but for ``--teacher``, with these defaults."""
     parser.add_argument(
-        "--prompts", required=True, metavar="FILE", help="JSON Lines with a conversation a row, or data/prompts.jsonl"
+        "--prompts",
+        required=True,
+        metavar="FILE",
+        help="JSON Lines with one conversation per row, or data/prompts.jsonl",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="JSON Lines to write, a row a conversation")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON Lines to write, one row per conversation")
     parser.add_argument(
-        "--n_samples", type=int, default=n_samples, help=f"answers a conversation; default {n_samples}"
+        "--n_samples", type=int, default=n_samples, help=f"answers per conversation; default {n_samples}"
     )
-    parser.add_argument("--n_max", type=int, default=0, help="distinct conversations, the first ones; default all")
+    parser.add_argument("--n_max", type=int, default=0, help="distinct conversations, the first ones; default: all")
     parser.add_argument(
         "--max_new_tokens",
         type=int,
         default=max_new_tokens,
-        help=f"tokens an answer may have; default {max_new_tokens}",
+        help=f"maximum tokens per answer; default {max_new_tokens}",
     )
-    parser.add_argument("--temperature", type=float, default=temperature, help=f"of sampling; default {temperature:g}")
     parser.add_argument(
-        "--chunk", type=int, default=256, help="conversations sampled in one go, which a kill costs; default 256"
+        "--temperature", type=float, default=temperature, help=f"sampling temperature; default {temperature:g}"
+    )
+    parser.add_argument(
+        "--chunk", type=int, default=256, help="conversations per batch; a kill loses at most one batch; default 256"
     )
     parser.add_argument(
         "--n_shards",
         type=int,
         default=0,
-        help="engines to share the conversations; more than one are Ray actors, on $RAY_ADDRESS where it is set; "
-        "default: as many as there are GPUs for",
+        help="engines that share the conversations; more than one run as Ray actors, on $RAY_ADDRESS if it is "
+        "set; default: as many as the GPUs allow",
     )
-    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs of one engine; default 1")
-    parser.add_argument("--seed", type=int, default=0, help="of the first engine, the next ones count on; default 0")
+    parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs per engine; default 1")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first engine; each further one adds 1; default 0"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -95,13 +95,15 @@ def report_table(title: str, report: Mapping[str, Any]) -> Table:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``openrlhf-qs assemble``."""
-    parser.add_argument("file", metavar="FILE", help="JSON Lines of conversations and candidates, as data/sft.jsonl")
     parser.add_argument(
-        "--out", required=True, metavar="FILE", help="JSON Lines to write; the report goes beside it, .report.json"
+        "file", metavar="FILE", help="JSON Lines of conversations and candidates, such as data/sft.jsonl"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="JSON Lines to write; the report goes beside it, as .report.json"
     )
     parser.add_argument("--sft_dataset", default="diverse", help="plugin that chooses them; default diverse")
-    parser.add_argument("--n_suggestions", type=int, default=3, help="that a response has, 1 to 8; default 3")
-    add_plugin_arguments(parser, options="of it, as in diverse.method=dpp")
+    parser.add_argument("--n_suggestions", type=int, default=3, help="suggestions per response, 1 to 8; default 3")
+    add_plugin_arguments(parser, options="of the plugin, as in diverse.method=dpp")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -62,10 +62,17 @@ CHAT_TEMPLATE = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--log", required=True, nargs="+", metavar="FILE", help="click log whose words the tokenizer shall know"
+        "--log", required=True, nargs="+", metavar="FILE", help="click log whose words the tokenizer should know"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model; one in it is replaced")
-    parser.add_argument("--vocab_size", type=int, default=4096, help="tokens at most; default 4096, least 259 (bytes)")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for the model; an existing model is replaced"
+    )
+    parser.add_argument(
+        "--vocab_size",
+        type=int,
+        default=4096,
+        help="maximum size of the vocabulary, at least 259 (bytes); default 4096",
+    )
     parser.add_argument("--hidden_size", type=int, default=256, help="width, a multiple of 128; default 256")
     parser.add_argument("--n_layers", type=int, default=2, help="depth; default 2")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights; default 0")

@@ -292,16 +292,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=10_000,
         help="different conversations (default 10000: each is shown about three times, to different users)",
     )
-    parser.add_argument(
-        "--n_suggestions", type=int, default=3, help="suggestions of an impression, 1 to 8 (default 3)"
-    )
+    parser.add_argument("--n_suggestions", type=int, default=3, help="suggestions per impression, 1 to 8 (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same log (default 0)")
     parser.add_argument(
         "--ranker_noise",
         type=float,
         metavar="LOG_ODDS",
-        help="show first what users like best, as a ranker with noise of this deviation sees it (default: the order "
-        "is random)",
+        help="show first what users like best, as seen by a ranker whose noise has this standard deviation "
+        "(default: random order)",
     )
     parser.add_argument(
         "--clicks",
@@ -314,30 +312,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topics",
         choices=TOPICS,
         default="seen",
-        help=f"what is talked about: {len(TOPICS['seen'])} topics, or {len(TOPICS['unseen'])} others that no log of "
-        "the first kind names, for a test on what no training saw (default seen)",
+        help=f"what users talk about: {len(TOPICS['seen'])} topics, or {len(TOPICS['unseen'])} others that no "
+        "log of the first kind mentions, to test on what no training saw (default seen)",
     )
 
     parser.add_argument(
         "--policy",
         metavar="DIR",
-        help="a later round: the users are shown what this policy writes, in place of a cold start",
+        help="a later round: show the users what this policy writes, instead of a cold start",
     )
     parser.add_argument(
         "--shown",
         metavar="FILE",
-        help="the users are shown the suggestions of this log, as cold-start wrote them under conversations of the "
-        "same seed, in place of this world's cold start",
+        help="show the users the suggestions of this log, written by cold-start for conversations of the same "
+        "seed, instead of this world's cold start",
     )
     parser.add_argument(
-        "--temperature", type=float, help="with --policy: at which it is sampled (default 1: it shows variety)"
+        "--temperature", type=float, help="with --policy: sampling temperature (default 1, for variety)"
     )
     parser.add_argument(
         "--round",
         type=int,
         metavar="N",
-        help="with --policy: how many logs of this seed were written before, the cold start's among them (default 1). "
-        "The conversations and the users stay; the days are later",
+        help="with --policy: number of earlier logs of this seed, including the cold start's (default 1). The "
+        "conversations and the users stay; the days are later",
     )
 
 

@@ -309,7 +309,7 @@ def write_zero_query_log(out: str | Path, n_impressions: int, seed: int) -> np.n
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for clicks.jsonl and intents.jsonl")
-    parser.add_argument("--n_impressions", type=int, default=60_000, help="visits; default 60000")
+    parser.add_argument("--n_impressions", type=int, default=60_000, help="number of visits; default 60000")
     parser.add_argument("--seed", type=int, default=0)
 
 

@@ -312,7 +312,8 @@ def test_a_stage_that_goes_on_from_one_made_otherwise_stops_and_says_how_to_make
     before = whole.run.record.read_bytes()
     call = whole(stage, **{name: CHANGED[name]})
     assert call.returncode == 1 and whole.calls() == [] and whole.run.record.read_bytes() == before
-    assert f"which {stage} goes on from, was made otherwise: asked is {name}=" in call.stderr
+    assert f"{stage} builds on " in call.stderr
+    assert f", which was made with other settings; requested: {name}=" in call.stderr
     assert "AGAIN=1 bash recipes/" in call.stderr and len(call.stderr.splitlines()) == 1
 
 
@@ -320,7 +321,7 @@ def test_weights_that_were_learned_with_other_options_train_no_policy(recipes):
     for stage in ("data", "sft", "garm", "fusion", "rft"):
         assert recipes(stage).returncode == 0
     call = recipes("grpo", OPTION="ood.threshold=2")
-    assert call.returncode == 1 and "fusion, which grpo goes on from, was made otherwise" in call.stderr
+    assert call.returncode == 1 and "grpo builds on fusion, which was made with other settings" in call.stderr
     assert not recipes.run.grpo.path.exists()
 
 
@@ -523,7 +524,7 @@ def test_variables_come_from_a_file_and_a_call_goes_before_it(recipes):
     assert not (recipes.folder / "elsewhere").exists()  # the call names RUN
     config.write_text("STPES=9\n")
     wrong = recipes("data", CONFIG=str(config))
-    assert wrong.returncode == 1 and "mine.env:1: STPES is no variable of the recipes: STEPS?" in wrong.stderr
+    assert wrong.returncode == 1 and "mine.env:1: STPES is not a variable of the recipes: STEPS?" in wrong.stderr
 
 
 def test_a_run_is_made_again_from_the_file_that_it_leaves(recipes):

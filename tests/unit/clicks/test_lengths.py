@@ -105,7 +105,7 @@ def test_roles_that_a_template_refuses_are_named_with_a_row_and_what_becomes_of_
     assert any(one["roles"][0] == "system" and one["impression_id"] for one in refused)
     said = capsys.readouterr().out
     assert "which the chat template refuses (Conversation roles must alternate)" in said
-    assert "the system's message goes into the user's turn" in said
+    assert "the system message goes into the user's turn" in said
     before = out.preferences.read_bytes()
     with pytest.raises(ValueError, match="refuses .*: say --refused_roles fold or drop, or mend the log"):
         called(lengths, "--data", out.path, "--policy", tmp_path / "strict", "--refused_roles", "stop")

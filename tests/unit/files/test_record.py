@@ -290,9 +290,9 @@ def test_a_stage_that_made_nothing_is_not_done(run):
     ("name", "content", "problem"),
     [
         ("a.jsonl", b'{"a": 1}\n{"a"', "ends within a line"),
-        ("a.json", b'{"a": ', "is no whole JSON"),
-        ("a.safetensors", b"", "is no file of safetensors, or is cut in its header"),
-        ("a.safetensors", b"\x20\0\0\0\0\0\0\0{", "is no file of safetensors, or is cut in its header"),
+        ("a.json", b'{"a": ', "is not complete JSON"),
+        ("a.safetensors", b"", "is not a safetensors file, or its header is truncated"),
+        ("a.safetensors", b"\x20\0\0\0\0\0\0\0{", "is not a safetensors file, or its header is truncated"),
         ("a.jsonl", b"", ""),
     ],
 )

@@ -26,10 +26,10 @@ def test_a_line_is_a_name_and_all_after_the_sign(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("STEPS=4\nSTPES=5\n", "mine.env:2: STPES is no variable of the recipes: STEPS?"),
-        ("ZZZZZZZ=5\n", "ZZZZZZZ is no variable of the recipes; recipes/common.sh"),
-        ("STEPS 4\n", "mine.env:1: 'STEPS 4' is no variable; give NAME=value"),
-        ("STEPS=4\nSTEPS=5\n", "mine.env:2: STEPS stands there twice"),
+        ("STEPS=4\nSTPES=5\n", "mine.env:2: STPES is not a variable of the recipes: STEPS?"),
+        ("ZZZZZZZ=5\n", "ZZZZZZZ is not a variable of the recipes; recipes/common.sh"),
+        ("STEPS 4\n", "mine.env:1: 'STEPS 4' is not a variable; give NAME=value"),
+        ("STEPS=4\nSTEPS=5\n", "mine.env:2: STEPS is set twice"),
     ],
 )
 def test_what_is_no_variable_is_named_with_its_line(tmp_path, text, said):

@@ -77,7 +77,7 @@ def test_a_file_that_is_cut_at_the_end_of_a_line_is_not_whole(tmp_path):
 
 def test_what_is_no_text_names_the_file(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(b'{"a": "\xff"}\n')
-    with pytest.raises(ValueError, match="rows.jsonl is no text in UTF-8"):
+    with pytest.raises(ValueError, match="rows.jsonl is not UTF-8 text"):
         read_json_lines(tmp_path / "rows.jsonl")
 
 
@@ -88,7 +88,7 @@ def test_a_missing_file_says_which_stage_is_due(tmp_path):
         read_json_lines(tmp_path / "rows.jsonl")
 
 
-@pytest.mark.parametrize(("line", "message"), [("{", "no JSON: "), ("[1]", r"'\[1\]' is no JSON object")])
+@pytest.mark.parametrize(("line", "message"), [("{", "not JSON: "), ("[1]", r"'\[1\]' is not a JSON object")])
 def test_a_bad_row_is_named_with_its_line(tmp_path, line, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"n": 1}) + f"\n{line}\n")
@@ -101,5 +101,5 @@ def test_json_lines_are_read_packed_too_and_a_cut_file_is_named(tmp_path):
     path.write_bytes(gzip.compress(b'{"a": 1}\n\n{"a": 2}\n'))
     assert read_json_lines(path) == [{"a": 1}, {"a": 2}]
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz is no whole gzip file"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz is not a complete gzip file"):
         read_json_lines(path)

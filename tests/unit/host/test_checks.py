@@ -215,7 +215,7 @@ def test_a_training_without_a_model_or_data_is_told_what_is_missing(stage, argv,
     [
         ("", "has no row"),
         ("\n\n", "has no row"),
-        ('{"a": 1}\n{"a": ', ":2: no JSON"),
+        ('{"a": 1}\n{"a": ', ":2: not JSON"),
         ('{"a": 1}\n', "has 1 rows, and .*log.json says 2: it was cut or changed"),
     ],
 )

@@ -71,7 +71,9 @@ def test_a_config_that_is_none_names_the_file(folder, text, found):
 def test_weights_that_are_cut_name_the_file(folder, size):
     file = folder / "model-1.safetensors"
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"model-1.safetensors (is no file|has \d+ of \d+ bytes).*; copy the model"):
+    with pytest.raises(
+        ValueError, match=r"model-1.safetensors (is not a safetensors file|has \d+ of \d+ bytes).*; copy the model"
+    ):
         check_model(folder)
 
 

@@ -608,7 +608,7 @@ def test_a_port_is_had_before_anything_is_loaded_or_said_to_be_taken():
         with socket.socket() as asking, pytest.raises(ConnectionRefusedError):
             asking.connect(("127.0.0.1", port))  # nobody listens yet
         first.listen()
-        with pytest.raises(ValueError, match=f"port {port}, cannot be had"):
+        with pytest.raises(ValueError, match=f"port {port}, is not available"):
             bound("127.0.0.1", port)
     with pytest.raises(ValueError, match="--port 99999: give 1 to 65535"):
         bound("127.0.0.1", 99999)
