@@ -444,14 +444,11 @@ followed() {
    }
 }
 
-# epochs_for STEPS BATCH FILE [MOST]: in how many epochs a training on a file's rows, at most MOST of them, makes about STEPS
-# steps: from 4 to 16. An untrained policy learns to write in steps, however short the log is.
+# epochs_for STEPS BATCH FILE: the epochs in which a training on the file's rows makes at least STEPS steps, from 4 to 16.
 epochs_for() {
-   local rows=0 epochs
+   local rows=0 epochs=4
    [ ! -f "$3" ] || rows=$(wc -l < "$3")
-   [ "$rows" -le "${4:-$rows}" ] || rows=$4
-   [ "$rows" -gt 0 ] || rows=$(($1 * $2))
-   epochs=$((($1 * $2 + rows - 1) / rows))
+   [ "$rows" = 0 ] || epochs=$((($1 * $2 + rows - 1) / rows))
    echo $((epochs < 4 ? 4 : epochs > 16 ? 16 : epochs))
 }
 

@@ -11,9 +11,9 @@ if [ "$FORM" = gpu ]; then
    : "${SFT_BATCH:=256}" "${SFT_MICRO_BATCH:=4}" "${SFT_EPOCHS:=2}" "${SFT_LR:=1e-5}"
 elif [ -n "$POLICY" ]; then
    : "${SFT_BATCH:=16}" "${SFT_EPOCHS:=1}" "${SFT_LR:=1e-4}"   # a pretrained model such as smollm2
-else   # an untrained policy needs a high learning rate, and as many steps from a short log as from a long one
+else   # an untrained policy needs a high learning rate and enough steps, however short the log (docs/EVIDENCE.md)
    : "${SFT_BATCH:=32}" "${SFT_LR:=2e-3}"
-   : "${SFT_EPOCHS:=$(epochs_for 500 "$SFT_BATCH" "$SET")}"
+   : "${SFT_EPOCHS:=$(epochs_for 270 "$SFT_BATCH" "$SET")}"
 fi
 
 begin sft "$@"
