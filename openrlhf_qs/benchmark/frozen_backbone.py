@@ -25,7 +25,7 @@ from openrlhf_qs.clicks.preferences import Pairs, all_pairs, cluster_of
 from openrlhf_qs.files.printable import print_table
 from openrlhf_qs.garm.baselines import cross_validated, differences
 from openrlhf_qs.garm.calibration import accuracy, expected_calibration_error, negative_log_likelihood
-from openrlhf_qs.garm.eval import evidence, read_pairs
+from openrlhf_qs.garm.eval import evidence, is_significant, read_pairs
 from openrlhf_qs.models.resolve import resolve_model
 from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, cluster_bootstrap
@@ -162,7 +162,7 @@ def fitted(difference: np.ndarray, rows: Sequence[Mapping[str, Any]], pairs: Pai
 
 def significant(rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> np.ndarray:
     """Which pairs have ``|z| > 1.96``. ValueError where none has."""
-    found = (evidence(rows) > SIGNIFICANT_Z) & (pairs.label != 0.5)
+    found = is_significant(evidence(rows), pairs.label)
     if not found.any():
         raise ValueError(f"no held-out pair with |z| > {SIGNIFICANT_Z}: leave out --significant")
     return found

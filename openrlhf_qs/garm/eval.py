@@ -172,6 +172,11 @@ def evidence(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.abs(np.array([value for row in rows for value in row.get("z") or [np.nan] * len(row["pairs"])]))
 
 
+def is_significant(z: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Which pairs ``[n]`` have an outcome that is no coin: no tie, and ``|z| > 1.96``, as :func:`evidence` has it."""
+    return (z > SIGNIFICANT_Z) & (label != 0.5)
+
+
 def _sides(rows: Sequence[Mapping[str, Any]], pairs: Pairs) -> tuple[list[list[Message]], list[str]]:
     """Conversations and suggestions ``[2 n]``: of all chosen ones, then of all rejected ones."""
     row, place = np.tile(pairs.row, 2), np.concatenate([pairs.chosen, pairs.rejected])
@@ -216,7 +221,7 @@ def evaluate_pairs(scored: Scored, n_bins: int = N_BINS, seed: int = 0) -> dict[
         raise ValueError("every pair has the label 0.5, so none has a better side; give pairs that differ")
     metrics: dict[str, Any] = {"n_ties": int((~decided).sum())}
     metrics["observed"] = _outcome_metrics(scored, decided, n_bins, seed)
-    significant = decided & (scored.z > SIGNIFICANT_Z)
+    significant = is_significant(scored.z, scored.label)
     if significant.any():
         metrics["significant"] = _outcome_metrics(scored, significant, n_bins, seed)
     if ((scored.label > 0.5) & (scored.label < 1)).any():
@@ -236,9 +241,8 @@ def against_baselines(scored: Scored, others: Mapping[str, np.ndarray], seed: in
     Args:
         others: baseline to its P(chosen better) of every pair.
     """
-    decided = scored.label != 0.5
-    significant = decided & (scored.z > SIGNIFICANT_Z)
-    decided = significant if significant.any() else decided
+    significant = is_significant(scored.z, scored.label)
+    decided = significant if significant.any() else scored.label != 0.5
     others = {name: probability[decided] for name, probability in others.items()}
     clusters = scored.clusters[decided]
     return baselines.compare(scored.probability[decided], scored.weight[decided], clusters, others, seed)

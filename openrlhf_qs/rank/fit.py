@@ -110,7 +110,7 @@ def train_ranker(
     batch_size = batch_size or min(1024, max(32, len(log) // 50))
     max_epochs = min(max_epochs, max(3, MAX_STEPS // -(-len(learned) // batch_size)))
     learned, kept_back = rows.take(learned), rows.take(kept_back)
-    fit_rows(training, learned, kept_back, batch_size, max_epochs, PATIENCE, seed, progress, n_workers)
+    fit_rows(training, learned, kept_back, Schedule(batch_size, max_epochs, PATIENCE, seed, progress), n_workers)
     ranker.eval()
     with torch.no_grad():
         ranker.scale.data = calibration(training.scores(kept_back).all, kept_back, loss.examination)
@@ -155,7 +155,7 @@ def with_queries(
     learned, kept_back = rows.take(learned), rows.take(kept_back)
     batch_size = min(256, max(32, len(learned.codes) // 50))
     # No stop before the end: while the rate is high, an epoch can be worse than none.
-    fit_rows(training, learned, kept_back, batch_size, max_epochs, max_epochs, seed, progress, n_workers)
+    fit_rows(training, learned, kept_back, Schedule(batch_size, max_epochs, max_epochs, seed, progress), n_workers)
     return ranker.requires_grad_(True)
 
 
@@ -262,24 +262,32 @@ class InMemory:
         return map(self.rows.take, order.split(self.batch_size))
 
 
-def fit_rows(
-    training: Training,
-    learned: Rows,
-    kept_back: Rows,
-    batch_size: int,
-    max_epochs: int,
-    patience: int,
-    seed: int,
-    progress: bool,
-    n_workers: int,
-) -> None:
+class Schedule(NamedTuple):
+    """How long a training goes on, and with what.
+
+    Attributes:
+        batch_size: rows of a step.
+        max_epochs, patience: as in :func:`fit`.
+        seed: of the order of the rows.
+        progress: whether each epoch prints a line.
+    """
+
+    batch_size: int
+    max_epochs: int
+    patience: int
+    seed: int = 0
+    progress: bool = False
+
+
+def fit_rows(training: Training, learned: Rows, kept_back: Rows, schedule: Schedule, n_workers: int) -> None:
     """:func:`fit` on batches of the rows ``learned``: in this process, or on ``n_workers`` workers of Ray Train."""
     if n_workers:
         from openrlhf_qs.rank.on_ray import fit_on_ray
 
-        fit_on_ray(n_workers, training, learned, kept_back, batch_size, max_epochs, patience, seed, progress)
+        fit_on_ray(training, learned, kept_back, schedule, n_workers)
     else:
-        fit(training, InMemory(learned, batch_size, seed), kept_back, max_epochs, patience, progress)
+        batches = InMemory(learned, schedule.batch_size, schedule.seed)
+        fit(training, batches, kept_back, schedule.max_epochs, schedule.patience, schedule.progress)
 
 
 def fit(training: Training, batches: Batches, kept_back: Rows, max_epochs: int, patience: int, progress: bool) -> None:

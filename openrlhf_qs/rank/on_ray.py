@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openrlhf_qs.models import own_ray
-from openrlhf_qs.rank.fit import Rows, Training, fit
+from openrlhf_qs.rank.fit import Rows, Schedule, Training, fit
 
 if TYPE_CHECKING:  # ray is imported when its environment is prepared
     from ray.data import DataIterator
@@ -28,17 +28,7 @@ BLOCK_ROWS = 16_384  # that are handed to a worker in one go
 BUFFER_ROWS = 65_536  # that a worker draws its next rows from
 
 
-def fit_on_ray(
-    n_workers: int,
-    training: Training,
-    learned: Rows,
-    kept_back: Rows,
-    batch_size: int,
-    max_epochs: int,
-    patience: int,
-    seed: int,
-    progress: bool,
-) -> None:
+def fit_on_ray(training: Training, learned: Rows, kept_back: Rows, schedule: Schedule, n_workers: int) -> None:
     """:func:`fit` on workers of one CPU each, on the cluster at ``$RAY_ADDRESS`` or in a Ray of this process's own;
     afterwards the ranker of ``training`` is the trained one. With the same seed all is trained as before."""
     if len(kept_back.codes) < n_workers:
@@ -55,7 +45,7 @@ def fit_on_ray(
 
     if not ray.is_initialized():
         n_cpus = {"num_cpus": n_workers + 1} if own_ray.is_own() else {}  # one for what makes the dataset
-        own_ray.start(log_to_driver=progress, **n_cpus)  # beside it, Ray Data writes twenty lines an epoch
+        own_ray.start(log_to_driver=schedule.progress, **n_cpus)  # beside it, Ray Data writes twenty lines an epoch
     n_there = int(ray.cluster_resources().get("CPU", 0))
     if n_there < n_workers:
         print(f"--n_workers {n_workers}: waiting for CPUs, of which the cluster has {n_there} now", flush=True)
@@ -66,9 +56,11 @@ def fit_on_ray(
 
     def work() -> None:
         rank = get_context().get_world_rank()
-        torch.manual_seed(seed + rank)
-        shard = Shard(get_dataset_shard("rows"), n_each, widths, max(1, batch_size // n_workers), seed + rank)
-        fit(Together(training), shard, kept_back, max_epochs, patience, progress and rank == 0)
+        seed, batch_size = schedule.seed + rank, max(1, schedule.batch_size // n_workers)
+        torch.manual_seed(seed)
+        shard = Shard(get_dataset_shard("rows"), n_each, widths, batch_size, seed)
+        progress = schedule.progress and rank == 0
+        fit(Together(training), shard, kept_back, schedule.max_epochs, schedule.patience, progress)
         if rank == 0:
             trained.put(training.ranker.state_dict())
 

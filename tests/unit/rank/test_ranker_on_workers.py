@@ -11,7 +11,7 @@ from torch import distributed, multiprocessing, nn
 from visits import INTENTS, visits, wanted_intents
 
 from openrlhf_qs.rank.encoder import Encoder
-from openrlhf_qs.rank.fit import InMemory, Loss, Rows, ThirdTower, Training, TwoTowers, fit
+from openrlhf_qs.rank.fit import InMemory, Loss, Rows, Schedule, ThirdTower, Training, TwoTowers, fit
 from openrlhf_qs.rank.impressions import FeatureCodes
 from openrlhf_qs.rank.on_ray import Together, fit_on_ray
 from openrlhf_qs.rank.ranker import Ranker, numbered
@@ -82,7 +82,7 @@ def test_a_log_of_which_not_every_worker_would_measure_a_row_is_refused():
     training, rows = two_towers()
     one = rows.take(torch.arange(1))
     with pytest.raises(ValueError, match="--n_workers 2: 1 rows are kept back"):
-        fit_on_ray(2, training, rows, one, batch_size=32, max_epochs=1, patience=1, seed=0, progress=False)
+        fit_on_ray(training, rows, one, Schedule(batch_size=32, max_epochs=1, patience=1), n_workers=2)
 
 
 def test_an_encoder_goes_to_another_process_without_its_model_and_reads_the_same_there():
