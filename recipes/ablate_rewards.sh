@@ -24,8 +24,8 @@ MINUS=$(printf 'no_%s ' $PARTS)
 #   mean, ppl, rules: one more part each; the next ones are no_relevance and all · sigma: mean and GaRM's negative
 #   deviation · no_X: all except X ·
 #   only_X: X alone, `mean` is only_garm · bradley_terry: a scalar reward model ·
-#   equal, pareto: other weights
-: "${ARMS:=mean sigma ppl rules $MINUS only_ood bradley_terry equal pareto}"
+#   equal, pareto: other weights · constraint: the weight of `ood` is adapted so that log-perplexity stays near that of SFT's samples
+: "${ARMS:=mean sigma ppl rules $MINUS only_ood bradley_terry equal pareto constraint}"
 
 # arm NAME: its variables, in the array ARM.
 arm() {
@@ -47,7 +47,8 @@ arm() {
          ;;
       bradley_terry) ARM=(REWARD_MODEL=bradley_terry "REWARD=$(sed 's/garm_sigma,//; s/,garm_sigma//' <<< "$REWARD")") ;;
       equal | pareto) ARM=("FUSION=$1") ;;
-      *) die "unknown arm $1; known: mean sigma ppl rules $MINUS only_X bradley_terry equal pareto" ;;
+      constraint) ARM=("OPTION=$OPTION ood.form=constraint ood.slack=0.1 ood.rate=0.1") ;;
+      *) die "unknown arm $1; known: mean sigma ppl rules $MINUS only_X bradley_terry equal pareto constraint" ;;
    esac
 }
 
