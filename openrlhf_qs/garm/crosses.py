@@ -5,8 +5,8 @@ I begin?" and not after "What did I pay?": it would have to compose both. A line
 of a word asked and a word suggested learns it from the few that it has seen, and nothing else. So the log-odds of a
 click get the sum of such weights beside what the head says (arXiv:1606.07792): of the suggestion's tokens, of two that
 follow each other, of those that the question or the answer has too, and of each pair of one of its tokens and one of
-the question's. Weights are found by a hash, so there is no table of names. ``openrlhf-qs garm crosses`` fits them
-(:mod:`openrlhf_qs.garm.fit_crosses`).
+the question's. Weights are found by a hash, so there is no table of names. ``openrlhf-qs garm wide`` fits them
+(:mod:`openrlhf_qs.garm.fit_wide`).
 """
 
 from __future__ import annotations
