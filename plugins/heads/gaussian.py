@@ -55,7 +55,7 @@ class Gaussian:
             growing without end.
         gauge: weight of ``mean(log std)^2 + mean(mean)^2`` over the batch, which fixes them too and leaves the
             differences free. All suggestions of a batch push the same way, so its noise drowns the signal of the
-            pairs: with weight 1 training is several times slower (docs/GARM.md).
+            pairs: with weight 1 the head is less accurate after as many steps (docs/GARM.md).
         mean_variance: weight of the mean variance. With ``probit`` it only shrinks the unit.
         log_variance: weight of the mean squared log-variance, a log-normal prior on it.
         anchor: weight of two anchors, nats: a chosen suggestion lies above 0.5, a rejected one below -0.5 (ordinal
