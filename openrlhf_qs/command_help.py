@@ -263,7 +263,7 @@ HELP = {
         f"openrlhf-qs benchmark frozen-backbone {RUN}/data/preferences.jsonl --model smollm2 --n_train 500 {_PAIRS}",
         "SMALL_MODELS.md",
     ),
-    "benchmark scoring": Help("nothing", _TERMINAL, "openrlhf-qs benchmark scoring --n_tokens 128", "MONITORS.md"),
+    "benchmark scoring": Help("nothing", _TERMINAL, "openrlhf-qs benchmark scoring --n_tokens 128", "GARM.md"),
     "benchmark grpo-overhead": Help(
         "nothing", _TERMINAL, "openrlhf-qs benchmark grpo-overhead --n_steps 10", "MONITORS.md"
     ),

@@ -444,12 +444,13 @@ followed() {
    }
 }
 
-# epochs_for STEPS BATCH FILE: the epochs in which a training on the file's rows makes at least STEPS steps, from 4 to 16.
+# epochs_for LEAST BATCH FILE: the epochs in which a training from random weights on the file's rows makes at least 270 steps,
+# however short the log is (docs/EVIDENCE.md, "Short logs"); from LEAST to 16.
 epochs_for() {
-   local rows=0 epochs=4
+   local rows=0 epochs=$1
    [ ! -f "$3" ] || rows=$(wc -l < "$3")
-   [ "$rows" = 0 ] || epochs=$((($1 * $2 + rows - 1) / rows))
-   echo $((epochs < 4 ? 4 : epochs > 16 ? 16 : epochs))
+   [ "$rows" = 0 ] || epochs=$(((270 * $2 + rows - 1) / rows))
+   echo $((epochs < $1 ? $1 : epochs > 16 ? 16 : epochs))
 }
 
 # training_flags FOLDER SAVE_STEPS: what every training has, in the array TRAINING_FLAGS. The model goes to FOLDER, the optimiser

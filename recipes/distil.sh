@@ -12,7 +12,8 @@ if [ "$FORM" = gpu ]; then
 elif [ -n "$TEACHER$POLICY" ]; then
    : "${TEACHER_BATCH:=16}" "${TEACHER_EPOCHS:=1}" "${TEACHER_LR:=1e-4}"   # a pretrained model such as smollm2
 else
-   : "${TEACHER_BATCH:=32}" "${TEACHER_EPOCHS:=4}" "${TEACHER_LR:=2e-3}"   # an untrained model needs a high learning rate
+   : "${TEACHER_BATCH:=32}" "${TEACHER_LR:=2e-3}"   # an untrained model needs a high learning rate and enough steps
+   : "${TEACHER_EPOCHS:=$(epochs_for 4 "$TEACHER_BATCH" "$RUN/data/sft.jsonl")}"
 fi
 
 begin distil "$@"

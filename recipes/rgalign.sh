@@ -31,8 +31,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 if [ "$FORM" = gpu ]; then
    : "${REASON_BATCH:=256}" "${REASON_MICRO_BATCH:=8}" "${REASON_EPOCHS:=2}" "${REASON_LR:=1e-5}"
    : "${ALIGN_BATCH:=256}" "${ALIGN_MICRO_BATCH:=8}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-6}" "${DPO_LR:=5e-7}" "${GRPO_LR:=1e-6}"
+elif [ -n "$POLICY" ]; then   # a pretrained model such as smollm2
+   : "${REASON_BATCH:=16}" "${REASON_EPOCHS:=1}" "${REASON_LR:=1e-4}"
+   : "${ALIGN_BATCH:=16}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-5}" "${DPO_LR:=5e-6}" "${GRPO_LR:=1e-5}"
 else
-   : "${REASON_BATCH:=16}" "${REASON_EPOCHS:=3}" "${REASON_LR:=4e-3}"   # from scratch: many small steps at a high learning rate
+   : "${REASON_BATCH:=16}" "${REASON_LR:=4e-3}"   # from scratch: many small steps at a high learning rate
+   : "${REASON_EPOCHS:=$(epochs_for 3 "$REASON_BATCH" "$RUN/intents/sft.jsonl")}"
    : "${ALIGN_BATCH:=32}" "${ALIGN_EPOCHS:=1}" "${ALIGN_LR:=5e-4}" "${DPO_LR:=5e-5}" "${GRPO_LR:=2e-4}"
 fi
 STAGES=(intents rank reason align foresee)

@@ -13,7 +13,7 @@ elif [ -n "$POLICY" ]; then
    : "${SFT_BATCH:=16}" "${SFT_EPOCHS:=1}" "${SFT_LR:=1e-4}"   # a pretrained model such as smollm2
 else   # an untrained policy needs a high learning rate and enough steps, however short the log (docs/EVIDENCE.md)
    : "${SFT_BATCH:=32}" "${SFT_LR:=2e-3}"
-   : "${SFT_EPOCHS:=$(epochs_for 270 "$SFT_BATCH" "$SET")}"
+   : "${SFT_EPOCHS:=$(epochs_for 4 "$SFT_BATCH" "$SET")}"
 fi
 
 begin sft "$@"
