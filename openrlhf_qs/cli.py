@@ -201,7 +201,7 @@ def _run(argv: Sequence[str] | None) -> None:
         print(printable(f"openrlhf-qs {command}: {_of_the_machine(error)}"), file=sys.stderr)
         sys.exit(2)
     if command in OPENRLHF and vars(args)["qs.check_enable"]:
-        print(f"{command}: ok, flags (OpenRLHF's too), plugins, data and models are as they must be; nothing was run")
+        print(f"{command}: ok, flags (including OpenRLHF's), plugins, data and models are valid; nothing was run")
     elif command in OPENRLHF:
         from openrlhf_qs.host import run as host
 
@@ -212,9 +212,9 @@ def _of_the_machine(error: OSError) -> str:
     """What went wrong with a file or a host, in one line, and what to do about a full disk."""
     what = " ".join(str(error).split()) or repr(error)
     if error.errno in FULL:
-        return f"{what}: make room and call again, which goes on from what is finished"
+        return f"{what}: make room and call again to continue from what is finished"
     if "couldn't connect to" in what:  # transformers, of a model that is to be had from the hub
-        return f"no such folder here, and the hub cannot be reached: give a path, or a name it knows. {what}"
+        return f"no such folder here, and the hub cannot be reached: give a path, or a name that the hub knows. {what}"
     return what
 
 

@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> None:
             of = "" if place == BUILT_IN else f" ({place})"
             _print_under(f"  {name}", f"{summary(registry[name])}{of}", 20)
     print()
-    _print_under("", "built in, unless a file or package stands in brackets; openrlhf-qs plugins NAME: its options", 0)
+    _print_under(
+        "", "built in, unless a file or package is named in brackets; openrlhf-qs plugins NAME shows its options", 0
+    )
 
 
 def check(named: Sequence[str], options: Sequence[str]) -> None:
@@ -58,7 +60,7 @@ def check(named: Sequence[str], options: Sequence[str]) -> None:
     for one in named:
         kind, _, names = one.partition("=")
         if kind not in KINDS:
-            raise ValueError(f"--check {one}: no kind {kind!r} of plugins; there are {', '.join(KINDS)}")
+            raise ValueError(f"--check {one}: there is no kind {kind!r} of plugins; there are {', '.join(KINDS)}")
         for name in names.split(","):
             KINDS[kind][name.strip()]
     check_options(parse_options(options))

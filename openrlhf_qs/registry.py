@@ -116,8 +116,8 @@ class Registry(Mapping[str, type]):
             for other in KINDS.values():
                 if name in other and other is not self and self in KINDS.values():
                     raise ValueError(
-                        f"{self.kind} {name!r}: there is a {other.kind} of that name, and {name}.OPTION would be of "
-                        f"both; give {plugin.__module__}.{plugin.__qualname__} another name"
+                        f"{self.kind} {name!r}: there is a {other.kind} with that name, and {name}.OPTION would "
+                        f"belong to both; give {plugin.__module__}.{plugin.__qualname__} another name"
                     )
             for ability, one in self.abilities.items():
                 if one.default is not REQUIRED and not hasattr(plugin, ability):
@@ -132,7 +132,7 @@ class Registry(Mapping[str, type]):
         where = f"{self.kind} {name!r}"
         if not NAME.fullmatch(name) or name in self.reserved:
             taken = " or ".join(self.reserved) or "empty"
-            raise ValueError(f"{where}: choose another name, without blank, dot, comma, = or /, and not {taken}")
+            raise ValueError(f"{where}: choose another name, without spaces, dots, commas, = or /, and not {taken}")
         if not isinstance(plugin, type):
             raise ValueError(f"{where} is {plugin!r}; register a class, whose instance is {self.protocol}")
         for method in self.methods:
@@ -145,8 +145,8 @@ class Registry(Mapping[str, type]):
                 raise ValueError(f"{where}: {ability} = {value!r}: {problem}; it is {one.what}")
         for attribute in self._unknown(plugin):
             raise ValueError(
-                f"{where}: nothing reads its attribute {attribute!r}; what a {self.kind} may have: "
-                f"{', '.join(self.abilities) or 'none'}; what is its own begins with _ or is in capitals"
+                f"{where}: nothing reads its attribute {attribute!r}; a {self.kind} may have: "
+                f"{', '.join(self.abilities) or 'none'}; the plugin's own names begin with _ or are in capitals"
             )
 
     def _unknown(self, plugin: type) -> Iterator[str]:
@@ -386,7 +386,7 @@ def load_plugins(files: Sequence[str | Path] = ()) -> None:
         except Exception as error:
             origin = entry_point.dist.name if entry_point.dist else "?"
             raise ValueError(
-                f"plugin {entry_point.name!r} of package {origin!r} cannot be loaded: {error!r}; mend or uninstall it"
+                f"plugin {entry_point.name!r} of package {origin!r} cannot be loaded: {error!r}; fix or uninstall it"
             ) from error
     for file in files:
         _import_file(Path(file).resolve())
@@ -439,7 +439,7 @@ def parse_options(settings: Sequence[str]) -> dict[str, dict[str, str]]:
         target, equals, value = setting.partition("=")
         name, dot, option = target.partition(".")
         if not (equals and dot and name and option):
-            raise ValueError(f"option {setting!r} is not of the form NAME.OPTION=VALUE, as in ood.coef=0.2")
+            raise ValueError(f"option {setting!r} does not have the form NAME.OPTION=VALUE, as in ood.coef=0.2")
         options.setdefault(name, {})[option] = value
     return options
 

@@ -51,17 +51,17 @@ wrong_name() {
       BEGIN { n_names = split(known, names, "\n"); for (n in names) is_known[names[n]] = 1 }
       $0 in is_known { next }
       /^(LR|EPOCHS|BATCH|MICRO_BATCH|SAVE_STEPS)$/ {
-         print $0 " was one variable for several stages; each has its own now:" ending_in($0)
+         print $0 " was one variable for several stages; each now has its own:" ending_in($0)
          exit
       }
       {
          for (n = 1; n <= n_names; n++) if (length(names[n]) > 3 && near($0, names[n])) {
-            print $0 " is no variable of the recipes: " names[n] "? If it is not meant for them, unset it"
+            print $0 " is not a variable of the recipes: did you mean " names[n] "? If it is not meant for them, unset it"
             exit
          }
       }
       match($0, /^(SFT|TEACHER|GARM|RFT|GRPO)_/) {
-         print $0 " is no variable of the recipes; there are" beginning_with(substr($0, 1, RLENGTH))
+         print $0 " is not a variable of the recipes; there are" beginning_with(substr($0, 1, RLENGTH))
          exit
       }'
 }
@@ -96,7 +96,7 @@ case $RUN in /*) ;; *) RUN=$PWD/$RUN ;; esac   # Ray's workers run in another fo
 export WANDB_DIR="${WANDB_DIR:-$RUN}"           # where Weights & Biases keeps its files, with --logger.wandb.key
 case $RUN in
    *[],@*?[{}$'\n']*)   # which OpenRLHF and datasets take for something else
-      die "RUN=$RUN: a path with a comma, @, bracket, brace, *, ? or line break cannot be used; take another folder" ;;
+      die "RUN=$RUN: a path with a comma, @, bracket, brace, *, ? or line break cannot be used; use another folder" ;;
 esac
 
 # recall: what this call does not name is as the run was made.
@@ -193,7 +193,7 @@ set_up() {
    wanted=$(cksum < "$ROOT/pyproject.toml")
    if ! is_set_up; then
       exec 9> "${venv%/}.lock"
-      flock -n 9 || { echo "another call sets up $venv: waiting for it"; flock 9; }
+      flock -n 9 || { echo "another call is setting up $venv: waiting for it"; flock 9; }
       is_set_up || make_environment
       exec 9>&-
    fi
@@ -207,7 +207,7 @@ make_environment() {
       find_python
       "$PYTHON" -c 'import ensurepip, venv' 2> /dev/null || die "Python's venv module is missing: apt-get install python3-venv"
       [ "$(df -Pk "$ROOT" | awk 'NR == 2 {print int($4 / 1048576)}')" -ge 6 ] ||
-         die "6 GB of free disk are needed in $ROOT: make room, or work in a checkout elsewhere"
+         die "6 GB of free disk space are needed in $ROOT: make room, or use a checkout elsewhere"
       "$PYTHON" -m venv --clear "$venv"
    fi
    command -v "${CXX:-g++}" > /dev/null ||
@@ -225,7 +225,7 @@ has_pip() { "$venv/bin/python" -m pip --version > /dev/null 2>&1; }
 # away from what is installed (--use-pep517; a newer pip does so by itself): beside torch and wheel its setup.py fails.
 install_packages() {
    local pip=(python -m pip --disable-pip-version-check install --quiet) rest=() started=$SECONDS
-   echo "setting up $VIRTUAL_ENV ($FORM form), 1 of 3: torch"
+   echo "setting up $VIRTUAL_ENV (on $FORM), 1 of 3: torch"
    "${pip[@]}" torch==2.13.0
    if [ "$FORM" = cpu ]; then
       rest=(--no-warn-conflicts)   # over what OpenRLHF and vLLM name as their own dependencies and the CPU form does without
@@ -235,7 +235,7 @@ install_packages() {
       "${pip[@]}" --no-warn-conflicts --use-pep517 deepspeed==0.19.6
       build_operators &
    else
-      echo "2 of 3: flash-attn, which is built against that torch"
+      echo "2 of 3: flash-attn, built against that torch"
       "${pip[@]}" packaging ninja psutil wheel setuptools   # psutil: flash-attn asks it for the memory that its compilers may take
       "${pip[@]}" --no-build-isolation flash-attn==2.8.3
    fi
@@ -278,7 +278,7 @@ begin() {
    record begin --run "$RUN" --stage "$1" --again "$again" --given "$given" "${values[@]}" -- "${@:2}" || status=$?
    case $status in
       0) ;;
-      3) echo "$1: done before, in $STAGE_DIR (AGAIN=1 makes it anew, and all after it)"; exit 0 ;;
+      3) echo "$1: already done, in $STAGE_DIR (AGAIN=1 redoes it and everything after it)"; exit 0 ;;
       *) exit 1 ;;
    esac
    set_up
@@ -297,7 +297,7 @@ convert_models() {
          *.gguf | minilm) ;;
          *) compgen -G "${!name}/*.gguf" > /dev/null || continue ;;
       esac
-      folder=$(openrlhf-qs model "${!name}") || die "$name=${!name} cannot be had: see above"
+      folder=$(openrlhf-qs model "${!name}") || die "$name=${!name} is not available: see above"
       printf -v "$name" %s "$folder"
    done
 }
@@ -319,11 +319,11 @@ lock_run() {
       for process in /proc/[0-9]*; do
          [ "$process" = "/proc/$$" ] || [ ! "$process/fd/8" -ef "$RUN/.lock" ] || at_work+=" ${process#/proc/}"
       done
-      die "another call works in $RUN: wait for it, end it by kill$at_work, or take another RUN"
+      die "another call is working in $RUN: wait for it, end it with kill$at_work, or use another RUN"
    fi
    export OPENRLHF_QS_LOCKED=$RUN
    if [ "$FORM" = cpu ] && nvidia-smi -L > /dev/null 2>&1; then
-      echo "the CPU form: this machine's GPUs stay idle; GPUS=1 POLICY=... takes one"
+      echo "CPU setup: this machine's GPUs stay idle; GPUS=1 POLICY=... uses one"
    fi
 }
 
@@ -349,7 +349,7 @@ response_tokens() {
    elif [ -z "$RESPONSE_TOKENS" ] && [ "$DRY_RUN" = 1 ]; then
       RESPONSE_TOKENS=64
    fi
-   [ -n "$RESPONSE_TOKENS" ] || [ -d "$RUN/data" ] || die "there is no run in $RUN, whose data are the first stage: bash recipes/data.sh"
+   [ -n "$RESPONSE_TOKENS" ] || [ -d "$RUN/data" ] || die "there is no run in $RUN: start with the stage data, bash recipes/data.sh"
    [ -n "$RESPONSE_TOKENS" ] || die "$RUN/data/max_new_tokens is missing: run the stage data again, or give MAX_NEW_TOKENS"
 }
 
@@ -405,7 +405,7 @@ end_child() {
       done
       kill -KILL "$CHILD" 2> /dev/null || true
    fi
-   echo "${STAGE:-$(basename "$0")}: ended; the same call goes on from what is finished" >&2
+   echo "${STAGE:-$(basename "$0")}: ended; the same call continues from what is finished" >&2
    exit "$1"
 }
 trap 'end_child 143' TERM
@@ -438,9 +438,9 @@ followed() {
    [ "$status" = 0 ] || {
       [ "$(df -Pk "$RUN" | awk 'NR == 2 {print $4}')" -ge 1024 ] || die "$STAGE failed: the disk of $RUN is full. Make room and call again."
       said=$(tail -n +$((before + 1)) "$STAGE_DIR/log.txt" | grep -aE '^openrlhf-qs [a-z]+: ' | tail -n 1) || true
-      [ -z "$said" ] || die "$STAGE failed: ${said#openrlhf-qs *: }. All of it: $STAGE_DIR/log.txt. Call again to go on from what is finished."
+      [ -z "$said" ] || die "$STAGE failed: ${said#openrlhf-qs *: }. Full output: $STAGE_DIR/log.txt. Call again to continue from what is finished."
       grep -av '^[[:space:]]*$' "$STAGE_DIR/log.txt" | grep -av leaked | tail -n 20 >&2
-      die "$STAGE failed: the end of $STAGE_DIR/log.txt stands above. Call again to go on from what is finished."
+      die "$STAGE failed: the end of $STAGE_DIR/log.txt is above. Call again to continue from what is finished."
    }
 }
 
@@ -500,7 +500,7 @@ launch() {
    elif [ "$FORM" = gpu ] && [ "$1" != grpo ]; then
       local nodes=()
       [ "$NODES" -gt 1 ] &&
-         nodes=(--num_nodes "$NODES" --hostfile "${HOSTFILE:?NODES above 1 needs HOSTFILE, one 'node slots=N' a line}")
+         nodes=(--num_nodes "$NODES" --hostfile "${HOSTFILE:?NODES above 1 needs HOSTFILE, with one 'node slots=N' per line}")
       followed deepspeed --no_local_rank --num_gpus "$GPUS" "${nodes[@]}" --module openrlhf_qs.cli "$@"
    else
       followed openrlhf-qs "$@"

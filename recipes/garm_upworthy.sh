@@ -6,7 +6,7 @@
 set -euo pipefail
 [ $# -eq 0 ] || { DATA_DIR=$1; shift; }
 : "${DATA_DIR:=}"             # or the recipe's first argument
-[ -n "$DATA_DIR" ] || { echo "DATA_DIR is missing: give the folder that holds packages.train.csv.gz and packages.dev.csv.gz" >&2; exit 1; }
+[ -n "$DATA_DIR" ] || { echo "DATA_DIR is missing: give the folder with packages.train.csv.gz and packages.dev.csv.gz" >&2; exit 1; }
 : "${RUN:=runs/upworthy}"
 : "${REWARD_MODEL:=gaussian}" # headlines come as pairs with soft labels
 : "${MAX_LEN:=64}"            # tokens of a headline

@@ -14,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 case ${1:-} in
    "") ;;
    --help | -h) show_help; exit ;;
-   *) die "grpo_garm.sh takes no flags (found $*): variables, see --help; flags follow the recipe of a stage, as in bash recipes/sft.sh $*" ;;
+   *) die "grpo_garm.sh takes no flags (found $*), only variables, see --help; flags go to the recipe of a stage, as in bash recipes/sft.sh $*" ;;
 esac
 export RUN
 [ "$AGAIN" != 1 ] || export AGAIN=differing

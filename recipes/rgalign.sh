@@ -43,15 +43,15 @@ STAGES=(intents rank reason align foresee)
 case ${1:-} in
    --help | -h) show_help; exit ;;
    "") ;;
-   intents | rank | reason | align | foresee) [ $# = 1 ] || die "rgalign.sh $1 takes no flags: variables, see --help" ;;
-   *) die "rgalign.sh $1: give nothing, or one of ${STAGES[*]}; what else there is are variables, see --help" ;;
+   intents | rank | reason | align | foresee) [ $# = 1 ] || die "rgalign.sh $1 takes no flags, only variables, see --help" ;;
+   *) die "rgalign.sh $1: give no argument, or one of ${STAGES[*]}; everything else is a variable, see --help" ;;
 esac
 [ -n "${ALIGN// /}" ] || die "ALIGN is empty: give sft, dpo or grpo, or several"
 for how in $ALIGN; do
    case $how in sft | dpo | grpo) ;; *) die "ALIGN=$ALIGN: give sft, dpo or grpo, or several, separated by spaces" ;; esac
 done
-[ -n "$CLICK_LOG" ] && [ -z "$INTENTS" ] && die "CLICK_LOG=$CLICK_LOG without INTENTS: name the knowledge base, too"
-[ -z "$CLICK_LOG" ] && [ -n "$INTENTS" ] && die "INTENTS=$INTENTS without CLICK_LOG: the simulated log has its own"
+[ -n "$CLICK_LOG" ] && [ -z "$INTENTS" ] && die "CLICK_LOG=$CLICK_LOG without INTENTS: name the knowledge base too"
+[ -z "$CLICK_LOG" ] && [ -n "$INTENTS" ] && die "INTENTS=$INTENTS without CLICK_LOG: leave it out, the simulated log has its own"
 if [ $# = 0 ]; then
    export RUN
    [ "$AGAIN" != 1 ] || export AGAIN=differing

@@ -17,7 +17,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 STAGE=serve
 [ -z "${PORT:-}" ] || [ -n "${SERVE_PORT:-}" ] ||
-   die "PORT=$PORT is not read: SERVE_PORT=$PORT is the server's. If it is not meant for it, unset it"
+   die "PORT=$PORT is not read: give SERVE_PORT=$PORT. If PORT is not meant for the server, unset it"
 : "${SERVE_PORT:=8765}"
 case " $* " in
    *" --help "* | *" -h "*) show_help; set_up; echo; openrlhf-qs serve --help; exit ;;

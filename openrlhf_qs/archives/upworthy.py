@@ -113,7 +113,7 @@ def read_packages(path: str | Path) -> pl.DataFrame:
     try:
         packages = pl.read_csv(path, infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: no CSV: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path}: not CSV: {str(error).splitlines()[0]}") from None
     missing = [name for name in COLUMNS if name not in packages.columns]
     if missing:
         raise ValueError(f"{path}: no column {', '.join(missing)}; found {', '.join(packages.columns)}")
@@ -185,7 +185,7 @@ def relative_difference_std(counts: pl.DataFrame) -> float:
     variance = (counts["difference"] ** 2 - OVERDISPERSION * counts["std_error"] ** 2).mean()
     if not variance or variance <= 0:
         raise ValueError(
-            f"{counts.height} pairs differ no more than chance does; give more tests, or say --prior_std yourself"
+            f"{counts.height} pairs differ no more than chance does; give more tests, or set --prior_std yourself"
         )
     return math.sqrt(variance)
 

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         "read at",
         "cosine",
         *(f"{form}: accuracy, NLL, ECE" for form in FORMS),
-        title=f"{args.model}: {int(counted.sum()):,} pairs, learnt from {len(train_pairs.row):,}; a coin: .5, .693",
+        title=f"{args.model}: {int(counted.sum()):,} pairs, learned from {len(train_pairs.row):,}; a coin: .5, .693",
     )
     for place, (layer, pool) in enumerate(itertools.product(layers, POOLS)):
         cells = []
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
             cells.append(figures(probability[counted], pairs.weight[counted], clusters))
         table.add_row(str(layer), pool, f"{mean_cosine(of_train[:, place]):.3f}", *cells)
     print_table(table)
-    print(f"{seconds:,.0f} s of the processor to read {len(of_train) + len(of_heldout):,} suggestions")
+    print(f"{seconds:,.0f} s of processor time to read {len(of_train) + len(of_heldout):,} suggestions")
 
 
 def with_pairs(file: str, n: int) -> tuple[list[dict[str, Any]], Pairs]:

@@ -180,7 +180,7 @@ print(json.dumps({"file": propensity.__file__, "method": propensity.DEFAULT_METH
 def measure_before(kind: Kind, checkout: str, seeds: range) -> dict[str, Any]:
     """``method``, the default of another version, and its figures as in :func:`measure`, on the same logs."""
     if not (Path(checkout) / "openrlhf_qs" / "clicks" / "propensity.py").is_file():
-        raise ValueError(f"--before {checkout} is no checkout of this package with estimators of propensities")
+        raise ValueError(f"--before {checkout} is not a checkout of this package with estimators of propensities")
     with tempfile.TemporaryDirectory() as folder:
         files, true = [], []
         for seed in seeds:
@@ -196,7 +196,7 @@ def measure_before(kind: Kind, checkout: str, seeds: range) -> dict[str, Any]:
         raise ValueError(f"--before {checkout}: its estimators failed: {done.stderr.strip().splitlines()[-1]}")
     answer = json.loads(done.stdout)
     if not Path(answer["file"]).is_relative_to(home):
-        raise ValueError(f"--before {checkout}: {answer['file']} was run in its place; leave PYTHONPATH empty")
+        raise ValueError(f"--before {checkout}: {answer['file']} was run instead; leave PYTHONPATH empty")
     pairs = [(Propensities(*one), at) for one, at in zip(answer["found"], true, strict=True) if one]
     return {"method": answer["method"], **_figures(pairs, len(seeds))}
 

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.conversations}: {len(conversations)} rows; give more than {WARM_UP}")
     import uvloop  # which the server has too
 
-    table = Table("", "samples", "conversations/s", "p50, ms", "p95, ms", "CPU, ms", "longer than alone")
+    table = Table("", "samples", "conversations/s", "p50, ms", "p95, ms", "CPU, ms", "slower than alone")
     bare = uvloop.run(_bare(args, conversations))
     for n_samples in args.n_samples:
         alone = bare[n_samples]
@@ -118,7 +118,7 @@ async def _started(asking, server: subprocess.Popen) -> None:
     began = time.monotonic()
     while True:
         if server.poll() is not None or time.monotonic() - began > START_S:
-            raise ValueError("the server did not start: call openrlhf-qs serve with these flags to see why")
+            raise ValueError("the server did not start: run openrlhf-qs serve with these flags to see why")
         try:
             async with asking.get("/healthz"):
                 return

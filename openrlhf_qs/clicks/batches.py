@@ -123,7 +123,7 @@ def log_files(patterns: Sequence[str | Path]) -> list[str]:
         found = sorted(path.parent.glob(path.name)) if not path.is_file() and "*" in path.name else [path]
         for one in found or [path]:
             if not one.is_file():
-                what = "is a folder" if one.is_dir() else "is no file" if one.exists() else "there is no such file"
+                what = "is a folder" if one.is_dir() else "is not a file" if one.exists() else "there is no such file"
                 raise ValueError(f"{one}: {what}; give a click log, .jsonl, .jsonl.gz or .parquet")
         files |= dict.fromkeys(map(str, found))
     _check_same_columns(list(files))
@@ -236,7 +236,7 @@ class Problems:
         """An impression_id that was seen before; files by their number."""
         self.counts["impression_id seen before"] += 1
         where = f"line {first_line}" + ("" if file == first_file else f" of {self._files[first_file]}")
-        self._show([(file, line, f"impression_id is that of {where}; give each its own")])
+        self._show([(file, line, f"impression_id already used in {where}; give each impression its own")])
 
     def raise_any(self, n_good: int) -> None:
         """ValueError with the first 20 bad rows, where there are any beside ``n_good`` good ones; what is wrong with
@@ -245,7 +245,7 @@ class Problems:
             of_type = reason.startswith("bad ") or reason == "missing field"
             if of_type and n_good == 0 and self.counts[reason] == self.counts.total() > 1:
                 raise ValueError(
-                    f"{self._files[file]}:{line}: {text}; so it is in all {self.counts.total()} rows, which "
+                    f"{self._files[file]}:{line}: {text}; all {self.counts.total()} rows have this, which "
                     "`openrlhf-qs log convert` may read"
                 )
         if self._shown:
@@ -431,7 +431,7 @@ def _kind(path: str) -> str:
         return "gzip"
     if endings[-1:] in ([".jsonl"], [".json"]):
         return "lines"
-    raise ValueError(f"{path}: unknown kind of file; give .jsonl, .jsonl.gz (one object a line) or .parquet")
+    raise ValueError(f"{path}: unknown kind of file; give .jsonl, .jsonl.gz (one object per line) or .parquet")
 
 
 def _check_same_columns(paths: Sequence[str]) -> None:

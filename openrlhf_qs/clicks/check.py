@@ -297,8 +297,8 @@ class Total:
         skipped = dict(self._problems.counts)
         if not self._n_impressions:
             where = self._files[0] if len(self._files) == 1 else f"{self._files[0]} and {len(self._files) - 1} more"
-            found = f"no good row; bad ones by reason: {skipped}" if skipped else "no row in it"
-            raise ValueError(f"{where}: {found}; give a click log, one impression a row")
+            found = f"it has no good rows; bad ones by reason: {skipped}" if skipped else "it has no rows"
+            raise ValueError(f"{where}: {found}; give a click log, one impression per row")
         method, order, examination, findings = propensity, "unknown", None, []
         try:
             counts, n_positions = added_up(self._counts), len(self._shown)
@@ -491,7 +491,7 @@ def _table(found: dict[str, Any]) -> Table:
     table.add_row("clicks", f"{found['n_clicks']:,}", f"{found['clicked_share']:.1%} of the impressions have one")
     table.add_row("click-through rate", f"{found['ctr']:.4f}", "clicks per suggestion shown")
     entropy, most = found["click_entropy"], found["click_entropy_max"]
-    table.add_row("click entropy", f"{entropy:.3f}", f"bits, of where clicks fall; {most:.3f} if places were alike")
+    table.add_row("click entropy", f"{entropy:.3f}", f"bits, of where clicks fall; {most:.3f} if all were equal")
     table.add_row("repetitions", f"{found['n_repeating']:,}", "impressions that show one text twice")
     table.add_section()
     for number, place in enumerate(found["positions"], start=1):
@@ -516,7 +516,7 @@ def _table(found: dict[str, Any]) -> Table:
         one = Verdict(**check)
         hurts = f" [{', '.join(one.stages)}]" if one.stages else ""
         table.add_row(one.about, one.level, one.sentence + hurts)
-    table.add_row("in all", found["verdict"], "the worst of these; in brackets: the stages that a finding hurts")
+    table.add_row("in all", found["verdict"], "the worst of these; in brackets: the stages that a finding affects")
     return table
 
 

@@ -70,7 +70,7 @@ def read_click_log(
     log = rows.filter(first).select(*SCHEMA)
     if not (log["clicks"].list.max() == 1).any():
         where = f"{files[0]}" + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
-        found = f"{log.height} impressions without one click" if log.height else "no row in it"
+        found = f"{log.height} impressions without a click" if log.height else "it has no rows"
         raise ValueError(f"{where}: {found}; give a log to learn from")
     return log
 

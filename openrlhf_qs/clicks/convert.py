@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             rows.append((line, row))
     if not rows and not problems.counts:
-        raise ValueError(f"{args.file}: no row in it")
+        raise ValueError(f"{args.file}: it has no rows")
     for place, row in _impressions(rows, _columns(args.file, rows, args.column)):
         try:
             check_characters(row)
@@ -172,12 +172,12 @@ def time_of(value: Any, used: Counter[str]) -> str:
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
     if not _is_there(value) or isinstance(value, bool):
-        raise BadRow("no timestamp", "no timestamp; name its column, or give all the same by --timestamp")
+        raise BadRow("no timestamp", "no timestamp; name its column, or give all rows the same one with --timestamp")
     number = _number(value)
     if number is not None:
         for least, per_second in TIMES:
             if number >= least:
-                used[f"timestamp: a number, {per_second:g} of it a second since 1970"] += 1
+                used[f"timestamp: a number, {per_second:g} per second since 1970"] += 1
                 return datetime.fromtimestamp(number / per_second, UTC).isoformat()
         raise BadRow("bad timestamp", f"timestamp {short(value)}; give ISO 8601, or an epoch time")
     text = str(value).strip()
@@ -210,17 +210,17 @@ def messages_of(turns: Any, used: Counter[str]) -> list[dict[str, str]]:
         if name not in ROLES:
             raise BadRow("unknown role", f"role {short(name)}; known: {', '.join(ROLES)}")
         if not ROLES[name]:
-            used[f"role {name}: left out, for no user sees it"] += 1
+            used[f"role {name}: left out, because no user sees it"] += 1
             continue
         content = _content(turn["content"] if "content" in turn else turn.get("value"), used)
         if content is None:
-            used["a message without content (null, blanks, or a call of a tool alone): left out"] += 1
+            used["a message without content (null, spaces, or only a tool call): left out"] += 1
             continue
         if name != ROLES[name]:
             used[f"role {name}: {ROLES[name]}"] += 1
         if found and found[-1]["role"] == ROLES[name] == "assistant":  # what stood between was a tool's
             found[-1]["content"] += f"\n\n{content}"
-            used["two answers in a row: one, with a blank line between them"] += 1
+            used["two answers in a row: joined, with a blank line between them"] += 1
         else:
             found.append({"role": ROLES[name], "content": content})
     return found
@@ -242,11 +242,11 @@ def _content(value: Any, used: Counter[str]) -> str | None:
             texts.append(part["text"])
         elif isinstance(part, dict) and isinstance(part.get("type"), str):
             kind = part["type"].removeprefix("input_").removesuffix("_url")
-            used[f"content: what is no text stands there as [{kind}]"] += 1
+            used[f"content: what is not text is replaced by [{kind}]"] += 1
             texts.append(f"[{kind}]")
         else:
             raise BadRow("bad message", f"content {short(value)}; give a text, or a list of parts")
-    used["content: a list of parts, its texts a line each"] += 1
+    used["content: a list of parts, one text per line"] += 1
     return "\n".join(filter(None, texts)) or None
 
 
@@ -267,7 +267,7 @@ def _suggestions(value: Any, used: Counter[str]) -> tuple[list[str], list[int] |
     if isinstance(value, str):
         lines = list(filter(None, map(str.strip, value.splitlines())))
         read = parse_response(value, len(lines))
-        used["suggestions: one text, a line each"] += 1
+        used["suggestions: one text, one suggestion per line"] += 1
         value = list(read.suggestions) if read.well_formed else lines
     if not isinstance(value, list) or not value:
         raise BadRow("no suggestions", f"suggestions {short(value)}; give a list of texts, at least one")
@@ -285,7 +285,7 @@ def _suggestions(value: Any, used: Counter[str]) -> tuple[list[str], list[int] |
         texts.append(" ".join(unwrapped(text).split()) if isinstance(text, str) else text)
     known = [_flag(flag) for flag in flags if flag is not None]
     if known:
-        used["clicks: beside each suggestion"] += 1
+        used["clicks: with each suggestion"] += 1
     return texts, known if len(known) == len(texts) else None
 
 
@@ -294,14 +294,14 @@ def _clicks(value: Any, suggestions: Sequence[str], first_place: int, used: Coun
     value = _value(value)
     n = len(suggestions)
     if value is None or value == "" or value == []:
-        used["clicks: nothing there, taken as no click"] += 1
+        used["clicks: empty, taken as no click"] += 1
         return [0] * n
     if isinstance(value, list) and len(value) == n and all(_is_flag(one) for one in value):
         return [_flag(one) for one in value]
     if n == 1 and _is_flag(value):
         return [_flag(value)]
     if isinstance(value, list) and len(value) > 1 and all(_is_flag(one) for one in value):
-        raise BadRow("clicks of another length", f"{len(value)} clicks for {n} suggestions: {short(value)}")
+        raise BadRow("wrong number of clicks", f"{len(value)} clicks for {n} suggestions: {short(value)}")
     clicked = [0] * n
     for one in value if isinstance(value, list) else [value]:
         number = _number(one)
@@ -309,11 +309,11 @@ def _clicks(value: Any, suggestions: Sequence[str], first_place: int, used: Coun
             place = int(number) - first_place
             if place == -1 - first_place:  # -1: none
                 continue
-            used[f"clicks: the place of what was clicked, from {first_place}"] += 1
+            used[f"clicks: the position of the clicked suggestion, from {first_place}"] += 1
         else:
             text = " ".join(unwrapped(str(one)).split())
             place = suggestions.index(text) if text in suggestions else -1
-            used["clicks: the text that was clicked"] += 1
+            used["clicks: the clicked text"] += 1
         if not 0 <= place < n:
             raise BadRow("click on nothing shown", f"click {short(one)} is none of the {n} suggestions")
         clicked[place] = 1
@@ -409,15 +409,15 @@ def raw_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
                     yield (
                         reader.line_num,
                         BadRow(
-                            "cells of another number",
-                            "another number of cells than columns; quote what has a "
+                            "wrong number of cells",
+                            "not as many cells as columns; quote what has a "
                             f"{reader.reader.dialect.delimiter!r} or a line break in it",
                         ),
                     )
                 else:
                     yield reader.line_num, row
         except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num}: no CSV: {error}") from None
+            raise ValueError(f"{path}:{reader.line_num}: not CSV: {error}") from None
         return
     try:
         whole = json.loads(text) if text.lstrip()[:1] in ("[", "{") else None
@@ -435,7 +435,7 @@ def raw_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
             except (ValueError, RecursionError) as error:
                 row = BadRow("bad JSON", f"no JSON: {error}")
         if not isinstance(row, dict | BadRow):
-            row = BadRow("bad JSON", f"{short(row)} is no JSON object")
+            row = BadRow("bad JSON", f"{short(row)} is not a JSON object")
         yield line, row
 
 
@@ -447,7 +447,7 @@ def _read_text(path: Path) -> str:
             return data.decode("utf-16")
         return data.decode("utf-8-sig")
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path}: it cannot be read: {error}; give UTF-8") from None
+        raise ValueError(f"{path} cannot be read: {error}; give UTF-8") from None
 
 
 def _dialect(text: str, suffix: str) -> type[csv.Dialect]:

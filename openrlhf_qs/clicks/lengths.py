@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     max_new_tokens = response_tokens(tokenizer, shown, task, args.max_len)
     refused = refusals(tokenizer, task, files)
     if refused and args.refused_roles == "stop":
-        raise ValueError("; ".join(map(_of_refusal, refused)) + ": say --refused_roles fold or drop, or mend the log")
+        raise ValueError("; ".join(map(_of_refusal, refused)) + ": use --refused_roles fold or drop, or fix the log")
     dropped = [one["roles"] for one in refused] if args.refused_roles == "drop" else []
     cut = Cut(tokenizer, task, args.max_len - max_new_tokens - N_END, dropped)
     written = {}
@@ -130,7 +130,7 @@ def response_tokens(tokenizer, shown: Sequence[Sequence[str]], task: Task, max_l
     step = max(1, len(shown) // N_RESPONSES)
     some = [[texts[n % len(texts)] for n in range(task.n)] for texts in shown[::step] if texts]
     if not some:
-        raise ValueError("no impression to measure responses on; run the stage data again")
+        raise ValueError("no impressions to measure responses on; run the stage data again")
     lengths = [
         len(ids) for ids in tokenizer([task.write(texts) for texts in some], add_special_tokens=False)["input_ids"]
     ]
@@ -138,7 +138,7 @@ def response_tokens(tokenizer, shown: Sequence[Sequence[str]], task: Task, max_l
     if most > max_len // 2:
         raise ValueError(
             f"responses of the log have {most} tokens, more than half of MAX_LEN={max_len}: increase MAX_LEN, or "
-            "MAX_NEW_TOKENS yourself"
+            "set MAX_NEW_TOKENS yourself"
         )
     return max(most, LEAST)
 
@@ -227,7 +227,7 @@ def refusals(tokenizer, task: Task, files: Mapping[Path, Iterable[Mapping[str, A
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """What was found, for the terminal."""
     n, max_len, room = found["n_conversations"], found["max_len"], found["max_new_tokens"]
-    told = [f"responses have room for {room} tokens (MAX_NEW_TOKENS): those of the log need as many"]
+    told = [f"responses have room for {room} tokens (MAX_NEW_TOKENS), as many as those of the log need"]
     if found["n_cut"]:
         told.append(
             f"{found['n_cut']:,} of {n:,} conversations were cut by whole turns from the beginning, to leave room for "
@@ -243,6 +243,6 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 
 def _of_refusal(one: Mapping[str, Any]) -> str:
     return (
-        f"the roles {' '.join(one['roles'])} stand in {counted(one['n_rows'], 'row')}, the first {one['first']} "
+        f"the roles {' '.join(one['roles'])} occur in {counted(one['n_rows'], 'row')}, the first {one['first']} "
         f"({one.get('impression_id', 'no id')}), which the chat template refuses ({one['reason']})"
     )

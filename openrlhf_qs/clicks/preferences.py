@@ -153,14 +153,14 @@ def preferences(
 def _why_no_pair(log: pl.DataFrame) -> str:
     """What the impressions are like of which no pair can be made, and what to do."""
     if log["clicks"].list.len().max() == 1:
-        return "each shows one suggestion alone; compare those of one conversation: --pairs_from click_rates"
+        return "each shows only one suggestion; compare those of one conversation: --pairs_from click_rates"
     if not pair_places(log, "all").is_empty():
-        return "the policy 'all' lets some through: --position_policy all"
+        return "the policy 'all' allows some: --position_policy all"
     clicks = log["clicks"].list
     n_all, n_none = (clicks.min() == 1).sum(), (clicks.max() == 0).sum()
     return (
-        f"in {n_all} all was clicked that was shown, in {n_none} nothing, and {log.height - n_all - n_none} show one "
-        "text several times; give a log that has what was passed over too"
+        f"in {n_all} everything shown was clicked, in {n_none} nothing, and {log.height - n_all - n_none} show one "
+        "text several times; give a log that also has what was not clicked"
     )
 
 
@@ -303,7 +303,7 @@ def read_preferences(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a file, with and without pairs. ValueError names the first 20 bad ones."""
     rows = read_json_lines(path)
     if rows and not any("pairs" in row for row in rows):
-        raise ValueError(f"{path}: no row has pairs; `openrlhf-qs data` makes preferences of a click log")
+        raise ValueError(f"{path}: no row has pairs; `openrlhf-qs data` makes preferences from a click log")
     check_preferences(rows, lambda number: f"{path}:{number}")
     return rows
 

@@ -144,7 +144,7 @@ def _with_silent_places(found: Propensities, places: list[int], n_positions: int
     for place in silent:
         low[place - 1], high[place - 1] = 0.0, 1.0
     sentence = (
-        f"place {', '.join(map(str, silent))} is empty or only ever repeats what stands above, so nothing tells how "
+        f"place {', '.join(map(str, silent))} is empty or only repeats what is shown above, so nothing tells how "
         "much it is looked at: it counts as the place above it, and other findings count the places without it"
     )
     others = {name: tuple(getattr(found, name)[index] for index in above) for name in PLACES if getattr(found, name)}
@@ -166,8 +166,8 @@ def _chosen(
     found = _tried("pbm", counts, known)
     if found is None or _unknown_places(found):
         sentence = (
-            "the order was chosen and too little moved to tell how much each place is looked at: nothing is "
-            "corrected; show a share of the impressions in random order, or say --propensity yourself"
+            "the order was chosen, and too little moved to tell how much each place is looked at: nothing is "
+            "corrected; show a share of the impressions in random order, or choose --propensity yourself"
         )
         return _by("none", counts, known)._replace(findings=(sentence,)), None
     return found, _tried("harvest", counts, known)
@@ -221,23 +221,23 @@ def _of_diagnosis(known: Diagnosis, found: Propensities, is_auto: bool) -> list[
     findings, held = [], "; the intervals allow for it" if is_auto else ""
     if known.order == "chosen":
         findings.append(
-            f"the order was chosen: a suggestion that comes again stands where it stood in {known.same_place:.0%}, "
-            f"in a random order in {known.by_chance:.0%}"
-            + ("; ctr takes quality for attention: take pbm" if found.method == "ctr" else "")
+            f"the order was chosen: a suggestion that is shown again has the same place in {known.same_place:.0%} of "
+            f"cases, {known.by_chance:.0%} if the order were random"
+            + ("; ctr mistakes quality for attention: use pbm" if found.method == "ctr" else "")
         )
     if known.order == "unknown" and found.method in ("ctr", "cascade"):
         findings.append(
             "too few suggestions were shown at several places to tell whether the order was random; if it was chosen, "
-            "what is good and stands high looks like attention, and lower places come out too low"
+            "good suggestions at the top look like attention, and the estimates of lower places are too low"
         )
     if known.odds_ratio and known.odds_ratio[2] < TAKES_CLICKS:
         findings.append(
             f"a click above takes clicks from below (odds ratio {known.odds_ratio[0]:.2f}): users stop reading at a "
-            "click" + ("" if found.method == "cascade" else "; take cascade")
+            "click" + ("" if found.method == "cascade" else "; use cascade")
         )
         if found.method == "cascade":
             findings.append(
-                "pairs of impressions from such a log still favour a place higher, by .09 to .14 in log-odds on "
+                "pairs of impressions from such a log still favour a higher place, by .09 to .14 in log-odds on "
                 "simulated ones (data --pairs_from click_rates: by .05 to .08)"
             )
     elif trusted := trusted_places(known):
@@ -245,20 +245,20 @@ def _of_diagnosis(known: Diagnosis, found: Propensities, is_auto: bool) -> list[
             "{:+.0%} of its clicks, {:+.0%} to {:+.0%}".format(*known.fixed_share[place - 2]) for place in trusted
         ]
         places = ", ".join(f"{place} ({share})" for place, share in zip(trusted, shares, strict=True))
-        what = f"one number a place is right for the average suggestion only, and some .1 to .2 too low{held}"
+        what = f"one number per place is right only for the average suggestion, and some .1 to .2 too low{held}"
         if found.method == "trust":
             brought = " ".join(f"{chance:.3f}" for chance in found.trust)
-            what = f"each place has a line, with a chance of {brought} whatever stands there"
+            what = f"each place has a line, with a chance of {brought} whatever is shown there"
         findings.append(
-            f"the gap between the top and place {places} depends on how attractive a suggestion is, as where the top "
+            f"the gap between the top and place {places} depends on how attractive a suggestion is, as when the top "
             f"is trusted: {what}"
         )
     elif found.method != "none" and (untold := untold_places(known, len(found.values))):
         places = ", ".join(map(str, untold))
-        would = "if it is, one number a place is right for the average suggestion only, and some .1 to .2 too low"
+        would = "if it is, one number per place is right only for the average suggestion, and some .1 to .2 too low"
         if slopes := _slopes(known.lines):
             numbers = [f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in zip(*slopes[:3], strict=True)]
-            would = f"if it is, lower places count {', '.join(numbers[1:])}, by --propensity trust"
+            would = f"if it is, lower places count {', '.join(numbers[1:])}, with --propensity trust"
         findings.append(
             "too few suggestions were shown at several places to tell whether the top is trusted more than place "
             f"{places}: {would}{held}"
@@ -277,7 +277,7 @@ def _of_estimate(found: Propensities, second: Propensities | None) -> list[str]:
     if above:
         findings.append(
             f"place {', '.join(map(str, above))} seems to be looked at more than the top: look for rows of one user "
-            "or rows that are there twice"
+            "or duplicate rows"
         )
     if second is not None:
         apart = [
@@ -300,10 +300,10 @@ def _of_cap(values: list[float], max_weight: float) -> list[str]:
     capped = [(place, value) for place, value in enumerate(values, start=1) if 1 / value > max_weight]
     if not capped:
         return []
-    places = ", ".join(f"{place} ({max_weight:g} in place of {1 / value:.1f})" for place, value in capped)
+    places = ", ".join(f"{place} ({max_weight:g} instead of {1 / value:.1f})" for place, value in capped)
     wins = ", ".join(f"{1 / (1 + value * max_weight):.1%}" for _, value in capped)
     return [
-        f"a click at place {places} counts less than its inverse propensity: of two suggestions that attract alike "
+        f"a click at place {places} counts less than its inverse propensity: of two equally attractive suggestions, "
         f"the one at the top has {wins} of the weight of their pairs, where half is right"
     ]
 
@@ -324,7 +324,7 @@ def by_trust(counts: pl.DataFrame, lines: list[Line] | None) -> Propensities:
     if found is None:
         raise ValueError(
             "too few suggestions were shown at two places, or too few times, to tell trust from attention: give a "
-            "larger log, or take the propensities by pbm"
+            "larger log, or use pbm for the propensities"
         )
     # Chances at the top of what is not clicked at each place.
     zeros = [0.0, *(-line.intercept / line.slope.value for line in lines)]
@@ -408,8 +408,8 @@ def by_cascade(counts: pl.DataFrame, order: str, users: pl.DataFrame | None = No
         low, high = (side([way[n] for way in ways], axis=0).tolist() for n, side in ((1, np.min), (2, np.max)))
         numbers = ", ".join(f"{one:.2f}" for one in np.exp(at_place[1:]))
         finding = (
-            f"by their other turns, those who read on to lower places click {numbers} times as often as all users "
-            "would: so much more are these places looked at than clicks there say"
+            f"judging by their other turns, those who read on to lower places click {numbers} times as often as all "
+            "users would, so these places are looked at that much more than their clicks suggest"
         )
         return ways[0]._replace(low=low, high=high, findings=(finding,), **places)
     allowed = if_users_differ(attraction, DIFFER)
@@ -418,7 +418,7 @@ def by_cascade(counts: pl.DataFrame, order: str, users: pl.DataFrame | None = No
     finding = (
         "too few users come again to tell how much they differ, and those who read on are those who click less: if "
         f"users differ by a deviation of {DIFFER:g} in log-odds, lower places are looked at {more} times as often, "
-        "which the intervals hold; give user_id in more rows"
+        "which the intervals allow for; give user_id in more rows"
     )
     return uncorrected._replace(high=high, findings=(finding,), **places)
 
@@ -470,7 +470,7 @@ def by_moved_suggestions(counts: pl.DataFrame) -> Propensities:
         if not (here and there):
             raise ValueError(
                 f"no clicks on suggestions that were shown both at the top and at position {position}; "
-                f"{len(both)} moved: give a larger log, or take the propensities by click rates (ctr)"
+                f"{len(both)} moved: give a larger log, or use click rates for the propensities (ctr)"
             )
         spread = ((n * n_1 * (c + c_1) - c * c_1 * (n + n_1)) / (n + n_1) ** 2).sum()
         logs.append(np.log(here / there))
@@ -496,7 +496,7 @@ def _position_based_model(counts: pl.DataFrame) -> _Estimate:
     if clicked_at.height < n_positions:
         raise ValueError(
             f"only {clicked_at.height} of {n_positions} positions have a click on a suggestion that was also shown "
-            "elsewhere: give a larger log, or take the propensities by click rates (ctr)"
+            "elsewhere: give a larger log, or use click rates for the propensities (ctr)"
         )
     suggestion = moved["suggestion"].rank("dense").to_numpy().astype(int) - 1
     context, number = np.unique(moved["context"].to_numpy(), return_inverse=True)

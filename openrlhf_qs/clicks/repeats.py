@@ -81,13 +81,13 @@ def findings(n_rows: int, median_rows: float, n_doubles: int, heavy: list[HeavyU
     found = []
     if n_doubles > DOUBLE_SHARE * n_rows:
         found.append(
-            f"{n_doubles:,} rows ({n_doubles / n_rows:.0%}) are the same as another one but for their id: data "
+            f"{n_doubles:,} rows ({n_doubles / n_rows:.0%}) are the same as another one except for their id: data "
             "--drop_doubles keeps one of each"
         )
     most = max(USER_SHARE * max(n_rows, MIN_ROWS), MANY_TIMES * median_rows)
     found += [
-        f"user {one.user_id!r} has {one.n_rows:,} rows or more ({one.n_rows / n_rows:.0%}), as no person has: data "
-        "--max_per_user keeps the first of them"
+        f"user {one.user_id!r} has {one.n_rows:,} rows or more ({one.n_rows / n_rows:.0%}), too many for a person: "
+        "data --max_per_user keeps the first of them"
         for one in heavy
         if one.n_rows > most
     ]

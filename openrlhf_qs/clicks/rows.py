@@ -83,9 +83,9 @@ def _parsed(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BadRow("bad JSON", f"bad JSON ({error}); give one object a line, in UTF-8") from None
+        raise BadRow("bad JSON", f"bad JSON ({error}); give one object per line, in UTF-8") from None
     if not isinstance(row, dict):
-        raise BadRow("bad JSON", f"a {type(row).__name__} in place of an object; give one object a line")
+        raise BadRow("bad JSON", f"a {type(row).__name__} in place of an object; give one object per line")
     if b"\\ud" in line.lower():
         check_characters(row)
     return row
@@ -100,7 +100,7 @@ def check_characters(row: Mapping[str, Any]) -> None:
             half = error.object[error.start].encode("unicode_escape").decode()
             raise BadRow(
                 "half a character",
-                f"{name} has half of a character ({half}), as of an emoji that was cut; cut texts between characters",
+                f"{name} has half of a character ({half}), as in an emoji that was cut; cut texts between characters",
             ) from None
 
 
@@ -127,7 +127,7 @@ def _clicks(clicks: Any, row: Mapping[str, Any]) -> list[int]:
     if not isinstance(clicks, list) or len(clicks) != n_suggestions:
         found = f"{len(clicks)} clicks" if isinstance(clicks, list) else f"clicks {short(clicks)}"
         raise BadRow(
-            "clicks of another number",
+            "wrong number of clicks",
             f"{found} for {n_suggestions} suggestions; give one 0/1 per suggestion",
         )
     for click in clicks:

@@ -61,7 +61,7 @@ def split_log(
     if by not in SPLITS:
         raise ValueError(f"unknown split {by!r}; known: {', '.join(SPLITS)}")
     if cuts is not None and by != "time":
-        raise ValueError(f"cuts are of a split by time, not by {by}")
+        raise ValueError(f"cuts are for a split by time, not by {by}")
     root = roots(log)
     if by == "conversation":
         part = _by_hash(root, heldout, fusion, seed)

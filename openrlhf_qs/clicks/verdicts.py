@@ -63,20 +63,20 @@ def _of_rows(found: Mapping[str, Any]) -> list[Verdict]:
     reasons = ", ".join(f"{reason} ({n:,})" for reason, n in found["skipped"].items())
     return [
         Verdict(
-            "warn", "rows", ("data",), f"{counted(n_bad, 'bad row')}: {reasons}; data wants --on_error skip for them"
+            "warn", "rows", ("data",), f"{counted(n_bad, 'bad row')}: {reasons}; data needs --on_error skip for them"
         )
     ]
 
 
 def _of_clicks(found: Mapping[str, Any]) -> list[Verdict]:
     if not found["n_clicks"]:
-        return [Verdict("fail", "clicks", ("data",), "there is none: nothing can be learnt from this log")]
+        return [Verdict("fail", "clicks", ("data",), "there are none: nothing can be learned from this log")]
     verdicts = [Verdict("pass", "clicks", (), f"{found['clicked_share']:.1%} of the rows have one")]
     n_pairs = found["n_pairs"]
     if not n_pairs:
-        sentence = "no row has a click and another suggestion without one: no pair to learn a reward from"
+        sentence = "no row has a clicked and an unclicked suggestion: no pair to learn a reward from"
         return [*verdicts, Verdict("fail", "pairs", ("data", "garm"), sentence)]
-    sentence = f"{counted(n_pairs, 'pair')} of a clicked suggestion and one beside it, before the log is split"
+    sentence = f"{counted(n_pairs, 'pair')} of a clicked and an unclicked suggestion, before the log is split"
     if n_pairs < FEW_PAIRS:
         few = f"{sentence}; with fewer than {FEW_PAIRS:,} a reward model learns little"
         return [*verdicts, Verdict("warn", "pairs", ("garm", "fusion", "grpo"), few)]
@@ -86,28 +86,28 @@ def _of_clicks(found: Mapping[str, Any]) -> list[Verdict]:
 def _of_suggestions(found: Mapping[str, Any]) -> list[Verdict]:
     counts = found["n_suggestions"]
     usual = max(counts, key=counts.get)
-    some = f"{usual} in all rows" if len(counts) == 1 else f"{min(counts)} to {max(counts)} in a row, mostly {usual}"
+    some = f"{usual} in all rows" if len(counts) == 1 else f"{min(counts)} to {max(counts)} per row, mostly {usual}"
     verdicts = [Verdict("pass", "suggestions", (), some)]
     if usual != N_SUGGESTIONS:
         wanted = min(usual, MAX_SUGGESTIONS)
-        sentence = f"{some}: a policy writes {N_SUGGESTIONS}, unless the run says N_SUGGESTIONS={wanted}"
+        sentence = f"{some}: a policy writes {N_SUGGESTIONS}, unless the run sets N_SUGGESTIONS={wanted}"
         verdicts = [Verdict("warn", "suggestions", ("sft", "grpo", "evaluate"), sentence)]
     n_repeating, n_rows = found["n_repeating"], found["n_impressions"]
     if n_repeating > REPEATING_SHARE * n_rows:
-        sentence = f"{counted(n_repeating, 'row')} of {n_rows:,} with one text twice: a placeholder?"
+        sentence = f"{counted(n_repeating, 'row')} of {n_rows:,} show one text twice: a placeholder?"
         verdicts.append(Verdict("warn", "suggestions", ("sft", "garm"), sentence))
     return verdicts
 
 
 def _of_languages(languages: Mapping[str, Any]) -> list[Verdict]:
     some = ", ".join(f"{name} ({share:.0%})" for name, share in languages["users"].items())
-    in_words = f"users write {some}" if some else "too little to tell what users write"
+    in_words = f"users write {some}" if some else "too little text to tell what users write"
     other = languages["other_than_users"]
     if other <= OTHER_LANGUAGE_SHARE:
         return [
             Verdict("pass", "languages", (), f"{in_words}; suggestions are in their language" if some else in_words)
         ]
-    sentence = f"{in_words}; {other:.0%} of the suggestions are surely in another language or script"
+    sentence = f"{in_words}; {other:.0%} of the suggestions are clearly in another language or script"
     return [Verdict("warn", "languages", ("sft", "garm"), f"{sentence}: sft leaves them out, garm learns from them")]
 
 
@@ -122,7 +122,7 @@ def _of_conversations(found: Mapping[str, Any]) -> list[Verdict]:
         sentence = f"{seen}, {length}: the weights come from impressions of different conversations"
         verdicts = [Verdict("warn", "conversations", ("fusion",), sentence)]
     if found["n_conversations"] < FEW_CONVERSATIONS:
-        sentence = f"fewer than {FEW_CONVERSATIONS:,} teach a policy of random weights little: name one that can write"
+        sentence = f"fewer than {FEW_CONVERSATIONS:,} teach a randomly initialised policy little: name one that writes"
         verdicts.append(Verdict("warn", "conversations", ("sft",), sentence))
     return verdicts
 
@@ -137,15 +137,15 @@ def _of_repeats(found: Mapping[str, Any]) -> list[Verdict]:
         for text, n in found["frequent_texts"].items()
         if n_rows >= MIN_ROWS and n > TEXT_SHARE * n_rows
     ]
-    clean = f"fewer than {DOUBLE_SHARE:.0%} of the rows are there twice, no user and no text has a large share"
+    clean = f"fewer than {DOUBLE_SHARE:.0%} of the rows are duplicates, no user and no text has a large share"
     return verdicts or [Verdict("pass", "repeats", (), clean if n_rows >= MIN_ROWS else "too few rows to tell")]
 
 
 def _of_order(found: Mapping[str, Any]) -> list[Verdict]:
     order = {
         "random": Verdict("pass", "order", (), "the order shown looks random"),
-        "chosen": Verdict("warn", "order", ("garm", "fusion"), "the order shown was chosen, as by a ranker"),
-    }.get(found["order"], Verdict("warn", "order", ("garm", "fusion"), "it cannot be told how the order came about"))
+        "chosen": Verdict("warn", "order", ("garm", "fusion"), "the order shown was chosen, for example by a ranker"),
+    }.get(found["order"], Verdict("warn", "order", ("garm", "fusion"), "how the order came about is unclear"))
     sentences = found["examination"]
     if not sentences:
         return [order, Verdict("pass", "examination", (), f"nothing speaks against {found['propensity']}")]

@@ -140,9 +140,7 @@ def load_judge(judge: str, settings: Sequence[str] = ()) -> Judge | None:
         load_plugins([file])
         names = [name for name in JUDGES if origin(JUDGES[name]) == str(file)]
         if len(names) != 1:
-            raise ValueError(
-                f"--judge {judge}: it registers {len(names)} judges {names}; it must register exactly one"
-            )
+            raise ValueError(f"--judge {judge}: it registers {len(names)} judges {names}; register exactly one")
         name = names[0]
     else:
         load_plugins()
@@ -184,7 +182,7 @@ def compare(name: str, arm: ArmResult, other: str, over: ArmResult) -> str:
     rates = f"CTR {arm.ctr:.1%} against {over.ctr:.1%}"
     lift = relative_lift(arm, over)
     if lift is None:
-        return f"{name} cannot be compared with {other}, for clicks are of fewer than two conversations: {rates}."
+        return f"{name} cannot be compared with {other}, because fewer than two conversations have clicks: {rates}."
     low, high = lift.ci95
     apart = arm.ci95[0] > over.ci95[1] or arm.ci95[1] < over.ci95[0]
     word = "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"

@@ -99,7 +99,7 @@ def read_responses(path: Path, task: Task) -> list[Shown]:
         if not isinstance(row.get("response"), str):
             return "no response; give the text the policy wrote"
         if row.get("finish_reason", "stop") not in ("stop", "length"):
-            return f"finish_reason {row['finish_reason']!r}; give stop, or length where it was cut"
+            return f"finish_reason {row['finish_reason']!r}; give stop, or length if it was cut"
         if row.get("log_ppl") is not None and not _is_number(row["log_ppl"]):
             return f"log_ppl {row['log_ppl']!r}; give nats per token, or leave it out"
         for name in ("temperature", "reference_temperature"):

@@ -252,7 +252,7 @@ def sample_ratio(rows: Rows, shares: Mapping[str, float]) -> dict[str, Any]:
     """
     unknown = set(shares) - set(rows.names)
     if unknown or any(share <= 0 for share in shares.values()) or (shares and len(shares) < len(rows.names)):
-        raise ValueError(f"--shares {dict(shares)}: give one above 0 for each of the arms {', '.join(rows.names)}")
+        raise ValueError(f"--shares {dict(shares)}: give a share above 0 for each of the arms {', '.join(rows.names)}")
     kinds = {"user": rows.user, "conversation": rows.root, "impression": np.arange(len(rows.arm))}
     arms_of = {
         kind: np.unique(np.stack([number, rows.arm]), axis=1) for kind, number in kinds.items() if number is not None
@@ -269,7 +269,7 @@ def sample_ratio(rows: Rows, shares: Mapping[str, float]) -> dict[str, Any]:
     if p < RATIO_LEVEL:
         there, due = (", ".join(f"{n:,.0f}" for n in side) for side in (counts, expected))
         found.append(
-            f"the arms have {there} {unit}s where {due} were to be expected (p = {p:.1e}): who came to which arm was "
+            f"the arms have {there} {unit}s where {due} were expected (p = {p:.1e}): who came to which arm was "
             "no chance, so that no lift can be trusted"
         )
     if n_single < n_units:
@@ -354,7 +354,7 @@ def _arms(log: pl.DataFrame, by: str, control: str) -> tuple[list[str], np.ndarr
         found = f"{names[0]} alone" if names else "no arm"
         raise ValueError(f"--by {by}: {found} in {counted(log.height, 'row')}; a test has two arms or more")
     if control and control not in names:
-        raise ValueError(f"--control {control}: there is no such arm; there are {', '.join(names)}")
+        raise ValueError(f"--control {control}: no such arm; there are {', '.join(names)}")
     names.sort(key=lambda name: name != control)
     place = {name: n for n, name in enumerate(names)}
     return names, np.array([place.get(value, -1) for value in told])

@@ -119,7 +119,7 @@ class RunReward:
         weights = read_weights(run.weights)
         self.composite = CompositeReward(list(weights.parts), options, weights, on_failure="skip_group")
         if scorer is None and "reward_model" in self.composite.needs():
-            raise ValueError(f"{run.garm} is missing, and fusion/weights.json weighs what it says: run garm")
+            raise ValueError(f"{run.garm} is missing, but fusion/weights.json has a weight for it: run garm")
         self.scorer = scorer if "reward_model" in self.composite.needs() else None
         self.reference = str(run.sft)
         self.task = read_task(self.reference)

@@ -62,7 +62,7 @@ def put_into(file: Path, text: str, runs: Sequence[str]) -> None:
     before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{file} has no {BEGIN} with {END} after it; write both where the tables shall stand")
+        raise ValueError(f"{file} has no {BEGIN} with {END} after it; write both where the tables belong")
     records = [read_record(RunFolder(path)) for path in runs]
     commits = dict.fromkeys(one["commit"][:10] for record in records for one in record.values() if one.get("commit"))
     names = " ".join(f"runs/{os.path.basename(os.path.abspath(path))}" for path in runs)
@@ -86,10 +86,10 @@ def tables(runs: Sequence[Mapping[str, Any]]) -> str:
     """The tables of several runs. ValueError where two have one seed, or no arm is in all."""
     seeds = [metrics["seed"] for metrics in runs]
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"the runs have the seeds {', '.join(map(str, seeds))}; give one of each seed")
+        raise ValueError(f"the runs have the seeds {', '.join(map(str, seeds))}; give one run per seed")
     names = [name for name in runs[0]["ab"] if AT not in name and all(name in metrics["ab"] for metrics in runs)]
     if not names:
-        raise ValueError("no arm is in all of the runs; evaluate them in one way")
+        raise ValueError("no arm is in all of the runs; evaluate them in the same way")
     arms = [["arm", "CTR", "worst seed", *(f"{key.replace('_', ' ')} (worst)" for key in QUALITY)]]
     for name in names:
         ctr = [metrics["ab"][name]["ctr"] for metrics in runs]

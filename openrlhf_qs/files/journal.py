@@ -46,7 +46,7 @@ class Journal:
             if key not in wanted:
                 raise ValueError(
                     f"{self.part} was begun with other options, another model or other input: "
-                    "go on with those, or remove it"
+                    "use the same ones, or remove it"
                 )
             self.place[key] = end
             end += len(line)

@@ -274,7 +274,7 @@ def _outside(variable: str, value: str) -> dict[str, dict[str, Any] | None]:
             members = sorted(path for path in one.iterdir() if path.is_file()) if one.is_dir() else [one]
             for path in members:
                 if not path.is_file():
-                    raise ValueError(f"{variable}={value}: {path} is no file that can be read twice (a pipe?)")
+                    raise ValueError(f"{variable}={value}: {path} is not a file that can be read twice (a pipe?)")
                 files[str(path.resolve())] = print_of(path)
     return files
 
@@ -337,14 +337,14 @@ def differences(asked: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[s
         if contents[0] == contents[1]:
             continue
         if list(ours) == list(theirs):
-            yield f"{name}={_names(ours)}, which was changed since"
+            yield f"{name}={_names(ours)}, which has changed since"
         else:
             yield f"{name}={_names(ours)}, made with {name}={_names(theirs)}"
     if asked["options"] != made["options"]:
         yield f"OPTION={shlex.quote(' '.join(asked['options']))}, made with {shlex.quote(' '.join(made['options']))}"
     if sorted(asked["plugin_files"].values()) != sorted(made["plugin_files"].values()):
         if list(asked["plugin_files"]) == list(made["plugin_files"]):
-            yield f"PLUGIN={_names(asked['plugin_files'])}, which was changed since"
+            yield f"PLUGIN={_names(asked['plugin_files'])}, which has changed since"
         else:
             yield f"PLUGIN={_names(asked['plugin_files'])}, made with PLUGIN={_names(made['plugin_files'])}"
     ours, theirs = (
@@ -355,7 +355,7 @@ def differences(asked: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[s
             yield f"{_flag(flag, ours)}, made {_flag(flag, theirs)}"
     for name, identity in made["stages"].items():
         if asked["stages"].get(name, identity) != identity:
-            yield f"{name} was made again since"
+            yield f"{name} has been redone since"
 
 
 def _names(files: Mapping[str, Any]) -> str:
@@ -392,7 +392,7 @@ def read_record(run: RunFolder) -> dict[str, Any]:
         for name, entry in entries.items():
             _check_entry(name, entry)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{run.record} cannot be read ({error!r}): take another RUN, or remove {run.path}") from None
+        raise ValueError(f"{run.record} cannot be read ({error!r}): use another RUN, or remove {run.path}") from None
     return entries
 
 
@@ -442,7 +442,7 @@ def begin(
     for name, entry in entries.items():
         missing = ENTRY - entry.keys() if entry["state"] in ("begun", "done") else ()
         if missing:
-            raise ValueError(f"{run.record} is of another version ({name} has no {min(missing)}): take another RUN")
+            raise ValueError(f"{run.record} is from another version ({name} has no {min(missing)}): use another RUN")
     asked = asked_of(stage, values, flags, given)
     check_earlier(run, entries, stage, values, given)
     asked["stages"] = {name: _made(run, entries, name)["id"] for name in STAGES[stage].reads(values)}
@@ -454,7 +454,7 @@ def begin(
         remove_from(run, entries, stage)  # killed before the folder was gone
         made = None
     elif made is None and folder.is_dir() and any(not one.name.startswith(".") for one in folder.iterdir()):
-        found = [f"{folder} is there, and {run.record.name} does not say what it was made from"]
+        found = [f"{folder} exists, and {run.record.name} does not say what it was made from"]
     elif made is not None and not folder.exists():
         made = None  # removed by hand: to be made again, and not from checkpoints of what was removed
         shutil.rmtree(run.checkpoints(stage), ignore_errors=True)
@@ -535,7 +535,7 @@ def _made(run: RunFolder, entries: Mapping[str, Any], stage: str) -> Mapping[str
         raise ValueError(f"{stage} is not finished in {run.path}: bash {recipe_of(stage)}")
     changed = changed_products(run.stage(stage), made)
     if changed:
-        raise ValueError(f"{'; '.join(changed)}: make it again by AGAIN=1 bash {recipe_of(stage)}")
+        raise ValueError(f"{'; '.join(changed)}: redo it with AGAIN=1 bash {recipe_of(stage)}")
     return made
 
 
@@ -559,7 +559,7 @@ def remove_from(run: RunFolder, entries: Mapping[str, Any], stage: str) -> dict[
         outside = [path for files in entries.get(name, {}).get("files", {}).values() for path in files]
         inside = [path for path in outside if run.stage(name).resolve() in Path(path).parents]
         if inside:
-            raise ValueError(f"{inside[0]} lies in {run.stage(name)}, which AGAIN=1 would remove: move it first")
+            raise ValueError(f"{inside[0]} is in {run.stage(name)}, which AGAIN=1 would remove: move it first")
     kept = {
         name: {"state": "removed", "given": one["given"]} if name in gone else one for name, one in entries.items()
     }
@@ -585,11 +585,11 @@ def finish(run: RunFolder, stage: str, seconds: float) -> None:
     for pattern in STAGES[stage].products:
         files = sorted(folder.glob(pattern))
         if not files:
-            raise ValueError(f"{stage} made no {folder / pattern}: it is not done")
+            raise ValueError(f"{stage} wrote no {folder / pattern}: it is not done")
         if pattern == STAGES[stage].products[0]:
             newest = max(file.stat().st_mtime for file in files)
             if newest < entry["call"] - 1:  # a second: there are file systems that count in seconds
-                raise ValueError(f"{stage} made nothing: {files[0]} is older than this call, so it is not done")
+                raise ValueError(f"{stage} wrote nothing: {files[0]} is older than this call, so it is not done")
     products = {}
     for path in sorted(_products(folder)):
         problem = broken(path)
@@ -634,7 +634,7 @@ def broken(path: Path) -> str:
         with open(path, "rb") as file:
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
-                return "ends within a line"
+                return "ends in the middle of a line"
     return ""
 
 
@@ -745,14 +745,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             share(run, RunFolder(args.other), args.words)
     except Differs as error:
         if all(BY_DEFAULT in one for one in error.differences):
-            print(
-                f"defaults have changed since: CONFIG={run.variables} goes on with those of the run", file=sys.stderr
-            )
+            print(f"the defaults have changed since: CONFIG={run.variables} keeps those of the run", file=sys.stderr)
         later = ", ".join(name for name in after(args.stage) if run.stage(name).exists())
-        print(f"{args.stage} in {run.path}: asked is {error}", file=sys.stderr)
+        print(f"{args.stage} in {run.path} is not what this call asks for: {error}", file=sys.stderr)
         print(
-            f"another folder keeps both: RUN=runs/other · AGAIN=1 makes {args.stage} anew"
-            + (f", and all after it: {later}" if later else ""),
+            f"RUN=runs/other keeps both · AGAIN=1 redoes {args.stage}"
+            + (f" and everything after it: {later}" if later else ""),
             file=sys.stderr,
         )
         sys.exit(1)

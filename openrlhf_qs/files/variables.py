@@ -55,7 +55,7 @@ def as_file(stages: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         stages: entries of ``run.json``, in their order; those without variables are passed over.
     """
-    lines = ["# CONFIG=THIS_FILE RUN=runs/other bash recipes/grpo_garm.sh makes the same run again."]
+    lines = ["# CONFIG=THIS_FILE RUN=runs/other bash recipes/grpo_garm.sh repeats this run."]
     told: set[str] = set()
     for stage, entry in stages.items():
         used = {**entry.get("variables", {}), **entry.get("given", {})}

@@ -46,7 +46,7 @@ class Request:
             isinstance(m, dict) and {"role", "content"} <= m.keys() for m in conversation
         ):
             raise ValueError(
-                f"label {short(label)} is no request as JSON: give --data.label_key label and the prompts.jsonl of "
+                f"label {short(label)} is not a request as JSON: give --data.label_key label and the prompts.jsonl of "
                 "`openrlhf-qs data`"
             )
         return cls(conversation, known.get("user_id"), known.get("features") or {}, tuple(known.get("clicked") or ()))

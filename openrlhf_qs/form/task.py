@@ -51,7 +51,7 @@ class Task:
         if self.form == "text" and self.n != 1:
             raise ValueError(f"n_suggestions {self.n} as one text: give 1")
         if not isinstance(self.max_len, int) or self.max_len < 0:
-            raise ValueError(f"max_len {self.max_len!r}: give tokens, or 0 where the model's own length counts")
+            raise ValueError(f"max_len {self.max_len!r}: give tokens, or 0 for the model's own length")
 
     @property
     def instruction(self) -> str:
@@ -123,7 +123,7 @@ def read_task(folder: str | Path) -> Task:
     try:
         return Task(**json.loads(file.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} is no task: {error}; train the policy again, or remove the file") from None
+        raise ValueError(f"{file} is not a task: {error}; train the policy again, or remove the file") from None
 
 
 def write_task(folder: str | Path, task: Task) -> None:

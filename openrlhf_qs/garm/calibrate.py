@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> None:
     factor = scale_uncertainty(scored, link, scale)
     if factor > MAX_UNCERTAINTY:
         print(
-            f"the pairs of {n_clusters} conversations or users do not tell the temperature: means times {scale:.3f}, "
-            f"95 % interval {scale / factor:.3g} to {scale * factor:.3g}; it is left at 1"
+            f"the pairs of {n_clusters} conversations or users do not determine the temperature: means times "
+            f"{scale:.3f}, 95 % interval {scale / factor:.3g} to {scale * factor:.3g}; it is left at 1"
         )
         return
     rescale_means(args.model, scale)

@@ -206,7 +206,7 @@ def calibration_metrics(
             "give one of each a pair, and at least one pair"
         )
     if not ((weight > 0) & np.isfinite(weight)).all():
-        raise ValueError("pair weights must be finite and greater than 0; leave out the pairs that must not count")
+        raise ValueError("pair weights must be finite and greater than 0; leave out pairs that must not count")
     label = np.asarray(label, dtype=np.float64)
     if not ((label >= 0) & (label <= 1)).all():
         raise ValueError("pair labels must be probabilities, in [0, 1]; check the column label")

@@ -218,7 +218,7 @@ def evaluate_pairs(scored: Scored, n_bins: int = N_BINS, seed: int = 0) -> dict[
     """
     decided = scored.label != 0.5
     if not decided.any():
-        raise ValueError("every pair has the label 0.5, so none has a better side; give pairs that differ")
+        raise ValueError("every pair has the label 0.5, so neither side is better; give pairs that differ")
     metrics: dict[str, Any] = {"n_ties": int((~decided).sum())}
     metrics["observed"] = _outcome_metrics(scored, decided, n_bins, seed)
     significant = is_significant(scored.z, scored.label)

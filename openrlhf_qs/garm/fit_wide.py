@@ -81,7 +81,7 @@ def fit(
 
     mark = check_checkpoint(model)
     if mark["name"] != HEAD:
-        raise ValueError(f"{model}: reward model {mark['name']!r}; crosses and overlaps are fitted for {HEAD} alone")
+        raise ValueError(f"{model}: reward model {mark['name']!r}; crosses and overlaps are fitted only for {HEAD}")
     if is_adapter(model):
         return "It holds LoRA weights: its backbone is large enough to do without"
     there = [name for name in WIDE if name in mark]

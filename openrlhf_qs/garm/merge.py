@@ -30,7 +30,7 @@ def merge(path: str, out: str) -> None:
 
     check_checkpoint(path)
     if not is_adapter(path):
-        raise ValueError(f"{path} has no adapter_config.json: it is a whole model already, use it as it is")
+        raise ValueError(f"{path} has no adapter_config.json: it is already a full model, use it as it is")
     load_reward_model(path).to(torch.bfloat16).save_pretrained(out)
     AutoTokenizer.from_pretrained(path).save_pretrained(out)
     make_usable(out)

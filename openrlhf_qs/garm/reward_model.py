@@ -155,7 +155,7 @@ def reward_model_class(
             self.is_encoder = is_encoder(config)
             if self.is_encoder and packing_samples:
                 raise ValueError(
-                    f"{config.model_type} is an encoder, which cannot run packed; leave out packing_samples"
+                    f"{config.model_type} is an encoder, which does not support packing; leave out packing_samples"
                 )
             # BERT's pooler reads the first token, which nothing of ours does.
             has_pooler = "add_pooling_layer" in inspect.signature(base_llm_model).parameters
@@ -375,11 +375,11 @@ def check_checkpoint(path: str | Path) -> dict:
     config, mark = read_config(path), read_mark(path)
     if mark is None:
         raise ValueError(
-            f"{path}/config.json has no entry `reward_model`: this is no reward model of ours; "
+            f"{path}/config.json has no entry `reward_model`: it is not a reward model of ours; "
             "train one with recipes/garm.sh"
         )
     if not isinstance(mark, dict) or not {"name", "options"} <= mark.keys():
-        raise ValueError(f"{path}/config.json: reward_model {mark!r} names no head with its options; {AGAIN}")
+        raise ValueError(f"{path}/config.json: reward_model {mark!r} does not name a head with its options; {AGAIN}")
     load_plugins()
     check_weights(path)
     shapes = {name: tuple(tensor.shape) for _, name, tensor in _tensors(path)}
@@ -394,14 +394,14 @@ def check_checkpoint(path: str | Path) -> dict:
         )
     missing, other = _lora_differences(path, prefix, shapes) if lora else _differences(path, prefix)
     for name, (ours, expected) in other.items():
-        raise ValueError(f"{path}: {name} has the shape {ours}, config.json wants {expected}; {AGAIN}")
+        raise ValueError(f"{path}: {name} has the shape {ours}, config.json expects {expected}; {AGAIN}")
     if missing:
         more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         raise ValueError(f"{path}: {missing[0]}{more} missing among the {len(shapes)} weights; {AGAIN}")
     for file, name, tensor in _tensors(path):
         n_bad = tensor.numel() - int(tensor.isfinite().sum())
         if n_bad:
-            raise ValueError(f"{file}: {name} holds nan or inf in {n_bad} of {tensor.numel()} places; {AGAIN}")
+            raise ValueError(f"{file}: {name} has nan or inf in {n_bad} of {tensor.numel()} places; {AGAIN}")
     return mark
 
 

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     conversation = _conversation_column(args.file, columns, args.conversation_column)
     taken = [name for name in ADDED if name in columns]
     if taken:
-        raise ValueError(f"{args.file}: it has a column {', '.join(taken)} already; rename it")
+        raise ValueError(f"{args.file}: it already has a column {', '.join(taken)}; rename it")
     load_plugins(args.plugin)
     n_empty, n_texts, added = score_rows(rows, args.model, args.file, text, conversation)
     for row, values in zip(rows, added, strict=True):
@@ -125,7 +125,7 @@ def read_rows(path: str | Path) -> tuple[list[str], list[dict]]:
         rows = _read_json(path)
         columns = list(dict.fromkeys(name for row in rows for name in row))
     if not rows:
-        raise ValueError(f"{path}: no row in it; nothing to score")
+        raise ValueError(f"{path}: it has no rows; nothing to score")
     return columns, rows
 
 
@@ -164,7 +164,7 @@ def _read_csv(path: str | Path) -> tuple[list[str], list[dict]]:
                     )
                 rows.append(dict(zip(columns, cells, strict=True)))
         except csv.Error as error:
-            raise ValueError(f"{path}: line {reader.line_num}: no CSV: {error}") from None
+            raise ValueError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
     if len(set(columns)) != len(columns):
         raise ValueError(f"{path}: two columns have the same name; rename one of {', '.join(columns)}")
     return columns, rows
@@ -182,7 +182,7 @@ def _open_text(path: str | Path) -> io.StringIO:
         data = gzip.decompress(data) if Path(path).suffix == ".gz" else data
         return io.StringIO(data.decode("utf-8-sig"), newline="")
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path}: it cannot be read: {error}; give UTF-8") from None
+        raise ValueError(f"{path} cannot be read: {error}; give UTF-8") from None
 
 
 def _suffix(path: str | Path) -> str:
@@ -197,7 +197,7 @@ def _column(where: str, columns: Sequence[str], wanted: str, known: Sequence[str
     found = next((name for name in ([wanted] if wanted else known) if name in columns), None)
     if found is None:
         raise ValueError(
-            f"{where}: no column {wanted or ' or '.join(known)}; found {', '.join(columns)}; name one by --column"
+            f"{where}: no column {wanted or ' or '.join(known)}; found {', '.join(columns)}; name one with --column"
         )
     return found
 

@@ -200,7 +200,7 @@ def read(rows: Sequence[Mapping[str, Any]], model: str | Path) -> tuple[np.ndarr
 
     mark = check_checkpoint(model)
     if mark["name"] != HEAD:
-        raise ValueError(f"{model}: reward model {mark['name']!r}; deviations are read for {HEAD} alone")
+        raise ValueError(f"{model}: reward model {mark['name']!r}; deviations are estimated only for {HEAD}")
     scorer = load_on_device(model)
     conversations, suggestions = texts_of(rows)
     head = getattr(scorer.model, scorer.model.config.value_head_prefix)

@@ -51,7 +51,7 @@ def host_parser(stage: str) -> argparse.ArgumentParser:
             names = {"argparse": argparse, "datetime": datetime}
             exec(compile(ast.Module(body[:n], type_ignores=[]), file, "exec"), names)
             return names["parser"]
-    raise ValueError(f"{file} parses no arguments where openrlhf-qs looks for it: install a version that was tested")
+    raise ValueError(f"{file} does not parse arguments where openrlhf-qs expects it: install a tested version")
 
 
 def host_folder() -> Path:

@@ -43,8 +43,8 @@ def settle(path: Path) -> int:
         elif named != step:
             write_whole(folder / "latest", f"global_step{step}")
         if dropped or named != (step or None):
-            way = f"going on from step {step}" if step else "starting from the beginning"
-            what = f"step {', '.join(map(str, dropped))} is" if dropped else f"step {named}, which it names last, is"
+            way = f"continuing from step {step}" if step else "starting from the beginning"
+            what = f"step {', '.join(map(str, dropped))} is" if dropped else f"step {named}, the last one it names, is"
             print(f"{folder}: the checkpoint of {what} not whole: {way}", flush=True)
     return step
 

@@ -55,7 +55,7 @@ def check_host_version(untested_enable: bool) -> None:
     if version not in TESTED and not untested_enable:
         raise ValueError(
             f"OpenRLHF {version} was not tested with this release: install openrlhf{TESTED}, "
-            "or go on at your own risk with --qs.untested_host_enable"
+            "or continue at your own risk with --qs.untested_host_enable"
         )
 
 
@@ -99,8 +99,8 @@ def check_dpo(settings: Settings, args: SimpleNamespace) -> None:
         )
     if args.data.prompt_key is None or not args.data.apply_chat_template:
         raise ValueError(
-            "--data.prompt_key prompt --data.apply_chat_template are missing: the prompt and its two answers stand "
-            "apart in a row of `openrlhf-qs rank best --pairs`"
+            "--data.prompt_key prompt --data.apply_chat_template are missing: the prompt and its two answers are "
+            "separate fields in a row of `openrlhf-qs rank best --pairs`"
         )
 
 
@@ -129,7 +129,7 @@ def check_rewards(settings: Settings, args: SimpleNamespace) -> None:
     needs = composite.needs()
     if args.reward.remote_url or args.train.agent_func_path:
         raise ValueError(
-            "--qs.reward and --reward.remote_url (or --train.agent_func_path) both give the reward: drop one"
+            "--qs.reward and --reward.remote_url (or --train.agent_func_path) both give the reward: remove one"
         )
     if args.algo.dynamic_filtering_enable:
         raise ValueError(
@@ -149,15 +149,15 @@ def check_rewards(settings: Settings, args: SimpleNamespace) -> None:
         if args.algo.advantage.estimator == "gae" and args.critic.model_name_or_path is None:
             raise ValueError(
                 "--algo.advantage.estimator gae, OpenRLHF's default, starts its critic from the reward model, whose "
-                "head is no critic's: name the SFT policy as --critic.model_name_or_path, or take group_norm (GRPO)"
+                "head is not a critic's: name the SFT policy as --critic.model_name_or_path, or use group_norm (GRPO)"
             )
     if "reference" in needs and args.algo.kl.init_coef <= 0:
         raise ValueError(f"reward {','.join(grpo.reward)} needs {NEEDS['reference']}, found {args.algo.kl.init_coef}")
     if grpo.weights and "reference" in needs and args.rollout.temperature != composite.temperature:
         raise ValueError(
-            f"--rollout.temperature {args.rollout.temperature:g}, and {grpo.weights} was made for "
-            f"{composite.temperature:g}: OpenRLHF asks the reference at that temperature too, and its log-perplexity "
-            "then has another scale; run fusion again with GRPO_TEMPERATURE as it is here"
+            f"--rollout.temperature {args.rollout.temperature:g}, but {grpo.weights} was made for "
+            f"{composite.temperature:g}: OpenRLHF evaluates the reference at that temperature too, so its "
+            "log-perplexity has another scale; run fusion again with the GRPO_TEMPERATURE used here"
         )
     if args.data.label_key is None:
         raise ValueError("--data.label_key label is missing: the rewards read the conversation from it")
@@ -168,7 +168,7 @@ def _check_data(flag: str, files: str | None) -> None:
         if file.endswith((".jsonl", ".parquet")) and not Path(file).is_file():
             raise ValueError(f"{flag} {file} does not exist: run the data stage first")
         if file.endswith(".jsonl") and not sum(1 for _ in json_lines(file)):
-            raise ValueError(f"{flag} {file} has no row: run the data stage again, on a log with more rows")
+            raise ValueError(f"{flag} {file} has no rows: run the data stage again, on a log with more rows")
 
 
 def _check_model(flag: str, path: str | None, trust_remote_code: bool) -> None:

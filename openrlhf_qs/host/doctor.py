@@ -69,10 +69,10 @@ def installed_version(package: str) -> str | None:
 
 
 def _show_extension_points(console: Console) -> list[str]:
-    console.print("importing OpenRLHF, vLLM and DeepSpeed, to look at each extension point: some 10 s ...")
+    console.print("importing OpenRLHF, vLLM and DeepSpeed, to check each extension point: about 10 s ...")
     device = pick_device()
     form = "GPU" if device == "cuda" else "CPU"
-    console.print(f"GPUs: {', '.join(gpu_names()) or 'none'}; a run here takes the {form} form")
+    console.print(f"GPUs: {', '.join(gpu_names()) or 'none'}; a run here uses the {form} setup")
     problems = extension_point_problems(device)
     table = Table(Column("extension point", overflow="fold"), "for", "state")
     for one in all_patches():

@@ -64,9 +64,9 @@ def expected(n_tokens: int, seconds: float, n_taught: int, n_read: int, n_writte
         n_taught, n_read, n_written: responses.
     """
     whole = START_S + seconds * (TAUGHT * n_taught + READ * n_read + WRITTEN * n_written)
-    parts = (("to teach", n_taught), ("to read", n_read), ("to write", n_written))
+    parts = (("trained on", n_taught), ("read", n_read), ("written", n_written))
     counted = ", ".join(f"{n:,} {what}" for what, n in parts if n)
-    return f"{in_words(whole)} at the machine's pace of now, for responses of {n_tokens} tokens: {counted}"
+    return f"{in_words(whole)} at the machine's current pace, for responses of {n_tokens} tokens: {counted}"
 
 
 def n_responses(words: Sequence[str]) -> int:
@@ -76,7 +76,9 @@ def n_responses(words: Sequence[str]) -> int:
     except ValueError:
         n, most = 0, 0
     if n < 1 or len(words) > 3:
-        raise ValueError(f"{' '.join(words)}: give how many responses, then maybe a file, and how many of its rows")
+        raise ValueError(
+            f"{' '.join(words)}: give the number of responses, then, if you like, a file and a number of rows"
+        )
     if not file:
         return n
     rows = read_json_lines(file)  # of which several may be impressions of one conversation
@@ -111,7 +113,7 @@ def pace(folder: RunFolder, policy: str) -> tuple[int, float]:
 
 
 def in_words(seconds: float) -> str:
-    """As exactly as it is known: ``some 40 s``, ``some 12 minutes``, ``some 3 hours``."""
+    """As exactly as it is known: ``about 40 s``, ``about 12 minutes``, ``about 3 hours``."""
     if seconds < 90:
-        return f"some {round(seconds, -1):.0f} s"
-    return f"some {seconds / 60:.0f} minutes" if seconds < 5400 else f"some {seconds / 3600:.1f} hours"
+        return f"about {round(seconds, -1):.0f} s"
+    return f"about {seconds / 60:.0f} minutes" if seconds < 5400 else f"about {seconds / 3600:.1f} hours"

@@ -169,7 +169,7 @@ def _lines(stream: BinaryIO, log: BinaryIO) -> Iterator[str]:
                 log.flush()
         except OSError as error:  # a full disk: what trains must not end because nobody reads it
             writes = False
-            yield f"log.txt is not written any more: {error}"
+            yield f"log.txt is no longer written: {error}"
         *lines, rest = re.split(rb"[\r\n]", rest + chunk)
         yield from (printable(line.decode(errors="replace")) for line in lines)
     yield printable(rest.decode(errors="replace"))

@@ -17,7 +17,7 @@ from openrlhf_qs.host.settings import Settings
 CONFIGS = ("config.json", "tokenizer_config.json")
 REFUSAL = (
     "Python code of its own (auto_map), which would run on this machine: read it, then give "
-    "--qs.trust_remote_code_enable, or take a model that transformers knows"
+    "--qs.trust_remote_code_enable, or use a model that transformers knows"
 )
 
 

@@ -60,8 +60,8 @@ class RewardModelLoader:
         elif model_type == "reward" and read_mark(model_name_or_path) is not None:
             if is_adapter(model_name_or_path):
                 raise ValueError(
-                    f"{model_name_or_path} holds LoRA weights, which OpenRLHF loads for no reward model; merge them "
-                    f"with `openrlhf-qs garm merge {model_name_or_path} --out FOLDER` and give that folder"
+                    f"{model_name_or_path} has LoRA weights, which OpenRLHF does not load for a reward model; merge "
+                    f"them with `openrlhf-qs garm merge {model_name_or_path} --out FOLDER` and give that folder"
                 )
             mark = check_checkpoint(model_name_or_path)
         if mark is None:

@@ -23,7 +23,7 @@ def head_and_objective(settings: Settings):
     objective = OBJECTIVES.create(asked, **settings.options_of(asked))
     if objective.of_clicks and head.click_log_odds is None:
         raise ValueError(
-            f"objective {asked!r} needs log-odds of a click, which reward model {name!r} does not give: take "
+            f"objective {asked!r} needs log-odds of a click, which reward model {name!r} does not give: use "
             "--qs.objective pairs, or give its class click_log_odds"
         )
     return head, objective

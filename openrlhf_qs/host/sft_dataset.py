@@ -63,9 +63,9 @@ class AssembledSFTDataset(SFTDataset):
             if strategy.is_rank_0():
                 write_report(Path(strategy.args.ckpt.output_dir) / next(report_names), report)
                 Console(markup=False, emoji=False).print(report_table(f"sft dataset {name}", report))
-        strategy.print(f"{name}: {len(instances)} instances of {len(rows)} conversations")
+        strategy.print(f"{name}: {len(instances)} instances from {len(rows)} conversations")
         if not instances:
-            raise ValueError(f"sft dataset {name!r} made no instance of {len(rows)} conversations")
+            raise ValueError(f"sft dataset {name!r} made no instances from {len(rows)} conversations")
         if strategy.is_rank_0():
             # who asks this policy asks as it was taught
             write_task(strategy.args.ckpt.output_dir, replace(task, max_len=max_length))

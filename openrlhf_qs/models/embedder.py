@@ -79,8 +79,8 @@ def _check_told_apart(vectors: NDArray[np.float16], texts: Sequence[str]) -> Non
     n_texts, n_vectors = len(set(keys)), len(np.unique(vectors, axis=0))
     if n_texts >= FEW and n_texts - n_vectors > MOST_UNREAD * n_texts:
         raise ValueError(
-            f"the embedder tells {n_vectors} of {n_texts} texts apart, the others have a cosine of 1.0; give a "
-            f"multilingual one, as {MULTILINGUAL}, or none"
+            f"the embedder tells only {n_vectors} of {n_texts} texts apart, the others have a cosine of 1.0; give a "
+            f"multilingual one, such as {MULTILINGUAL}, or none"
         )
 
 
@@ -94,6 +94,6 @@ def _check_readable(model: Any, texts: Sequence[str]) -> None:
     unread = [text for text, row in zip(some, rows, strict=True) if 3 * row.count(tokenizer.unk_token_id) > len(row)]
     if len(unread) > MOST_UNREAD * len(some):
         raise ValueError(
-            f"the embedder cannot read {len(unread)} of {len(some)} texts, as {unread[0][:40]!r}: they would all "
-            f"mean the same to it; give a multilingual one, as {MULTILINGUAL}, or none"
+            f"the embedder cannot read {len(unread)} of {len(some)} texts, such as {unread[0][:40]!r}: they would all "
+            f"mean the same to it; give a multilingual one, such as {MULTILINGUAL}, or none"
         )

@@ -60,7 +60,7 @@ class ChatEndpoint:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"endpoint {shown!r}: give it with http:// or https://")
         if "@" in urllib.parse.urlsplit(base_url).netloc:
-            raise ValueError(f"endpoint {shown}: no user name or password in the address; the key is in {api_key_env}")
+            raise ValueError(f"endpoint {shown}: give it without user name and password; the key is in {api_key_env}")
         if timeout_s <= 0 or retries < 0:
             raise ValueError(f"timeout_s {timeout_s}, retries {retries}; give more than 0 and at least 0")
         self.shown = shown.rstrip("/")
@@ -114,7 +114,7 @@ class ChatEndpoint:
         try:
             answer = done.get(timeout=self.timeout_s)
         except queue.Empty:
-            raise NoAnswer(f"no whole answer within {self.timeout_s:g} s") from None
+            raise NoAnswer(f"no complete answer within {self.timeout_s:g} s") from None
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -132,7 +132,7 @@ class ChatEndpoint:
             with create(**body, extra_headers=headers) as response:
                 answer = json.loads(_limited(response.http_response.iter_raw(), deadline))
         except (openai.APITimeoutError, httpx2.TimeoutException):
-            raise NoAnswer(f"no whole answer within {self.timeout_s:g} s") from None
+            raise NoAnswer(f"no complete answer within {self.timeout_s:g} s") from None
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             cause = error.__cause__ or error
             raise NoAnswer(str(cause) or type(cause).__name__) from None
@@ -172,7 +172,7 @@ def _limited(chunks: Iterator[bytes], deadline: float) -> bytes:
         if len(body) > MAX_BYTES:
             raise NoAnswer(f"an answer of more than {MAX_BYTES:,} bytes", again=False)
         if time.monotonic() > deadline:
-            raise NoAnswer("no whole answer in time")
+            raise NoAnswer("no complete answer in time")
     return bytes(body)
 
 

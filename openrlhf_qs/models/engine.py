@@ -75,7 +75,7 @@ def _options(policy: str, seed: int, tensor_parallel_size: int) -> dict[str, Any
     check_model(policy)
     if Path(policy).is_dir() and "reward_model" in read_config(policy):
         raise ValueError(
-            f"{policy} is a reward model, which writes nothing; give a policy, as of recipes/sft.sh or grpo.sh"
+            f"{policy} is a reward model, which writes nothing; give a policy, as written by recipes/sft.sh or grpo.sh"
         )
     for name, value in SILENT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

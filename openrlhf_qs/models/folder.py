@@ -32,7 +32,7 @@ def check_model(path: str | Path, flag: str = "") -> None:
             raise ValueError(f"{where} does not exist; give a Hugging Face folder or name")
         return
     if not (Path(path) / "config.json").is_file():
-        raise ValueError(f"{where}: no config.json in it, so this is no model; give a Hugging Face folder or name")
+        raise ValueError(f"{where}: it has no config.json, so it is not a model; give a Hugging Face folder or name")
     read_config(path)
     check_weights(path)
 
@@ -45,7 +45,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}; {AGAIN}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{file} is a {type(config).__name__}, no object with names and values; {AGAIN}")
+        raise ValueError(f"{file} is a {type(config).__name__}, not an object with names and values; {AGAIN}")
     return config
 
 

@@ -122,7 +122,7 @@ def generate(
         print(f"left out: {len(left_out)} of {len(answers)} prompts are too long, the first: {left_out[0]}")
     n_other, n_suggestions = _other_languages(task, rows)
     if n_other:
-        print(f"{n_other} of {n_suggestions} suggestions are surely in another language or script than the user's")
+        print(f"{n_other} of {n_suggestions} suggestions are clearly in another language or script than the user's")
     if not rows:
         raise ValueError(
             f"{policy} on {file}: no conversation leaves room for a response; {(left_out or ['none was given'])[0]}"

@@ -46,7 +46,7 @@ def convert(file: str | Path, out: str | Path, dtype: Dtype = "bfloat16", licenc
     try:
         reader = gguf.GGUFReader(file)
     except (ValueError, OSError, IndexError, KeyError) as error:
-        raise ValueError(f"{file} is no whole GGUF file ({error}); copy it again") from None
+        raise ValueError(f"{file} is not a complete GGUF file ({error}); copy it again") from None
     fields = {name: field.contents() for name, field in reader.fields.items() if len(field.data) == 1}
     with _parsed_once(gguf, reader):
         try:
@@ -94,7 +94,7 @@ def _tokenizer(found: dict[str, Any], config: Any, fields: dict[str, Any]) -> An
 
     kind = found["config"]["model_type"]
     if kind not in GGUF_TO_FAST_CONVERTERS:
-        raise ValueError(f"transformers has no tokenizer for {kind} out of a GGUF file; give a Hugging Face folder")
+        raise ValueError(f"transformers cannot read a GGUF file's {kind} tokenizer; give a Hugging Face folder")
     tokens = found["tokenizer"]["tokens"]
     backend, _ = convert_gguf_tokenizer(kind, found["tokenizer"])
     if fields.get("tokenizer.ggml.model") == "gpt2":

@@ -78,7 +78,7 @@ def start(**options: Any) -> None:
     except Exception as error:  # of whatever type: Ray's own are no narrower
         reason = " ".join(str(error).split()) or type(error).__name__
         wrong = "the machine may be too busy" if is_own() else f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} names it"
-        raise ValueError(f"Ray did not start: {reason} ({wrong}); call again, which goes on from there") from error
+        raise ValueError(f"Ray did not start: {reason} ({wrong}); call again to continue from there") from error
 
 
 def remove_left() -> None:

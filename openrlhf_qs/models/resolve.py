@@ -103,7 +103,7 @@ def _package_folder(name: str, module: str, package: str) -> Path:
 def _only_gguf(folder: Path) -> Path:
     files = sorted(folder.glob("*.gguf"))
     if len(files) != 1:
-        raise ValueError(f"{folder} has {len(files)} GGUF files: name the one that is meant")
+        raise ValueError(f"{folder} has {len(files)} GGUF files: name the one you mean")
     return files[0]
 
 
@@ -142,11 +142,11 @@ def run(args: argparse.Namespace) -> None:
     file = gguf_file(args.name)
     if args.out and file is not None:
         if Path(args.out).exists():
-            raise ValueError(f"--out {args.out} is there: give another folder, or remove it")
+            raise ValueError(f"--out {args.out} exists: give another folder, or remove it")
         write_folder(args.name, file, Path(args.out), args.dtype)
         folder = args.out
     elif args.out:
-        raise ValueError(f"{args.name} is no GGUF file, so there is nothing to convert: use it as it is")
+        raise ValueError(f"{args.name} is not a GGUF file, so there is nothing to convert: use it as it is")
     else:
         folder = resolve_model(args.name, args.dtype, args.cache)
     check_model(folder)

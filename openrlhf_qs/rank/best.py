@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranker", required=True, metavar="DIR", help="one that has not seen these clicks: DIR/reward"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="rows to teach")
+    parser.add_argument("--out", required=True, metavar="FILE", help="rows to train on")
     parser.add_argument("--pairs", default="", metavar="FILE", help="best against worst, for DPO")
     parser.add_argument("--least", type=float, default=0.0, help="nats that the best must gain; default 0")
     parser.add_argument(
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     rows = [row for row in read_json_lines(args.samples) if row["candidates"]]
     unknown = [row for row in rows if conversation_key(row["conversation"]) not in requests]
     if unknown or not rows:
-        raise ValueError(f"{len(unknown)} of {len(rows)} rows of {args.samples} are no visit of {args.prompts}")
+        raise ValueError(f"{len(unknown)} of {len(rows)} rows of {args.samples} are not visits of {args.prompts}")
     flat = [
         (requests[conversation_key(row["conversation"])], one["text"]) for row in rows for one in row["candidates"]
     ]
@@ -71,14 +71,14 @@ def run(args: argparse.Namespace) -> None:
                 pairs.append({"prompt": prompt, "chosen": texts[best], "rejected": texts[worst]})
     if not taught:
         raise ValueError(
-            f"no query of {len(rows)} visits gains more than {args.least} nats: there is nothing to teach"
+            f"no query of {len(rows)} visits gains more than {args.least} nats: there is nothing to train on"
         )
     write_json_lines(args.out, taught)
     if args.pairs:
         write_json_lines(args.pairs, pairs)
     print(
         f"{len(flat):,} queries of {len(rows):,} visits gain {gains.mean():+.3f} nats, the best of each "
-        f"{np.mean(best_gains):+.3f}; {len(taught):,} are taught, in {args.out}"
+        f"{np.mean(best_gains):+.3f}; {len(taught):,} are training targets, in {args.out}"
     )
 
 
@@ -96,8 +96,8 @@ def gain(ranker: Ranker, requests: Sequence[Request], queries: Sequence[str]) ->
     for request in requests:
         unknown = [text for text in request.clicked if text not in number]
         if not request.clicked or unknown:
-            what = f"{unknown[0]!r}, which is no intent of it" if unknown else "no click"
-            raise ValueError(f"the ranker is asked about a visit with {what}: give prompts.jsonl of `rank data`")
+            what = f"{unknown[0]!r}, which is not an intent of the ranker" if unknown else "no click"
+            raise ValueError(f"the ranker cannot score a visit with {what}: give prompts.jsonl of `rank data`")
         clicked.append([number[text] for text in request.clicked])
     features: list[Mapping] = [request.features for request in requests]
     distinct = {conversation_key(request.conversation): n for n, request in enumerate(requests)}

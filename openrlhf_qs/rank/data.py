@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     is_reasoners = before.half(args.seed)
     own, others = before[is_reasoners & before.clicks.any(1)], before[~is_reasoners]
     if not len(own) or not others.clicks.any():
-        raise ValueError("one half of the users has no click: give a longer log, with user_id")
+        raise ValueError("one half of the users has no clicks: give a longer log, with user_id")
     task = Task(1, INSTRUCTION, "text")
     write_whole(out / "instruction.txt", INSTRUCTION + "\n")
     write_json_lines(out / "sft.jsonl", sft_rows(own, intents))

@@ -291,7 +291,7 @@ def fit_rows(training: Training, learned: Rows, kept_back: Rows, schedule: Sched
 
 
 def fit(training: Training, batches: Batches, kept_back: Rows, max_epochs: int, patience: int, progress: bool) -> None:
-    """Train until ``patience`` epochs were no better on the rows kept back; the ranker is as it was after the best, or
+    """Train until ``patience`` epochs were no better on ``kept_back``; the ranker is as it was after the best, or
     before the first."""
     ranker, optimiser = training.ranker, training.optimiser()
     rates = [group["lr"] for group in optimiser.param_groups]
@@ -308,7 +308,7 @@ def fit(training: Training, batches: Batches, kept_back: Rows, max_epochs: int, 
         with torch.no_grad():
             value = training.loss_of(kept_back, False).item()
         if progress:
-            print(f"epoch {epoch}: loss {value:.4f} on {len(kept_back.codes):,} rows kept back", flush=True)
+            print(f"epoch {epoch}: loss {value:.4f} on {len(kept_back.codes):,} validation rows", flush=True)
         if value < best:
             best, best_epoch = value, epoch
             best_state = {name: one.clone() for name, one in ranker.state_dict().items()}

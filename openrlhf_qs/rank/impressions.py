@@ -53,14 +53,14 @@ def read_intents(path: str | Path) -> Intents:
             problems.append(f"{path}:{number}: intent {key!r} has the text {short(text)}; give one line of text")
         elif {key, text.strip()} & seen.keys():
             first = seen.get(key, seen.get(text.strip()))
-            problems.append(f"{path}:{number}: the id or text of {key!r} stands in line {first} too; drop one")
+            problems.append(f"{path}:{number}: the id or text of {key!r} is also in line {first}; drop one")
         else:
             seen |= dict.fromkeys((key, text.strip()), number)
             ids.append(key)
             texts.append(text.strip())
     raise_problems(problems)
     if len(ids) < 2:
-        raise ValueError(f"{path} has {len(ids)} intents; there is nothing to rank below 2")
+        raise ValueError(f"{path} has {len(ids)} intents; give at least 2, to rank them")
     return Intents(tuple(ids), tuple(texts))
 
 
@@ -87,7 +87,7 @@ class FeatureCodes:
             kinds = {isinstance(value, str): value for value in found}
             if len(kinds) > 1:
                 both = f"text in some rows ({short(kinds[True])}) and a number in others ({kinds[False]:g})"
-                raise ValueError(f"feature {name!r} is {both}; give one of them")
+                raise ValueError(f"feature {name!r} is {both}; give only one kind")
             if set(kinds) == {False}:
                 edges = np.quantile([float(value) for value in found], np.linspace(0, 1, N_BINS + 1)[1:-1])
                 values[name] = sorted(set(edges.tolist()))
@@ -96,7 +96,7 @@ class FeatureCodes:
             else:
                 values[name] = sorted(found)
         if not values:
-            raise ValueError("no row has features; a zero-query log says what is known of a user, as {name: value}")
+            raise ValueError("no row has features; a zero-query log says what is known about a user, as {name: value}")
         return cls(values)
 
     @property
@@ -134,7 +134,7 @@ class FeatureCodes:
             for n, value in zip(there, checked, strict=True):
                 if isinstance(value, str) != _is_text(known):
                     found, was = (short(value), "numbers") if isinstance(value, str) else (f"{value:g}", "text")
-                    what = f"feature {name!r} is {found}, and training had {was}; give what it had"
+                    what = f"feature {name!r} is {found}, but training had {was}; give the same kind"
                     raise ValueError(f"row {start + n + 1}: {what}")
             if _is_text(known):
                 number = {value: n for n, value in enumerate(known, start=1)}
@@ -264,11 +264,11 @@ def impressions_of(rows: pl.DataFrame, intents: Intents, propensity: str = "auto
         rows.select("impression_id", "features", "suggestions", "clicks").iter_rows()
     ):
         if not text or text == "{}":
-            problems.append(f"impression {key!r} has no features; give what is known of the user")
+            problems.append(f"impression {key!r} has no features; give what is known about the user")
         for place, intent in enumerate(suggestions):
             if intent not in number and intent.strip() not in number:
                 problems.append(
-                    f"impression {key!r} shows {short(intent)}, which is no intent; add it or drop the row"
+                    f"impression {key!r} shows {short(intent)}, which is not an intent; add it or drop the row"
                 )
                 break
             shown[n, place] = number.get(intent, number.get(intent.strip()))

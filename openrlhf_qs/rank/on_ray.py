@@ -33,8 +33,8 @@ def fit_on_ray(training: Training, learned: Rows, kept_back: Rows, schedule: Sch
     afterwards the ranker of ``training`` is the trained one. With the same seed all is trained as before."""
     if len(kept_back.codes) < n_workers:
         raise ValueError(
-            f"--n_workers {n_workers}: {len(kept_back.codes)} rows are kept back, and each worker measures on some of "
-            "them; give fewer workers or a longer log"
+            f"--n_workers {n_workers}: {len(kept_back.codes)} validation rows, and each worker measures on some of "
+            "them; use fewer workers or a longer log"
         )
     own_ray.prepare_environment(loopback=True)  # before the import, which reads whether a token is asked for
     import ray
@@ -48,7 +48,7 @@ def fit_on_ray(training: Training, learned: Rows, kept_back: Rows, schedule: Sch
         own_ray.start(log_to_driver=schedule.progress, **n_cpus)  # beside it, Ray Data writes twenty lines an epoch
     n_there = int(ray.cluster_resources().get("CPU", 0))
     if n_there < n_workers:
-        print(f"--n_workers {n_workers}: waiting for CPUs, of which the cluster has {n_there} now", flush=True)
+        print(f"--n_workers {n_workers}: waiting for CPUs; the cluster has {n_there} now", flush=True)
     n_each = len(learned.codes) // n_workers
     side_by_side, widths = torch.cat(learned, dim=1), [of.shape[1] for of in learned]
     blocks = side_by_side[: n_each * n_workers].split(min(BLOCK_ROWS, n_each))

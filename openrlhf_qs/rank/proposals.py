@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     rows = read_proposals(args.file, judged=True)
     model = train_proposals(rows, args.encoder, args.seed)
     write_whole(Path(args.out) / CONFIG, json.dumps(model, indent=1) + "\n")
-    print(f"{args.out}: {len(rows):,} proposals; GAUC {model['cross_validated_gauc']:.3f} on stories left out")
+    print(f"{args.out}: {len(rows):,} proposals; GAUC {model['cross_validated_gauc']:.3f} on held-out stories")
 
 
 def read_proposals(path: str | Path, judged: bool = False) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def train_proposals(rows: Sequence[Mapping[str, Any]], encoder: str = "minilm", 
         left_out[fold == number] = x[fold == number] @ _ridge(x[fold != number], y[fold != number])
     gauc = context_auc(left_out, accepted, contexts)
     if np.isnan(gauc):
-        raise ValueError("no context has an accepted and a refused proposal: there is nothing to compare")
+        raise ValueError("no context has both an accepted and a rejected proposal: there is nothing to compare")
     return {
         "kind": KIND,
         "encoder": encoder,

@@ -358,7 +358,7 @@ class Ranker(nn.Module):
             ranker = cls(codes, intents, **encoders, **{name: config[name] for name in ("words", "dim", "seed")})
             ranker.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{folder} holds no ranker ({error}): give the folder of `openrlhf-qs rank`") from None
+            raise ValueError(f"{folder} is not a ranker ({error}): give the folder of `openrlhf-qs rank`") from None
         return ranker.eval()
 
 

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
         model = json.loads(config.read_text(encoding="utf-8"))
         kind = model["kind"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{args.model} holds no ranker ({error}): give the folder of `openrlhf-qs rank`") from None
+        raise ValueError(f"{args.model} is not a ranker ({error}): give the folder of `openrlhf-qs rank`") from None
     (_score_proposals if kind == proposals.KIND else _score_intents)(args, model)
 
 
@@ -57,7 +57,7 @@ def _score_proposals(args: argparse.Namespace, model: dict) -> None:
         contexts = [row["context_id"] for row in rows]
         gauc = proposals.context_auc(scores, accepted, contexts)
         ece = calibration_error(chances, accepted)
-        within = "no context has an accepted and a refused proposal: no GAUC"
+        within = "no context has both an accepted and a rejected proposal: no GAUC"
         if not np.isnan(gauc):
             low, high = _interval(scores, accepted, contexts)
             within = f"GAUC {gauc:.3f} ({low:.3f} to {high:.3f})"

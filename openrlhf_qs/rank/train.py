@@ -79,11 +79,11 @@ def run(args: argparse.Namespace) -> None:
 
     for flag in ("base", "query_encoder", "info_nce"):
         if getattr(args, flag) and not args.queries:
-            raise ValueError(f"--{flag} {getattr(args, flag)} without --queries: give what it is to learn from")
+            raise ValueError(f"--{flag} {getattr(args, flag)} without --queries: give the queries to learn from")
     if args.info_nce < 0:
         raise ValueError(f"--info_nce {args.info_nce}: give a weight of at least 0")
     if args.n_workers < 0:
-        raise ValueError(f"--n_workers {args.n_workers}: give 0 for this process alone, or how many there shall be")
+        raise ValueError(f"--n_workers {args.n_workers}: give 0 for this process alone, or a number of workers")
     intents = read_intents(args.intents)
     log = read_impressions(args.log, intents, args.propensity)
     for finding in log.findings:
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.no_reward:
         others = np.flatnonzero(~is_reasoners)
         trained(args.base and f"{args.base}/{REWARD}", others).save(Path(args.out) / REWARD)
-        print(f"{args.out}/{REWARD}: learned from {len(others):,} impressions, none of them the reasoner's")
+        print(f"{args.out}/{REWARD}: learned from {len(others):,} impressions, none of them seen by the reasoner")
     trained(args.base, np.arange(len(log))).save(args.out)
     n_queries = sum(map(bool, queries or ()))
     examination = ", ".join(f"{value:.2f}" for value in log.examination)
@@ -125,7 +125,7 @@ def read_base(folder: str, intents: Intents) -> Ranker:
 
     base = Ranker.load(folder)
     if base.intents != intents:
-        raise ValueError(f"--base {folder} was trained with another knowledge base; train it anew, with this one")
+        raise ValueError(f"--base {folder} was trained with another knowledge base; retrain it with this one")
     return base
 
 
@@ -146,7 +146,7 @@ def queries_for(features: Sequence[Mapping], queries: Mapping[str, list[str]]) -
     """The queries of each, empty where there are none. ValueError where there is none at all."""
     found = [queries.get(conversation_key(conversation_of(one)), []) for one in features]
     if not any(found):
-        raise ValueError("no query is about features of this log: let the reasoner read the same log")
+        raise ValueError("no query belongs to features of this log: let the reasoner read the same log")
     return found
 
 

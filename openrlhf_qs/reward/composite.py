@@ -146,7 +146,7 @@ class CompositeReward:
         _check_choice("normalisation", normalisation, NORMALISATIONS)
         _check_choice("on_failure", on_failure, ON_FAILURE)
         if len(set(names)) != len(names):
-            raise ValueError(f"reward {','.join(names)}: a name stands twice")
+            raise ValueError(f"reward {','.join(names)}: a name occurs twice")
         self.gates = [name for name in names if REWARDS[name].gate]
         weighed = [name for name in names if name not in self.gates]
         if weights is None:
@@ -275,7 +275,7 @@ class CompositeReward:
         shape = (len(batch.responses),)
         with torch.no_grad():
             value = self.rewards[name](batch)
-        return _tensor(f"reward {name!r}", value, shape, "one number a response")
+        return _tensor(f"reward {name!r}", value, shape, "one number per response")
 
     def _prompt_by_prompt(self, name: str, batch: RolloutBatch, error: Exception) -> tuple[Tensor, str]:
         """A reward that raised on the batch, for each prompt alone: nan where it raises again, and what went wrong."""
@@ -360,7 +360,7 @@ def read_weights(path: str | Path) -> Weights:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: run the fusion stage first") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no weights file of the fusion stage: {error!r}") from None
+        raise ValueError(f"{path} is not a weights file of the fusion stage: {error!r}") from None
     for name, part in weights.parts.items():
         if not usable[name]:
             raise ValueError(f"{path}: {name} has {part}; give finite numbers and a std above 0")

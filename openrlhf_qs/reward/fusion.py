@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
     scale = part_scale(names, stack(raw, names), stack(raw_logged, names), group, args.normalisation)
     varies = scale.seen > 0
     if not varies.any():
-        raise ValueError(f"reward {args.reward}: every part is the same for every response; nothing can be weighed")
+        raise ValueError(f"reward {args.reward}: every part is the same for every response: nothing to weight")
     weighed, seen = [name for name, one in zip(names, varies, strict=True) if one], scale.seen[varies]
     hacks = fusion.wants_hacked
     data = FusionData(
@@ -269,14 +269,14 @@ def part_scale(
     of_all[of_all < SAME] = 0.0
     for name in [name for name, one in zip(names, of_all, strict=True) if not one]:
         warnings.warn(
-            f"reward {name!r} is the same for every response: nothing says what it is worth, so its weight is 0",
+            f"reward {name!r} is the same for every response: nothing shows what it is worth, so its weight is 0",
             stacklevel=2,
         )
     of_groups, of_samples = within_group(sampled, group), sampled.std(0)
     if of_groups is None:
         several = "openrlhf-qs generate --n_samples 4"
         if normalisation == "group":
-            raise ValueError(f"--normalisation group needs several responses a conversation: {several}")
+            raise ValueError(f"--normalisation group needs several responses per conversation: {several}")
         warnings.warn(
             "one response a conversation does not tell how far parts differ within a group, so that weights are no "
             f"shares of what GRPO sees: {several}",
@@ -433,7 +433,7 @@ def _places(args: argparse.Namespace, log: pl.DataFrame) -> dict[str, list[float
         found = json.loads(Path(args.propensities).read_text())
         return {name: [float(p) for p in found.get(name, [])] for name in ("propensities", *PLACES)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{args.propensities} has no propensities of the data stage: {error!r}") from None
+        raise ValueError(f"{args.propensities} has no propensities from the data stage: {error!r}") from None
 
 
 def _text(conversation: Sequence[Message]) -> str:

@@ -29,18 +29,18 @@ def click_probabilities(
     except (Exception, SystemExit) as error:
         raise ValueError(f"{name}: it raised {error!r}") from error
     if rows is None:
-        raise ValueError(f"{name}: it returned {short(answer)}; return click probabilities, one row a user")
+        raise ValueError(f"{name}: it returned {short(answer)}; return click probabilities, one row per user")
     if len(rows) != len(suggestions):
-        raise ValueError(f"{name}: {len(rows)} rows for {len(suggestions)} users; return one row a user")
+        raise ValueError(f"{name}: {len(rows)} rows for {len(suggestions)} users; return one row per user")
     probability = np.zeros((len(suggestions), max(map(len, suggestions), default=0)))
     for n, (row, texts) in enumerate(zip(rows, suggestions, strict=True)):
         try:
             numbers = [float(one) for one in row]
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"{name}, row {n}: {short(row)}; return one number a suggestion") from None
+            raise ValueError(f"{name}, row {n}: {short(row)}; return one number per suggestion") from None
         if len(numbers) != len(texts):
             raise ValueError(
-                f"{name}, row {n}: {len(numbers)} probabilities for {len(texts)} suggestions; return one a suggestion"
+                f"{name}, row {n}: {len(numbers)} probabilities for {len(texts)} suggestions; return one for each"
             )
         probability[n, : len(numbers)] = numbers
     bad = np.argwhere(~((probability >= 0) & (probability <= 1)))

@@ -73,7 +73,7 @@ MONITORS = {
         lambda first, last: last["malformed"],
         0.05,
         "{value:.1%} of the responses are malformed; make `rules` weigh more, or make it a gate, and look at the "
-        "responses before going on",
+        "responses before you continue",
     ),
     "length": Monitor(
         ("response_length",),
@@ -94,16 +94,16 @@ MONITORS = {
         lambda first, last: last["ref_log_ppl"] - first["ref_log_ppl"],
         0.5,
         "log-perplexity under the reference is {last[ref_log_ppl]:.2f} nats per token, {first[ref_log_ppl]:.2f} at "
-        "first: the policy leaves what the reward model has seen; give `ood` more weight or raise "
+        "first: the policy is leaving what the reward model has seen; give `ood` more weight or raise "
         "--algo.kl.init_coef",
     ),
     "sigma": Monitor(
         ("sigma",),
         _change("sigma"),
         0.25,
-        "the reward model's standard deviation is {last[sigma]:.3g}, {first[sigma]:.3g} at first: the policy goes "
-        "where it is unsure, and its mean is worth less there; give `garm_sigma` more weight, or train the reward "
-        "model on clicks under this policy",
+        "the reward model's standard deviation is {last[sigma]:.3g}, {first[sigma]:.3g} at first: the policy is "
+        "moving to where the model is unsure and its mean is worth less; give `garm_sigma` more weight, or train the "
+        "reward model on clicks under this policy",
     ),
     "hacking": Monitor(
         ("proxy", "proxy_std", "malformed"),
@@ -111,7 +111,7 @@ MONITORS = {
         0.03,
         "the proxy reward rose from {first[proxy]:.3g} to {last[proxy]:.3g} while malformed responses rose from "
         "{first[malformed]:.1%} to {last[malformed]:.1%}: the policy found what the reward gets wrong; read the "
-        "best rewarded responses, and add a rule or a gate against what they do",
+        "responses with the highest reward, and add a rule or a gate against what they do",
     ),
 }
 
@@ -273,9 +273,9 @@ class Watch:
         if alarms and self.last_good:
             kept = self.last_good.settle(self.step)
             way_on = (
-                f"the last good checkpoint is {kept}: go on from it, with another reward, by --ckpt.path {kept}"
+                f"the last good checkpoint is {kept}: continue from it, with another reward, with --ckpt.path {kept}"
                 if kept
-                else "no checkpoint is older than what led to it: begin again from the SFT policy, with another reward"
+                else "no checkpoint is older than its cause: start again from the SFT policy, with another reward"
             )
             raise MonitorStop(f"{alarms[0]}. The run was told to stop (--qs.monitor stop); {way_on}")
 

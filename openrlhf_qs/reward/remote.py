@@ -107,7 +107,7 @@ class RemoteReward:
             if not len(queries) == len(prompts) == len(labels) == 1:
                 raise ValueError(
                     f"{len(queries)} queries, {len(prompts)} prompts, {len(labels)} labels in one call: OpenRLHF's "
-                    "call has changed, openrlhf-qs reads one of each"
+                    "call has changed, openrlhf-qs expects one of each"
                 )
             return self.batcher(read_rollout(queries[0], prompts[0], labels[0]))
         except BaseException as error:  # of a plugin's sys.exit() too the caller must hear
@@ -174,14 +174,14 @@ def load_reward(environ: Mapping[str, str]) -> RemoteReward:
     composite = CompositeReward(names, options, read_weights(weights) if weights else None)
     if composite.normalisation == "group":
         raise ValueError(
-            f"OPENRLHF_QS_WEIGHTS={weights} was learned for the normalisation 'group', and a reward function sees no "
+            f"OPENRLHF_QS_WEIGHTS={weights} was learned for the normalisation 'group', but a reward function sees no "
             "groups: run the fusion stage with --normalisation sft, or train with `openrlhf-qs grpo`"
         )
     without_reference = [name for name, reward in composite.rewards.items() if "reference" in reward.needs]
     if without_reference:
         raise ValueError(
             f"OPENRLHF_QS_REWARD: {','.join(without_reference)} needs the reference policy's log-probs, which "
-            "OpenRLHF gives to no reward function; leave it out, or train with "
+            "OpenRLHF does not give to a reward function; leave it out, or train with "
             f"`openrlhf-qs grpo --qs.reward {','.join(names)}`"
         )
     scorer = None
@@ -200,7 +200,7 @@ def _load_scorer(environ: Mapping[str, str], names: Sequence[str]) -> Callable:
     if not os.path.isdir(folder):
         raise ValueError(
             f"OPENRLHF_QS_REWARD_MODEL={folder}: no such folder, seen from {os.getcwd()}; give an absolute path that "
-            "every machine has"
+            "exists on every machine"
         )
     device = environ.get("OPENRLHF_QS_DEVICE") or "auto"
     if device not in get_args(Device):
@@ -259,7 +259,7 @@ def response_text(query: str, prompt: str) -> str:
                 return query[places[len(kept) - 1] + 1 :]
     raise ValueError(
         f"query {query[:60]!r}... does not begin with its prompt {prompt[:60]!r}... nor with an end of it, so the "
-        "response cannot be told apart; use a tokenizer that gives back the text it was given"
+        "response cannot be told apart; use a tokenizer that reproduces its input"
     )
 
 

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     n_enough = sum(len(row["candidates"]) >= n for row in rows)
     if 2 * n_enough < len(rows):
         raise ValueError(
-            f"{args.teacher} has {n} different suggestions for {n_enough} of {len(rows)} conversations only: there is "
+            f"{args.teacher} has {n} different suggestions for only {n_enough} of {len(rows)} conversations: there is "
             "nothing to choose from; train it longer, give it more tokens (MAX_NEW_TOKENS), or leave this out (RFT=0)"
         )
     journal.finish(rows)

@@ -57,16 +57,16 @@ class Ask(BaseModel):
     conversation: list[dict[str, Any]] = Field(
         description="oldest message first: role (system, user, assistant) and content, as in OpenAI's chat API"
     )
-    n: int | None = Field(None, ge=1, le=MAX_SUGGESTIONS, description="at most so many; by default as in training")
-    user: Short = Field("", description="who; it is kept as a pseudonym, and decides the arm")
-    chat: Short = Field("", description="which conversation; it is kept as a pseudonym")
+    n: int | None = Field(None, ge=1, le=MAX_SUGGESTIONS, description="maximum number; default: as in training")
+    user: Short = Field("", description="the user; kept as a pseudonym, and decides the arm")
+    chat: Short = Field("", description="the chat; kept as a pseudonym")
     language: Short = Field(
         "",
         pattern=r"^([A-Za-z]{2}([-_].*)?)?$",
-        description="ISO 639-1, as in de or pt-BR; by default that of the user's last message",
+        description="ISO 639-1, as in de or pt-BR; default: that of the user's last message",
     )
-    request_id: Short = Field("", description="sent again with the same user, chat and conversation: the same answer")
-    explain: bool = Field(False, description="tell what was left out, and why")
+    request_id: Short = Field("", description="the same one, user, chat and conversation again: the same answer")
+    explain: bool = Field(False, description="also return what was left out, and why")
 
 
 class Suggestion(BaseModel):
@@ -86,7 +86,7 @@ class Answer(BaseModel):
     suggestions: list[Suggestion]
     policy: str
     reason: str = ""
-    click_chance: float | None = Field(None, description="that one or more are clicked where all are looked at")
+    click_chance: float | None = Field(None, description="probability of one or more clicks if all are looked at")
     left_out: list[Suggestion] | None = None
 
 
@@ -98,9 +98,9 @@ class OneEvent(BaseModel):
     impression_id: Short
     kind: Literal["shown", "clicked", "dismissed"]
     place: int = Field(
-        -1, ge=-(2**31), lt=2**31, description="of the suggestion, from 0; -1, for shown and dismissed, all of them"
+        -1, ge=-(2**31), lt=2**31, description="of the suggestion, from 0; -1, for shown and dismissed: all of them"
     )
-    event_id: Short = Field("", description="an event with an id that is known changes nothing")
+    event_id: Short = Field("", description="an event with a known id changes nothing")
 
 
 class Events(BaseModel):
@@ -178,14 +178,14 @@ def build_app(
         """A path or a method that is not there, or bytes that are no text: in the same form as every other error."""
         code = {404: "not_found", 405: "method"}.get(error.status_code, "invalid")
         service.metrics.refused.labels(code).inc()
-        message = "the body is no JSON in UTF-8" if error.status_code == 400 else str(error.detail)
+        message = "the body is not JSON in UTF-8" if error.status_code == 400 else str(error.detail)
         return JSONResponse(refusal(code, message), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:
         """A fault of ours, in that form too; the traceback is logged."""
         service.metrics.refused.labels("fault").inc()
-        return _error(500, "fault", "a fault of the server; its log says where")
+        return _error(500, "fault", "internal error; the server's log says where")
 
     @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
@@ -234,7 +234,7 @@ def build_app(
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "openrlhf-qs"} for name in own]
         return {"object": "list", "data": [*listed, *(await upstream.models() if upstream else [])]}
 
-    @app.post("/v1/chat/completions", summary="OpenAI's chat API: follow-up tasks are answered, others handed on")
+    @app.post("/v1/chat/completions", summary="OpenAI's chat API: follow-up tasks are answered, others passed on")
     async def chat_completions(request: Request) -> Response:
         raw = await request.body()
         try:
@@ -243,7 +243,7 @@ def build_app(
             body = None
         if not isinstance(body, dict):
             service.metrics.refused.labels("invalid").inc()
-            return _error(400, "invalid", "the body is no JSON object")
+            return _error(400, "invalid", "the body is not a JSON object")
         asked = read_asked(body, request.headers)
         whose = Whose(asked.user, asked.chat, text_of(request.headers.get("idempotency-key")))
         if asked.form or not asked.task:  # the task of another kind is no message of the user
@@ -257,7 +257,7 @@ def build_app(
             return _completed(demo_answer(asked.conversation), asked)
         service.metrics.refused.labels("no_upstream").inc()
         return _error(
-            404, "no_upstream", "this is no follow-up task, and no server was named by --upstream for others"
+            404, "no_upstream", "this is not a follow-up task, and there is no --upstream server for other tasks"
         )
 
     app.add_middleware(
@@ -270,7 +270,7 @@ def _wrong(one: dict[str, Any], request: Request) -> str:
     """One thing that is wrong with a body, without its words."""
     place = ".".join(str(part) for part in one["loc"][1:])
     if one["type"] == "json_invalid":
-        return "the body is no JSON"
+        return "the body is not JSON"
     if not place and "json" not in request.headers.get("content-type", "").lower():
         return "give the header Content-Type: application/json"
     return f"{place or 'the body'}: {one['msg']}"

@@ -43,7 +43,7 @@ def check_shares(shares: Sequence[tuple[str, float]]) -> None:
     """ValueError where two arms have one name or the shares do not add up to 1."""
     names = [name for name, _ in shares]
     if len(set(names)) < len(names):
-        raise ValueError(f"arms {', '.join(names)}: two have one name, and the log could not tell them apart")
+        raise ValueError(f"arms {', '.join(names)}: two have the same name, and the log could not tell them apart")
     total = sum(share for _, share in shares)
     if abs(total - 1) > 1e-6:
         raise ValueError(f"the shares of arms {', '.join(names)} add up to {total:g}; they must add up to 1")

@@ -18,9 +18,9 @@ def demo_answer(conversation: Sequence[Message]) -> str:
     if scene.topic is None:
         topics = ", ".join(rng.sample(sorted(DOMAIN_OF_TOPIC), 4))
         return (
-            "I am a demo partner and no language model: I have prepared sentences about some topics, among them "
-            f"{topics}. Start the server with --upstream to talk to a real model. What is shown below my answers is "
-            "what this server is about."
+            "I am a demo partner, not a language model: I have prepared sentences about some topics, such as "
+            f"{topics}. Start the server with --upstream to talk to a real model. The suggestions below my answers "
+            "are what this server is for."
         )
     question, aspects = last_question(conversation), DOMAINS[scene.domain].aspects
     named = what_is_named(question, scene.domain).aspects or (rng.choice(aspects),)

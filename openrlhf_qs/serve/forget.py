@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if not args.user.strip():
-        raise ValueError("give a user; an empty user means every user the chat does not name")
+        raise ValueError("give a user; an empty name means every user whom the chat does not name")
     n = forget(args.log, args.user)
     print(
         f"{counted(n, 'impression')} removed from {args.log}, with their events"

@@ -74,14 +74,14 @@ class Gate:
         host = headers.get("host", "")
         # Without a key a page of another site, opened on this machine, could ask by a name that leads here.
         if not self.digests and host.rpartition(":")[0] not in LOCAL and host not in LOCAL:
-            return 421, "host", "this server answers to localhost alone; start it with --key_file to open it"
+            return 421, "host", "this server answers only to localhost; start it with --key_file to open it"
         origin = headers.get("origin", "")
         if origin and origin.partition("://")[2] != host:
-            return 403, "origin", "pages of other sites may not ask; let their server ask"
+            return 403, "origin", "pages of other sites may not ask; ask from their server"
         if scope["path"] not in OPEN and self.digests and not self._has_key(headers):
             return 401, "key", "give a key: Authorization: Bearer KEY"
         if scope["path"] not in OPEN and not self._in_rate(scope, headers):
-            return 429, "rate", f"more than {self.limits.rate:g} requests a second; ask again in a second"
+            return 429, "rate", f"more than {self.limits.rate:g} requests per second; ask again in a second"
         return None
 
     def _has_key(self, headers: dict[str, str]) -> bool:

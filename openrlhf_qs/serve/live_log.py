@@ -304,7 +304,7 @@ def _remove(db: sqlite3.Connection, which: str, values: tuple) -> int:
 def existing(folder: str | Path) -> Path:
     """``folder``, where there is a log in it; else ValueError."""
     if not (Path(folder) / FILE).is_file():
-        raise ValueError(f"{folder} has no {FILE}: give the folder that `openrlhf-qs serve --log` names")
+        raise ValueError(f"{folder} has no {FILE}: give the folder of `openrlhf-qs serve --log`")
     return Path(folder)
 
 

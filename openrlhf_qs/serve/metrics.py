@@ -28,7 +28,7 @@ class Metrics:
         self.clicks = Counter("clicks", "clicks that were accepted", ["policy"], **prefix)
         self.ctr = Gauge("ctr", "accepted clicks for each answer with a suggestion", ["policy"], **prefix)
         self.events = Counter("events", "events", ["kind", "status"], **prefix)
-        self.upstream = Counter("upstream", "requests that were handed on", ["status"], **prefix)
+        self.upstream = Counter("upstream", "requests that were passed on", ["status"], **prefix)
         self.refused = Counter("refused", "requests that were refused", ["reason"], **prefix)
         self._counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 

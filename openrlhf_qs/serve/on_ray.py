@@ -62,8 +62,8 @@ def check_protobuf() -> None:
 
     if not hasattr(FieldDescriptor, "label"):
         raise ValueError(
-            f"Ray Serve cannot work with protobuf {version('protobuf')}: pip install 'protobuf<7', or leave "
-            "--replicas out"
+            f"Ray Serve does not work with protobuf {version('protobuf')}: pip install 'protobuf<7', or leave out "
+            "--replicas"
         )
 
 

@@ -194,7 +194,7 @@ class Suggester:
         if min_click_chance and (scorer is None or not scorer.of_clicks):
             raise ValueError(
                 f"min_click_chance {min_click_chance} needs a reward model that was trained on clicks "
-                "(REWARD_MODEL=click_gaussian); give one by --reward_model, or leave this out"
+                "(REWARD_MODEL=click_gaussian); give one with --reward_model, or leave this out"
             )
         self.policy, self.filters, self.scorer = policy, dict(filters), scorer
         self.n_samples, self.take, self.min_click_chance = n_samples, take, min_click_chance

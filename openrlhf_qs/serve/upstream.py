@@ -30,7 +30,7 @@ class Upstream:
         if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
             raise ValueError(
                 f"--upstream {base_url.rpartition('@')[2]}: give http:// or "
-                "https://, no user name or password, up to and with the version, as in http://localhost:8000/v1"
+                "https://, without user name or password, up to and including the version, as in http://localhost:8000/v1"
             )
         self.base_url, self.model, self.api_key = base_url.rstrip("/"), model, api_key
         self.client = httpx2.AsyncClient(

@@ -85,7 +85,7 @@ def log_quality(candidates: Candidates, exponents: Mapping[str, float]) -> NDArr
     }
     used = [exponents[name] * _filled(x, candidates) for name, x in signals.items() if not np.isnan(x).all()]
     if candidates.texts and not used:
-        raise ValueError(f"no candidate has any of {', '.join(NUMBERS)}: nothing says which suggestions are good")
+        raise ValueError(f"no candidate has any of {', '.join(NUMBERS)}: nothing shows which suggestions are good")
     return np.sum(used, axis=0) if used else np.zeros(0)
 
 
@@ -151,7 +151,7 @@ def _numbers(name: str, found: Sequence[Mapping[str, Any]], row: NDArray[np.int6
         numbers = np.array([math.nan if value is None else value for value in given], dtype=np.float64)
     except (TypeError, ValueError):
         wrong = next(i for i, value in enumerate(given) if not isinstance(value, int | float | None))
-        raise ValueError(f"row {row[wrong] + 1}: {name} {str(given[wrong])[:40]!r} is no number") from None
+        raise ValueError(f"row {row[wrong] + 1}: {name} {str(given[wrong])[:40]!r} is not a number") from None
     infinite = np.flatnonzero(np.isinf(numbers))
     if len(infinite):
         raise ValueError(f"row {row[infinite[0]] + 1}: {name} {numbers[infinite[0]]} is not finite")

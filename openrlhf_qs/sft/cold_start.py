@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) < least:
             raise ValueError(f"--{name} {getattr(args, name)}: give at least {least}")
     if args.endpoint and (args.n_answers > 1 or args.constrained_enable):
-        raise ValueError("--n_answers above 1 and --constrained_enable are for vLLM here: leave them, or --endpoint")
+        raise ValueError("--n_answers above 1 and --constrained_enable need vLLM here: leave them out, or --endpoint")
     template = read_template(args.template)
     rows = [(line, row) for line, row in enumerate(read_json_lines(args.file), start=1) for _ in range(args.n_samples)]
     for line, row in rows:
@@ -174,7 +174,7 @@ def run(args: argparse.Namespace) -> None:
     by_key = dict(zip(keys, rows, strict=True))
     missing = journal.missing()
     if len(missing) < len(keys):
-        print(f"going on: {len(keys) - len(missing):,} of {len(keys):,} impressions are there")
+        print(f"continuing: {len(keys) - len(missing):,} of {len(keys):,} impressions are done")
 
     prompts = {key: template.messages(by_key[key][1]["conversation"], args.n_suggestions) for key in missing}
     conversations = {key: by_key[key][1]["conversation"] for key in missing}
@@ -194,8 +194,8 @@ def run(args: argparse.Namespace) -> None:
     failed.sort()
     if stop():
         problems = [f"{args.file}:{line}: {problem}" for line, problem in failed[:SHOWN_FAILURES]]
-        kept = f"{len(journal.place):,} of {len(keys):,} impressions are kept"
-        raise ValueError("\n".join([*problems, f"{kept}: call again to go on, or with --on_error skip"]))
+        kept = f"{len(journal.place):,} of {len(keys):,} impressions are done"
+        raise ValueError("\n".join([*problems, f"{kept}: call again to continue, or with --on_error skip"]))
     report(args, failed, journal.finish())
 
 
@@ -272,23 +272,23 @@ def read_template(name: str) -> PromptTemplate:
     path = TEMPLATES / f"{name}.txt" if re.fullmatch(r"\w+", name) else Path(name)
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.txt")))
-        raise ValueError(f"no template {name!r}; give one of {known}, or a file with a path or an ending")
+        raise ValueError(f"no template {name!r}; give one of {known}, or a file (its name with a path or an ending)")
     text = path.read_text(encoding="utf-8-sig")
     head, *parts = (part.strip() for part in re.split(r"^---[ \t]*$\n?", text, flags=re.MULTILINE))
     version = re.fullmatch(r"version:[ \t]*([\w.-]+)", head)
     if version is None or len(parts) < 2 or len(parts) % 2 or not parts[-1]:
         raise ValueError(
-            f"{path} is no template: give a line 'version: 1', a line '---', the system message (may be empty), "
-            "a line '---' and the user message; between these two examples, each a conversation and a numbered list"
+            f"{path} is not a template: give a line 'version: 1', a line '---', the system message (may be empty), "
+            "a line '---' and the user message; between these two, examples, each a conversation and a numbered list"
         )
     system, *examples, user = parts
     if examples and "$conversation" not in user:
-        raise ValueError(f"{path} has examples and no $conversation in the user message: say where it stands")
+        raise ValueError(f"{path} has examples but no $conversation in the user message: put one there")
     lists = [parse_response(text, MAX_SUGGESTIONS) for text in examples[1::2]]
     problem = next((one.problem for one in lists if one.problem), "")
     if problem:
         raise ValueError(
-            f"{path}: an example needs {MAX_SUGGESTIONS} suggestions, for so many can be asked: {problem}"
+            f"{path}: an example needs {MAX_SUGGESTIONS} suggestions, the most that can be requested: {problem}"
         )
     shown = tuple(zip(examples[::2], (one.suggestions for one in lists), strict=True))
     return PromptTemplate(path.stem, version[1], system, user, shown)

@@ -33,7 +33,7 @@ from openrlhf_qs.models.engine import Answer, load_engine, sample
 LEFT_OUT = {
     "cut_off": "ended by --max_new_tokens, not by the teacher",
     "malformed": "not one line of text with a letter in it, or with markup",
-    "another_language": "surely in another language or script than the user's last message",
+    "another_language": "clearly in another language or script than the user's last message",
     "prompt_too_long": "the conversation leaves no room for an answer",
 }
 
@@ -103,7 +103,7 @@ def sample_candidates(args: argparse.Namespace, sampler: type[Sampler]) -> Journ
     by_key = dict(zip(keys, conversations, strict=True))
     chunks = [{key: by_key[key] for key in missing[n : n + args.chunk]} for n in range(0, len(missing), args.chunk)]
     if len(missing) < len(keys):
-        print(f"going on: {len(keys) - len(missing):,} of {len(keys):,} conversations were sampled before")
+        print(f"continuing: {len(keys) - len(missing):,} of {len(keys):,} conversations are already sampled")
     started = time.monotonic()
     n_shards = min(args.n_shards or shards_at_hand(args.tensor_parallel_size), len(chunks))
     sampled = sample_on_ray if n_shards > 1 else sample_here
@@ -114,7 +114,7 @@ def sample_candidates(args: argparse.Namespace, sampler: type[Sampler]) -> Journ
     print_table(
         report_table(journal.rows(), n_texts, f"samples of {from_here(args.teacher)} in {from_here(args.out)}")
     )
-    print(f"{len(missing) * args.n_samples:,} answers in {elapsed_s:.0f} s, start of the engine included")
+    print(f"{len(missing) * args.n_samples:,} answers in {elapsed_s:.0f} s, including the engine's start")
     return journal
 
 
@@ -271,6 +271,6 @@ def report_table(rows: Iterable[Mapping[str, Any]], n_samples: int, title: str) 
     for reason, what in LEFT_OUT.items():
         table.add_row(f"  {reason}", f"{left_out[reason]:,}", what)
     repeated = n - sum(left_out.values()) - n_candidates
-    table.add_row("  repeated", f"{repeated:,}", "the same but for case, punctuation and white space")
+    table.add_row("  repeated", f"{repeated:,}", "the same except for case, punctuation and white space")
     table.add_row("candidates", f"{n_candidates:,}", f"{n_candidates / max(n_rows, 1):.1f} a conversation")
     return table

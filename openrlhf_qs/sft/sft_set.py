@@ -50,7 +50,7 @@ def assemble(
             raise ValueError(f"row {number} has no conversation; give a list of messages, at least one")
     answers = choose(rows, task.n)
     if len(answers) != len(rows):
-        raise ValueError(f"the SFT dataset gave {len(answers)} answers to {len(rows)} rows; give one a row, or None")
+        raise ValueError(f"the SFT dataset gave {len(answers)} answers to {len(rows)} rows; give one per row, or None")
     assembled = []
     for number, (row, suggestions) in enumerate(zip(rows, answers, strict=True), start=1):
         if suggestions is None:
@@ -58,7 +58,7 @@ def assemble(
         parsed = task.read(task.write(suggestions))
         if not parsed.well_formed:
             raise ValueError(
-                f"row {number}: the SFT dataset's answer is no response: {parsed.problem}; one that teaches "
+                f"row {number}: the SFT dataset's answer is not a response: {parsed.problem}; one that teaches "
                 "suggestions one by one, as `single` for the teacher of recipes/distil.sh, assembles none"
             )
         texts = [candidate["text"] for candidate in row["candidates"]]

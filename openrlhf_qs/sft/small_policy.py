@@ -96,7 +96,7 @@ def too_small(log: pl.DataFrame) -> str:
     if n >= FEW_CONVERSATIONS:
         return ""
     return (
-        f"{n:,} conversations with a click are few for a policy of random weights, which learns to write from them "
+        f"{n:,} conversations with a click are few for a randomly initialised policy, which learns to write from them "
         f"alone: with fewer than {FEW_CONVERSATIONS:,} expect malformed and copied suggestions; POLICY=... names a "
         "model that can write"
     )

@@ -75,7 +75,7 @@ def fixed_suggestions(conversations: Sequence[list[Message]], n: int = N_SUGGEST
 def unspoken_aspects(scene: Scene) -> list[str]:
     """The aspects of the topic's domain that nobody named yet; ValueError where the topic is none of this world."""
     if scene.domain is None:
-        raise ValueError(f"topic {scene.topic!r} is not of the built-in world: give a conversation of contexts()")
+        raise ValueError(f"topic {scene.topic!r} is not from the built-in world: give a conversation from contexts()")
     return [aspect for aspect in DOMAINS[scene.domain].aspects if aspect not in scene.aspects]
 
 

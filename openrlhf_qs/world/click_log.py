@@ -99,7 +99,7 @@ def cold_start_suggestions(conversation: Sequence[Message], rng: random.Random, 
     """
     scene = read_scene(conversation)
     if scene.topic is None or not scene.next or not scene.asked_aspects:
-        raise ValueError(f"conversation {conversation!r} is not of the built-in world: give one of contexts()")
+        raise ValueError(f"conversation {conversation!r} is not from the built-in world: give one from contexts()")
     kinds = rng.choices(list(COLD_START), COLD_START.values(), k=n)
     kinds.sort(key="duplicate".__eq__)  # last, so that there is something to say again
     suggestions: list[str] = []
@@ -261,7 +261,7 @@ def as_written(log: str | Path) -> tuple[Policy, str]:
         rows.setdefault(conversation_key(row["conversation"]), []).append(row["suggestions"])
         name = name or row.get("policy") or Path(log).stem
     if not rows:
-        raise ValueError(f"{log} has no suggestions to be shown; give the log that cold-start wrote")
+        raise ValueError(f"{log} has no suggestions to show; give the log that cold-start wrote")
 
     def policy(conversations: Sequence[list[Message]]) -> list[list[str] | None]:
         turns = {key: itertools.cycle(some) for key, some in rows.items()}
@@ -343,14 +343,14 @@ def run(args: argparse.Namespace) -> None:
     """Write the log and print how often its users click."""
     n, later = Task(args.n_suggestions).n, {}
     if args.policy and args.shown:
-        raise ValueError("--policy and --shown: give the policy to be asked, or the log of what is shown, not both")
+        raise ValueError("--policy and --shown: give the policy to sample from, or the log to show, not both")
     if args.shown:
         policy, name = as_written(args.shown)
         later = {"policy": policy, "policy_name": name}
     for flag in ("temperature", "round"):
         if getattr(args, flag) is not None and not args.policy:
             raise ValueError(
-                f"--{flag} says how a policy is asked, and there is no --policy: give it, or leave this out"
+                f"--{flag} is for sampling from a policy, but there is no --policy: give one, or leave this out"
             )
     if args.policy:
         n_before = 1 if args.round is None else args.round

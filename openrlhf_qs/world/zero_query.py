@@ -323,5 +323,5 @@ def features_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     for row in rows:
         missing = [name for name in FEATURES if name not in row]
         if missing:
-            raise ValueError(f"no visitor of the zero-query world: without {', '.join(missing[:3])}")
+            raise ValueError(f"not a visitor of the zero-query world: without {', '.join(missing[:3])}")
     return {name: np.array([row[name] for row in rows]) for name in FEATURES}

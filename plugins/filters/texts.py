@@ -63,7 +63,7 @@ class BlockList:
         self.phrases = [words(line) for line in lines if line.strip() and not line.startswith("#")]
         self.phrases = [phrase for phrase in self.phrases if phrase]
         if not self.phrases:
-            raise ValueError(f"block_list.file {file} has no word in it; give a word or phrase a line")
+            raise ValueError(f"block_list.file {file} has no words in it; give one word or phrase per line")
 
     def __call__(self, request: Request, suggestions: Sequence[str]) -> list[str]:
         return ["on the block list" if self._blocked(words(text)) else "" for text in suggestions]

@@ -79,8 +79,8 @@ class LogisticRegressionFusion:
         }
         if reason:
             warnings.warn(
-                f"this log cannot tell the weights, for {reason}: all parts get the same share, as with FUSION=equal; "
-                "more clicks would tell",
+                f"this log does not determine the weights, because {reason}: all parts get the same share, as with "
+                "FUSION=equal; more clicks would help",
                 stacklevel=2,
             )
             return equal_shares(data)
@@ -93,8 +93,8 @@ class LogisticRegressionFusion:
                 )
             if factor > COLLINEAR:
                 warnings.warn(
-                    f"reward {name!r} can hardly be told from the others (variance inflation {factor:.1f}): its "
-                    "weight says little by itself; leave out one that says the same",
+                    f"reward {name!r} can hardly be distinguished from the others (variance inflation {factor:.1f}): "
+                    "its weight says little by itself; leave out one that measures the same",
                     stacklevel=2,
                 )
         weights = np.maximum(weights, self.floor * weights.max())
@@ -108,7 +108,7 @@ def equal_shares(data: FusionData) -> list[float]:
 
 def _why_not_told(data: FusionData, weights: np.ndarray, errors: np.ndarray) -> str:
     if data.other is not None:
-        return "its conversations hardly come again, so that pairs differ in the conversation too"
+        return "its conversations hardly recur, so that pairs differ in the conversation too"
     if not (weights > SIGNIFICANT_Z * errors).any():
         return f"no part rises with clicks beyond its noise in {len(data.difference):,} pairs"
     return ""
@@ -198,7 +198,7 @@ class ParetoFusion:
         tried, values, on_front = self.search(first, inside, outside)
         names = list(objectives(first, inside, outside))
         if self.choose != "first_stage" and self.choose != "knee" and self.choose not in names:
-            raise ValueError(f"pareto.choose = {self.choose}: these data do not tell it; they tell {', '.join(names)}")
+            raise ValueError(f"pareto.choose = {self.choose}: these data allow only {', '.join(names)}")
         if self.choose == "first_stage":
             chosen = 0
         elif self.choose == "knee":

@@ -94,11 +94,11 @@ def read_probabilities(text: str, n_suggestions: int) -> list[float]:
     except ValueError:
         raise ValueError(f"the answer is not JSON: {text[:200]!r}") from None
     if not isinstance(answer, dict) or set(answer) != {"click_probabilities"}:
-        raise ValueError(f"the answer is not an object with click_probabilities alone: {text[:200]!r}")
+        raise ValueError(f"the answer is not an object with only click_probabilities: {text[:200]!r}")
     probabilities = answer["click_probabilities"]
     if not isinstance(probabilities, list) or len(probabilities) != n_suggestions:
-        raise ValueError(f"the answer has not {n_suggestions} click_probabilities: {text[:200]!r}")
+        raise ValueError(f"the answer does not have {n_suggestions} click_probabilities: {text[:200]!r}")
     for value in probabilities:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError(f"{value!r} is no probability: {text[:200]!r}")
+            raise ValueError(f"{value!r} is not a probability: {text[:200]!r}")
     return [float(value) for value in probabilities]

@@ -78,7 +78,7 @@ def load_classifier(name: str, device: str) -> tuple[Any, Any]:
     architecture = ", ".join(config.architectures or ["nothing"])
     if "ForSequenceClassification" not in architecture or config.num_labels != 1:
         raise ValueError(
-            f"general.model = {name} holds {architecture} with {config.num_labels} labels; give a sequence classifier "
+            f"general.model = {name} is a {architecture} with {config.num_labels} labels; give a sequence classifier "
             "with one, a reward model such as Skywork's (a GaRM is the part `garm`)"
         )
     if not tokenizer.chat_template:

@@ -46,7 +46,7 @@ class OODPenalty:
         if not 0 < quantile < 1:
             raise ValueError(f"ood.quantile must be between 0 and 1, got {quantile}: it is a share of the samples")
         if form == "linear" and threshold is not None:
-            raise ValueError(f"ood.threshold = {threshold} with ood.form = linear, which has none; use ood.form=hinge")
+            raise ValueError(f"ood.threshold = {threshold} but ood.form = linear has none; use ood.form=hinge")
         if not rate > 0:
             raise ValueError(f"ood.rate must be > 0, got {rate}: the multiplier would stay where it is")
         if form == "constraint" and threshold is not None and not threshold > 0:

@@ -298,7 +298,7 @@ class Raw:
         self, candidates: Sequence[Mapping[str, Any]], conversation: Sequence[Message], n: int
     ) -> list[str] | None:
         if any("n_clicked" not in candidate for candidate in candidates):
-            raise ValueError("raw: a candidate has no n_clicked; raw takes rows from a click log, use diverse")
+            raise ValueError("raw: a candidate has no n_clicked; raw needs rows from a click log; use diverse")
         readable = [
             c for c in candidates if not suggestion_problem(c["text"]) and in_users_language(conversation, c["text"])
         ]

@@ -76,7 +76,7 @@ def candidates(teacher) -> list[dict]:
     done = subprocess.run(
         command(teacher, out, "--chunk", "7", "--n_shards", "2"), check=True, capture_output=True, text=True
     )
-    assert "going on: " in done.stdout
+    assert "continuing: " in done.stdout
     rows = read_json_lines(out)
     assert [json.loads(line)[1] for line in before] == rows[:2]
     assert not part.exists()

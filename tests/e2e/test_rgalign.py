@@ -52,7 +52,7 @@ def test_every_stage_is_done_and_the_arms_are_measured(run):
 def test_a_second_call_does_nothing(run):
     again = recipe(run)
     assert again.returncode == 0
-    assert [line.split(":")[0] for line in again.stdout.splitlines() if "done before" in line] == STAGES
+    assert [line.split(":")[0] for line in again.stdout.splitlines() if "already done" in line] == STAGES
 
 
 def test_another_number_of_rounds_is_told_and_not_made(run):

@@ -202,7 +202,7 @@ def test_a_flag_of_ours_is_never_guessed_from_its_beginning(handed_over, capsys)
 
 def test_a_check_stops_before_anything_starts_and_says_that_all_is_well(handed_over, capsys):
     cli.main(["sft", *NAMED, "--qs.device", "cpu", "--qs.check_enable"])
-    assert handed_over == [] and "sft: ok, flags (OpenRLHF's too)" in capsys.readouterr().out
+    assert handed_over == [] and "sft: ok, flags (including OpenRLHF's)" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:  # a flag of OpenRLHF's, misspelt
         cli.main(["sft", *NAMED, "--train.max_epoch_s", "2", "--qs.device", "cpu", "--qs.check_enable"])
     assert stop.value.code == 2 and "--train.max_epoch_s" in capsys.readouterr().err

@@ -244,7 +244,7 @@ def test_a_place_that_only_repeats_is_described(row, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert len(found["positions"]) == max(map(len, shown))
     assert found["positions"][-1]["examination"] is not None
-    assert any("only ever repeats what stands above" in sentence for sentence in found["findings"])
+    assert any("only repeats what is shown above" in sentence for sentence in found["findings"])
 
 
 @rows("log check: square")

@@ -149,7 +149,7 @@ def test_every_folder_of_a_model_has_its_card(whole):
 
 def test_a_second_call_does_nothing(whole):
     done = whole("grpo_garm")
-    assert done.returncode == 0 and done.stdout.count("done before") == 7 and whole.calls() == []
+    assert done.returncode == 0 and done.stdout.count("already done") == 7 and whole.calls() == []
 
 
 CHANGED = {
@@ -269,7 +269,7 @@ def stops(whole: Recipes, recipe: str, name: str) -> None:
     assert done.returncode == 1, done.stdout
     said = done.stderr.splitlines()
     assert f"{name}=" in said[0] and ", made with " in said[0], done.stderr
-    assert "another folder keeps both: RUN=runs/other · AGAIN=1 makes" in said[1]
+    assert "RUN=runs/other keeps both · AGAIN=1 redoes" in said[1]
     assert whole.run.record.read_bytes() == before and whole.calls() == []
 
 
@@ -286,7 +286,7 @@ def test_the_whole_way_stops_at_the_first_stage_that_is_asked_for_otherwise(whol
 
 def test_a_teacher_that_the_run_does_not_have_is_not_trained_beside_what_is_there(whole):
     done = whole("grpo_garm", DISTIL="1")
-    assert done.returncode == 1 and "asked is DISTIL=1, made with DISTIL=0" in done.stderr
+    assert done.returncode == 1 and "is not what this call asks for: DISTIL=1, made with DISTIL=0" in done.stderr
     assert whole.calls() == [] and "distil" not in read_record(whole.run)
 
 
@@ -362,7 +362,7 @@ def test_again_makes_anew_what_differs_and_all_after_it_and_nothing_before(recip
         "evaluate",
     ]
     # killed on the way, the same call would find all of it as asked
-    assert recipes("grpo_garm", AGAIN="1", GARM_LR="9e-4").stdout.count("done before") == 7
+    assert recipes("grpo_garm", AGAIN="1", GARM_LR="9e-4").stdout.count("already done") == 7
     # a stage alone is made anew though nothing differs, and so are those after it, with what the run was given
     recipes.calls()
     assert recipes("garm", AGAIN="1").returncode == 0
@@ -393,7 +393,7 @@ def test_a_training_that_ends_well_and_makes_nothing_is_not_done(recipes):
     recipes("data")
     Path(recipes.environment["CALLS"] + ".nothing").touch()  # as a plugin that calls sys.exit(0)
     done = recipes("sft")
-    assert done.returncode == 1 and "sft made no " in done.stderr and "it is not done" in done.stderr
+    assert done.returncode == 1 and "sft wrote no " in done.stderr and "it is not done" in done.stderr
     assert "sft" not in durations(recipes.run)
 
 
@@ -401,13 +401,13 @@ def test_a_training_that_fails_says_why_in_one_line_and_keeps_the_rest_in_its_lo
     recipes("data")
     fails = Path(f"{recipes.environment['CALLS']}.fails")
     fails.write_text("Traceback (most recent call last):\n  File ...\nopenrlhf-qs sft: an earlier reason\n")
-    assert "sft failed: an earlier reason. All of it: " in recipes("sft").stderr
+    assert "sft failed: an earlier reason. Full output: " in recipes("sft").stderr
     fails.write_text(
         "Traceback (most recent call last):\n  File ...\nopenrlhf-qs sft: no room (RuntimeError at x.py:3)\n"
     )
     done = recipes("sft")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert "sft failed: no room (RuntimeError at x.py:3). All of it: " in done.stderr
+    assert "sft failed: no room (RuntimeError at x.py:3). Full output: " in done.stderr
     assert (recipes.run.sft / "log.txt").read_text().count("Traceback") == 2
     fails.write_text("it was killed\n")  # and could not say why: no reason of an earlier call is shown
     assert "it was killed" in recipes("sft").stderr and "an earlier reason" not in done.stderr
@@ -439,7 +439,7 @@ def test_a_second_call_beside_the_first_is_refused_and_names_it(recipes):
         said = second.communicate(timeout=60)[0].decode()
         assert second.returncode == 1
         assert re.search(
-            rf"another call works in {recipes.run.path}: wait for it, end it by kill .*\b{first.pid}\b", said
+            rf"another call is working in {recipes.run.path}: wait for it, end it with kill .*\b{first.pid}\b", said
         )
     assert recipes("data", RUN=str(recipes.folder / "other")).returncode == 0, "another RUN goes on beside it"
     first.terminate()
@@ -449,10 +449,10 @@ def test_a_second_call_beside_the_first_is_refused_and_names_it(recipes):
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"LR": "1"}, "LR was one variable for several stages; each has its own now:"),
-        ({"STPES": "4"}, "STPES is no variable of the recipes: STEPS?"),
-        ({"SFT_LRR": "4"}, "SFT_LRR is no variable of the recipes: SFT_LR?"),
-        ({"GARM_STEPS": "4"}, "GARM_STEPS is no variable of the recipes; there are"),
+        ({"LR": "1"}, "LR was one variable for several stages; each now has its own:"),
+        ({"STPES": "4"}, "STPES is not a variable of the recipes: did you mean STEPS?"),
+        ({"SFT_LRR": "4"}, "SFT_LRR is not a variable of the recipes: did you mean SFT_LR?"),
+        ({"GARM_STEPS": "4"}, "GARM_STEPS is not a variable of the recipes; there are"),
         ({"GPUS": "all"}, "GPUS=all: give a whole number, as in GPUS=8"),
         ({"GPUS": "0,1"}, "GPUS=0,1: give a whole number, as in GPUS=8"),
         ({"GPUS": "8"}, "GPUS=8 without POLICY would train a random policy of two million parameters"),
@@ -507,7 +507,7 @@ def test_the_cpu_form_hides_the_gpus_and_says_so(recipes):
     nvidia_smi.chmod(0o755)
     path = f"{nvidia_smi.parent}:{recipes.environment['PATH']}"
     done = recipes("grpo_garm", PATH=path)
-    assert "the CPU form: this machine's GPUs stay idle" in done.stdout
+    assert "CPU setup: this machine's GPUs stay idle" in done.stdout
     calls = recipes.calls()
     for stage in ("sft", "garm", "rft", "grpo"):
         (call,) = (call for call in calls if f"--ckpt.output_dir {recipes.run.stage(stage)} " in call)

@@ -178,7 +178,7 @@ def test_an_entry_point_that_fails_names_the_package(monkeypatch):
     monkeypatch.setattr(
         importlib.metadata, "entry_points", lambda group: [broken] if group == "openrlhf_qs.plugins" else []
     )
-    message = "plugin 'extra_rewards' of package 'acme-rewards' cannot be loaded: .*torchx.*; mend or uninstall it"
+    message = "plugin 'extra_rewards' of package 'acme-rewards' cannot be loaded: .*torchx.*; fix or uninstall it"
     with pytest.raises(ValueError, match=message):
         load_plugins()
 
@@ -195,7 +195,7 @@ def test_settings_of_several_plugins_are_sorted_by_plugin():
 
 @pytest.mark.parametrize("setting", ["ood", "ood=1", "ood.threshold", ".threshold=1", "ood.=1", "=", ""])
 def test_a_setting_of_another_form_is_refused(setting):
-    with pytest.raises(ValueError, match="is not of the form NAME.OPTION=VALUE"):
+    with pytest.raises(ValueError, match="does not have the form NAME.OPTION=VALUE"):
         parse_options([setting])
 
 
@@ -224,7 +224,7 @@ def test_what_a_reward_may_need_is_what_the_composite_knows_to_ask_for():
     ("kind", "attributes", "message"),
     [
         ("reward", {"need": ("reference",)}, "nothing reads its attribute 'need'; .*: needs, gate, calibrate"),
-        ("reward", {"gates": True}, "nothing reads its attribute 'gates'; what a reward may have: needs, gate, calib"),
+        ("reward", {"gates": True}, "nothing reads its attribute 'gates'; a reward may have: needs, gate, calib"),
         ("reward", {"is_gate": True}, "nothing reads its attribute 'is_gate'"),
         ("reward", {"calibrat": lambda self, batch: {}}, "nothing reads its attribute 'calibrat'"),
         ("reward", {"needs": "reference"}, "needs = 'reference': .*tuple; it is a tuple of what it reads"),
@@ -232,7 +232,7 @@ def test_what_a_reward_may_need_is_what_the_composite_knows_to_ask_for():
         ("reward", {"gate": 1}, "gate = 1: input should be a valid boolean; it is True where it returns 1"),
         ("fusion", {"wants_hack": True}, "nothing reads its attribute 'wants_hack'; .*: wants_hacked, report"),
         ("sft dataset", {"reports": {}}, "nothing reads its attribute 'reports'; .*: report"),
-        ("judge", {"needs": ("reference",)}, "nothing reads its attribute 'needs'; what a judge may have: limits"),
+        ("judge", {"needs": ("reference",)}, "nothing reads its attribute 'needs'; a judge may have: limits"),
         ("reward model", {"output": len}, "has no method loss; a reward model is an object with output"),
         ("reward", {"rate": 2}, "nothing reads its attribute 'rate'"),
     ],
@@ -305,12 +305,12 @@ def test_a_head_without_a_number_of_outputs_is_refused_when_it_is_made(no_trace)
 
 def test_one_name_is_one_plugin_over_all_kinds(no_trace):
     with pytest.raises(
-        ValueError, match=r"judge 'ood': there is a reward of that name, and ood.OPTION would be of both"
+        ValueError, match=r"judge 'ood': there is a reward with that name, and ood.OPTION would belong to both"
     ):
         registry.JUDGES.register("ood")(plugin())
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a.b", "a,b", "a=b", "a/b", "gate"])
 def test_a_name_that_a_flag_or_a_log_would_read_otherwise_is_refused(name):
-    with pytest.raises(ValueError, match="choose another name, without blank, dot, comma, = or /, and not gate"):
+    with pytest.raises(ValueError, match="choose another name, without spaces, dots, commas, = or /, and not gate"):
         registry.REWARDS.register(name)(plugin())

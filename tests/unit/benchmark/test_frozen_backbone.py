@@ -79,8 +79,8 @@ def test_it_reads_a_backbone_and_says_how_it_does(tmp_path, write_small_garm, ca
     folder = str(write_small_garm("gaussian"))
     frozen_backbone.run(parser.parse_args([*files, "--model", folder]))
     said = capsys.readouterr().out
-    assert "60 pairs, learnt from 60" in " ".join(said.split()) and "to read 180 suggestions" in said
+    assert "60 pairs, learned from 60" in " ".join(said.split()) and "to read 180 suggestions" in said
     frozen_backbone.run(parser.parse_args([*files, "--model", folder, "--significant"]))
-    assert "30 pairs, learnt from 60" in " ".join(capsys.readouterr().out.split())
+    assert "30 pairs, learned from 60" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match="--layers 99: .* has 0 to"):
         frozen_backbone.run(parser.parse_args([*files, "--model", folder, "--layers", "99"]))

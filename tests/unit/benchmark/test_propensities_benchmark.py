@@ -36,5 +36,5 @@ def test_it_is_the_other_version_that_runs(tmp_path):
 
 
 def test_a_folder_without_estimators_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no checkout of this package"):
+    with pytest.raises(ValueError, match="is not a checkout of this package"):
         measure_before(Kind("pbm", None, 50), str(tmp_path), range(1))

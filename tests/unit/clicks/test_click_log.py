@@ -123,9 +123,9 @@ def test_lines_that_are_no_objects_and_ids_seen_before_are_named(write_lines, ro
     with pytest.raises(ValueError) as error:
         read_click_log(path)
     first, second, third = str(error.value).splitlines()
-    assert first.startswith(f"{path}:1: bad JSON (") and first.endswith("give one object a line, in UTF-8")
-    assert second == f"{path}:2: a list in place of an object; give one object a line"
-    assert third == f"{path}:4: impression_id is that of line 3; give each its own"
+    assert first.startswith(f"{path}:1: bad JSON (") and first.endswith("give one object per line, in UTF-8")
+    assert second == f"{path}:2: a list in place of an object; give one object per line"
+    assert third == f"{path}:4: impression_id already used in line 3; give each impression its own"
 
 
 def test_bytes_that_are_no_utf8_are_named(tmp_path):
@@ -143,9 +143,9 @@ def test_the_first_20_bad_rows_are_shown_and_the_others_counted(write_lines, row
 
 
 def test_a_log_without_a_click_teaches_nothing(write_lines, row):
-    with pytest.raises(ValueError, match="1 impressions without one click"):
+    with pytest.raises(ValueError, match="1 impressions without a click"):
         read_click_log(write_lines([{**row, "clicks": [0, 0, 0]}]))
-    with pytest.raises(ValueError, match="no row in it; give a log to learn from"):
+    with pytest.raises(ValueError, match="it has no rows; give a log to learn from"):
         read_click_log(write_lines([]))
 
 
@@ -175,7 +175,7 @@ def test_bad_rows_can_be_left_out_and_are_counted_by_reason(write_lines, row, tm
     log = read_click_log(write_lines([row, *bad, row, {**row, "impression_id": "c"}]), "skip", skipped=skipped)
     assert log["impression_id"].to_list() == ["i00", "c"]
     assert skipped == {
-        "clicks of another number": 1,
+        "wrong number of clicks": 1,
         "bad JSON": 1,
         "empty suggestion": 1,
         "impression_id seen before": 1,
@@ -200,7 +200,10 @@ def test_several_files_are_one_log_in_their_order(tiny_log_rows, tmp_path):
     second.write_text(json.dumps(tiny_log_rows[3]))
     with pytest.raises(ValueError) as error:
         read_click_log([first, second])
-    assert str(error.value) == f"{second}:1: impression_id is that of line 4 of {first}; give each its own"
+    assert (
+        str(error.value)
+        == f"{second}:1: impression_id already used in line 4 of {first}; give each impression its own"
+    )
 
 
 OPTIONAL = {"user_id": "u", "policy": "p", "log_prob": -12.5, "features": {"country": "pt"}, "meta": {"round": 1}}

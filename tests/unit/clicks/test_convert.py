@@ -65,7 +65,7 @@ def test_messages_of_openai_have_parts_tools_and_no_content():
         {"role": "assistant", "content": "A cat."},
         {"role": "user", "content": "Its <image> shows a <|im_end|> too."},
     ]
-    assert used["role tool: left out, for no user sees it"] == 1 and used["role developer: system"] == 1
+    assert used["role tool: left out, because no user sees it"] == 1 and used["role developer: system"] == 1
 
 
 def test_turns_of_sharegpt_and_an_unknown_role():
@@ -174,7 +174,7 @@ def test_what_is_wrong_with_a_whole_column_is_said_once(tmp_path, capsys):
     with pytest.raises(ValueError) as error:
         read_click_log(path)
     assert str(error.value) == (
-        f"{path}:1: user_id 0; give it as text, or leave it out; so it is in all 50 rows, which `openrlhf-qs log "
+        f"{path}:1: user_id 0; give it as text, or leave it out; all 50 rows have this, which `openrlhf-qs log "
         "convert` may read"
     )
     parquet = tmp_path / "log.parquet"
@@ -227,7 +227,7 @@ def test_a_line_that_is_no_json_is_named_or_left_out_like_any_other_bad_row(tmp_
     with pytest.raises(SystemExit):
         convert(file)
     error = capsys.readouterr().err
-    assert "export.jsonl:2: no JSON" in error and "export.jsonl:3: [] is no JSON object" in error
+    assert "export.jsonl:2: no JSON" in error and "export.jsonl:3: [] is not a JSON object" in error
     assert [row["impression_id"] for row in convert(file, "--on_error", "skip")] == ["a", "c"]
     assert "bad JSON" in capsys.readouterr().out
 

@@ -127,7 +127,7 @@ def test_several_files_and_bad_rows_are_taken_as_the_flags_say(tiny_log, tiny_lo
     assert not (tmp_path / "data").exists()
     flags = ("--log", str(tiny_log), str(more), "--on_error", "skip")
     (log,) = run(tiny_log, tmp_path / "data", *flags)["log.json"]
-    assert log["log"]["n_impressions"] == 31 and log["skipped"] == {"clicks of another number": 1}
+    assert log["log"]["n_impressions"] == 31 and log["skipped"] == {"wrong number of clicks": 1}
 
 
 @pytest.mark.parametrize("split", ["user", "time"])

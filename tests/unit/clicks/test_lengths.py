@@ -107,7 +107,7 @@ def test_roles_that_a_template_refuses_are_named_with_a_row_and_what_becomes_of_
     assert "which the chat template refuses (Conversation roles must alternate)" in said
     assert "the system message goes into the user's turn" in said
     before = out.preferences.read_bytes()
-    with pytest.raises(ValueError, match="refuses .*: say --refused_roles fold or drop, or mend the log"):
+    with pytest.raises(ValueError, match="refuses .*: use --refused_roles fold or drop, or fix the log"):
         called(lengths, "--data", out.path, "--policy", tmp_path / "strict", "--refused_roles", "stop")
     assert out.preferences.read_bytes() == before
 

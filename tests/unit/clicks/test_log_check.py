@@ -40,12 +40,12 @@ def test_a_log_whose_rows_show_one_text_three_times_is_described(tiny_log_rows, 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = check_log([path])
     assert [place["examination"] for place in found["positions"]] == [1.0, 1.0, 1.0]
-    assert any("place 2, 3 is empty or only ever repeats what stands above" in one for one in found["findings"])
+    assert any("place 2, 3 is empty or only repeats what is shown above" in one for one in found["findings"])
 
 
 def test_a_log_without_rows_is_refused_in_words(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(ValueError, match="empty.jsonl: no row in it; give a click log, one impression a row"):
+    with pytest.raises(ValueError, match="empty.jsonl: it has no rows; give a click log, one impression per row"):
         check_log([tmp_path / "empty.jsonl"])
 
 
@@ -64,9 +64,9 @@ def test_bad_rows_of_any_batch_are_named_or_counted(tiny_log, tiny_log_rows, tmp
         check_log([path])
     assert str(error.value).splitlines() == [
         f"{path}:31: 0 clicks for 3 suggestions; give one 0/1 per suggestion",
-        f"{path}:32: impression_id is that of line 5; give each its own",
+        f"{path}:32: impression_id already used in line 5; give each impression its own",
     ]
-    assert check_log([path], "skip")["skipped"] == {"clicks of another number": 1, "impression_id seen before": 1}
+    assert check_log([path], "skip")["skipped"] == {"wrong number of clicks": 1, "impression_id seen before": 1}
     with pytest.raises(ValueError) as again:
         read_click_log(path)
     assert str(again.value) == str(error.value)
@@ -79,7 +79,7 @@ def test_ids_are_compared_between_files_and_gzip_may_be_damaged(tiny_log, tmp_pa
         check_log([tiny_log, zipped])
     first, second, *_ = str(error.value).splitlines()
     assert first.startswith(f"{zipped}: damaged gzip (") and first.endswith("copy it again")
-    assert second == f"{zipped}:1: impression_id is that of line 1 of {tiny_log}; give each its own"
+    assert second == f"{zipped}:1: impression_id already used in line 1 of {tiny_log}; give each impression its own"
     assert check_log([tiny_log, zipped], "skip")["skipped"] == {"damaged gzip": 1, "impression_id seen before": 30}
 
 

@@ -196,7 +196,7 @@ def test_what_the_cap_of_weights_leaves_of_the_bias_is_what_is_said():
 
     said = " ".join(estimate(counts_of(8, seen), "ctr").findings)
     # the last place is looked at .17 times as often as the top: 1 / (1 + 5 * .17); of the sixth (.26) 5 is enough
-    assert "place 8 (5 in place of 5.9)" in said and "has 54.1% of the weight" in said
+    assert "place 8 (5 instead of 5.9)" in said and "has 54.1% of the weight" in said
     assert share_of_the_top(7) == pytest.approx(0.541, abs=0.015)
     assert share_of_the_top(5) == pytest.approx(0.5, abs=0.015)
 
@@ -277,10 +277,10 @@ def row(**change):
 @pytest.mark.parametrize(
     ("suggestions", "clicks", "policy", "message"),
     [
-        (["a?", "b?"], [1, 1], "ipw", "in 3 all was clicked that was shown, in 0 nothing, and 0 show one text"),
-        (["a?", "a?"], [1, 0], "ipw", "in 0 all was clicked that was shown, in 0 nothing, and 3 show one text sever"),
-        (["a?"], [1], "all", "each shows one suggestion alone; compare .*: --pairs_from click_rates"),
-        (["a?", "b?"], [1, 0], "skip_above", "'all' lets some through: --position_policy all"),
+        (["a?", "b?"], [1, 1], "ipw", "in 3 everything shown was clicked, in 0 nothing, and 0 show one text"),
+        (["a?", "a?"], [1, 0], "ipw", "in 0 everything shown was clicked, in 0 nothing, and 3 show one text sever"),
+        (["a?"], [1], "all", "each shows only one suggestion; compare .*: --pairs_from click_rates"),
+        (["a?", "b?"], [1, 0], "skip_above", "'all' allows some: --position_policy all"),
     ],
 )
 def test_a_log_without_a_pair_is_told_why_and_what_to_do(suggestions, clicks, policy, message):

@@ -25,7 +25,7 @@ def written(path, rows):
 
 def test_a_log_of_people_raises_nothing_of_the_kind(rows, tmp_path):
     found = check_log([written(tmp_path / "log.jsonl", rows)])
-    assert found["n_doubles"] == 0 and not any("as no person has" in sentence for sentence in found["findings"])
+    assert found["n_doubles"] == 0 and not any("too many for a person" in sentence for sentence in found["findings"])
 
 
 def test_rows_that_are_there_twice_are_found_and_can_be_dropped(rows, tmp_path):
@@ -33,7 +33,7 @@ def test_rows_that_are_there_twice_are_found_and_can_be_dropped(rows, tmp_path):
     path = written(tmp_path / "log.jsonl", twice)
     found = check_log([path])
     assert found["n_doubles"] == 2000
-    what = "2,000 rows (50%) are the same as another one but for their id: data --drop_doubles"
+    what = "2,000 rows (50%) are the same as another one except for their id: data --drop_doubles"
     assert any(sentence.startswith(what) for sentence in found["findings"])
     log, dropped = without_repeats(read_click_log(path), drop_doubles=True)
     assert dropped == {"the same row under another id": 2000}
@@ -59,7 +59,7 @@ def test_one_user_with_a_fifth_of_the_rows_is_found_and_can_be_capped(rows, tmp_
     botted = [{**row, "user_id": "bot", "clicks": [1, 1, 1]} if rng.random() < 0.2 else row for row in rows]
     path = written(tmp_path / "log.jsonl", botted)
     n_bot = sum(row["user_id"] == "bot" for row in botted)
-    [sentence] = [one for one in check_log([path])["findings"] if "as no person has" in one]
+    [sentence] = [one for one in check_log([path])["findings"] if "too many for a person" in one]
     assert f"user 'bot' has {n_bot} rows or more" in sentence and "--max_per_user" in sentence
     log, dropped = without_repeats(read_click_log(path), max_per_user=5)
     assert dropped["beyond --max_per_user"] >= n_bot - 5

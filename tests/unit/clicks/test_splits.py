@@ -101,5 +101,5 @@ def test_what_cannot_be_split_is_refused():
         split_log(log, "topic")
     with pytest.raises(ValueError, match="give two times, where fusion begins and where heldout does"):
         split_log(log, "time", cuts=[DAY + timedelta(days=4), DAY])
-    with pytest.raises(ValueError, match="cuts are of a split by time"):
+    with pytest.raises(ValueError, match="cuts are for a split by time"):
         split_log(log, "user", cuts=[DAY, DAY])

@@ -55,7 +55,7 @@ def test_a_number_of_suggestions_that_no_policy_writes_unasked_is_said(tmp_path)
     rows = [row(n, "abcd" if n % 4 else "abc", [1, 0, 0, 0][: 4 if n % 4 else 3]) for n in range(20)]
     found = checked(tmp_path / "log.jsonl", rows)
     [sentence] = [one["sentence"] for one in found["checks"] if one["about"] == "suggestions"]
-    assert sentence.startswith("3 to 4 in a row, mostly 4") and "N_SUGGESTIONS=4" in sentence
+    assert sentence.startswith("3 to 4 per row, mostly 4") and "N_SUGGESTIONS=4" in sentence
 
 
 def test_suggestions_in_another_language_are_said_with_what_that_hurts(tmp_path):

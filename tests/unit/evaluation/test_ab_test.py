@@ -115,11 +115,11 @@ def test_an_arm_that_suggests_nothing_is_never_clicked():
         ([[0.5], [0.5, 0.5], [0.5], [0.5]], "row 1: 2 probabilities for 1 suggestions"),
         ([[0.5], [0.5], [1.5], [0.5]], "row 2: 1.5 for suggestion 1"),
         ([[0.5], [0.5], [float("nan")], [0.5]], "row 2: nan for suggestion 1"),
-        (None, "it returned None; return click probabilities, one row a user"),
-        ([[0.5], None, [0.5], [0.5]], "row 1: None; return one number a suggestion"),
-        ([[0.5], [None], [0.5], [0.5]], r"row 1: \[None\]; return one number a suggestion"),
-        ([["a"], [0.5], [0.5], [0.5]], r"row 0: \['a'\]; return one number a suggestion"),
-        ([[10**400], [0.5], [0.5], [0.5]], r"row 0: \[10+\.\.\.; return one number a suggestion"),
+        (None, "it returned None; return click probabilities, one row per user"),
+        ([[0.5], None, [0.5], [0.5]], "row 1: None; return one number per suggestion"),
+        ([[0.5], [None], [0.5], [0.5]], r"row 1: \[None\]; return one number per suggestion"),
+        ([["a"], [0.5], [0.5], [0.5]], r"row 0: \['a'\]; return one number per suggestion"),
+        ([[10**400], [0.5], [0.5], [0.5]], r"row 0: \[10+\.\.\.; return one number per suggestion"),
     ],
 )
 def test_a_judge_that_breaks_its_word_is_named_with_the_row(answer, said):
@@ -190,7 +190,7 @@ def test_a_lift_from_the_clicks_of_one_conversation_has_no_interval():
     one_click, none = result([0.1, 0.0, 0.0]), result([0.2, 0.0, 0.0])
     assert relative_lift(one_click, none) is None  # where an interval of width 0 would be told
     assert relative_lift(result([0.0, 0.0]), result([0.1, 0.2])) is None
-    assert "for clicks are of fewer than two conversations" in compare("grpo", one_click, "sft", none)
+    assert "because fewer than two conversations have clicks" in compare("grpo", one_click, "sft", none)
 
 
 def test_the_turns_of_one_conversation_are_one_cluster():
@@ -279,7 +279,7 @@ def test_a_file_is_a_judge_with_options_also_when_it_was_loaded_before(tmp_path)
 def test_a_file_must_register_exactly_one_judge(tmp_path):
     with pytest.raises(ValueError, match="registers 0 judges"):
         load_judge(write_judge(tmp_path / "judge_of_none.py", []))
-    with pytest.raises(ValueError, match="registers 2 judges .*must register exactly one"):
+    with pytest.raises(ValueError, match="registers 2 judges .*register exactly one"):
         load_judge(write_judge(tmp_path / "judge_of_two.py", ["one_of_two", "two_of_two"]))
 
 

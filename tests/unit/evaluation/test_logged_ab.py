@@ -95,9 +95,9 @@ def test_a_sample_ratio_that_is_no_chance_is_named_and_shares_can_be_given():
     found = sample_ratio(rows, {})
     assert (found["unit"], found["counts"]) == ("user", {"a": 2000, "b": 1000})
     assert found["p"] == pytest.approx(chisquare([2000, 1000]).pvalue)
-    assert "2,000, 1,000 users where 1,500, 1,500 were to be expected" in found["findings"][0]
+    assert "2,000, 1,000 users where 1,500, 1,500 were expected" in found["findings"][0]
     assert sample_ratio(rows, {"a": 2, "b": 1})["p"] == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="give one above 0 for each of the arms a, b"):
+    with pytest.raises(ValueError, match="give a share above 0 for each of the arms a, b"):
         sample_ratio(rows, {"a": 2})
 
 
@@ -141,7 +141,7 @@ def test_an_arm_can_be_named_by_meta_and_rows_without_one_are_left_out(tmp_path)
     for by, what in (("policy", "alone in 600 rows; a test has two arms"), ("user", "give policy, or meta.KEY")):
         with pytest.raises(ValueError, match=what):
             logged_ab(nobody, by=by)
-    with pytest.raises(ValueError, match="--control x: there is no such arm; there are new, old"):
+    with pytest.raises(ValueError, match="--control x: no such arm; there are new, old"):
         logged_ab(log, control="x")
 
 

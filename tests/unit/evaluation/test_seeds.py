@@ -100,7 +100,7 @@ def test_the_tables_go_between_the_marks_of_a_file_with_the_command_and_the_comm
 
 
 def test_two_runs_of_one_seed_and_a_run_without_users_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="the seeds 3, 3; give one of each"):
+    with pytest.raises(ValueError, match="the seeds 3, 3; give one run per seed"):
         seeds.tables([metrics(3, 0.4, 0.5), metrics(3, 0.4, 0.5)])
     with pytest.raises(ValueError, match="run the stage evaluate"):
         seeds.read(tmp_path)

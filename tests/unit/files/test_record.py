@@ -105,7 +105,7 @@ def test_another_file_under_the_same_name_differs_and_a_copy_of_it_does_not(tmp_
     (tmp_path / "copy.jsonl").write_text("a\n")
     assert not make(run, "data", CLICK_LOG=str(tmp_path / "copy.jsonl"))
     log.write_text("b\n")
-    with pytest.raises(record.Differs, match="mine.jsonl, which was changed since"):
+    with pytest.raises(record.Differs, match="mine.jsonl, which has changed since"):
         make(run, "data", CLICK_LOG=str(log))
     with pytest.raises(record.Differs, match="CLICK_LOG=, made with CLICK_LOG="):
         make(run, "data")
@@ -122,7 +122,7 @@ def test_a_folder_or_a_pipe_among_the_logs_is_named(tmp_path):
     with pytest.raises(ValueError, match="inner is a folder; name its files"):
         make(RunFolder(tmp_path / "run"), "data", CLICK_LOG=str(tmp_path / "logs" / "*"))
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="pipe is no file that can be read twice"):
+    with pytest.raises(ValueError, match="pipe is not a file that can be read twice"):
         make(RunFolder(tmp_path / "run"), "data", CLICK_LOG=str(tmp_path / "pipe"))
 
 
@@ -142,7 +142,7 @@ def test_a_plugin_file_counts_for_the_stages_whose_plugins_it_registers(run, tmp
     assert not make(run, "sft", PLUGIN=str(plugin))  # a reward
     make(run, "fusion", PLUGIN=str(plugin), REWARD="garm,brevity")
     plugin.write_text(plugin.read_text() + "# another threshold\n")
-    with pytest.raises(record.Differs, match="brevity.py, which was changed since"):
+    with pytest.raises(record.Differs, match="brevity.py, which has changed since"):
         make(run, "fusion", PLUGIN=str(plugin), REWARD="garm,brevity")
     with pytest.raises(ValueError, match="plugin file nowhere.py does not exist"):
         make(run, "sft", PLUGIN="nowhere.py")
@@ -169,9 +169,9 @@ def test_again_leaves_the_stages_that_read_nothing_of_it(run):
 
 def test_a_stage_made_anew_makes_the_later_ones_stale_even_where_they_were_left(run):
     entries = record.read_record(run)
-    entries["sft"]["id"] = "made again"
+    entries["sft"]["id"] = "redone"
     record.write_record(run, entries)
-    with pytest.raises(record.Differs, match="sft was made again since"):
+    with pytest.raises(record.Differs, match="sft has been redone since"):
         make(run, "garm")
 
 
@@ -211,7 +211,7 @@ def test_a_default_that_changed_since_is_told_from_what_a_call_asks_for(run, cap
         return capsys.readouterr().err
 
     said = begun("")
-    assert "SFT_LR=1e-3 by default, made with SFT_LR=2e-3" in said and f"CONFIG={run.variables} goes on" in said
+    assert "SFT_LR=1e-3 by default, made with SFT_LR=2e-3" in said and f"CONFIG={run.variables} keeps those" in said
     said = begun("SFT_LR")
     assert "SFT_LR=1e-3, made with SFT_LR=2e-3" in said and "CONFIG=" not in said
 
@@ -219,7 +219,7 @@ def test_a_default_that_changed_since_is_told_from_what_a_call_asks_for(run, cap
 def test_an_entry_of_another_form_is_told_in_one_line(run):
     text = run.record.read_text(encoding="utf-8").replace('"plugin_files"', '"plugins"')
     run.record.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="is of another version .data has no plugin_files.: take another RUN"):
+    with pytest.raises(ValueError, match="is from another version .data has no plugin_files.: use another RUN"):
         make(run, "data")
 
 
@@ -262,7 +262,7 @@ def test_a_file_that_was_cut_at_a_line_end_is_found_before_it_is_trained_on(run)
     with pytest.raises(ValueError, match=r"preferences.jsonl is not what the stage wrote \(22 of 33 bytes\)"):
         make(run, "garm", again="stage")
     run.data.preferences.unlink()
-    with pytest.raises(ValueError, match="preferences.jsonl is gone: make it again by AGAIN=1 bash recipes/data.sh"):
+    with pytest.raises(ValueError, match="preferences.jsonl is gone: redo it with AGAIN=1 bash recipes/data.sh"):
         make(run, "garm", again="stage")
 
 
@@ -276,12 +276,12 @@ def test_a_stage_waits_for_those_that_it_reads(run):
 def test_a_stage_that_made_nothing_is_not_done(run):
     make(run, "fusion")
     record.begin(run, "grpo", VALUES)
-    with pytest.raises(ValueError, match=r"grpo made no .*\*\.safetensors: it is not done"):
+    with pytest.raises(ValueError, match=r"grpo wrote no .*\*\.safetensors: it is not done"):
         record.finish(run, "grpo", 1)
     write_products(run, "grpo")
     for path in run.grpo.path.iterdir():
         os.utime(path, (time.time() - 60,) * 2)  # of an earlier call
-    with pytest.raises(ValueError, match="grpo made nothing: .* is older than this call"):
+    with pytest.raises(ValueError, match="grpo wrote nothing: .* is older than this call"):
         record.finish(run, "grpo", 1)
     assert "grpo" not in record.durations(run)
 
@@ -289,7 +289,7 @@ def test_a_stage_that_made_nothing_is_not_done(run):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("a.jsonl", b'{"a": 1}\n{"a"', "ends within a line"),
+        ("a.jsonl", b'{"a": 1}\n{"a"', "ends in the middle of a line"),
         ("a.json", b'{"a": ', "is not complete JSON"),
         ("a.safetensors", b"", "is not a safetensors file, or its header is truncated"),
         ("a.safetensors", b"\x20\0\0\0\0\0\0\0{", "is not a safetensors file, or its header is truncated"),
@@ -342,7 +342,7 @@ def test_an_arm_of_an_ablation_shares_stages_of_another_run(run, tmp_path):
     assert make(arm, "fusion") and arm.fusion_responses.exists()
     make(run, "sft", again="stage", SEED="1")  # the arm's GaRM is then stale
     record.share(arm, run, ["data", "sft"])
-    with pytest.raises(record.Differs, match="sft was made again since"):
+    with pytest.raises(record.Differs, match="sft has been redone since"):
         make(arm, "garm")
 
 

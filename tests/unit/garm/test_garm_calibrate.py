@@ -49,7 +49,7 @@ def test_the_interval_of_the_factor_covers_the_truth_and_pairs_told_again_do_not
     ("n", "n_first", "said"),
     [
         (5, 3, "5 conversations or users are too few to fit a temperature: it is left at 1"),
-        (30, 18, "the pairs of 30 conversations or users do not tell the temperature: means times"),
+        (30, 18, "the pairs of 30 conversations or users do not determine the temperature: means times"),
     ],
 )
 def test_few_pairs_leave_the_temperature_at_1(tmp_path, write_small_garm, capsys, n, n_first, said):

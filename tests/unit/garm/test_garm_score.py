@@ -119,9 +119,9 @@ def test_an_ensemble_also_says_how_far_its_members_differ(score, table):
         ("title\nx\n", [], "no column suggestion or suggestions or headline; found title"),
         ("headline\nx\n", ["--column", "title"], "no column title; found headline"),
         ("headline\nx\n", ["--conversation_column", "query"], "no column query"),
-        ("headline,mean\nx,1\n", [], "a column mean already"),
+        ("headline,mean\nx,1\n", [], "it already has a column mean"),
         ("headline,n\nx,1,2\n", [], "line 2: 3 cells for 2 columns"),
-        ("headline\n", [], "no row in it"),
+        ("headline\n", [], "it has no rows"),
         ("headline,n\n,1\n", [], "no text in column headline of 1 rows"),
     ],
 )

@@ -268,7 +268,7 @@ def test_a_model_trained_with_lora_scores_as_the_one_in_memory_and_so_does_the_m
     merge(folder, tmp_path / "whole")
     whole = np.stack(SuggestionScorer(tmp_path / "whole")(CONVERSATIONS, SUGGESTIONS), 1)
     np.testing.assert_allclose(whole, expected, atol=0.1, rtol=0.05)  # bfloat16
-    with pytest.raises(ValueError, match="it is a whole model already"):
+    with pytest.raises(ValueError, match="it is already a full model"):
         merge(tmp_path / "whole", tmp_path / "again")
 
 
@@ -373,7 +373,7 @@ def test_an_encoders_own_limit_holds(encoder):
 
 def test_an_encoder_cannot_run_packed(encoder):
     config = AutoConfig.from_pretrained(encoder)
-    with pytest.raises(ValueError, match="bert is an encoder, which cannot run packed"):
+    with pytest.raises(ValueError, match="bert is an encoder, which does not support packing"):
         reward_model_class(BertPreTrainedModel, BertModel, packing_samples=True)(config)
 
 
@@ -396,7 +396,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(tokenizer):
 def test_a_checkpoint_without_the_mark_is_refused(checkpoint, use):
     edit_config(checkpoint, reward_model=None)
     assert read_mark(checkpoint) is None
-    with pytest.raises(ValueError, match="has no entry `reward_model`: this is no reward model of ours"):
+    with pytest.raises(ValueError, match="has no entry `reward_model`: it is not a reward model of ours"):
         use(checkpoint)
 
 
@@ -449,14 +449,14 @@ def test_a_layer_that_is_missing_is_counted(checkpoint):
 
 def test_a_tensor_of_another_shape_is_named(checkpoint):
     changed(checkpoint, lambda weights: weights.update({"model.norm.weight": torch.ones(3)}))
-    with pytest.raises(ValueError, match=r"model.norm.weight has the shape \[3\], config.json wants \[\d+\]"):
+    with pytest.raises(ValueError, match=r"model.norm.weight has the shape \[3\], config.json expects \[\d+\]"):
         check_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_tensor_that_is_no_number_is_named_with_its_file(checkpoint, value):
     changed(checkpoint, lambda weights: weights["model.norm.weight"].index_fill_(0, torch.tensor([1]), value))
-    with pytest.raises(ValueError, match=r"model.safetensors: model.norm.weight holds nan or inf in 1 of \d+ places"):
+    with pytest.raises(ValueError, match=r"model.safetensors: model.norm.weight has nan or inf in 1 of \d+ places"):
         check_checkpoint(checkpoint)
 
 
@@ -474,7 +474,7 @@ def test_lora_weights_that_are_not_all_there_are_named(adapter, part):
 
 def test_a_mark_that_names_no_head_is_refused(checkpoint):
     edit_config(checkpoint, reward_model=["gaussian"])
-    with pytest.raises(ValueError, match=r"reward_model \['gaussian'\] names no head with its options"):
+    with pytest.raises(ValueError, match=r"reward_model \['gaussian'\] does not name a head with its options"):
         check_checkpoint(checkpoint)
 
 

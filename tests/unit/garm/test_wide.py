@@ -237,5 +237,5 @@ def test_a_second_call_and_another_head_are_refused(tmp_path, write_small_garm):
     assert json.loads((folder / "config.json").read_text())["reward_model"]["crosses"]["n_buckets"] == N_BUCKETS
     with pytest.raises(ValueError, match="has crosses.* already: train it again"):
         run_on(tmp_path, folder, clicks_that_hang_on_both(60), clicks_that_hang_on_both(60, 1))
-    with pytest.raises(ValueError, match="crosses and overlaps are fitted for click_gaussian alone"):
+    with pytest.raises(ValueError, match="crosses and overlaps are fitted only for click_gaussian"):
         fit([], [], write_small_garm("gaussian"))

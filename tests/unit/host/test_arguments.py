@@ -37,5 +37,5 @@ def test_an_entry_point_of_another_form_is_named(tmp_path, monkeypatch):
     (tmp_path / "cli").mkdir()
     (tmp_path / "cli" / "train_sft.py").write_text("def main():\n    args = parser.parse_args()\n")
     monkeypatch.setattr(arguments, "host_folder", lambda: tmp_path)
-    with pytest.raises(ValueError, match="train_sft.py parses no arguments where .*: install a version"):
+    with pytest.raises(ValueError, match="train_sft.py does not parse arguments where .*: install a tested version"):
         host_arguments("sft", [])

@@ -43,7 +43,7 @@ def test_of_one_that_is_cut_the_one_before_is_taken(run, capsys):
     cut(folder / "global_step8" / FILES[0])
     assert settle(path) == 4 and latest(folder) == "global_step4"
     assert not (folder / "global_step8").exists()
-    assert "the checkpoint of step 8 is not whole: going on from step 4" in capsys.readouterr().out
+    assert "the checkpoint of step 8 is not whole: continuing from step 4" in capsys.readouterr().out
 
 
 def test_one_that_lacks_a_file_is_not_whole(run):
@@ -62,7 +62,7 @@ def test_where_latest_names_a_folder_that_is_gone_the_newest_that_is_there_is_ta
     path, folder = run
     (folder / "latest").write_text("global_step12")
     assert settle(path) == 8 and latest(folder) == "global_step8"
-    assert "step 12, which it names last, is not whole: going on from step 8" in capsys.readouterr().out
+    assert "step 12, the last one it names, is not whole: continuing from step 8" in capsys.readouterr().out
 
 
 def test_a_run_killed_while_it_wrote_latest_goes_on_from_the_newest(run):

@@ -103,7 +103,7 @@ def test_an_empty_reward_leaves_openrlhf_its_own():
         ("sft", ["--qs.sft_dataset", "divers"], "unknown sft dataset 'divers'; known: diverse, raw"),
         ("garm", ["--qs.reward_model", "cauchy"], "known: bradley_terry, click_gaussian, dpl, gaussian"),
         ("grpo", ["--qs.reward", "rules,odd"], "unknown reward 'odd'; known: .*ood"),
-        ("grpo", ["--qs.reward", "rules,rules"], "a name stands twice"),
+        ("grpo", ["--qs.reward", "rules,rules"], "a name occurs twice"),
         ("grpo", ["--qs.option", "odd.threshold=1"], r"option odd.…: unknown plugin 'odd'; known: .*ood"),
         ("grpo", ["--qs.option", "ood.coef=1"], "reward 'ood' has no option 'coef'; its options: .*threshold"),
         ("grpo", ["--qs.option", "ood.threshold=high"], "ood.threshold = 'high'"),
@@ -120,8 +120,8 @@ def test_an_empty_reward_leaves_openrlhf_its_own():
         ("grpo", [*RULES, "--data.prompt_dataset=no.parquet"], "--data.prompt_dataset no.parquet does not exist"),
         ("sft", ["--model.model_name_or_path", "./nowhere"], "--model.model_name_or_path ./nowhere does not exist"),
         ("grpo", ["--qs.reward", "rules"], "--data.label_key label is missing"),
-        ("grpo", [*RULES, "--reward.remote_url", "f.py"], "--reward.remote_url .* both give the reward: drop one"),
-        ("grpo", [*RULES, "--train.agent_func_path", "f.py"], "both give the reward: drop one"),
+        ("grpo", [*RULES, "--reward.remote_url", "f.py"], "--reward.remote_url .* both give the reward: remove one"),
+        ("grpo", [*RULES, "--train.agent_func_path", "f.py"], "both give the reward: remove one"),
         ("grpo", ["--qs.reward", "garm"], "reward garm needs a reward model: give its checkpoint"),
         ("grpo", ["--qs.reward", "garm", "--reward.model_name_or_path", "no/"], "no/+config.json does not exist"),
         ("grpo", ["--qs.reward", "ood", "--algo.kl.init_coef", "0"], "reward ood needs the reference .*found 0"),
@@ -130,7 +130,7 @@ def test_an_empty_reward_leaves_openrlhf_its_own():
         ("grpo", ["--qs.reward", "ood", "--algo.kl.init=-1"], "reward ood needs the reference .*found -1"),
         ("grpo", [*RULES, "--algo.dynamic_filtering_enable"], "reward/remote.py as --reward.remote_url"),
         ("grpo", [*RULES, "--algo.dynamic_filtering_e"], "reward/remote.py as --reward.remote_url"),
-        ("grpo", [*RULES, "--reward.remote", "f.py"], "both give the reward: drop one"),
+        ("grpo", [*RULES, "--reward.remote", "f.py"], "both give the reward: remove one"),
         ("sft", ["--ckpt.load"], "--ckpt.load_enable without --ckpt.save_steps resumes nothing"),
         ("sft", ["--data.datase", "no.jsonl"], "ambiguous option: --data.datase could match"),
         ("sft", ["--train.max_epoch", "two"], "argument --train.max_epochs: invalid int value: 'two'"),
@@ -163,7 +163,7 @@ def test_weights_of_other_rewards_are_refused(tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--actor.model_name_or_path .*: no config.json in it, so this is no model"):
+    with pytest.raises(ValueError, match="--actor.model_name_or_path .*: it has no config.json, so it is not a model"):
         prepare("grpo", *RULES, "--actor.model_name_or_path", str(tmp_path))
 
 
@@ -252,7 +252,7 @@ def test_the_reference_is_there_unless_the_kl_penalty_is_switched_off():
 @pytest.mark.parametrize("estimator", [(), ("--algo.advantage.estimator", "gae")])
 def test_a_critic_is_not_started_from_our_reward_model(garm, estimator):
     argv = ("--qs.reward", "garm", "--data.label_key", "label", "--reward.model_name_or_path", str(garm), *estimator)
-    with pytest.raises(ValueError, match="name the SFT policy as --critic.model_name_or_path, or take group_norm"):
+    with pytest.raises(ValueError, match="name the SFT policy as --critic.model_name_or_path, or use group_norm"):
         prepare("grpo", *argv)
     prepare("grpo", *argv, "--critic.model_name_or_path", "org/sft")
 

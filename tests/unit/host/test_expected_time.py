@@ -10,8 +10,8 @@ from openrlhf_qs.host.expected_time import expected, in_words, n_responses
 def test_what_is_taught_read_and_written_takes_its_share_of_a_pass():
     # 30 s to start, and .1 s * (5.5 * 100 + 1.25 * 40 + 1 * 40) = 64 s
     said = expected(190, 0.1, 100, 40, 40)
-    assert said.startswith("some 2 minutes ") and said.endswith("tokens: 100 to teach, 40 to read, 40 to write")
-    assert expected(190, 0.1, 0, 0, 40).endswith("190 tokens: 40 to write")
+    assert said.startswith("about 2 minutes ") and said.endswith("tokens: 100 trained on, 40 read, 40 written")
+    assert expected(190, 0.1, 0, 0, 40).endswith("190 tokens: 40 written")
 
 
 def test_impressions_of_one_conversation_count_once_and_no_more_than_the_most(tmp_path):
@@ -30,11 +30,13 @@ def test_impressions_of_one_conversation_count_once_and_no_more_than_the_most(tm
 
 @pytest.mark.parametrize("words", [["x"], ["0"], ["3", "f", "y"], ["3", "f", "1", "2"]])
 def test_what_is_no_number_of_responses_is_refused(words):
-    with pytest.raises(ValueError, match="give how many responses"):
+    with pytest.raises(ValueError, match="give the number of responses"):
         n_responses(words)
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(44, "some 40 s"), (130, "some 2 minutes"), (9000, "some 2.5 hours")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(44, "about 40 s"), (130, "about 2 minutes"), (9000, "about 2.5 hours")]
+)
 def test_it_is_said_no_more_exactly_than_it_is_known(seconds, said):
     assert in_words(seconds) == said
 
@@ -48,4 +50,4 @@ def test_the_line_names_the_stage(monkeypatch, capsys):
     flags = ["--run", "r", "--stage", "grpo", "--policy", "p", "--written", "320", "--read", "960", "--taught", "320"]
     expected_time.run(parser.parse_args(flags))
     # 30 + .5 * (1760 + 1200 + 320) = 1670 s
-    assert capsys.readouterr().out.startswith("grpo: some 28 minutes at the machine's pace of now")
+    assert capsys.readouterr().out.startswith("grpo: about 28 minutes at the machine's current pace")

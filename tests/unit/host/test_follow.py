@@ -128,7 +128,7 @@ def test_a_full_disk_ends_the_log_and_not_the_run():
 
     pieces = (b"Global step 1: {}\n", b"Global step 2: {}\n")
     assert list(_lines(Pieces(*pieces), Full())) == [
-        "log.txt is not written any more: [Errno 28] No space left on device",
+        "log.txt is no longer written: [Errno 28] No space left on device",
         "Global step 1: {}",
         "Global step 2: {}",
         "",

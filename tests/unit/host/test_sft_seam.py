@@ -76,7 +76,7 @@ def test_the_report_lies_beside_the_checkpoint(make, tmp_path, capsys):
 
 
 def test_a_set_that_gives_no_instance_is_refused(make):
-    with pytest.raises(ValueError, match="'diverse' made no instance of 1 conversations"):
+    with pytest.raises(ValueError, match="'diverse' made no instances from 1 conversations"):
         make([{"conversation": CONVERSATION, "candidates": FROM_CLICKS[:2]}])
 
 

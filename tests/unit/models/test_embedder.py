@@ -31,7 +31,9 @@ def test_vectors_come_back_in_the_order_of_the_texts_and_shorter_texts_go_first(
 
 def test_a_model_to_which_different_texts_are_one_is_refused():
     model = length_model()
-    with pytest.raises(ValueError, match=r"tells 1 of 30 texts apart.* a multilingual one, as sentence-transformers/"):
+    with pytest.raises(
+        ValueError, match=r"tells only 1 of 30 texts apart.* a multilingual one, such as sentence-transformers/"
+    ):
         embed(model, [f"text {n}" for n in range(10, 40)])
     assert len(embed(model, ["a" * n for n in range(1, 31)])) == 30
     assert len(embed(model, ["A", "a", "a?"] * 20)) == 60  # one text, in forms that need not differ

@@ -81,9 +81,9 @@ def serve(monkeypatch):
 @pytest.mark.parametrize(
     ("behave", "said"),
     [
-        (lambda c: time.sleep(3), "no whole answer within 0.5 s"),
-        (lambda c: drip(c, HEAD + b"X-Slow: " + b"a" * 200), "no whole answer within 0.5 s"),
-        (lambda c: drip(c, HEAD + b"\r\n" + b" " * 200), "no whole answer"),
+        (lambda c: time.sleep(3), "no complete answer within 0.5 s"),
+        (lambda c: drip(c, HEAD + b"X-Slow: " + b"a" * 200), "no complete answer within 0.5 s"),
+        (lambda c: drip(c, HEAD + b"\r\n" + b" " * 200), "no complete answer"),
         (flood, "an answer of more than 200,000 bytes"),
         (lambda c: flood(c, b"HTTP/1.1 400 No\r\n"), "HTTP 400: '   "),
         (answer(HEAD + b"\r\n" + b"[" * 190_000), "the answer is nested too deep"),

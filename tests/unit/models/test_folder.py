@@ -55,7 +55,7 @@ def test_a_path_that_is_not_there_is_refused():
         (b"", "cannot be read: Expecting value"),
         (b'{"a": ', "cannot be read: "),
         (b'{"a": "\xff"}', "cannot be read: 'utf-8'"),
-        (b"[1]", "is a list, no object"),
+        (b"[1]", "is a list, not an object"),
         (b"[" * 100_000, "cannot be read: "),
     ],
 )

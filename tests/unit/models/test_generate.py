@@ -80,4 +80,4 @@ def test_suggestions_in_another_language_than_the_users_are_counted(tmp_path, en
     )
     write_json_lines(tmp_path / "a.jsonl", [{"conversation": asked("Wie backe ich zu Hause ein gutes Brot?")}])
     run("--policy", "p", "--prompts", tmp_path / "a.jsonl", "--out", tmp_path / "b")
-    assert "1 of 3 suggestions are surely in another language or script" in capsys.readouterr().out
+    assert "1 of 3 suggestions are clearly in another language or script" in capsys.readouterr().out

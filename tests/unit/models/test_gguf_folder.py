@@ -155,11 +155,12 @@ def test_the_command_writes_the_folder_and_prints_its_name_alone(tmp_path, capfd
     assert not list(tmp_path.glob(".*.writing"))
     with pytest.raises(SystemExit):
         cli.main(["model", str(file), "--out", str(tmp_path / "here")])
-    assert "here is there" in capfd.readouterr().err
+    assert "here exists" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"no model", "no whole GGUF file"), (b"", "no whole GGUF file"), (None, "does not exist")]
+    ("content", "said"),
+    [(b"no model", "not a complete GGUF file"), (b"", "not a complete GGUF file"), (None, "does not exist")],
 )
 def test_a_file_that_is_no_gguf_is_said_in_one_line(tmp_path, content, said):
     file = tmp_path / "bad.gguf"
@@ -173,5 +174,5 @@ def test_a_file_that_is_no_gguf_is_said_in_one_line(tmp_path, content, said):
 def test_a_cut_file_is_no_model(tmp_path):
     file = write_gguf(tmp_path / "tiny.gguf")
     file.write_bytes(file.read_bytes()[:-2000])
-    with pytest.raises(ValueError, match="no whole GGUF file"):
+    with pytest.raises(ValueError, match="not a complete GGUF file"):
         resolve_model(str(file), cache=tmp_path)

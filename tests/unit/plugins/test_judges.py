@@ -92,7 +92,8 @@ def test_a_passing_failure_is_asked_again(endpoint, first):
 def test_a_lasting_failure_is_an_error_that_names_the_row_and_never_a_number(endpoint):
     endpoint.answer = lambda question, n: (200, probabilities([0.5] if question["suggestions"] == ["good"] else [1.5]))
     judge = OpenAIEndpoint(endpoint.url, "m", retries=2, concurrency=1)
-    with pytest.raises(ValueError, match=r"judge openai_endpoint, row 2: .* after try 3 of 3: 1.5 is no probability"):
+    said = r"judge openai_endpoint, row 2: .* after try 3 of 3: 1.5 is not a probability"
+    with pytest.raises(ValueError, match=said):
         judge([CONVERSATION] * 3, [["good"], ["good"], ["bad"]])
     assert len(endpoint.asked) == 1 + 3
 

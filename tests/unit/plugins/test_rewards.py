@@ -418,7 +418,7 @@ def test_a_general_reward_model_scores_in_batches_what_it_scores_alone(classifie
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [("policy", "holds Qwen3ForCausalLM .* give a sequence classifier with one"), ("nothing", "general.model = ")],
+    [("policy", "is a Qwen3ForCausalLM .* give a sequence classifier with one"), ("nothing", "general.model = ")],
 )
 def test_what_is_no_classifier_is_refused(classifier, model, message):
     with pytest.raises(ValueError, match=message):

@@ -51,7 +51,7 @@ def test_it_learns_that_people_take_what_belongs_to_what_they_did_last(tmp_path,
     song, book = map(json.loads, out.read_text().splitlines())
     assert book["score"] > 0 > song["score"] and book["chance"] > 0.5 > song["chance"]
     assert song["proposal"] == "Sing a song"
-    assert "no context has an accepted and a refused proposal: no GAUC; ECE" in capsys.readouterr().out
+    assert "no context has both an accepted and a rejected proposal: no GAUC; ECE" in capsys.readouterr().out
     # what another program writes: a number as the context, none at all, fewer fields, a proposal alone in its context
     bare = [{"events": ["The user opens a map."], "proposal": text} for text in ("Find a way", "Sing")]
     held_out.write_text("".join(json.dumps(one) + "\n" for one in [bare[0] | {"context_id": 7}, *bare]))
@@ -77,7 +77,7 @@ def test_bad_rows_are_named(tmp_path, change, what):
 
 
 def test_a_model_that_is_none_is_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no ranker"):
+    with pytest.raises(ValueError, match="is not a ranker"):
         score.run(_args(file="x", model=str(tmp_path), out="y", intents="", n=3))
 
 

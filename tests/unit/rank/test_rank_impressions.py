@@ -42,7 +42,7 @@ def test_suggestions_may_be_ids_of_intents(tmp_path):
 def test_an_intent_that_is_not_in_the_knowledge_base_is_named_with_its_row(tmp_path):
     clicks, base = write(tmp_path, visits(30))
     clicks.write_text(clicks.read_text().replace("How do I repair my lamp?", "What is love?"))
-    with pytest.raises(ValueError, match="shows 'What is love[?]', which is no intent; add it or drop the row"):
+    with pytest.raises(ValueError, match="shows 'What is love[?]', which is not an intent; add it or drop the row"):
         read_impressions(clicks, read_intents(base))
 
 
@@ -52,8 +52,8 @@ def test_an_intent_that_is_not_in_the_knowledge_base_is_named_with_its_row(tmp_p
         ({"id": "a"}, "base.jsonl:2: intent 'a' has the text None; give one line of text"),
         ({"id": "a", "text": "  "}, "has the text '  '"),
         ({"id": 4, "text": "Why?"}, "id 4; give it as text"),
-        ({"id": "first", "text": "Why?"}, "stands in line 1 too"),
-        ({"id": "a", "text": "How?"}, "stands in line 1 too"),
+        ({"id": "first", "text": "Why?"}, "is also in line 1"),
+        ({"id": "a", "text": "How?"}, "is also in line 1"),
     ],
 )
 def test_an_intent_without_a_text_or_that_stands_twice_is_refused_with_its_line(tmp_path, row, what):
@@ -69,9 +69,9 @@ def test_features_that_training_did_not_have_are_zero_and_another_type_is_an_err
     assert codes([{"seller": "elsewhere", "new": "x"}]).tolist() == [[0, 0]]
     assert codes([{"seller": "far", "age": 31.0}])[0, 1] == 1
     assert len({int(codes([{"age": age}])[0, 0]) for age in (20, 60)}) == 2
-    with pytest.raises(ValueError, match="feature 'age' is 'young', and training had numbers"):
+    with pytest.raises(ValueError, match="feature 'age' is 'young', but training had numbers"):
         codes([{"age": "young"}])
-    with pytest.raises(ValueError, match="row 2: feature 'seller' is 3, and training had text; give what it had"):
+    with pytest.raises(ValueError, match="row 2: feature 'seller' is 3, but training had text; give the same kind"):
         codes([{"seller": "far"}, {"seller": 3}])
     with pytest.raises(ValueError, match=r"feature 'seller' is \['near'\]; give text, a number, true or false"):
         codes([{"seller": ["near"]}])

@@ -46,7 +46,7 @@ def test_it_is_saved_and_loaded_and_scores_the_same(ranker, tmp_path):
 
 
 def test_a_folder_without_a_ranker_is_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no ranker"):
+    with pytest.raises(ValueError, match="is not a ranker"):
         Ranker.load(tmp_path)
 
 

@@ -81,7 +81,7 @@ def test_two_processes_with_halves_of_the_batches_make_the_steps_of_one_with_the
 def test_a_log_of_which_not_every_worker_would_measure_a_row_is_refused():
     training, rows = two_towers()
     one = rows.take(torch.arange(1))
-    with pytest.raises(ValueError, match="--n_workers 2: 1 rows are kept back"):
+    with pytest.raises(ValueError, match="--n_workers 2: 1 validation rows"):
         fit_on_ray(training, rows, one, Schedule(batch_size=32, max_epochs=1, patience=1), n_workers=2)
 
 

@@ -59,7 +59,7 @@ def test_the_reward_is_the_gain_and_a_malformed_response_costs_what_is_said(rank
 def test_a_label_keeps_what_was_clicked_and_who_knows_no_click_is_no_use(ranker):
     asked = request(INTENTS.texts[2])
     assert Request.of_label(asked.label()) == asked
-    for bad, what in (((), "no click"), (("What is love?",), "no intent of it")):
+    for bad, what in (((), "no click"), (("What is love?",), "not an intent of the ranker")):
         with pytest.raises(ValueError, match=what):
             best.gain(Ranker.load(ranker), [Request(asked.conversation, "u", asked.features, bad)], ["Why?"])
 
@@ -98,9 +98,9 @@ def test_the_ranker_that_rewards_does_not_change_with_the_clicks_that_it_judges(
     log.shown[:] = 1, 2, 3  # of the other one, too
     clicks, other = write(tmp_path, log, Intents(INTENTS.ids, ("What is new?", *INTENTS.texts[1:])))
     words = ("--log", str(clicks), "--intents", str(other), "--propensity", "none", "--out", str(tmp_path / "four"))
-    with pytest.raises(ValueError, match="two/reward was trained with another knowledge base; train it anew"):
+    with pytest.raises(ValueError, match="two/reward was trained with another knowledge base; retrain it"):
         train.run(arguments(train, *words, *asked))
-    with pytest.raises(ValueError, match="two without --queries: give what it is to learn from"):
+    with pytest.raises(ValueError, match="two without --queries: give the queries to learn from"):
         train.run(arguments(train, *words, *asked[:2]))
 
 
@@ -149,7 +149,7 @@ def test_what_is_taught_to_the_reasoner_is_of_its_half_and_what_needs_a_query_is
 
 @pytest.mark.parametrize(
     ("row", "what"),
-    [(0, r"'visits' is text in some rows \('many'\) and a number"), (-1, "'visits' is 'many', and training had numb")],
+    [(0, r"'visits' is text in some rows \('many'\) and a number"), (-1, "'visits' is 'many', but training had numb")],
 )
 def test_features_of_two_types_are_refused_before_anything_is_written(tmp_path, row, what):
     log = visits(200)

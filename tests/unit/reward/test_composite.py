@@ -119,7 +119,7 @@ def test_weights_of_other_rewards_are_refused_by_name():
 
 
 def test_a_reward_that_stands_twice_is_refused():
-    with pytest.raises(ValueError, match="reward length,length: a name stands twice"):
+    with pytest.raises(ValueError, match="reward length,length: a name occurs twice"):
         CompositeReward(["length", "length"])
 
 
@@ -142,12 +142,12 @@ def test_a_weights_file_is_read_as_parts_whatever_else_is_in_it(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no weights file of the fusion stage"),
-        ("[]", "is no weights file of the fusion stage"),
-        ('{"length": 1.0}', "is no weights file of the fusion stage"),
-        ('{"rewards": {"length": 1.0}}', "is no weights file of the fusion stage"),
-        ('{"rewards": {"length": {"wieght": 1.0}}}', "is no weights file of the fusion stage: .*wieght"),
-        ('{"rewards": {"length": {"weight": "1.0"}}}', "is no weights file of the fusion stage"),
+        ("{", "is not a weights file of the fusion stage"),
+        ("[]", "is not a weights file of the fusion stage"),
+        ('{"length": 1.0}', "is not a weights file of the fusion stage"),
+        ('{"rewards": {"length": 1.0}}', "is not a weights file of the fusion stage"),
+        ('{"rewards": {"length": {"wieght": 1.0}}}', "is not a weights file of the fusion stage: .*wieght"),
+        ('{"rewards": {"length": {"weight": "1.0"}}}', "is not a weights file of the fusion stage"),
         ('{"rewards": {"length": {"std": 0.0}}}', "length has .*std=0.0.*; give finite numbers and a std above 0"),
         ('{"rewards": {"length": {"weight": NaN}}}', "length has .*weight=nan"),
         ('{"rewards": {}, "normalisation": "none"}', "normalisation 'none' is unknown; known: sft, group, running"),
@@ -319,7 +319,9 @@ def returning(value):
 @pytest.mark.parametrize("on_failure", ["raise", "skip_group"])
 def test_what_is_no_number_a_response_names_the_reward_and_what_it_returned(value, found, on_failure):
     returning(value)
-    with pytest.raises(ValueError, match=f"reward 'returns' returned {found}.*; give one number a response") as error:
+    with pytest.raises(
+        ValueError, match=f"reward 'returns' returned {found}.*; give one number per response"
+    ) as error:
         CompositeReward(["returns"], on_failure=on_failure).score(batch("a", "b"))
     assert "\n" not in str(error.value)
 

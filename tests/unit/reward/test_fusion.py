@@ -98,7 +98,7 @@ def test_variance_inflation_is_that_of_a_regression_on_the_others():
 def test_collinear_parts_are_warned_of():
     data = synthetic([1.0, 1.0])
     twice = FusionData(["a", "b", "c"], data.difference[:, [0, 1, 1]], data.weight, data.conversation, data.topic)
-    with pytest.warns(UserWarning, match="reward 'c' can hardly be told from the others"):
+    with pytest.warns(UserWarning, match="reward 'c' can hardly be distinguished from the others"):
         LogisticRegressionFusion()(twice)
 
 
@@ -123,7 +123,8 @@ def test_where_no_part_rises_with_clicks_beyond_its_noise_all_get_the_same_share
         fusion = LogisticRegressionFusion()
         with pytest.warns(UserWarning) as said:
             assert fusion(data) == [0.5, 0.5]
-        assert len(said) == 1 and "this log cannot tell the weights, for no part rises" in str(said[0].message)
+        (warning,) = said
+        assert "this log does not determine the weights, because no part rises" in str(warning.message)
         assert not fusion.report["first_stage"]["told"]
 
 
@@ -141,7 +142,7 @@ def across_conversations(seed, n=600):
 
 
 def test_weights_across_conversations_are_not_taken_for_told():
-    with pytest.warns(UserWarning, match="its conversations hardly come again"):
+    with pytest.warns(UserWarning, match="its conversations hardly recur"):
         assert LogisticRegressionFusion()(across_conversations(0)) == [1 / 3] * 3
 
 
@@ -460,7 +461,7 @@ def test_objectives_are_those_that_the_data_tell():
     data = synthetic([1.0, 0.5], n=400)
     _, inside, outside = split(data, 0)
     assert list(objectives(np.array([1.0, 0.0]), inside, outside)) == ["accuracy", "accuracy_out"]
-    with pytest.raises(ValueError, match="these data do not tell it; they tell accuracy, accuracy_out"):
+    with pytest.raises(ValueError, match="these data allow only accuracy, accuracy_out"):
         ParetoFusion(choose="validity", n_trials=1)(data)
 
 
@@ -515,7 +516,7 @@ def test_one_response_a_conversation_tells_no_group():
     with pytest.warns(UserWarning, match="one response a conversation .* --n_samples 4"):
         scale = stage.part_scale(["a"], sampled, sampled, np.arange(2), "sft")
     assert scale.seen.tolist() == [1.0]
-    with pytest.raises(ValueError, match="several responses a conversation: .* --n_samples 4"):
+    with pytest.raises(ValueError, match="several responses per conversation: .* --n_samples 4"):
         stage.part_scale(["a"], sampled, sampled, np.arange(2), "group")
 
 

@@ -240,7 +240,7 @@ def test_a_stop_keeps_the_newest_checkpoint_from_before_the_window(tmp_path):
     last_good = tmp_path / "ckpt" / "last_good"
     assert (last_good / "_actor" / "latest").read_text() == "global_step8"
     assert (last_good / "_actor" / "global_step8" / "states.pt").read_text() == "policy after 8"
-    assert sentence.startswith("monitor sigma, step 11: ") and f"by --ckpt.path {last_good}" in sentence
+    assert sentence.startswith("monitor sigma, step 11: ") and f"with --ckpt.path {last_good}" in sentence
     assert newest_step(last_good) == 8
     assert sorted(os.listdir(tmp_path / "ckpt")) == ["_actor", "last_good"]
 
@@ -253,7 +253,7 @@ def test_a_checkpoint_within_the_window_is_not_good_and_an_older_one_survives_it
 
 
 def test_without_a_good_checkpoint_the_sentence_says_so(tmp_path):
-    assert "begin again from the SFT policy" in train(tmp_path, [1.0] * 3 + [2.0] * 9)
+    assert "start again from the SFT policy" in train(tmp_path, [1.0] * 3 + [2.0] * 9)
     assert not (tmp_path / "ckpt" / "last_good").exists()
 
 

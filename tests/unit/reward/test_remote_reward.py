@@ -387,6 +387,6 @@ def test_weights_that_want_groups_are_refused(tmp_path):
     weights = tmp_path / "weights.json"
     weights.write_text(json.dumps({"normalisation": "group", "rewards": {"rules": {}}}))
     with pytest.raises(
-        ValueError, match="learned for the normalisation 'group', and a reward function sees no groups"
+        ValueError, match="learned for the normalisation 'group', but a reward function sees no groups"
     ):
         load_reward({"OPENRLHF_QS_REWARD": "rules", "OPENRLHF_QS_WEIGHTS": str(weights)})

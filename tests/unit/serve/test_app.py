@@ -416,8 +416,8 @@ def test_errors_of_a_body_say_where_and_not_what(tmp_path):
     [
         ({"content": b"{}"}, "give the header Content-Type: application/json"),
         ({"data": {"conversation": "x"}}, "give the header Content-Type: application/json"),
-        ({"content": b"{", "headers": {"Content-Type": "application/json"}}, "the body is no JSON"),
-        ({"content": b"\xff{", "headers": {"Content-Type": "application/json"}}, "the body is no JSON in UTF-8"),
+        ({"content": b"{", "headers": {"Content-Type": "application/json"}}, "the body is not JSON"),
+        ({"content": b"\xff{", "headers": {"Content-Type": "application/json"}}, "the body is not JSON in UTF-8"),
         ({"json": []}, "the body: Input should be a valid dictionary"),
         ({"content": b"", "headers": {"Content-Type": "application/json"}}, "the body: Field required"),
         ({"json": {}}, "conversation: Field required"),
@@ -580,7 +580,7 @@ def test_arms_that_cannot_be_are_refused():
             parse_arm(wrong)
     with pytest.raises(ValueError, match="add up to 0.9"):
         check_shares([("a", 0.5), ("b", 0.4)])
-    with pytest.raises(ValueError, match="one name"):
+    with pytest.raises(ValueError, match="the same name"):
         check_shares([("a", 0.5), ("a", 0.5)])
 
 

@@ -90,7 +90,7 @@ def test_the_language_that_is_asked_for_decides():
 
 def test_a_block_list_that_is_empty_or_missing_is_refused(tmp_path):
     (tmp_path / "none.txt").write_text("# nothing\n")
-    with pytest.raises(ValueError, match="has no word in it"):
+    with pytest.raises(ValueError, match="has no words in it"):
         filters("block_list", block_list={"file": str(tmp_path / "none.txt")})
     with pytest.raises(ValueError, match="cannot be read"):
         filters("block_list", block_list={"file": str(tmp_path / "missing.txt")})

@@ -27,8 +27,8 @@ def test_rows_become_flat_arrays_with_nan_for_what_is_not_there():
         ({"conversation": []}, "row 2 has no list of candidates"),
         ({"candidates": [{"words": "a"}]}, "row 2: candidate .* has no text"),
         ({"candidates": [{"text": None}]}, "row 2: candidate .* has no text"),
-        ({"candidates": [{"text": "a", "log_prob": "low"}]}, "row 2: log_prob 'low' is no number"),
-        ({"candidates": [{"text": "a", "log_prob": [1, 2]}]}, r"row 2: log_prob '\[1, 2\]' is no number"),
+        ({"candidates": [{"text": "a", "log_prob": "low"}]}, "row 2: log_prob 'low' is not a number"),
+        ({"candidates": [{"text": "a", "log_prob": [1, 2]}]}, r"row 2: log_prob '\[1, 2\]' is not a number"),
         ({"candidates": [{"text": "a", "garm_mean": math.inf}]}, "row 2: garm_mean inf is not finite"),
     ],
 )
@@ -70,7 +70,7 @@ def test_what_one_candidate_lacks_is_the_mean_of_its_row_or_of_the_file():
 
 
 def test_a_file_in_which_nothing_speaks_for_any_candidate_is_refused():
-    with pytest.raises(ValueError, match="nothing says which suggestions are good"):
+    with pytest.raises(ValueError, match="nothing shows which suggestions are good"):
         log_quality(read_candidates(rows([{"text": "a"}])), ALL)
     assert log_quality(read_candidates(rows([], [])), ALL).tolist() == []
 

@@ -134,7 +134,7 @@ def test_a_row_that_fails_stops_the_run_and_is_named_and_the_others_are_kept(ask
     with pytest.raises(SystemExit):
         ask(8, "--concurrency", "1")
     said = capsys.readouterr().err
-    assert "conversations.jsonl:4: gave up on" in said and "HTTP 400" in said and "3 of 8 impressions are kept" in said
+    assert "conversations.jsonl:4: gave up on" in said and "HTTP 400" in said and "3 of 8 impressions are done" in said
     assert not (tmp_path / "log.jsonl").exists()
     server.answer = lambda name, n: (200, RIGHT)
     assert len(read_json_lines(ask(8))) == 8
@@ -254,7 +254,7 @@ EIGHT = "\n".join(f"{n}. Why {n} eggs?" for n in range(1, 9))
     [
         (f"version: 1\n---\n---\nHi\n---\n{EIGHT}\n---\nThree", r"no \$conversation"),
         ("version: 1\n---\n---\nHi\n---\n1. Why?\n---\n$conversation", "an example needs 8 suggestions"),
-        (f"version: 1\n---\n---\nHi\n---\n{EIGHT}", "is no template"),
+        (f"version: 1\n---\n---\nHi\n---\n{EIGHT}", "is not a template"),
     ],
 )
 def test_an_example_that_is_none_is_named(tmp_path, text, said):
@@ -297,7 +297,7 @@ def test_what_is_left_of_malformed_answers_is_not_mixed_in():
 def test_what_only_vllm_here_can_do_is_refused_with_an_endpoint(ask, capsys, flags):
     with pytest.raises(SystemExit):
         ask(1, *flags)
-    assert "for vLLM here" in capsys.readouterr().err
+    assert "need vLLM here" in capsys.readouterr().err
 
 
 def test_a_constrained_answer_is_well_formed():
@@ -336,7 +336,7 @@ def test_a_template_of_ones_own_is_a_file(tmp_path):
 def test_a_file_of_another_form_is_no_template(tmp_path, text):
     file = tmp_path / "mine.txt"
     file.write_text(text)
-    with pytest.raises(ValueError, match="mine.txt is no template"):
+    with pytest.raises(ValueError, match="mine.txt is not a template"):
         read_template(str(file))
 
 

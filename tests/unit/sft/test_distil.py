@@ -86,7 +86,7 @@ def test_the_table_adds_up():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--teacher", "."], "no config.json in it"),
+        (["--teacher", "."], "it has no config.json"),
         (["--teacher", "/nonexistent"], "/nonexistent does not exist"),
         (["--teacher", ".", "--n_samples", "0"], "--n_samples 0"),
     ],

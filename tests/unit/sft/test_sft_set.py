@@ -29,8 +29,8 @@ def test_assembled_rows_say_what_they_were_chosen_from():
     "answers, message",
     [
         ([None], "gave 1 answers to 2 rows"),
-        ([None, ["a", "b"]], "row 2: the SFT dataset's answer is no response: numbers"),
-        ([None, ["a", "b", "?"]], "row 2: the SFT dataset's answer is no response: no letter in number 3"),
+        ([None, ["a", "b"]], "row 2: the SFT dataset's answer is not a response: numbers"),
+        ([None, ["a", "b", "?"]], "row 2: the SFT dataset's answer is not a response: no letter in number 3"),
         ([["a", "b", "c\nd"], None], "is empty or has a line break"),
     ],
 )

@@ -191,5 +191,6 @@ def test_a_log_too_small_for_random_weights_is_told_so():
         asked = [[{"role": "user", "content": f"question {k}"}] for k in range(n)]
         return pl.DataFrame({"conversation": asked, "clicks": [[0, 1]] * (n - 1) + [[0, 0]]})
 
-    assert too_small(log_of(1000)).startswith("999 conversations with a click are few for a policy of random weights")
+    few = "999 conversations with a click are few for a randomly initialised policy"
+    assert too_small(log_of(1000)).startswith(few)
     assert too_small(log_of(1001)) == ""

@@ -292,7 +292,7 @@ def test_position_carries_no_quality_in_the_log():
 
 
 def test_cold_start_wants_a_conversation_of_this_world():
-    with pytest.raises(ValueError, match="not of the built-in world"):
+    with pytest.raises(ValueError, match="not from the built-in world"):
         cold_start_suggestions([{"role": "user", "content": "Hello"}], random.Random(0))
     with pytest.raises(ValueError, match="unknown kind of suggestion 'nice'"):
         suggestion_of_kind("nice", read_scene(SOURDOUGH), random.Random(0))

@@ -132,7 +132,7 @@ def test_the_best_suggestions_beat_whatever_else_is_suggested_and_a_fixed_choice
 
 
 def test_the_bounds_want_a_conversation_of_this_world():
-    with pytest.raises(ValueError, match="topic None is not of the built-in world"):
+    with pytest.raises(ValueError, match="topic None is not from the built-in world"):
         best_suggestions([{"role": "user", "content": "Hello"}])
 
 

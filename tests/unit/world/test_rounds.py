@@ -66,7 +66,7 @@ def test_how_a_policy_is_asked_is_not_said_where_there_is_none(tmp_path):
     parser = argparse.ArgumentParser()
     click_log.add_arguments(parser)
     for flags in (["--round", "2"], ["--temperature", "0.5"]):
-        with pytest.raises(ValueError, match=f"{flags[0]} says how a policy is asked"):
+        with pytest.raises(ValueError, match=f"{flags[0]} is for sampling from a policy"):
             click_log.run(parser.parse_args(["--out", str(tmp_path / "x.jsonl"), *flags]))
 
 

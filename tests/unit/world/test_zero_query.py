@@ -83,5 +83,5 @@ def test_the_judge_reads_the_words_of_features_and_knows_no_other_text():
 
 
 def test_features_of_another_world_are_refused():
-    with pytest.raises(ValueError, match="no visitor of the zero-query world: without"):
+    with pytest.raises(ValueError, match="not a visitor of the zero-query world: without"):
         features_of([{"colour": "red"}])
