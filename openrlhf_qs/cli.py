@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 
 from openrlhf_qs import __version__
@@ -158,6 +159,7 @@ sft, garm, dpo and grpo also take any flag of OpenRLHF; our own begin with --qs.
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``openrlhf-qs``. Errors of a user's making, and of the machine's, are one line on stderr and exit
     status 2."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # for users, who need no line of source
     try:
         _run(argv)
         sys.stdout.flush()

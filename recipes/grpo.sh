@@ -47,7 +47,6 @@ if [ "$FORM" = gpu ]; then
       --vllm.tensor_parallel_size 1 --vllm.sync_backend nccl --vllm.enable_prefix_caching
    )
    if [ "$ASYNC" = 1 ]; then   # half of each node's GPUs generate rollouts, the other half train
-      [ "$GPUS" -ge 2 ] || die "ASYNC=1 needs at least 2 GPUs per node, one for rollouts and one for training; found GPUS=$GPUS"
       TRAIN_GPUS=$((GPUS / 2))
       SIZE+=(
          --train.async_enable --train.partial_rollout_enable --train.colocate_all

@@ -150,7 +150,8 @@ def _ctr_bars(ab: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 HOW_TO_READ = (
-    "New: neither under sft nor in the log. GaRM: the reward model's mean ± its standard deviation, more is better. "
+    "New: not suggested by sft here, and not shown under this conversation in the log. GaRM: the reward model's mean "
+    "± its standard deviation, more is better. "
     "Bars: what each part brings a response's reward, in deviations of the SFT policy; red takes away."
 )
 
@@ -258,10 +259,14 @@ def _calibration(metrics: Mapping[str, Any]) -> list[dict]:
         ]
         for name, one in measured.items()
     ]
+    others = (
+        "The other rows: what users clicked of an arm's suggestions in the A/B test; those of grpo are what it was "
+        "never taught. "
+    )
     note = (
-        f"Held-out clicks: {garm['n_impressions']:,} impressions of the log. The other rows: what users clicked of an "
-        "arm's suggestions in the A/B test; those of grpo are what it was never taught. Intervals by bootstrap over "
-        "impressions. Every pair is in the diagram from both sides, so it is mirrored; bars are 95 % Wilson intervals."
+        f"Held-out clicks: {garm['n_impressions']:,} impressions of the log. {others if len(rows) > 1 else ''}"
+        "Intervals by bootstrap over impressions. Pairs are weighted, as in training. Every pair is in the diagram "
+        "from both sides, so it is mirrored; bars are 95 % Wilson intervals."
     )
     blocks.append(_table(["pairs of", "N", *columns.values(), "ECE if calibrated"], rows, note=note))
     blocks.append(_plot(reliability_diagram(garm["reliability"]), "Reliability diagram of the reward model"))
@@ -484,7 +489,8 @@ def _made(entries: Mapping[str, Mapping[str, Any]]) -> list[dict]:
         ]
         for name, one in done.items()
     ]
-    rows.append(["together", _duration(sum(one["seconds"] for one in done.values())), "", ""])
+    all_of_them = "together" if "evaluate" in done else "together, without evaluate"
+    rows.append([all_of_them, _duration(sum(one["seconds"] for one in done.values())), "", ""])
     note = "A commit with + had changes that were not committed." if any(row[2].endswith("+") for row in rows) else ""
     blocks = [_table(["stage", "time", "commit", "command"], rows, note=note, text=True)]
     versions = {

@@ -733,8 +733,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = RunFolder(args.run)
     try:
         if args.action == "recall":
-            for name, value in recall(run, args.stage, args.words).items():
+            values = recall(run, args.stage, args.words)
+            for name, value in values.items():
                 print(f"{name}={shlex.quote(value)}")
+            entry = read_record(run).get(args.stage, {})
+            of_unfinished = [name for name in values if name in entry.get("given", {}) and entry["state"] == "begun"]
+            if of_unfinished:
+                given = " ".join(f"{name}={shlex.quote(values[name])}" for name in of_unfinished)
+                print(
+                    f"{args.stage}: continuing with {given}, as in the call that did not finish; give another value to "
+                    "replace one",
+                    file=sys.stderr,
+                )
         elif args.action == "begin":
             values = dict(word.split("=", 1) for word in args.words)
             if not begin(run, args.stage, values, flags, args.given.split(), args.again):

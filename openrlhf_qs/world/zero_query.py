@@ -4,7 +4,7 @@
 conversation and intents as ``suggestions``, and ``intents.jsonl``, the knowledge base, ``{"id", "text"}``.
 
 A visitor of a shop has twenty discrete features. Eight are noise; several matter only together (``RULES``: whether an
-order that came from overseas is to be returned or refunded depends on how it was paid). An intent is an action on a kind of
+order from overseas is to be returned or refunded depends on how it was paid). An intent is an action on a kind of
 thing ("How do I return my headphones?") or a general one. The things are in the features by the names of articles
 ("studio headphones"), so an article that was never seen is still legible to who reads words, and not to who reads
 ids. From ``NEW_FROM`` on there are new kinds of things, new intents about them, and a sale.

@@ -463,8 +463,17 @@ def test_a_second_call_beside_the_first_is_refused_and_names_it(recipes):
         ({"DRY_RUN": "yes"}, "DRY_RUN=yes: give 1 or 0"),
         ({"RFT": "no"}, "RFT=no: give 1 or 0"),
         ({"WIDE": "true"}, "WIDE=true: give 1 or 0"),
-        ({"STEPS": "many"}, "STEPS=many: give a whole number, as in STEPS=8"),
-        ({"N_RFT": "2k"}, "N_RFT=2k: give a whole number, as in N_RFT=100"),
+        ({"STEPS": "many"}, "STEPS=many: give a whole number above 0, as in STEPS=8"),
+        ({"STEPS": "0"}, "STEPS=0: give a whole number above 0, as in STEPS=8"),
+        ({"N_RFT": "2k"}, "N_RFT=2k: give a whole number above 0, as in N_RFT=100"),
+        ({"N_HELDOUT": "00"}, "N_HELDOUT=00: give a whole number above 0"),
+        ({"N_SUGGESTIONS": "9"}, "N_SUGGESTIONS=9: give 1 to 8"),
+        ({"PROMPT_TEMPLATE": "not_there.txt"}, "PROMPT_TEMPLATE=not_there.txt is not a file"),
+        ({"TEMPERATURES": "1 hot"}, 'TEMPERATURES=1 hot: give numbers above 0, as in "1 .7 .5"'),
+        ({"TEMPERATURES": "1 0"}, "TEMPERATURES=1 0: give numbers above 0"),
+        ({"GRPO_TEMPERATURE": "0.0"}, "GRPO_TEMPERATURE=0.0: give a number above 0"),
+        ({"NODES": "2"}, "NODES=2 with GPUS=0: several nodes need GPUs"),
+        ({"ASYNC": "1"}, "ASYNC=1 needs at least 2 GPUs per node"),
         ({"SFT_EPOCHS": "1.5"}, "SFT_EPOCHS=1.5: give a whole number"),
         ({"GARM_LR": "1e-"}, "GARM_LR=1e-: give a number, as in 0.1 or 1e-4"),
         ({"GRPO_TEMPERATURE": "-1"}, "GRPO_TEMPERATURE=-1: give a number"),
@@ -477,6 +486,11 @@ def test_what_would_be_ignored_or_misread_is_one_line(recipes, variables, said):
     done = recipes("data", **variables)
     assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1
     assert recipes.calls() == []
+
+
+def test_values_that_can_be_used_pass(recipes):
+    given = {"TEMPERATURES": " 1 .7 0.5 1.", "N_ASKED": "0", "GRPO_TEMPERATURE": ".05", "STEPS": "08"}
+    assert recipes("data", **given).returncode == 0
 
 
 def test_variables_of_other_programs_are_let_be(recipes):
