@@ -741,8 +741,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if of_unfinished:
                 given = " ".join(f"{name}={shlex.quote(values[name])}" for name in of_unfinished)
                 print(
-                    f"{args.stage}: continuing with {given}, as in the call that did not finish; give another value to "
-                    "replace one",
+                    f"{args.stage}: continuing with {given}, as in the call that did not finish; give another value "
+                    "to replace one",
                     file=sys.stderr,
                 )
         elif args.action == "begin":
