@@ -104,6 +104,16 @@ def warnings(
             word = "loses to" if interval[1] < 0 else "cannot be told from"
             found.append(("bad" if interval[1] < 0 else "warn", f"{LAST_POLICY} {word} the baseline {baseline}."))
     after, before = quality.get(LAST_POLICY), quality.get("sft")
+    start = START if START in quality else "sft"
+    now, was = (quality.get(name, {}).get("reward", {}).get("total") for name in (LAST_POLICY, start))
+    if now is not None and was is not None and now <= was:
+        found.append(
+            (
+                "warn",
+                f"{LAST_POLICY} as served does not have more of the reward that it was trained on than {start}, which "
+                f"it started from: {now:.3f}, {was:.3f}.",
+            )
+        )
     if after:
         if after["malformed"] > MALFORMED_LIMIT:
             found.append(("bad", f"{after['malformed']:.1%} of the responses of {LAST_POLICY} are malformed."))

@@ -291,6 +291,19 @@ def test_the_first_screen_says_what_came_out_under_which_conditions_and_what_got
     assert re.search(r"users who click</td><td>45.0%</td><td>58.0%</td><td class=\"good\">better", screen)
 
 
+def test_a_reward_that_training_did_not_raise_is_a_warning(full_run, metrics):
+    def screen_with(total):
+        metrics["quality"] |= {
+            "sft": quality() | {"reward": {"total": 0.62}},
+            "grpo": quality() | {"reward": {"total": total}},
+        }
+        return first_screen(write_report(full_run, metrics).read_text())
+
+    said = "does not have more of the reward that it was trained on than sft, which it started from: 0.600, 0.620."
+    assert said in screen_with(0.6)
+    assert "which it started from" not in screen_with(0.63)
+
+
 def test_what_an_earlier_version_did_not_compare_is_not_called_unchanged(full_run, metrics):
     metrics["quality"]["grpo"] = quality(near_duplicates=0.26)
     screen = first_screen(write_report(full_run, metrics).read_text())
