@@ -47,7 +47,7 @@ arm() {
          ;;
       bradley_terry) ARM=(REWARD_MODEL=bradley_terry "REWARD=$(sed 's/garm_sigma,//; s/,garm_sigma//' <<< "$REWARD")") ;;
       equal | pareto) ARM=("FUSION=$1") ;;
-      constraint) ARM=("OPTION=$OPTION ood.form=constraint ood.slack=0.1 ood.rate=0.1") ;;
+      constraint) ARM=("OPTION=$OPTION ood.form=constraint ood.slack=0.1") ;;
       *) die "unknown arm $1; known: mean sigma ppl rules $MINUS only_X bradley_terry equal pareto constraint" ;;
    esac
 }

@@ -30,7 +30,8 @@ class OODPenalty:
             be kept; None is that of the reference policy's own samples, and ``slack``, which the fusion stage finds.
         quantile: of ``quantile``; in (0, 1).
         slack: of ``constraint``; nats per token above the reference policy's own level.
-        rate: of ``constraint``; by how much the logarithm of the multiplier changes in a step at twice the threshold.
+        rate: of ``constraint``; by how much the logarithm of the multiplier changes in a step at twice the threshold. At
+            0.5 it overshoots (docs/EVIDENCE.md).
     """
 
     needs = ("reference",)
@@ -41,7 +42,7 @@ class OODPenalty:
         threshold: float | None = None,
         quantile: float = 0.9,
         slack: float = 0.0,
-        rate: float = 0.5,
+        rate: float = 0.1,
     ) -> None:
         if not 0 < quantile < 1:
             raise ValueError(f"ood.quantile must be between 0 and 1, got {quantile}: it is a share of the samples")
