@@ -238,15 +238,14 @@ class Problems:
         where = f"line {first_line}" + ("" if file == first_file else f" of {self._files[first_file]}")
         self._show([(file, line, f"impression_id already used in {where}; give each impression its own")])
 
-    def raise_any(self, n_good: int) -> None:
+    def raise_any(self, n_good: int, remedy: str = ", which `openrlhf-qs log convert` may read") -> None:
         """ValueError with the first 20 bad rows, where there are any beside ``n_good`` good ones; what is wrong with
-        every row, as a column of another type is, is said once."""
+        every row, as a column of another type is, is said once, with the ``remedy``."""
         for reason, (file, line, text) in self._first.items():
             of_type = reason.startswith("bad ") or reason == "missing field"
             if of_type and n_good == 0 and self.counts[reason] == self.counts.total() > 1:
                 raise ValueError(
-                    f"{self._files[file]}:{line}: {text}; all {self.counts.total()} rows have this, which "
-                    "`openrlhf-qs log convert` may read"
+                    f"{self._files[file]}:{line}: {text}; all {self.counts.total()} rows have this{remedy}"
                 )
         if self._shown:
             lines = [f"{self._files[file]}{f':{line}' if line else ''}: {text}" for file, line, text in self._shown]

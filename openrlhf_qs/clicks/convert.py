@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
         except BadRow as error:
             problems.add(args.file, 0, [Problem(place, error.reason, str(error))])
     if args.on_error == "raise":
-        problems.raise_any(len(made))
+        problems.raise_any(len(made), remedy="")
     if not made:
         raise ValueError(f"{args.file}: no row that could be read: {dict(problems.counts)}")
     write_json_lines(args.out, made)

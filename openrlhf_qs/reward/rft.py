@@ -24,7 +24,7 @@ from openrlhf_qs.sft.distil import Options, Sampler, add_sampling_arguments, sam
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", required=True, dest="teacher", help="folder of the SFT policy")
+    parser.add_argument("--policy", required=True, dest="teacher", metavar="DIR", help="the SFT policy")
     parser.add_argument(
         "--reward_model", required=True, metavar="DIR", help="reward model, as written by recipes/garm.sh"
     )

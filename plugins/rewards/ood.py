@@ -30,8 +30,8 @@ class OODPenalty:
             be kept; None is that of the reference policy's own samples, and ``slack``, which the fusion stage finds.
         quantile: of ``quantile``; in (0, 1).
         slack: of ``constraint``; nats per token above the reference policy's own level.
-        rate: of ``constraint``; by how much the logarithm of the multiplier changes in a step at twice the threshold. At
-            0.5 it overshoots (docs/EVIDENCE.md).
+        rate: of ``constraint``; by how much the logarithm of the multiplier changes in a step at twice the threshold;
+            at 0.5 it overshoots (docs/EVIDENCE.md).
     """
 
     needs = ("reference",)

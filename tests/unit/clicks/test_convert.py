@@ -251,3 +251,15 @@ def test_a_line_break_of_unicode_ends_no_row_and_half_a_character_is_named(tmp_p
     (found,) = convert(file, "--on_error", "skip")
     assert found["conversation"][0]["content"] == "one\u2028two\x85three"
     assert "half a character" in capsys.readouterr().out
+
+
+def test_for_what_it_cannot_read_it_does_not_recommend_itself(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        "".join(json.dumps(ROW | {"impression_id": key, "timestamp": "01.02.2026"}) + "\n" for key in "ab")
+    )
+    with pytest.raises(SystemExit):
+        convert(file)
+    assert capsys.readouterr().err.rstrip().endswith("all 2 rows have this")
+    with pytest.raises(ValueError, match="which `openrlhf-qs log convert` may read"):
+        read_click_log(file)
