@@ -136,7 +136,11 @@ def warnings(
             )
     garm = metrics.get("garm", {})
     if garm.get("ece", 0) > ECE_LIMIT:
-        found.append(("bad", f"The reward model's probabilities are off: ECE {garm['ece']:.3f}."))
+        low, high = garm["ece_ci95"]
+        kind, word = ("bad", "are off") if low > ECE_LIMIT else ("warn", "may be off; more pairs would tell")
+        found.append(
+            (kind, f"The reward model's probabilities {word}: ECE {garm['ece']:.3f} ({low:.3f} to {high:.3f}).")
+        )
     for name, one in garm.get("baselines", {}).items():
         if one["loses"] and name not in BOUNDS:
             found.append(("bad", f"The reward model loses to {name}: {one['sentence']}"))

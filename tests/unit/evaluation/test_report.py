@@ -291,6 +291,15 @@ def test_the_first_screen_says_what_came_out_under_which_conditions_and_what_got
     assert re.search(r"users who click</td><td>45.0%</td><td>58.0%</td><td class=\"good\">better", screen)
 
 
+@pytest.mark.parametrize(
+    ("ci95", "kind", "word"), [([0.16, 0.3], "bad", "are off"), ([0.07, 0.27], "warn", "may be off")]
+)
+def test_probabilities_are_called_off_where_their_interval_says_so(metrics, ci95, kind, word):
+    metrics["garm"] |= {"ece": 0.17, "ece_ci95": ci95}
+    (flag,) = (one for one in warnings(metrics) if "probabilities" in one["sentence"])
+    assert flag["kind"] == kind and f"probabilities {word}" in flag["sentence"]
+
+
 def test_a_reward_that_training_did_not_raise_is_a_warning(full_run, metrics):
     def screen_with(total):
         metrics["quality"] |= {
