@@ -283,7 +283,7 @@ def _baselines(garm: Mapping[str, Any]) -> dict:
         of_it = f"{name}, the bound" if name in summary.BOUNDS else name
         rows.append([of_it, f"{one['accuracy']:.1%}", f"{one['nll']:.3f}", f"{one['ece']:.3f}", one["sentence"]])
     heads = ["on the same held-out pairs", "accuracy", "NLL", "ECE", "the reward model beside it (95 % interval)"]
-    return _table(heads, rows)
+    return _table(heads, rows, text=True)
 
 
 def _evaluation(metrics: Mapping[str, Any]) -> list[dict]:
