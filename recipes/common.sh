@@ -142,7 +142,7 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 
 # wrong_value: a variable whose value would be misread, or refused by a stage that comes an hour later: DRY_RUN=yes would run all.
 wrong_value() {
-   local name pattern wanted number='([0-9]+\.?|[0-9]*\.[0-9]+)([eE][-+]?[0-9]+)?'
+   local name pattern wanted
    local above_0="(0*[1-9][0-9]*(\\.[0-9]*)?|0*\\.0*[1-9][0-9]*)"
    for name in $VARIABLES; do
       [ -n "${!name:-}" ] || continue
@@ -155,14 +155,14 @@ wrong_value() {
          CALIBRATE) pattern='soft|significant|no' wanted="soft, significant or no" ;;
          SERVED) pattern='grpo|rft|sft' wanted="grpo, rft or sft" ;;
          N_SUGGESTIONS) pattern='[1-8]' wanted="1 to 8" ;;
-         GPUS | SEED | SERVE_PORT | *_WORKERS) pattern='[0-9]+' wanted="a whole number, as in $name=8" ;;
+         GPUS | SEED | SERVE_PORT | *_WORKERS | N_ASKED) pattern='[0-9]+' wanted="a whole number, as in $name=8" ;;
          NODES | ROUNDS | BEST_OF | MAX_LEN | STEPS | PROMPTS | *_TOKENS | *_SAMPLES | *_BATCH | *_EPOCHS | *_STEPS | *_PROMPTS)
             pattern='0*[1-9][0-9]*' wanted="a whole number above 0, as in $name=8" ;;
-         N_ASKED) pattern='[0-9]+' wanted="a whole number, as in $name=100" ;;   # 0: all
          N_*) pattern='0*[1-9][0-9]*' wanted="a whole number above 0, as in $name=100" ;;
-         GRPO_TEMPERATURE | RFT_TEMPERATURE | ALIGN_TEMPERATURE) pattern=$above_0 wanted="a number above 0, as in 0.7" ;;
+         *_TEMPERATURE) pattern=$above_0 wanted="a number above 0, as in 0.7" ;;
          TEMPERATURES) pattern=" *$above_0( +$above_0)* *" wanted="numbers above 0, as in \"1 .7 .5\"" ;;
-         *_LR | *_COEF | *_BETA | *_DROPOUT | EXPLORE | MIN_CLICK_CHANCE) pattern=$number wanted="a number, as in 0.1 or 1e-4" ;;
+         *_LR | *_COEF | *_BETA | *_DROPOUT | EXPLORE | MIN_CLICK_CHANCE)
+            pattern='([0-9]+\.?|[0-9]*\.[0-9]+)([eE][-+]?[0-9]+)?' wanted="a number, as in 0.1 or 1e-4" ;;
          PROMPT_TEMPLATE)
             [ -f "$PROMPT_TEMPLATE" ] || { echo "PROMPT_TEMPLATE=$PROMPT_TEMPLATE is not a file: give a text file"; return; }
             continue ;;
@@ -170,8 +170,9 @@ wrong_value() {
       esac
       [[ ${!name} =~ ^($pattern)$ ]] || { echo "$name=${!name}: give $wanted"; return; }
    done
-   if [ "$GPUS" = 0 ] && [ "$NODES" -gt 1 ]; then echo "NODES=$NODES with GPUS=0: several nodes need GPUs, as in GPUS=8"; fi
-   if [ "$ASYNC" = 1 ] && [ "$GPUS" -lt 2 ]; then
+   if [ "$GPUS" = 0 ] && [ "$NODES" -gt 1 ]; then
+      echo "NODES=$NODES with GPUS=0: several nodes need GPUs, as in GPUS=8"
+   elif [ "$ASYNC" = 1 ] && [ "$GPUS" -lt 2 ]; then
       echo "ASYNC=1 needs at least 2 GPUs per node, one for rollouts and one for training: GPUS is $GPUS"
    fi
 }

@@ -736,10 +736,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             values = recall(run, args.stage, args.words)
             for name, value in values.items():
                 print(f"{name}={shlex.quote(value)}")
-            entry = read_record(run).get(args.stage, {})
-            of_unfinished = [name for name in values if name in entry.get("given", {}) and entry["state"] == "begun"]
+            entry = read_record(run).get(args.stage, {"state": ""})
+            of_unfinished = values.keys() & entry["given"].keys() if entry["state"] == "begun" else ()
             if of_unfinished:
-                given = " ".join(f"{name}={shlex.quote(values[name])}" for name in of_unfinished)
+                given = " ".join(f"{name}={shlex.quote(values[name])}" for name in sorted(of_unfinished))
                 print(
                     f"{args.stage}: continuing with {given}, as in the call that did not finish; give another value "
                     "to replace one",
