@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 from rich.table import Table
 
+from openrlhf_qs.archives.kept_apart import CALIBRATION_SHARE, is_kept_apart
 from openrlhf_qs.clicks.preferences import SCHEMA, write_preferences
 from openrlhf_qs.files.printable import print_table
 
@@ -24,16 +25,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder with duo_clicks.SPLIT.tsv.gz")
     parser.add_argument("--split", default="train", help="train or dev; default train")
     parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="preferences to write")
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE.jsonl",
+        help=f"write the panes of {CALIBRATION_SHARE:.0%}% of the queries to this file instead",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     panes = read_panes(Path(args.folder) / f"duo_clicks.{args.split}.tsv.gz")
+    kept = [pane for pane in panes if is_kept_apart(pane[0])] if args.calibration else []
+    if args.calibration:
+        write_preferences(args.calibration, pane_preferences(kept))
+        panes = [pane for pane in panes if not is_kept_apart(pane[0])]
     found = pane_preferences(panes)
     write_preferences(args.out, found)
     label = found["pairs"].explode(empty_as_null=False).struct.field("label")
     n_clicked = sum(any(shares) for _, _, shares in panes)
     table = Table("MIMICS-Duo", "", title=args.out)
     for name, count in {
+        "panes kept for calibration": len(kept),
         "panes": len(panes),
         "left out: nobody clicked": len(panes) - n_clicked,
         "panes with a pair": (found["pairs"].list.len() > 0).sum(),

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ import polars as pl
 from rich.table import Table
 from scipy.special import ndtr
 
+from openrlhf_qs.archives.kept_apart import CALIBRATION_SHARE, is_kept_apart
 from openrlhf_qs.clicks import preferences
 from openrlhf_qs.clicks.preferences import PAIR, write_preferences
 from openrlhf_qs.clicks.rows import MESSAGES
@@ -46,7 +46,6 @@ SCHEMA = {
     "z": pl.List(pl.Float64),  # of each pair: of the difference in CTR, binomial, at least 0
 }
 FAULTY_WEEKS = (201326, 201402)  # the archive's authors warn of the randomisation of these and all between
-CALIBRATION_SHARE = 0.15  # of the stories
 OVERDISPERSION = 1.75  # variance of z between repeats of one arm
 
 
@@ -191,12 +190,9 @@ def relative_difference_std(counts: pl.DataFrame) -> float:
 
 
 def keep_stories(found: pl.DataFrame, packages: pl.DataFrame) -> pl.Series:
-    """Of each test, whether its story is among those that are kept apart, by a hash of the story."""
+    """Of each test, whether its story is among those that are kept apart."""
     story_of_test = dict(packages.select("clickability_test_id", "story").iter_rows())
-    return pl.Series(
-        [zlib.crc32(story_of_test[test].encode()) / 2**32 < CALIBRATION_SHARE for test in found["impression_id"]],
-        dtype=pl.Boolean,
-    )
+    return pl.Series([is_kept_apart(story_of_test[test]) for test in found["impression_id"]], dtype=pl.Boolean)
 
 
 def soft_labels(z: np.ndarray, std_error: np.ndarray, prior_std: float) -> np.ndarray:

@@ -3,6 +3,9 @@
 Training longer makes a reward model surer, not better calibrated. Multiplying all its means by one number, as the
 temperature of Guo et al. (2017) does, changes no order and no standard deviation, only how sure the probabilities are.
 A head is linear in its means, so the number goes into its weights: whoever loads the checkpoint needs to know nothing.
+
+A hundred pairs hardly determine the number. So its logarithm has a prior of mean 0, and the fewer the pairs, the
+nearer the number stays to 1 (:func:`drawn_to_one`).
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from openrlhf_qs.registry import load_plugins
 from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z, Z_95, cluster_bootstrap
 
 MIN_CLUSTERS = 20  # conversations, or users where they come back, below which no temperature is fitted
-MAX_UNCERTAINTY = 2.0  # factor of its interval, above which a temperature is not told
+PRIOR_STD = 1.0  # of the temperature's logarithm; docs/GARM.md has what it does with few pairs
+UNCERTAIN = 2.0  # factor of its interval, above which what the prior did is said
 MAX_SCALE = 50.0  # and its inverse: beyond, something else than the temperature is wrong
 
 
@@ -66,12 +70,12 @@ def run(args: argparse.Namespace) -> None:
         )
         return
     factor = scale_uncertainty(scored, link, scale)
-    if factor > MAX_UNCERTAINTY:
+    if factor > UNCERTAIN:
         print(
-            f"the pairs of {n_clusters} conversations or users do not determine the temperature: means times "
-            f"{scale:.3f}, 95 % interval {scale / factor:.3g} to {scale * factor:.3g}; it is left at 1"
+            f"the pairs of {n_clusters} conversations or users do not determine the temperature: on them alone it is "
+            f"{scale:.3f}, 95 % interval {scale / factor:.3g} to {scale * factor:.3g}; it is drawn towards 1"
         )
-        return
+    scale, factor = drawn_to_one(scale, factor)
     rescale_means(args.model, scale)
     table = Table("", "before", "after", title=f"temperature of {from_here(args.model)}")
     sides = [_probability(scored, link, one) for one in (1.0, scale)]
@@ -141,6 +145,14 @@ def scale_uncertainty(scored: Scored, link: str, scale: float) -> float:
     if curvature <= 0:
         return np.inf
     return float(np.exp(min(Z_95 * np.sqrt(meat) / curvature, 50.0)))
+
+
+def drawn_to_one(scale: float, factor: float) -> tuple[float, float]:
+    """A temperature and the factor of its interval, as :func:`scale_uncertainty` gives it, to those under the prior: a
+    normal one of its logarithm, with mean 0 and standard deviation ``PRIOR_STD``."""
+    std = np.log(factor) / Z_95
+    share = 1 / (1 + (std / PRIOR_STD) ** 2)  # of the logarithm's precision, that the pairs contribute
+    return float(scale**share), float(np.exp(Z_95 * std * np.sqrt(share)))
 
 
 def rescale_means(path: str | Path, scale: float) -> None:

@@ -1,9 +1,11 @@
+import argparse
 import gzip
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from openrlhf_qs.archives import mimics
 from openrlhf_qs.archives.mimics import pane_preferences, read_panes
 from openrlhf_qs.clicks.preferences import SCHEMA, read_preferences, write_preferences
 
@@ -51,6 +53,17 @@ def test_an_option_that_a_pane_has_twice_is_not_compared_with_itself(tmp_path):
     assert pairs_of(panes).select("chosen", "rejected").rows() == [(0, 1), (2, 1)]
     write_preferences(tmp_path / "preferences.jsonl", panes)
     assert len(read_preferences(tmp_path / "preferences.jsonl")) == 1  # what trains takes it
+
+
+def test_queries_are_kept_for_calibration_as_a_whole(tmp_path):
+    write(tmp_path, [(f"query {n // 3}", *PANES[0][1:]) for n in range(60)])
+    parser = argparse.ArgumentParser()
+    mimics.add_arguments(parser)
+    files = [tmp_path / "train.jsonl", tmp_path / "kept.jsonl"]
+    mimics.run(parser.parse_args([str(tmp_path), "--out", str(files[0]), "--calibration", str(files[1])]))
+    train, kept = ([row["conversation"][0]["content"] for row in read_preferences(file)] for file in files)
+    assert kept and sorted(train + kept) == sorted(f"query {n // 3}" for n in range(60))
+    assert not set(train) & set(kept)
 
 
 def test_a_share_that_is_no_number_is_named(tmp_path):

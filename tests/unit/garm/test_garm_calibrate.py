@@ -1,5 +1,6 @@
 import argparse
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +9,19 @@ from scipy.special import ndtr
 
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.garm import calibrate as garm_calibrate
-from openrlhf_qs.garm.calibrate import fit_scale, rescale_means, scale_uncertainty, significant_outcomes
+from openrlhf_qs.garm.calibrate import (
+    PRIOR_STD,
+    drawn_to_one,
+    fit_scale,
+    rescale_means,
+    scale_uncertainty,
+    significant_outcomes,
+)
 from openrlhf_qs.garm.eval import Scored
 from openrlhf_qs.garm.reward_model import SuggestionScorer
 from openrlhf_qs.registry import REWARD_MODELS
 from openrlhf_qs.statistics.clusters import Clusters
+from openrlhf_qs.statistics.intervals import Z_95
 
 TEXTS = ["Which flour?", "Why salt?", "How long does the dough rest?"]
 
@@ -45,31 +54,56 @@ def test_the_interval_of_the_factor_covers_the_truth_and_pairs_told_again_do_not
     assert inside >= 88  # 95 % of 100, with a standard deviation of 2.2
 
 
-@pytest.mark.parametrize(
-    ("n", "n_first", "said"),
-    [
-        (5, 3, "5 conversations or users are too few to fit a temperature: it is left at 1"),
-        (30, 18, "the pairs of 30 conversations or users do not determine the temperature: means times"),
-    ],
-)
-def test_few_pairs_leave_the_temperature_at_1(tmp_path, write_small_garm, capsys, n, n_first, said):
-    folder, texts = write_small_garm(), ["Which flour?", "Why salt?"]
-    mean, *_ = SuggestionScorer(folder)([[]] * 2, texts)
-    better = int(mean[1] > mean[0])  # of this model; it is right in 18 of 30
-    rows = [
-        {"impression_id": str(k), "conversation": [], "suggestions": texts, "pairs": [[*order, 1.0, 1.0]]}
-        for k, order in enumerate([(better, 1 - better)] * n_first + [(1 - better, better)] * (n - n_first))
-    ]
-    write_json_lines(tmp_path / "f.jsonl", rows)
-    before = (folder / "model.safetensors").read_bytes()
-    parser = argparse.ArgumentParser()
-    garm_calibrate.add_arguments(parser)
-    garm_calibrate.run(parser.parse_args([str(tmp_path / "f.jsonl"), "--model", str(folder)]))
-    out = " ".join(capsys.readouterr().out.split())
-    assert said in out and "it is left at 1" in out
-    assert f"accuracy on {n} pairs that it was not trained on: 60.0%" in out  # 3 of 5, 18 of 30
-    assert ("60.0% (" in out) == (n == 30)  # an interval of five is none
+@pytest.fixture
+def calibrated(tmp_path, write_small_garm, capsys):
+    """Calibrates a small model on ``n`` pairs, in ``n_right`` of which it is right; the model's folder, the weights it
+    had, and what was printed."""
+
+    def run(n, n_right):
+        folder, texts = write_small_garm(), ["Which flour?", "Why salt?"]
+        mean, *_ = SuggestionScorer(folder)([[]] * 2, texts)
+        better = int(mean[1] > mean[0])  # of this model
+        rows = [
+            {"impression_id": str(k), "conversation": [], "suggestions": texts, "pairs": [[*order, 1.0, 1.0]]}
+            for k, order in enumerate([(better, 1 - better)] * n_right + [(1 - better, better)] * (n - n_right))
+        ]
+        write_json_lines(tmp_path / "f.jsonl", rows)
+        before = (folder / "model.safetensors").read_bytes()
+        parser = argparse.ArgumentParser()
+        garm_calibrate.add_arguments(parser)
+        garm_calibrate.run(parser.parse_args([str(tmp_path / "f.jsonl"), "--model", str(folder)]))
+        return folder, before, " ".join(capsys.readouterr().out.split())
+
+    return run
+
+
+def test_five_pairs_leave_the_temperature_at_1(calibrated):
+    folder, before, said = calibrated(5, 3)
+    assert "5 conversations or users are too few to fit a temperature: it is left at 1" in said
+    assert "accuracy on 5 pairs that it was not trained on: 60.0%" in said and "60.0% (" not in said  # no interval
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_thirty_pairs_move_the_temperature_part_of_the_way(calibrated):
+    folder, _, said = calibrated(30, 18)
+    [alone] = re.findall(r"do not determine the temperature: on them alone it is ([\d.]+),", said)
+    taken = json.loads((folder / "config.json").read_text())["mean_scale"]
+    assert min(1, float(alone)) < taken < max(1, float(alone))
+    assert "accuracy on 30 pairs that it was not trained on: 60.0% (" in said
+
+
+@pytest.mark.parametrize("n", [20, 40, 80, 10_000])
+def test_under_the_prior_a_temperature_is_nearer_to_the_truth_on_average(n):
+    """Truths as the prior has them, told by pairs whose standard error is 4 over the root of their number."""
+    rng = np.random.default_rng(n)
+    truth = rng.normal(scale=PRIOR_STD, size=2000)
+    told = truth + rng.normal(scale=(std := 4 / np.sqrt(n)), size=2000)
+    drawn = [drawn_to_one(np.exp(one), np.exp(Z_95 * std)) for one in told]
+    error, factor = np.log([one for one, _ in drawn]) - truth, drawn[0][1]
+    assert np.square(error).mean() < np.square(told - truth).mean() * (1 if n < 1000 else 1.01)
+    assert np.mean(np.abs(error) < np.log(factor)) == pytest.approx(0.95, abs=0.015)
+    if n == 10_000:
+        np.testing.assert_allclose(np.log([one for one, _ in drawn]), told, rtol=0.01)
 
 
 def test_a_model_that_is_no_better_than_a_coin_has_no_factor():
