@@ -511,7 +511,7 @@ def _table(found: dict[str, Any]) -> Table:
     table.add_row("conversations", f"{found['n_conversations']:,}", "different ones")
     table.add_row("users", f"{found['n_users']:,}", "")
     table.add_row("clicks", f"{found['n_clicks']:,}", f"{found['clicked_share']:.1%} of the impressions have one")
-    table.add_row("clicks per suggestion", f"{found['ctr']:.4f}", "of all that were shown")
+    table.add_row("CTR per suggestion", f"{found['ctr']:.4f}", "clicks per suggestion shown")
     entropy, most = found["click_entropy"], found["click_entropy_max"]
     table.add_row("click entropy", f"{entropy:.3f}", f"bits, of where clicks fall; {most:.3f} if all were equal")
     table.add_row("repetitions", f"{found['n_repeating']:,}", "impressions that show one text twice")
@@ -523,14 +523,14 @@ def _table(found: dict[str, Any]) -> Table:
             looked_at = f"looked at {place['examination']:.3f} ({low:.3f} to {high:.3f}) times as often as the top"
         low, high = place["ctr_ci95"]
         rate = f"{low:.4f} to {high:.4f}"
-        looked_at = f"{rate}; {looked_at}" if number > 1 and looked_at else f"{rate}: clicks per suggestion"
+        looked_at = f"{rate}; {looked_at}" if number > 1 and looked_at else f"{rate}: CTR per suggestion"
         table.add_row(f"position {number}", f"{place['ctr']:.4f}", looked_at)
     table.add_row("", "", f"by {found['propensity']}; 95 % intervals")
     table.add_section()
     for policy, one in found["policies"].items():
         low, high = one["ctr_ci95"]
         n = counted(one["n_impressions"], "impression")
-        shown = f"{policy}: {n}, {low:.4f} to {high:.4f}: clicks per suggestion"
+        shown = f"{policy}: {n}, {low:.4f} to {high:.4f}: CTR per suggestion"
         table.add_row("policy", f"{one['ctr']:.4f}", shown)
     for reason, n in found["skipped"].items():
         table.add_row("skipped", f"{n:,}", reason)

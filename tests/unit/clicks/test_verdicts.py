@@ -154,7 +154,7 @@ def test_rates_per_suggestion_are_called_so(tmp_path, capsys, monkeypatch):
     cli.main(["log", "check", str(tmp_path / "log.jsonl")])
     shown = [line for line in capsys.readouterr().out.splitlines() if "0.3333" in line]
     # one click on three suggestions; a user clicks under every impression
-    assert len(shown) == 2 and all("clicks per suggestion" in line for line in shown)
+    assert len(shown) == 2 and all("CTR per suggestion" in line for line in shown)
 
 
 def test_the_worst_level_stands_for_all():
