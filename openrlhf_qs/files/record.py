@@ -266,15 +266,12 @@ def is_path(model: str) -> bool:
 def check_files(stage: str, values: Variables) -> None:
     """ValueError where a variable of the stage names a file that is not there."""
     for name in STAGES[stage].files:
-        for _ in _files_of(name, values.get(name, "")):
-            pass
+        list(_files_of(name, values.get(name, "")))  # which raises
 
 
 def _outside(variable: str, value: str) -> dict[str, dict[str, Any] | None]:
     """Path to print of every file that a variable names; a hub's name to None."""
-    return {
-        str(one.resolve()) if one else word: print_of(one) if one else None for word, one in _files_of(variable, value)
-    }
+    return {str(one.resolve()) if one else word: one and print_of(one) for word, one in _files_of(variable, value)}
 
 
 def _files_of(variable: str, value: str) -> Iterator[tuple[str, Path | None]]:
