@@ -83,7 +83,9 @@ def _of_fields(fields: Sequence[str]) -> list[Verdict]:
     sentence = f"with {', '.join(optional)}" if optional else "only the required ones are read"
     if not_read:
         n_left = len(not_read) - SHOWN_FIELDS
-        sentence += f"; not read: {', '.join(not_read[:SHOWN_FIELDS])}{f' and {n_left} more' if n_left > 0 else ''}"
+        sentence += (
+            f"; not read: {', '.join(map(repr, not_read[:SHOWN_FIELDS]))}{f' and {n_left} more' if n_left > 0 else ''}"
+        )
     return [Verdict("pass", "fields", (), sentence)]
 
 

@@ -105,9 +105,13 @@ def test_an_estimator_that_stops_the_stage_data_fails(tmp_path):
     ("fields", "level", "sentence"),
     [
         ({"userid": "a"}, "warn", "'userid' is not read; did you mean user_id?"),
-        ({"user_id": "a", "userid": "a"}, "pass", "with user_id; not read: userid"),
-        ({"session": 1, "topic": 2}, "pass", "only the required ones are read; not read: session, topic"),
-        (dict.fromkeys("zyxwvut"), "pass", "only the required ones are read; not read: t, u, v, w, x and 2 more"),
+        ({"user_id": "a", "userid": "a"}, "pass", "with user_id; not read: 'userid'"),
+        ({"session": 1, "topic": 2}, "pass", "only the required ones are read; not read: 'session', 'topic'"),
+        (
+            dict.fromkeys("zyxwvut"),
+            "pass",
+            "only the required ones are read; not read: 't', 'u', 'v', 'w', 'x' and 2 more",
+        ),
         ({"policy": "p", "meta": {"userid": "a"}}, "pass", "with policy, meta"),
     ],
 )
