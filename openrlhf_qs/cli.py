@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from openrlhf_qs import __version__
 from openrlhf_qs.command_help import HELP
@@ -142,6 +142,7 @@ GROUPS = {
 TOOLS = LOOKS | LIVE | SOURCES | BENCHMARKS
 COMMANDS = STAGES | TOOLS
 OPENRLHF = [name for name, (module, _) in COMMANDS.items() if not module]
+FLAG_CUTOFF = 0.75  # from which a flag is near another: they have their dashes in common
 EPILOG = """\
 all stages in one command:
   bash recipes/grpo_garm.sh
@@ -176,14 +177,15 @@ def _run(argv: Sequence[str] | None) -> None:
         argv = [" ".join(argv[:2]), *argv[2:]]
     command = argv[0]
     parser = _parser(command)
-    if command not in COMMANDS and not command.startswith("-") or command in OPENRLHF and _is_word(argv[1:]):
+    if command not in ("--version", *COMMANDS) or _takes_no_word(command) and _is_word(argv[1:]):
         _say_what_there_is(parser, argv)
     if command in OPENRLHF and "--help-all" in argv:
         print(_everything(command))
         return
     args, rest = parser.parse_known_args(argv)
     if rest and command not in OPENRLHF:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+        flags = [flag for action in _subparser(parser, command)._actions for flag in action.option_strings]
+        parser.error(f"unknown arguments: {' '.join(rest)}{_near(rest[0].partition('=')[0], flags, FLAG_CUTOFF)}")
     try:
         if command in OPENRLHF:
             from openrlhf_qs.host.checks import prepare
@@ -232,13 +234,21 @@ def overview() -> str:
     return "\n".join([*lines, EPILOG])
 
 
+def _takes_no_word(command: str) -> bool:
+    """Whether a second word is a tool misspelt: OpenRLHF's entry points, `rank` and `world` take only flags."""
+    return command in OPENRLHF or any(name.startswith(f"{command} ") for name in TOOLS)
+
+
 def _is_word(rest: Sequence[str]) -> bool:
-    """Whether a second word is no flag: OpenRLHF's entry points take none, so it is a tool misspelt."""
+    """Whether there is a second word that is no flag."""
     return bool(rest) and not rest[0].startswith("-")
 
 
 def _say_what_there_is(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    """End with the commands that begin with the first word, or are near to what was typed."""
+    """End with the commands that begin with the first word, that do what was typed, or are near to it."""
+    if argv[0].startswith("-"):
+        near = _near(argv[0], ["--help", "--version"], FLAG_CUTOFF) or "; openrlhf-qs --help lists the commands"
+        parser.error(f"there is no flag {argv[0]!r}{near}")
     typed = " ".join(argv[:2]) if _is_word(argv[1:]) else argv[0]
     family = [name for name in TOOLS if name.startswith(f"{argv[0]} ")]
     if family and typed == argv[0] and argv[0] not in OPENRLHF:
@@ -251,12 +261,17 @@ def _say_what_there_is(parser: argparse.ArgumentParser, argv: Sequence[str]) -> 
             for name in family
         ]
         parser.error("\n".join([f"{argv[0]} what? There is", *listed]))
-    near = difflib.get_close_matches(typed, family or COMMANDS, n=1, cutoff=0.6) or difflib.get_close_matches(
-        argv[0], COMMANDS, n=1
-    )
-    if near:
-        parser.error(f"there is no command {typed!r}; did you mean {near[0]!r}?")
-    parser.error(f"there is no command {typed!r}; openrlhf-qs --help lists them")
+    doing = [name for name, (_, what) in COMMANDS.items() if what.split()[0] == typed]  # which `train` is no name of
+    if doing:
+        parser.error(f"there is no command {typed!r}; did you mean {' or '.join(map(repr, doing))}?")
+    near = _near(typed, family or COMMANDS) or _near(argv[0], COMMANDS) or "; openrlhf-qs --help lists them"
+    parser.error(f"there is no command {typed!r}{near}")
+
+
+def _near(typed: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """As :func:`openrlhf_qs.registry.did_you_mean`, without its imports."""
+    near = difflib.get_close_matches(typed, known, n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _module(command: str):
@@ -286,6 +301,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
         else:
             _module(name).add_arguments(one)
     return parser
+
+
+def _subparser(parser: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser:
+    return parser._subparsers._group_actions[0].choices[command]
 
 
 def _description(command: str) -> str:
@@ -321,7 +340,7 @@ def _everything(command: str) -> str:
     """The help of a stage that OpenRLHF runs, with that of OpenRLHF's own flags, and without its imports."""
     from openrlhf_qs.host.arguments import ENTRY_POINTS, host_parser
 
-    ours = _parser(command)._subparsers._group_actions[0].choices[command]
+    ours = _subparser(_parser(command), command)
     theirs = host_parser(command)
     theirs.prog = f"openrlhf-qs {command}"
     flags = theirs.format_help().partition("\n\n")[2]

@@ -28,6 +28,7 @@ import inspect
 import pkgutil
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -386,7 +387,8 @@ def load_plugins(files: Sequence[str | Path] = ()) -> None:
         except Exception as error:
             origin = entry_point.dist.name if entry_point.dist else "?"
             raise ValueError(
-                f"plugin {entry_point.name!r} of package {origin!r} cannot be loaded: {error!r}; fix or uninstall it"
+                f"plugin {entry_point.name!r} of package {origin!r} cannot be loaded: {_in_words(error)}; fix or "
+                "uninstall it"
             ) from error
     for file in files:
         _import_file(Path(file).resolve())
@@ -408,7 +410,20 @@ def _import_file(path: Path) -> None:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # sys.exit(0) would end the stage as if it were done
         del sys.modules[module_name]
-        raise ValueError(f"plugin file {path} cannot be loaded: {error!r}") from error
+        raise ValueError(f"plugin file {path} cannot be loaded: {_in_words(error, str(path))}") from error
+
+
+def _in_words(error: BaseException, file: str = "") -> str:
+    """What kept a plugin from being loaded, of what type, and where: a syntax error's own place, else the last line of
+    ``file`` that was run, or of all files where it has none."""
+    if isinstance(error, SyntaxError):
+        what, place = error.msg, (error.filename or file, error.lineno)
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        last = ([frame for frame in frames if frame.filename == file] or frames)[-1]
+        what, place = str(error), (last.filename, last.lineno)
+    where = ":".join(str(part) for part in place if part)
+    return f"{' '.join(what.split())} ({type(error).__name__} at {where})".strip()
 
 
 def option_parameters(plugin: type) -> dict[str, inspect.Parameter]:

@@ -73,10 +73,15 @@ record() { module openrlhf_qs.files.record "$@"; }
 
 # module NAME ARGUMENTS...: a module of ours that needs the standard library alone, with whatever Python there is.
 module() {
-   local python="${VIRTUAL_ENV:-$ROOT/.venv}/bin/python" path=${PYTHONPATH:-}
-   [ -x "$python" ] || python=${PYTHON:-python3}
+   local path=${PYTHONPATH:-}
    [ ! -f "$ROOT/pyproject.toml" ] || path=$ROOT${path:+:$path}
-   PYTHONPATH=$path "$python" -m "$@"
+   PYTHONPATH=$path "$(any_python)" -m "$@"
+}
+
+any_python() {
+   local python="${VIRTUAL_ENV:-$ROOT/.venv}/bin/python"
+   [ -x "$python" ] || python=${PYTHON:-python3}
+   echo "$python"
 }
 
 # configure: what CONFIG=FILE says and this call does not name. The file is checked, and nothing in it is run.
@@ -186,11 +191,13 @@ else
    DEVICE=cuda
 fi
 
+RECENT='import sys; sys.exit(sys.version_info < (3, 11))'
+
 # find_python: in the variable PYTHON, one from which an environment can be made.
 find_python() {
    : "${PYTHON:=python3}"
    command -v "$PYTHON" > /dev/null || die "Python 3.11 or newer is missing: apt-get install python3 python3-venv"
-   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+   "$PYTHON" -c "$RECENT" ||
       die "$("$PYTHON" --version) is too old: install Python 3.11 or newer, or name one, as in PYTHON=python3.12"
 }
 
@@ -267,7 +274,8 @@ build_operators() {
 TASK=(--n_suggestions "$N_SUGGESTIONS" --prompt_template "$PROMPT_TEMPLATE")   # what the policy is asked for
 
 # begin STAGE FLAGS...: ends the recipe where the stage is there, made as this call asks, and stops it where it was made
-# from something else. Flags that only ask or check are answered. Then the environment is set up.
+# from something else or, in a dry run too, where a file that a variable names is missing. Flags that only ask or check are
+# answered. Then the environment is set up.
 begin() {
    STAGE=$1
    STAGE_DIR=$RUN/$1
@@ -275,15 +283,20 @@ begin() {
    CHECK_ALONE=0
    [ "$FORM" = cpu ] || [ -n "$POLICY$GARM_BASE" ] ||
       die "GPUS=$GPUS without POLICY would train a random policy of two million parameters: name one, as in POLICY=Qwen/Qwen3-4B"
-   [ "$DRY_RUN" != 1 ] || return 0
+   local name values=()
+   for name in $VARIABLES; do [ -z "${!name+set}" ] || values+=("$name=${!name}"); done
+   if [ "$DRY_RUN" = 1 ]; then
+      "$(any_python)" -c "$RECENT" 2> /dev/null || return 0   # without Python it cannot tell what is there
+      record check --run "$RUN" --stage "$1" "${values[@]}" || exit 1
+      return 0
+   fi
    case " ${*:2} " in
       *" --help "* | *" -h "*) show_help; set_up; echo; openrlhf-qs "$1" --help; exit ;;
       *" --qs.check_enable "*) set_up; convert_models; CHECK_ALONE=1; return ;;
    esac
    lock_run
    [ -x "${VIRTUAL_ENV:-$ROOT/.venv}/bin/python" ] || find_python
-   local name values=() given="" again="" status=0
-   for name in $VARIABLES; do [ -z "${!name+set}" ] || values+=("$name=${!name}"); done
+   local given="" again="" status=0
    for name in $GIVEN; do
       case $name in RUN | DRY_RUN | AGAIN) ;; *) given+=" $name" ;; esac
    done

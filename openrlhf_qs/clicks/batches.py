@@ -9,6 +9,7 @@ row by row.
 from __future__ import annotations
 
 import gzip
+import json
 import pickle
 import zlib
 from collections import Counter, deque
@@ -32,6 +33,7 @@ from openrlhf_qs.files.whole import SHOWN_PROBLEMS, BadRow
 ENGINES = {"polars": "on this machine, in threads", "ray": "Ray Data, on the cluster that Ray finds, or this machine"}
 BATCH_BYTES = 8 << 20  # of JSON Lines
 BATCH_ROWS = 16_384  # of Parquet: about as much memory
+NAMED_ROWS = 100  # first ones of a batch of JSON Lines whose fields are named
 Raw = bytes | pl.DataFrame | BadRow  # lines of JSON, rows of Parquet, or why the file cannot be read on
 T = TypeVar("T")
 
@@ -72,11 +74,14 @@ class Batch:
             the batch.
         problems: the others, in their order.
         n_lines: how many lines of the file the batch takes, blank ones included.
+        fields: names of the fields that its rows have in the file, those that nothing reads too; of JSON Lines those
+            of the first ``NAMED_ROWS``.
     """
 
     rows: pl.DataFrame
     problems: list[Problem]
     n_lines: int
+    fields: frozenset[str] = frozenset()
 
 
 class Result(NamedTuple):
@@ -208,7 +213,7 @@ def check_batch(raw: Raw) -> Batch:
             problems.append(Problem(line, error.reason, str(error)))
     if rows:
         good = pl.concat([good, _frame(rows)]).sort("line")
-    return Batch(good, problems, n_lines)
+    return Batch(good, problems, n_lines, _names_in(raw))
 
 
 class Problems:
@@ -258,6 +263,20 @@ class Problems:
 
 def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA | {"line": pl.Int64})
+
+
+def _names_in(raw: bytes | pl.DataFrame) -> frozenset[str]:
+    """See :class:`Batch`."""
+    if isinstance(raw, pl.DataFrame):
+        return frozenset(raw.columns)
+    names: set[str] = set()
+    for line in raw.split(b"\n", NAMED_ROWS)[:NAMED_ROWS]:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        names.update(row if isinstance(row, dict) else ())
+    return frozenset(names)
 
 
 def _lines(block: bytes, ends: NDArray[np.int64]) -> tuple[Sequence[int], int, bool]:

@@ -11,6 +11,7 @@ import argparse
 import bisect
 import json
 import math
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from openrlhf_qs.clicks.reading_on import VISITS, visits
 from openrlhf_qs.clicks.repeats import MIN_ROWS, HeavyUser, frequent_texts, heavy_users, row_hashes
 from openrlhf_qs.clicks.rows import contexts
 from openrlhf_qs.clicks.shows import COUNTS, added_up, shows
-from openrlhf_qs.clicks.verdicts import Verdict, verdicts, worst
+from openrlhf_qs.clicks.verdicts import LEVELS, Verdict, verdicts, worst
 from openrlhf_qs.files.printable import counted, print_table
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.form.keys import text_keys
@@ -44,6 +45,7 @@ MAX_COUNTS = 2_000_000  # rows of the sample that propensities are estimated fro
 MAX_HASHES = 4_000_000  # compared at once
 SHOWN_USERS = 5  # with the most rows
 N_READ = 200  # rows whose languages are looked at
+CONTROL = r"[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\u{202d}\u{202e}]"  # moves a cursor, or turns the text behind it round
 RARE = 0.01  # share of the users' messages below which a language is not named
 
 
@@ -65,6 +67,8 @@ class Summary:
     Attributes:
         positions: see :func:`openrlhf_qs.clicks.click_log.clicks_by_position`.
         n_impressions, n_clicked, n_repeating: rows, rows with a click, rows that show one text twice.
+        n_control: rows with a suggestion in which ``CONTROL`` is found.
+        fields: see :class:`openrlhf_qs.clicks.batches.Batch`.
         lines: of the good rows, from 1 in the batch; with ``ids`` in the same order.
         ids, conversations, users: hashes; of users those of the rows that have one.
         counts: see :func:`openrlhf_qs.clicks.shows.shows`.
@@ -80,6 +84,8 @@ class Summary:
     n_impressions: int
     n_clicked: int
     n_repeating: int
+    n_control: int
+    fields: frozenset[str]
     policies: dict[str, PolicyCounts]
     first: datetime | None
     last: datetime | None
@@ -120,12 +126,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_METHOD,
         help=f"estimator of each position's examination. {_choices(METHODS)}; default {DEFAULT_METHOD}",
     )
+    parser.add_argument(
+        "--fail_on",
+        choices=LEVELS[LEVELS.index("warn") :],
+        help="exit with status 1 if the worst finding is this or worse; default: status 0, whatever is found",
+    )
     parser.add_argument("--json", action="store_true", help="print the description as JSON")
     parser.add_argument("--html", metavar="FILE", help="also write it as a page, with a chart of clicks by position")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check the log and print what is in it; ValueError names bad rows."""
+    """Check the log and print what is in it; ValueError names bad rows. Ends with status 1 as ``--fail_on`` asks."""
     label = "" if args.json else "checking"
     found = check_log(args.log, args.on_error, args.engine, args.propensity, label)
     if args.html:
@@ -136,6 +147,8 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(found, ensure_ascii=False))
     else:
         print_table(_table(found))
+    if args.fail_on and LEVELS.index(found["verdict"]) >= LEVELS.index(args.fail_on):
+        sys.exit(1)
 
 
 def check_log(
@@ -155,18 +168,20 @@ def check_log(
 
     Returns:
         Ready for JSON: ``files``, ``n_impressions``, ``n_conversations`` (different ones), ``n_users``, ``n_clicks``,
-        ``clicked_share`` (of the impressions, those with a click), ``ctr``, ``positions`` (one each: ``n_shown``,
-        ``n_clicked``, ``ctr``, ``ctr_ci95``, ``examination`` and ``examination_ci95`` relative to the top),
-        ``propensity`` (the method, or why it failed), ``order`` (``random``, ``chosen`` or ``unknown``),
-        ``click_entropy`` (bits, of where clicks fall; ``click_entropy_max`` where all places get as many),
-        ``n_repeating`` (impressions that show one text twice), ``n_doubles`` (rows that are there before, but for
-        their id), ``n_conversations_again`` (those with more than one impression), ``n_pairs``, ``n_suggestions`` and
-        ``n_turns`` (impressions by their number), ``languages`` (of ``N_READ`` impressions at most: ``users``, shares
-        of their last messages, ``scripts`` of the suggestions, ``other_than_users``, the share of the suggestions in
-        another language or script), ``frequent_texts``, ``policies`` (each with ``n_impressions``, ``ctr`` and
-        ``ctr_ci95``, impressions taken as independent), ``first``, ``last``, ``skipped``, the bad rows by reason,
-        ``checks``, see :class:`openrlhf_qs.clicks.verdicts.Verdict`, ``verdict``, the worst of them, and
-        ``findings``, the sentences of those that do not pass.
+        ``clicked_share`` (of the impressions, those with a click), ``ctr`` (here and below clicks per suggestion
+        shown), ``positions`` (one each: ``n_shown``, ``n_clicked``, ``ctr``, ``ctr_ci95``, ``examination`` and
+        ``examination_ci95`` relative to the top), ``propensity`` (the method, or why it failed), ``order``
+        (``random``, ``chosen`` or ``unknown``), ``click_entropy`` (bits, of where clicks fall; ``click_entropy_max``
+        where all places get as many), ``n_repeating`` (impressions that show one text twice), ``n_control``
+        (impressions with a suggestion in which ``CONTROL`` is found), ``fields`` (names that are in the files),
+        ``n_doubles`` (rows that are there before, but for their id), ``n_conversations_again`` (those with more than
+        one impression), ``n_pairs``, ``n_suggestions`` and ``n_turns`` (impressions by their number), ``languages``
+        (of ``N_READ`` impressions at most: ``users``, shares of their last messages, ``scripts`` of the suggestions,
+        ``other_than_users``, the share of the suggestions in another language or script), ``frequent_texts``,
+        ``policies`` (each with ``n_impressions``, ``ctr`` and ``ctr_ci95``, impressions taken as independent),
+        ``first``, ``last``, ``skipped``, the bad rows by reason, ``checks``, see
+        :class:`openrlhf_qs.clicks.verdicts.Verdict`, ``verdict``, the worst of them, and ``findings``, the sentences
+        of those that do not pass.
 
     Raises:
         ValueError: the first 20 bad rows, unless ``on_error`` is ``skip``; files of different schemas; no good row.
@@ -187,6 +202,8 @@ def summarise(batch: Batch) -> Summary:
         n_impressions=rows.height,
         n_clicked=int((rows["clicks"].list.max() == 1).sum()),
         n_repeating=int(repeating.sum()),
+        n_control=int(rows["suggestions"].list.eval(pl.element().str.contains(CONTROL)).list.any().sum()),
+        fields=batch.fields,
         policies=_by_policy(rows),
         first=rows["timestamp"].min(),
         last=rows["timestamp"].max(),
@@ -246,7 +263,8 @@ class Total:
     def __init__(self, files: Sequence[str]) -> None:
         self._files = list(files)
         self._problems = Problems(files)
-        self._n_impressions = self._n_clicked = self._n_repeating = 0
+        self._n_impressions = self._n_clicked = self._n_repeating = self._n_control = 0
+        self._fields: set[str] = set()
         self._policies: dict[str, PolicyCounts] = {}
         self._n_suggestions, self._n_turns, self._texts = Counter[int](), Counter[int](), Counter[str]()
         self._n_pairs = 0
@@ -267,6 +285,8 @@ class Total:
         self._n_impressions += summary.n_impressions
         self._n_clicked += summary.n_clicked
         self._n_repeating += summary.n_repeating
+        self._n_control += summary.n_control
+        self._fields |= summary.fields
         for policy, counts in summary.policies.items():
             before = self._policies.get(policy, (0,) * len(counts))
             self._policies[policy] = PolicyCounts(*map(sum, zip(before, counts, strict=True)))
@@ -329,6 +349,8 @@ class Total:
             "click_entropy": max(0.0, float(-(share[share > 0] * np.log2(share[share > 0])).sum())),
             "click_entropy_max": math.log2(len(share)),
             "n_repeating": self._n_repeating,
+            "n_control": self._n_control,
+            "fields": sorted(self._fields),
             "frequent_texts": dict(self._texts.most_common(SHOWN_USERS)),
             "languages": _languages([(conversation, texts) for _, conversation, texts in self._sample]),
             "policies": {name: _policy(counts) for name, counts in sorted(self._policies.items())},
@@ -489,7 +511,7 @@ def _table(found: dict[str, Any]) -> Table:
     table.add_row("conversations", f"{found['n_conversations']:,}", "different ones")
     table.add_row("users", f"{found['n_users']:,}", "")
     table.add_row("clicks", f"{found['n_clicks']:,}", f"{found['clicked_share']:.1%} of the impressions have one")
-    table.add_row("click-through rate", f"{found['ctr']:.4f}", "clicks per suggestion shown")
+    table.add_row("CTR per suggestion", f"{found['ctr']:.4f}", "clicks per suggestion shown")
     entropy, most = found["click_entropy"], found["click_entropy_max"]
     table.add_row("click entropy", f"{entropy:.3f}", f"bits, of where clicks fall; {most:.3f} if all were equal")
     table.add_row("repetitions", f"{found['n_repeating']:,}", "impressions that show one text twice")
@@ -501,13 +523,14 @@ def _table(found: dict[str, Any]) -> Table:
             looked_at = f"looked at {place['examination']:.3f} ({low:.3f} to {high:.3f}) times as often as the top"
         low, high = place["ctr_ci95"]
         rate = f"{low:.4f} to {high:.4f}"
-        looked_at = f"{rate}; {looked_at}" if number > 1 and looked_at else f"{rate}: click-through rate"
+        looked_at = f"{rate}; {looked_at}" if number > 1 and looked_at else f"{rate}: CTR per suggestion"
         table.add_row(f"position {number}", f"{place['ctr']:.4f}", looked_at)
     table.add_row("", "", f"by {found['propensity']}; 95 % intervals")
     table.add_section()
     for policy, one in found["policies"].items():
         low, high = one["ctr_ci95"]
-        shown = f"{policy}: {counted(one['n_impressions'], 'impression')}, {low:.4f} to {high:.4f}"
+        n = counted(one["n_impressions"], "impression")
+        shown = f"{policy}: {n}, {low:.4f} to {high:.4f}: CTR per suggestion"
         table.add_row("policy", f"{one['ctr']:.4f}", shown)
     for reason, n in found["skipped"].items():
         table.add_row("skipped", f"{n:,}", reason)

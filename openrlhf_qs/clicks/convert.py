@@ -141,7 +141,7 @@ def converted(
     """An impression, as a row of a click log; BadRow where no rule reads it.
 
     Args:
-        row: field of ``NAMES`` to what stands there.
+        row: field of ``NAMES`` that the file has to what stands there.
         name: its ``impression_id`` where it has none.
         used: the rules that were used are counted here.
         first_place: number of the top place where a click is a number.
@@ -153,7 +153,7 @@ def converted(
         "timestamp": time_of(row.get("timestamp") if _is_there(row.get("timestamp")) else timestamp, used),
         "conversation": _conversation_of(row, used),
         "suggestions": suggestions,
-        "clicks": _clicks(row.get("clicks"), suggestions, first_place, used) if flags is None else flags,
+        "clicks": _clicks(row, suggestions, first_place, used) if flags is None else flags,
     }
     for field in ("user_id", "policy"):
         if _is_there(row.get(field)):
@@ -283,15 +283,18 @@ def _suggestions(value: Any, used: Counter[str]) -> tuple[list[str], list[int] |
         else:
             text, flags = one, [*flags, None]
         texts.append(" ".join(unwrapped(text).split()) if isinstance(text, str) else text)
-    known = [_flag(flag) for flag in flags if flag is not None]
-    if known:
-        used["clicks: with each suggestion"] += 1
-    return texts, known if len(known) == len(texts) else None
+    if all(flag is None for flag in flags):
+        return texts, None
+    used["clicks: with each suggestion"] += 1
+    return texts, [_flag(flag) for flag in flags]
 
 
-def _clicks(value: Any, suggestions: Sequence[str], first_place: int, used: Counter[str]) -> list[int]:
-    """0 or 1 for each suggestion, from flags, from the place of the one that was clicked, or from its text."""
-    value = _value(value)
+def _clicks(row: Mapping[str, Any], suggestions: Sequence[str], first_place: int, used: Counter[str]) -> list[int]:
+    """0 or 1 for each suggestion, from flags, from the place of the one that was clicked, or from its text. What is
+    empty is no click; BadRow where the file has nothing to be empty."""
+    if "clicks" not in row:
+        raise BadRow("missing field", "no clicks; name their column, as in --column clicks=tapped")
+    value = _value(row["clicks"])
     n = len(suggestions)
     if value is None or value == "" or value == []:
         used["clicks: empty, taken as no click"] += 1
@@ -335,8 +338,8 @@ def _impressions(
     for line, some in groups.values():
         if all(_number(row.get("position")) is not None for row in some):
             some.sort(key=lambda row: _number(row["position"]))
-        flags = [_flag(row.get("clicks")) if _is_flag(row.get("clicks")) else 0 for row in some]
-        yield line, {**some[0], "suggestions": [row["suggestion"] for row in some], "clicks": flags}
+        shown = [{"text": row["suggestion"], "clicked": row.get("clicks")} for row in some]
+        yield line, {**some[0], "suggestions": shown}
 
 
 class Columns(NamedTuple):
@@ -498,6 +501,9 @@ def _is_flag(value: Any) -> bool:
 
 
 def _flag(value: Any) -> int:
+    """Of nothing 0; BadRow where it is no flag."""
+    if not _is_flag(value):
+        raise BadRow("click not 0 or 1", f"click {short(value)}; give 0 or 1, true or false, yes or no")
     if isinstance(value, str):
         return int(value.strip().lower() in TRUE)
     return int(bool(value))

@@ -1,28 +1,32 @@
-"""What ``log check`` makes of its figures: pass, warn or fail, and which stage a finding will hurt."""
+"""What ``log check`` makes of its figures: pass, unknown, warn or fail, and which stage a finding will hurt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from openrlhf_qs.clicks.repeats import DOUBLE_SHARE, MIN_ROWS, TEXT_SHARE
+from openrlhf_qs.clicks.rows import FIELDS, REQUIRED
 from openrlhf_qs.files.printable import counted
 from openrlhf_qs.form.response import N_SUGGESTIONS
 from openrlhf_qs.form.task import MAX_SUGGESTIONS
+from openrlhf_qs.registry import did_you_mean
 
-LEVELS = ("pass", "warn", "fail")
+LEVELS = ("pass", "unknown", "warn", "fail")  # from the best to the worst
 FEW_PAIRS = 1000  # from fewer GaRM learns little: the default log gives some 20,000
 FEW_AGAIN = 50  # conversations that come again, below which the fusion compares impressions of different ones
 FEW_CONVERSATIONS = 1000  # from which a policy without any training learns little
 OTHER_LANGUAGE_SHARE = 0.02  # of the suggestions looked at, above which it is said
 REPEATING_SHARE = 0.01  # of the rows, above which those that show one text twice are pointed out
+SHOWN_FIELDS = 5  # of those that nothing reads
 
 
 class Verdict(NamedTuple):
     """A finding, or that there is none.
 
     Attributes:
-        level: ``pass``; ``warn``, a stage will run, but on something else than it takes it for; ``fail``, one stops.
+        level: ``pass``; ``unknown``, there is too little to tell; ``warn``, a stage will run, but on something else
+            than it takes it for; ``fail``, one stops.
         about: what was looked at, in a word or two.
         stages: that it hurts, in their order; none where it passes.
     """
@@ -42,6 +46,7 @@ def verdicts(found: Mapping[str, Any]) -> list[Verdict]:
     """
     return [
         *_of_rows(found),
+        *_of_fields(found["fields"]),
         *_of_clicks(found),
         *_of_suggestions(found),
         *_of_languages(found["languages"]),
@@ -66,6 +71,22 @@ def _of_rows(found: Mapping[str, Any]) -> list[Verdict]:
             "warn", "rows", ("data",), f"{counted(n_bad, 'bad row')}: {reasons}; data needs --on_error skip for them"
         )
     ]
+
+
+def _of_fields(fields: Sequence[str]) -> list[Verdict]:
+    optional = [name for name in FIELDS if name not in REQUIRED and name in fields]
+    not_read = [name for name in fields if name not in FIELDS]
+    absent = [name for name in FIELDS if name not in fields]
+    hints = [f"{name!r} is not read{meant}" for name in not_read if (meant := did_you_mean(name, absent))]
+    if hints:
+        return [Verdict("warn", "fields", ("data",), hint) for hint in hints]
+    sentence = f"with {', '.join(optional)}" if optional else "only the required ones are read"
+    if not_read:
+        n_left = len(not_read) - SHOWN_FIELDS
+        sentence += (
+            f"; not read: {', '.join(map(repr, not_read[:SHOWN_FIELDS]))}{f' and {n_left} more' if n_left > 0 else ''}"
+        )
+    return [Verdict("pass", "fields", (), sentence)]
 
 
 def _of_clicks(found: Mapping[str, Any]) -> list[Verdict]:
@@ -96,6 +117,12 @@ def _of_suggestions(found: Mapping[str, Any]) -> list[Verdict]:
     if n_repeating > REPEATING_SHARE * n_rows:
         sentence = f"{counted(n_repeating, 'row')} of {n_rows:,} show one text twice: a placeholder?"
         verdicts.append(Verdict("warn", "suggestions", ("sft", "garm"), sentence))
+    if found["n_control"]:
+        sentence = (
+            f"{counted(found['n_control'], 'row')} with a control character, or one that overrides the direction of "
+            "text, in a suggestion: a policy learns to write it; take it out"
+        )
+        verdicts.append(Verdict("warn", "suggestions", ("sft", "garm"), sentence))
     return verdicts
 
 
@@ -104,9 +131,8 @@ def _of_languages(languages: Mapping[str, Any]) -> list[Verdict]:
     in_words = f"users write {some}" if some else "too little text to tell what users write"
     other = languages["other_than_users"]
     if other <= OTHER_LANGUAGE_SHARE:
-        return [
-            Verdict("pass", "languages", (), f"{in_words}; suggestions are in their language" if some else in_words)
-        ]
+        in_their_own = Verdict("pass", "languages", (), f"{in_words}; suggestions are in their language")
+        return [in_their_own if some else Verdict("unknown", "languages", (), in_words)]
     sentence = f"{in_words}; {other:.0%} of the suggestions are clearly in another language or script"
     return [Verdict("warn", "languages", ("sft", "garm"), f"{sentence}: sft leaves them out, garm learns from them")]
 
@@ -137,8 +163,10 @@ def _of_repeats(found: Mapping[str, Any]) -> list[Verdict]:
         for text, n in found["frequent_texts"].items()
         if n_rows >= MIN_ROWS and n > TEXT_SHARE * n_rows
     ]
+    if not verdicts and n_rows < MIN_ROWS:
+        return [Verdict("unknown", "repeats", (), "too few rows to tell whether a user or a text has a large share")]
     clean = f"fewer than {DOUBLE_SHARE:.0%} of the rows are duplicates, no user and no text has a large share"
-    return verdicts or [Verdict("pass", "repeats", (), clean if n_rows >= MIN_ROWS else "too few rows to tell")]
+    return verdicts or [Verdict("pass", "repeats", (), clean)]
 
 
 def _of_order(found: Mapping[str, Any]) -> list[Verdict]:
@@ -147,6 +175,8 @@ def _of_order(found: Mapping[str, Any]) -> list[Verdict]:
         "chosen": Verdict("warn", "order", ("garm", "fusion"), "the order shown was chosen, for example by a ranker"),
     }.get(found["order"], Verdict("warn", "order", ("garm", "fusion"), "how the order came about is unclear"))
     sentences = found["examination"]
+    if found["positions"][0]["examination"] is None:
+        return [order, Verdict("fail", "examination", ("data",), found["propensity"])]
     if not sentences:
         return [order, Verdict("pass", "examination", (), f"nothing speaks against {found['propensity']}")]
     return [order, *(Verdict("warn", "examination", ("garm", "fusion"), sentence) for sentence in sentences)]

@@ -136,6 +136,11 @@ def run(args: argparse.Namespace) -> None:
     if judge is not None:
         rich_print(f"A/B test with judge {escape(args.judge)}, at least {args.n_users:,} users an arm")
         results = run_ab_test(arms, judge, args.n_users, args.seed, owners)
+        if not any(result.ctr for result in results.values()):
+            raise ValueError(
+                f"--judge {args.judge}: its users click nothing in any of {len(arms)} arms, so that nothing can be "
+                "compared; see that it returns click probabilities above 0, or give --judge none"
+            )
         metrics |= ab_metrics(results, metrics["quality"])
     as_served = {name: rows for name, rows in arms.items() if AT not in name}
     policies = [name for name in as_served if name in responses]

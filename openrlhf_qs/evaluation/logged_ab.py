@@ -75,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="ARM=SHARE",
-        help="intended share of users per arm, as in a=0.9 b=0.1; default: equal",
+        help="intended share of users per arm, as in a=0.9 b=0.1; what counts is their ratio, so a=9 b=1 is the same; "
+        "default: equal",
     )
     parser.add_argument(
         "--planned",
@@ -246,13 +247,16 @@ def always(rows: Rows, place: int, time: np.ndarray, n_planned: int = 0) -> dict
 def sample_ratio(rows: Rows, shares: Mapping[str, float]) -> dict[str, Any]:
     """Whether the arms have as many units as they should, by Pearson's chi-squared test.
 
+    Args:
+        shares: of every arm, above 0; they need not add up to 1, for what counts is their ratio. Empty: equal ones.
+
     Returns:
         ``unit``, what was assigned: the user, the conversation or the impression, the first of which nearly all are in
         one arm; ``counts`` and ``expected`` by arm, ``p``; ``findings``.
     """
-    unknown = set(shares) - set(rows.names)
-    if unknown or any(share <= 0 for share in shares.values()) or (shares and len(shares) < len(rows.names)):
-        raise ValueError(f"--shares {dict(shares)}: give a share above 0 for each of the arms {', '.join(rows.names)}")
+    if shares and (set(shares) != set(rows.names) or not all(0 < share < math.inf for share in shares.values())):
+        given = " ".join(f"{name}={share:g}" for name, share in shares.items())
+        raise ValueError(f"--shares {given}: give a share above 0 for each of the arms {', '.join(rows.names)}")
     kinds = {"user": rows.user, "conversation": rows.root, "impression": np.arange(len(rows.arm))}
     arms_of = {
         kind: np.unique(np.stack([number, rows.arm]), axis=1) for kind, number in kinds.items() if number is not None
@@ -374,9 +378,12 @@ def _meta(log: pl.DataFrame) -> list[dict[str, Any]]:
 
 def _shares(texts: Sequence[str]) -> dict[str, float]:
     try:
-        return {name: float(share) for name, share in (text.rsplit("=", 1) for text in texts)}
+        shares = {name: float(share) for name, share in (text.rsplit("=", 1) for text in texts)}
     except ValueError:
         raise ValueError(f"--shares {' '.join(texts)}: give ARM=SHARE for each arm, as in a=0.9 b=0.1") from None
+    if len(shares) < len(texts):
+        raise ValueError(f"--shares {' '.join(texts)}: an arm is there twice; give each arm one share")
+    return shares
 
 
 def _verdict(found: Mapping[str, Any], name: str) -> str:

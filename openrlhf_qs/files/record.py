@@ -257,17 +257,31 @@ def _absolute(value: str) -> str:
     return " ".join(word.replace(" ", "\\ ") for word in words)
 
 
+def is_path(model: str) -> bool:
+    """Whether a model's name can only be a path: no hub has such a name."""
+    parent = Path(model).parent
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or (parent != Path() and parent.is_dir())
+
+
+def check_files(stage: str, values: Variables) -> None:
+    """ValueError where a variable of the stage names a file that is not there."""
+    for name in STAGES[stage].files:
+        list(_files_of(name, values.get(name, "")))  # which raises
+
+
 def _outside(variable: str, value: str) -> dict[str, dict[str, Any] | None]:
     """Path to print of every file that a variable names; a hub's name to None."""
-    files: dict[str, dict[str, Any] | None] = {}
+    return {str(one.resolve()) if one else word: one and print_of(one) for word, one in _files_of(variable, value)}
+
+
+def _files_of(variable: str, value: str) -> Iterator[tuple[str, Path | None]]:
+    """Each word of a variable with every file that it names, or with None where it is a hub's name."""
     for word in words_of(value):
         found = [word] if Path(word).exists() else sorted(glob.glob(word))
-        if not found and (
-            variable in ("CLICK_LOG", "INTENTS", "DATA_DIR", "PROMPT_TEMPLATE") or word.startswith((".", "/", "~"))
-        ):
+        if not found and (variable in ("CLICK_LOG", "INTENTS", "DATA_DIR", "PROMPT_TEMPLATE") or is_path(word)):
             raise ValueError(f"{variable}={value}: {word} does not exist")
         if not found:
-            files[word] = None
+            yield word, None
         for one in map(Path, found):
             if one.is_dir() and variable == "CLICK_LOG":
                 raise ValueError(f"{variable}={value}: {one} is a folder; name its files, as in {one}/*.jsonl")
@@ -275,8 +289,7 @@ def _outside(variable: str, value: str) -> dict[str, dict[str, Any] | None]:
             for path in members:
                 if not path.is_file():
                     raise ValueError(f"{variable}={value}: {path} is not a file that can be read twice (a pipe?)")
-                files[str(path.resolve())] = print_of(path)
-    return files
+                yield word, path
 
 
 def _plugin_files(values: Variables, names: set[str]) -> dict[str, str]:
@@ -719,7 +732,7 @@ def share(run: RunFolder, other: RunFolder, stages: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="record", allow_abbrev=False)
-    parser.add_argument("action", choices=["recall", "begin", "finish", "share"])
+    parser.add_argument("action", choices=["recall", "check", "begin", "finish", "share"])
     parser.add_argument("--run", required=True)
     parser.add_argument("--stage", default="")
     parser.add_argument("--given", default="", help="names of the variables that were set, separated by spaces")
@@ -745,6 +758,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "to replace one",
                     file=sys.stderr,
                 )
+        elif args.action == "check":
+            check_files(args.stage, dict(word.split("=", 1) for word in args.words))
         elif args.action == "begin":
             values = dict(word.split("=", 1) for word in args.words)
             if not begin(run, args.stage, values, flags, args.given.split(), args.again):

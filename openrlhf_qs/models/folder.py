@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from openrlhf_qs.files.record import broken
+from openrlhf_qs.files.record import broken, is_path
 from openrlhf_qs.files.whole import share_as_usual, write_whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
@@ -27,8 +27,7 @@ def check_model(path: str | Path, flag: str = "") -> None:
     path = str(path)
     where = f"{flag} {path}".strip()
     if not Path(path).is_dir():
-        below_one_that_is_here = Path(path).parent != Path() and Path(path).parent.is_dir()
-        if path.startswith((".", "/", "~")) or path.count("/") > 1 or below_one_that_is_here:  # no hub has such a name
+        if is_path(path):
             raise ValueError(f"{where} does not exist; give a Hugging Face folder or name")
         return
     if not (Path(path) / "config.json").is_file():

@@ -95,7 +95,13 @@ def test_the_version_is_that_of_the_package(capsys):
         (["log", "chek"], "did you mean 'log check'?"),
         (["zzz"], "there is no command 'zzz'; openrlhf-qs --help lists them"),
         (["sft", "runs/default"], "there is no command 'sft runs/default'; did you mean 'sft'?"),
-        (["plugins", "--al"], "unknown arguments: --al"),
+        (["rank", "foo"], "there is no command 'rank foo'; did you mean 'rank score'?"),
+        (["world", "zero"], "there is no command 'world zero'; did you mean 'world zero-query'?"),
+        (["train"], "there is no command 'train'; did you mean 'sft' or 'garm' or 'grpo' or 'rank' or 'dpo'?"),
+        (["--verison"], "there is no flag '--verison'; did you mean '--version'?"),
+        (["--seed", "sft"], "there is no flag '--seed'; openrlhf-qs --help lists the commands"),
+        (["plugins", "--al"], "unknown arguments: --al\n"),
+        (["log", "check", "a.jsonl", "--engin=ray"], "unknown arguments: --engin=ray; did you mean '--engine'?"),
     ],
 )
 def test_a_wrong_command_line_is_status_2(capsys, argv, message):

@@ -28,10 +28,11 @@ from openrlhf_qs.host import run as host
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.sh"))
-OWN = {"CLICK_LOG": "clicks.jsonl", "POLICY": "Qwen/Qwen3-4B", "GARM_BASE": "Qwen/Qwen3-1.7B"}
+CLICK_LOG = str(Path(__file__).parent / "inputs.jsonl")  # any file that is there
+OWN = {"CLICK_LOG": CLICK_LOG, "POLICY": "Qwen/Qwen3-4B", "GARM_BASE": "Qwen/Qwen3-1.7B"}
 FORMS: dict[str, dict[str, str]] = {
     "cpu": {},
-    "cpu, own clicks": {"CLICK_LOG": "clicks.jsonl"},
+    "cpu, own clicks": {"CLICK_LOG": CLICK_LOG},
     "cpu, own plugin": {
         "PLUGIN": "brevity.py",
         "OPTION": "brevity.max_words=9 ood.threshold=2",
@@ -426,9 +427,9 @@ def test_more_than_one_node_without_a_hostfile_says_what_to_give():
     assert "NODES above 1 needs HOSTFILE" in done.stderr
 
 
-def test_the_upworthy_recipe_loads_trains_calibrates_and_evaluates():
+def test_the_upworthy_recipe_loads_trains_calibrates_and_evaluates(tmp_path):
     done = subprocess.run(
-        ["bash", ROOT / "recipes" / "garm_upworthy.sh", "archive", "--adam.eps", "1e-7"],
+        ["bash", ROOT / "recipes" / "garm_upworthy.sh", tmp_path, "--adam.eps", "1e-7"],
         env={"PATH": os.environ["PATH"], "DRY_RUN": "1", "GARM_BASE": "minilm", "SEED": "3"},
         capture_output=True,
         text=True,

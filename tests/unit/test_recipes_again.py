@@ -340,6 +340,30 @@ def test_a_file_that_is_not_there_is_an_error_even_where_all_is_done(whole, name
     assert done.returncode == 1 and "./nowhere does not exist" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("CLICK_LOG", "nowhere.jsonl", "nowhere.jsonl does not exist"),
+        ("CLICK_LOG", ".", ". is a folder; name its files, as in ./*.jsonl"),
+        ("POLICY", "./nowhere", "./nowhere does not exist"),
+        ("POLICY", "models/of/mine", "models/of/mine does not exist"),  # no hub's name
+        ("POLICY", "venv/mine", "venv/mine does not exist"),  # below a folder that is here
+    ],
+)
+def test_a_file_that_is_not_there_is_told_in_a_dry_run_as_in_a_real_one(recipes, name, value, what):
+    for variables in ({}, {"DRY_RUN": "1"}):
+        done = recipes("grpo_garm", **{name: value}, **variables)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"data: {name}={value}: {what}\n"
+    assert recipes.calls() == []
+
+
+def test_a_hub_s_name_passes_a_dry_run_and_one_without_python_looks_for_nothing(recipes):
+    assert recipes("data", DRY_RUN="1", POLICY="Qwen/Qwen3-4B").returncode == 0
+    python = {"VIRTUAL_ENV": str(recipes.folder / "none"), "PYTHON": "/nonexistent"}
+    assert recipes("data", DRY_RUN="1", POLICY="./nowhere", **python).returncode == 0
+
+
 def test_again_makes_anew_what_differs_and_all_after_it_and_nothing_before(recipes):
     recipes("grpo_garm")
     recipes.calls()

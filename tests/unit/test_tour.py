@@ -42,7 +42,7 @@ def test_the_cells_of_the_notebook_run_from_top_to_bottom(run, monkeypatch, caps
             exec("".join(cell["source"]), names)
             assert not cell["outputs"] and cell["execution_count"] is None  # none of this machine is kept
     out = capsys.readouterr().out
-    assert "click-through rate" in out and "What is the capital of France?" in out and "No judge" in out
+    assert "CTR per suggestion" in out and "What is the capital of France?" in out and "No judge" in out
     assert len(names["mean"]) == 5 and 0.5 <= float(names["probability"]) <= 1
     assert shown and shown[0].endswith("report.html")
 

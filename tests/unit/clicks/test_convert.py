@@ -93,6 +93,44 @@ def test_clicks_as_flags_places_or_texts(clicks, flags):
     assert converted({**ROW, "clicks": clicks}, "x", Counter())["clicks"] == flags
 
 
+@pytest.mark.parametrize(
+    ("header", "cells"),
+    [
+        ("query,suggestion_1,suggestion_2,taps,ts", "Bread?,How long?,Which flour?,1,2025-01-01"),
+        ("query,suggestion,request_id,taps,ts", "Bread?,How long?,{n},1,2025-01-01"),
+    ],
+)
+def test_a_file_without_clicks_is_refused_and_an_empty_one_is_no_click(tmp_path, capsys, header, cells):
+    path, (first, second) = tmp_path / "log.csv", (cells.format(n=n) for n in "ab")
+    path.write_text(f"{header}\n{first}\n{second}\n")
+    with pytest.raises(SystemExit):
+        convert(path)
+    assert capsys.readouterr().err == (
+        f"openrlhf-qs log convert: {path}:2: no clicks; name their column, as in --column clicks=tapped; all 2 rows "
+        "have this\n"
+    )
+    path.write_text(f"{header}\n{first}\n{second.replace(',1,', ',,')}\n")
+    assert [sum(row["clicks"]) for row in convert(path, "--column", "clicks=taps")] == [1, 0]
+    assert "clicks: empty, taken as no click" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["2", "opened", "2025-01-01"])
+def test_a_click_that_is_no_flag_is_never_taken_as_none(tmp_path, value):
+    path = tmp_path / "log.csv"
+    path.write_text(f"request_id,ts,query,suggestion,clicked\na,2025-01-01,q,One?,{value}\na,2025-01-01,q,Two?,0\n")
+    objects = [{"text": "One?", "clicked": value}, {"text": "Two?"}]
+    with pytest.raises(BadRow, match=f"click '{value}'; give 0 or 1, true or false, yes or no"):
+        converted({**ROW, "suggestions": objects}, "x", Counter())
+    with pytest.raises(SystemExit):
+        convert(path)
+
+
+def test_a_suggestion_without_a_flag_beside_ones_that_have_one_was_not_clicked():
+    objects = [{"text": "One?"}, {"text": "Two?", "clicked": True}, {"text": "Three?", "clicked": None}]
+    for row in ({**ROW, "suggestions": objects, "clicks": None}, {**ROW, "suggestions": objects}):
+        assert converted(row, "x", Counter())["clicks"] == [0, 1, 0]
+
+
 def test_a_click_on_what_was_not_shown_is_refused():
     for clicks in (2, "Why?", [0, 1, 2]):
         with pytest.raises(BadRow, match="is none of the 2 suggestions"):

@@ -1,5 +1,6 @@
 import json
 
+import polars as pl
 import pytest
 
 from openrlhf_qs import cli
@@ -83,6 +84,81 @@ def test_a_policy_s_rate_has_an_interval_over_impressions(tmp_path):
         "ctr": 0.5,
         "ctr_ci95": pytest.approx([0.4038, 0.5962], abs=1e-4),
     }
+
+
+def test_what_too_few_rows_cannot_tell_is_no_pass(tmp_path):
+    few, enough = ([row(n) for n in range(n_rows)] for n_rows in (99, 100))
+    assert levels(checked(tmp_path / "few.jsonl", few), "repeats") == ["unknown"]
+    assert levels(checked(tmp_path / "few.jsonl", few), "languages") == ["unknown"]
+    assert levels(checked(tmp_path / "enough.jsonl", enough), "repeats") == ["pass"]
+
+
+def test_an_estimator_that_stops_the_stage_data_fails(tmp_path):
+    path = tmp_path / "log.jsonl"
+    checked(path, [row(n) for n in range(5)])
+    found = check_log([path], propensity="harvest")
+    [one] = [one for one in found["checks"] if one["about"] == "examination"]
+    assert (one["level"], one["stages"]) == ("fail", ("data",)) and one["sentence"].startswith("harvest: no clicks on")
+
+
+@pytest.mark.parametrize(
+    ("fields", "level", "sentence"),
+    [
+        ({"userid": "a"}, "warn", "'userid' is not read; did you mean user_id?"),
+        ({"user_id": "a", "userid": "a"}, "pass", "with user_id; not read: 'userid'"),
+        ({"session": 1, "topic": 2}, "pass", "only the required ones are read; not read: 'session', 'topic'"),
+        (
+            dict.fromkeys("zyxwvut"),
+            "pass",
+            "only the required ones are read; not read: 't', 'u', 'v', 'w', 'x' and 2 more",
+        ),
+        ({"policy": "p", "meta": {"userid": "a"}}, "pass", "with policy, meta"),
+    ],
+)
+def test_a_field_that_is_nearly_an_optional_one_is_said(tmp_path, fields, level, sentence):
+    rows = [row(0), row(1, **fields)]
+    found = checked(tmp_path / "log.jsonl", rows)
+    assert [(one["level"], one["sentence"]) for one in found["checks"] if one["about"] == "fields"] == [
+        (level, sentence)
+    ]
+    pl.DataFrame([{**row(0), **fields}], strict=False).write_parquet(tmp_path / "log.parquet")
+    assert check_log([tmp_path / "log.parquet"])["fields"] == found["fields"]
+
+
+@pytest.mark.parametrize("sign", ["\x00", "\x1b", "\x7f", "\x9b", "\u202d", "\u202e"])
+def test_what_moves_a_cursor_or_turns_text_round_in_a_suggestion_is_said(tmp_path, sign):
+    rows = [row(0), row(1, (f"How{sign} long?", f"{sign}Why?", "Which flour?")), row(2, question=f"How{sign}?")]
+    found = checked(tmp_path / "log.jsonl", rows)
+    assert found["n_control"] == 1 and levels(found, "suggestions") == ["pass", "warn"]
+    assert any(one.startswith("1 row with a control character") for one in found["findings"])
+
+
+def test_marks_that_texts_of_some_scripts_need_are_no_control_characters(tmp_path):
+    texts = ("\u200fمرحبا؟", "\u2067שלום\u2069?", "می\u200cخواهم\t?")
+    assert checked(tmp_path / "log.jsonl", [row(0, texts)])["n_control"] == 0
+
+
+def test_the_exit_status_says_what_was_found_where_it_is_asked_to(tmp_path, capsys):
+    warn, fail = tmp_path / "warn.jsonl", tmp_path / "fail.jsonl"
+    assert checked(warn, [row(n) for n in range(5)])["verdict"] == "warn"
+    assert checked(fail, [row(n, clicks=(0, 0, 0)) for n in range(5)])["verdict"] == "fail"
+    for path in (warn, fail):
+        cli.main(["log", "check", str(path)])
+    cli.main(["log", "check", str(warn), "--fail_on", "fail"])
+    for path, level in ((warn, "warn"), (fail, "warn"), (fail, "fail")):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["log", "check", str(path), "--fail_on", level, "--json"])
+        assert stop.value.code == 1 and json.loads(capsys.readouterr().out)["verdict"] == path.stem
+
+
+def test_rates_per_suggestion_are_called_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    checked(tmp_path / "log.jsonl", [row(n, policy="old") for n in range(5)])
+    cli.main(["log", "check", str(tmp_path / "log.jsonl")])
+    shown = [line for line in capsys.readouterr().out.splitlines() if "0.3333" in line]
+    # one click on three suggestions; a user clicks under every impression
+    assert len(shown) == 2 and all("CTR per suggestion" in line for line in shown)
 
 
 def test_the_worst_level_stands_for_all():

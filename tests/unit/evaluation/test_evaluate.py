@@ -208,6 +208,18 @@ def test_the_closing_table_fits_80_columns_whole(run_dir, scorer, capsys, monkey
     assert len(row.split()) == 10, row  # arm, CTR, low, to, high and five more figures
 
 
+def test_a_judge_whose_users_click_nothing_is_an_error_and_one_silent_arm_is_not(run_dir, scorer, monkeypatch):
+    only_sft = lambda row: [0.5 * ("good" in row[0]), 0.0, 0.0]  # noqa: E731
+    monkeypatch.setattr(evaluate, "load_judge", lambda name, options: Judge(only_sft))
+    run_stage("--run", run_dir, "--judge", "mine", "--n_users", 100)
+    metrics = json.loads((run_dir / "report" / "metrics.json").read_text())
+    assert (metrics["ab"]["sft"]["ctr"], metrics["ab"]["grpo"]["ctr"]) == (0.5, 0.0)
+    assert metrics["lift"]["grpo_over_sft"] is None
+    monkeypatch.setattr(evaluate, "load_judge", lambda name, options: Judge(lambda row: [0.0] * 3))
+    with pytest.raises(ValueError, match="^--judge mine: its users click nothing in any of 3 arms, .*; see that"):
+        run_stage("--run", run_dir, "--judge", "mine", "--n_users", 100)
+
+
 def test_the_reward_model_is_judged_by_what_users_click_among_what_an_arm_says(run_dir, scorer):
     """Longer is better to this model; users click "long one", or nothing, wherever it stands."""
     conversations = [conversation(n) for n in range(30)]

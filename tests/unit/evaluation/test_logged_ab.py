@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from datetime import UTC, datetime, timedelta
+from math import inf, nan
 
 import numpy as np
 import polars as pl
 import pytest
 from scipy.stats import chisquare
 
+from openrlhf_qs import cli
 from openrlhf_qs.clicks.click_log import read_click_log
 from openrlhf_qs.evaluation import logged_ab as stage
 from openrlhf_qs.evaluation.logged_ab import Rows, always, lift, logged_ab, sample_ratio
@@ -96,9 +98,29 @@ def test_a_sample_ratio_that_is_no_chance_is_named_and_shares_can_be_given():
     assert (found["unit"], found["counts"]) == ("user", {"a": 2000, "b": 1000})
     assert found["p"] == pytest.approx(chisquare([2000, 1000]).pvalue)
     assert "2,000, 1,000 users where 1,500, 1,500 were expected" in found["findings"][0]
-    assert sample_ratio(rows, {"a": 2, "b": 1})["p"] == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="give a share above 0 for each of the arms a, b"):
-        sample_ratio(rows, {"a": 2})
+    for shares in ({"a": 2, "b": 1}, {"a": 0.5, "b": 0.25}):  # what counts is their ratio
+        assert sample_ratio(rows, shares)["p"] == pytest.approx(1.0)
+    wrong = ({"a": 2}, {"a": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}, *({"a": 1, "b": b} for b in (0, -1, nan, inf)))
+    for shares in wrong:
+        with pytest.raises(ValueError, match=r"--shares a=[12].*: give a share above 0 for each of the arms a, b$"):
+            sample_ratio(rows, shares)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["old=0.5", "new"], "--shares old=0.5 new: give ARM=SHARE for each arm"),
+        (["old=50%", "new=50%"], "--shares old=50% new=50%: give ARM=SHARE for each arm"),
+        (["old=0.9", "old=0.1"], "--shares old=0.9 old=0.1: an arm is there twice"),
+        (["old=0.9", "knew=0.1"], "--shares old=0.9 knew=0.1: give a share above 0 for each of the arms new, old"),
+    ],
+)
+def test_shares_that_do_not_fit_are_one_error(tmp_path, capsys, words, said):
+    path = write_log(tmp_path / "log.jsonl", n=200)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["ab", str(path), "--shares", *words])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith(f"openrlhf-qs ab: {said}")
 
 
 def test_what_was_assigned_is_what_is_in_one_arm():
