@@ -63,6 +63,7 @@ def on_clicks(
     clicks: np.ndarray,
     seed: int = 0,
     propensities: Sequence[float] | None = None,
+    chance: Callable | None = None,
     **places: Sequence[float],
 ) -> dict[str, Any] | None:
     """The reward model of a run on what one arm of the A/B test showed.
@@ -72,6 +73,7 @@ def on_clicks(
         clicks: ``[n_contexts, users, slots]``, 0 or 1.
         propensities: how much each place is looked at, as the log says. An arm chose its own order, so its own clicks
             cannot tell; None, or fewer than places, counts every place alike.
+        chance: of a click, where the judge knows it, for the Bayes rule.
         places: what else the log says of each place (:data:`openrlhf_qs.clicks.propensity.PLACES`), by name.
 
     Returns:
@@ -92,7 +94,9 @@ def on_clicks(
     known = propensities is not None and len(propensities) >= n_places
     made = preferences(log, "ipw", propensities, **places) if known else preferences(log, "all", [1.0] * n_places)
     rows = list(preference_rows(made))
-    metrics, _ = _measured(rows, all_pairs(rows), scorer, seed)
+    pairs = all_pairs(rows)
+    metrics, scored = _measured(rows, pairs, scorer, seed)
+    metrics["baselines"] = against_baselines(scored, baselines.fitted([], rows, pairs, chance), seed)
     return metrics | {"verdict": calibration_verdict(metrics)}
 
 
