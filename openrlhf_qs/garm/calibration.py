@@ -251,10 +251,10 @@ def calibration_verdict(metrics: Mapping[str, Any]) -> str:
         if not beaten
     ]
     if coin:
-        return f"{verdict}. Its {' and '.join(coin)} cannot be told from a coin's: its probabilities say nothing."
+        return f"{verdict}. Its {' and '.join(coin)} cannot be told from a coin's, so its probabilities say nothing."
     if metrics["ece"] > ECE_LIMIT:
-        return f"{verdict}: above {ECE_LIMIT}, its probabilities and sigmas are not to be trusted as they are."
-    return f"{verdict}: at most {ECE_LIMIT}, and better than a coin: its probabilities can be used."
+        return f"{verdict}. That is above {ECE_LIMIT}: its probabilities and deviations cannot be trusted as they are."
+    return f"{verdict}. That is at most {ECE_LIMIT}, and it is better than a coin: its probabilities can be used."
 
 
 def accuracy_by(

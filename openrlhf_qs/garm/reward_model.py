@@ -401,7 +401,7 @@ def check_checkpoint(path: str | Path) -> dict:
     for file, name, tensor in _tensors(path):
         n_bad = tensor.numel() - int(tensor.isfinite().sum())
         if n_bad:
-            raise ValueError(f"{file}: {name} has nan or inf in {n_bad} of {tensor.numel()} places; {AGAIN}")
+            raise ValueError(f"{file}: {name} has nan or inf in {n_bad} of {tensor.numel()} values; {AGAIN}")
     return mark
 
 

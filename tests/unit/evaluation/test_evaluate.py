@@ -118,7 +118,7 @@ def test_the_stage_writes_what_it_measured_and_a_report(run_dir, scorer, capsys,
     assert example["grpo"]["garm"][0] == [len("A great one?"), pytest.approx(0.5**0.5)]
     assert "<h2>evaluate</h2>" in (run_dir / "report" / "report.html").read_text()
     shown = " ".join(capsys.readouterr().out.split())
-    assert "under the strongest baseline, sft: surely more" in shown and "cold_start" in shown
+    assert "with the strongest baseline, sft: clearly more" in shown and "cold_start" in shown
     assert not list(run_dir.rglob(".*writing"))
 
 

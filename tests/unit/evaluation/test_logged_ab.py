@@ -95,7 +95,7 @@ def test_a_sample_ratio_that_is_no_chance_is_named_and_shares_can_be_given():
     found = sample_ratio(rows, {})
     assert (found["unit"], found["counts"]) == ("user", {"a": 2000, "b": 1000})
     assert found["p"] == pytest.approx(chisquare([2000, 1000]).pvalue)
-    assert "2,000, 1,000 users where 1,500, 1,500 were expected" in found["findings"][0]
+    assert "2,000, 1,000 users instead of the expected 1,500, 1,500" in found["findings"][0]
     assert sample_ratio(rows, {"a": 2, "b": 1})["p"] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="give a share above 0 for each of the arms a, b"):
         sample_ratio(rows, {"a": 2})
