@@ -632,12 +632,12 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int | None) -> tuple[T
 
 
 class Scores(NamedTuple):
-    """What a reward model says of ``n`` suggestions: float64 ``[n]`` each, reward units.
+    """A reward model's values for ``n`` suggestions: float64 ``[n]`` each, reward units.
 
     Attributes:
         mean: the expected reward.
-        std: aleatoric standard deviation: how far the rewards of users differ.
-        epistemic_std: how far the members of an ensemble differ in their means; 0 where there is no ensemble.
+        std: aleatoric standard deviation: how much the rewards of users differ.
+        epistemic_std: how much the means of an ensemble's members differ; 0 without an ensemble.
     """
 
     mean: np.ndarray
@@ -649,15 +649,15 @@ class SuggestionScorer:
     """A trained reward model as a function: conversations and suggestions to :class:`Scores`.
 
     Attributes:
-        link: the likelihood that it was trained with, for
+        link: the likelihood it was trained with, for
             :func:`openrlhf_qs.garm.preference_likelihood.preference_probability`.
     """
 
     def __init__(self, path: str | Path, device: str = "cpu", max_len: int | None = None) -> None:
         """
         Args:
-            path: folder of a checkpoint that ``recipes/garm.sh`` wrote. ValueError where it is not one.
-            max_len: tokens; of longer conversations the beginning is cut, by whole turns. None: as in training.
+            path: folder of a reward model from ``recipes/garm.sh``. ValueError if it is not one.
+            max_len: tokens; longer conversations are cut at the beginning, by whole turns. None: as in training.
         """
         self.model = load_reward_model(path, dtype_on_cpu(path) if device == "cpu" else torch.float32).to(device)
         self.tokenizer = load_tokenizer(path)
@@ -678,8 +678,8 @@ class SuggestionScorer:
     def rows(
         self, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str], batch_size: int = 128
     ) -> Iterator[tuple[list[int], SharedRows]]:
-        """Which suggestions to score together, those of one conversation and of equal length side by side, and their
-        :func:`suggestion_rows` on the model's device."""
+        """Which suggestions to score together, by conversation and length, and their :func:`suggestion_rows` on the
+        model's device."""
         texts = [conversation_key(conversation) for conversation in conversations]
         order = sorted(range(len(texts)), key=lambda n: (len(texts[n]), texts[n], len(suggestions[n])))
         for start in range(0, len(order), batch_size):

@@ -229,7 +229,11 @@ def test_what_a_reward_may_need_is_what_the_composite_knows_to_ask_for():
         ("reward", {"calibrat": lambda self, batch: {}}, "nothing reads its attribute 'calibrat'"),
         ("reward", {"needs": "reference"}, "needs = 'reference': .*tuple; it is a tuple of what it reads"),
         ("reward", {"needs": ("refrence",)}, "needs = .*: input should be 'reward_model' or 'reference'"),
-        ("reward", {"gate": 1}, "gate = 1: input should be a valid boolean; it is True where it returns 1"),
+        (
+            "reward",
+            {"gate": 1},
+            "gate = 1: input should be a valid boolean; it is True if it has no weight and returns 1",
+        ),
         ("fusion", {"wants_hack": True}, "nothing reads its attribute 'wants_hack'; .*: wants_hacked, report"),
         ("sft dataset", {"reports": {}}, "nothing reads its attribute 'reports'; .*: report"),
         ("judge", {"needs": ("reference",)}, "nothing reads its attribute 'needs'; those that are read: limits"),
@@ -283,7 +287,9 @@ def test_a_class_that_cannot_be_called_is_none(no_trace):
     class NoCall:
         def call(self, batch): ...
 
-    with pytest.raises(ValueError, match="reward 'p' has no method __call__; every reward is called with a RolloutBatch"):
+    with pytest.raises(
+        ValueError, match="reward 'p' has no method __call__; every reward is called with a RolloutBatch"
+    ):
         registry.REWARDS.register("p")(NoCall)
 
 

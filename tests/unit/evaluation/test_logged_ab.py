@@ -138,7 +138,10 @@ def test_an_arm_can_be_named_by_meta_and_rows_without_one_are_left_out(tmp_path)
     found = logged_ab(log, by="meta.arm")
     assert set(found["arms"]) == {"x", "y"}
     nobody = log.with_columns(policy=log["policy"].replace("new", None))
-    for by, what in (("policy", "alone in 600 rows; a test has two arms"), ("user", "give policy, or meta.KEY")):
+    for by, what in (
+        ("policy", "only old in 600 rows; a test needs at least two arms"),
+        ("user", "give policy, or meta.KEY"),
+    ):
         with pytest.raises(ValueError, match=what):
             logged_ab(nobody, by=by)
     with pytest.raises(ValueError, match="--control x: no such arm; there are new, old"):

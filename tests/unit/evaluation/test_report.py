@@ -217,9 +217,9 @@ def test_no_heldout_pair_is_said_and_not_drawn(tmp_path):
 
 def test_every_finished_stage_has_its_duration(full_run, metrics):
     table = re.search(
-        r'<table class="text">(?:(?!</table>).)*<td>together', write_report(full_run, metrics).read_text(), re.DOTALL
+        r'<table class="text">(?:(?!</table>).)*<td>total', write_report(full_run, metrics).read_text(), re.DOTALL
     )[0]
-    assert re.findall(r"<tr><td>(\w+)", table) == ["data", "distil", "sft", "evaluate", "together"]
+    assert re.findall(r"<tr><td>(\w+)", table) == ["data", "distil", "sft", "evaluate", "total"]
 
 
 def test_scalars_of_a_resumed_run_are_joined_and_the_later_value_counts(tmp_path):
@@ -366,7 +366,7 @@ def test_examples_stand_in_their_groups_with_scores_parts_and_what_is_new(full_r
     metrics["examples"] = [example | {"group": group} for group in ("worst", "best", "random")]
     html = write_report(full_run, metrics).read_text()
     titles = ["largest gains", "largest losses", "drawn at random"]
-    assert re.findall(r"<h3>(where most.*?|drawn.*?)</h3>", html) == titles
+    assert re.findall(r"<h3>(largest.*?|drawn.*?)</h3>", html) == titles
     assert html.count('Old? <span class="tag good">✓ clicked</span><small>GaRM +0.50 ± 1.00</small>') == 3
     assert html.count('New? <span class="tag muted">new</span><small>GaRM -0.25 ± 2.00</small>') == 3
     # bars in per cent of the largest part of the page
@@ -393,7 +393,7 @@ def test_the_same_prompts_stand_side_by_side_at_four_steps_and_the_extremes_are_
     write_samples(full_run)
     html = write_report(full_run, metrics).read_text()
     grpo = re.search(r'<section id="grpo">.*?</section>', html, re.DOTALL)[0]
-    same, *folded = grpo.split("<summary>6 more of them")
+    same, *folded = grpo.split("<summary>6 more prompts")
     # of six steps the first, the last and two between: two prompts at once, the other six folded
     assert re.findall(r"<h4>step (\d+)", same) == ["1", "21", "31", "51"] * 2
     assert folded[0].split("<summary>")[0].count("<article>") == 6
@@ -413,7 +413,7 @@ def test_fusion_says_of_each_part_what_the_clicks_say_and_whether_the_floor_hold
     text = read(write_report(full_run, metrics)).text
     assert "+0.300± 0.020" in text and "-0.100± 0.020clicks fall as it rises, at the floor5%" in text
     assert "language0–the same for every response0%" in text
-    assert "+0.010± 0.020may be 015%" in text and "below the floor, 20% of the largest" in text
+    assert "+0.010± 0.020may be 015%" in text and "below the floor, which is 20% of the largest" in text
 
 
 def test_the_proxy_stands_against_the_gold_in_words_and_as_a_picture(full_run, metrics):
@@ -422,7 +422,7 @@ def test_the_proxy_stands_against_the_gold_in_words_and_as_a_picture(full_run, m
     metrics["proxy"] = {"arms": arms, "before": "sft", "after": "grpo", "n_contexts": 500, "bins": bins}
     metrics["proxy"]["correlation"] = 0.4459
     html = write_report(full_run, metrics).read_text()
-    assert "the changes have a rank correlation of +0.45." in html and 'alt="Proxy against gold"' in html
+    assert "the two changes have a rank correlation of +0.45." in html and 'alt="Proxy against gold"' in html
     metrics["proxy"]["correlation"] = None
     assert "One of the two did not change." in write_report(full_run, metrics).read_text()
 
