@@ -5,9 +5,9 @@ accuracy, negative log-likelihood, Brier score and expected calibration error, w
 among the pairs of an impression.
 
 The order of a pair's suggestions carries no information, so a pair is one observation seen from two sides: ``(p, 1)``
-from the chosen and ``(1 - p, 0)`` from the rejected suggestion; with a soft ``label`` y, ``(p, y)`` and ``(1 - p, 1 - y)``.
-Binning only the first side would compare ``p`` with a label that is always 1, and report ``1 - mean(p)`` for any
-model.
+from the chosen and ``(1 - p, 0)`` from the rejected suggestion; with a soft ``label`` y, ``(p, y)`` and
+``(1 - p, 1 - y)``. Binning only the first side would compare ``p`` with a label that is always 1, and report
+``1 - mean(p)`` for any model.
 """
 
 from __future__ import annotations
