@@ -504,8 +504,8 @@ def suggestion_ids(
     that the suggestions share the rest.
 
     With a chat template, the suggestion is the last user turn of the conversation, closed by the end-of-sequence
-    token, as in training. With a separator instead (BERT, MiniLM), they are a pair of texts, or the suggestion alone if the
-    conversation is empty; both texts have token type 0.
+    token, as in training. With a separator instead (BERT, MiniLM), they are a pair of texts, or the suggestion alone
+    if the conversation is empty; both texts have token type 0.
 
     Args:
         max_len: tokens, or the tokenizer's own limit if that is lower. ValueError if a suggestion has more, or has no
