@@ -1,4 +1,4 @@
-"""``openrlhf-qs plugins``: what there is, from where, and with which options; or whether what a run names is there."""
+"""``openrlhf-qs plugins``: lists plugins, their origin and options, or checks that those a run names exist."""
 
 from __future__ import annotations
 
@@ -51,12 +51,14 @@ def run(args: argparse.Namespace) -> None:
             _print_under(f"  {name}", f"{summary(registry[name])}{of}", 20)
     print()
     _print_under(
-        "", "built in, unless a file or package is named in brackets; openrlhf-qs plugins NAME shows its options", 0
+        "",
+        "built in, unless a file or package is named in brackets; openrlhf-qs plugins NAME shows the options of one",
+        0,
     )
 
 
 def check(named: Sequence[str], options: Sequence[str]) -> None:
-    """ValueError where a plugin of ``KIND=NAME,NAME`` is not registered, or an option is none of a plugin's."""
+    """ValueError if a plugin of ``KIND=NAME,NAME`` is not registered, or no plugin has an option."""
     for one in named:
         kind, _, names = one.partition("=")
         if kind not in KINDS:
@@ -73,7 +75,7 @@ def _show_one(name: str) -> None:
     for registry in found:
         plugin = registry[name]
         print(f"{name}  ({registry.kind}, {origin(plugin)})")
-        for text in (summary(plugin), f"A {registry.kind}: {registry.protocol}"):
+        for text in (summary(plugin), f"Every {registry.kind} is {registry.protocol}."):
             _print_under("", text, 0)
         for ability, one in registry.abilities.items():
             _print_under("", f"It may have {ability}: {one.what}", 2)
@@ -91,7 +93,7 @@ def _show_one(name: str) -> None:
 
 
 def _print_under(first: str, text: str, indent: int) -> None:
-    """``first``, then ``text`` from column ``indent`` on, in lines that the terminal holds whole."""
+    """``first``, then ``text`` from column ``indent`` on, wrapped to the width of the terminal."""
     width = shutil.get_terminal_size().columns
     text = text.replace("``", "")  # as docstrings mark what is code
     if len(first) >= indent and first.strip():  # too long to stand beside it

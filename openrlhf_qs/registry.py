@@ -1,4 +1,4 @@
-"""The registry: one dict for each kind of plugin, a name to a class.
+"""The registry: one dict for each kind of plugin, from name to class.
 
 A plugin is a plain class; its ``__init__`` parameters are its options, typed and with defaults::
 
@@ -10,11 +10,11 @@ A plugin is a plain class; its ``__init__`` parameters are its options, typed an
         def __init__(self, coef: float = 0.01) -> None: ...
         def __call__(self, batch): ...
 
-What else the package reads from a plugin of that kind, its *abilities* (``needs``, ``gate``, ...), stands in the
-kind's registry below. They are attributes or methods of the class; :meth:`Registry.register` gives it those that it
-does not have, with their defaults, and refuses what looks like one and is none.
+What else the package reads from plugins of a kind, their *abilities* (``needs``, ``gate``, ...), is listed in the
+kind's registry below. Abilities are attributes or methods of the class; :meth:`Registry.register` adds missing ones
+with their defaults, and rejects attributes that look like an ability but are none.
 
-It comes from this package, from an entry point of the group ``openrlhf_qs.plugins`` (its value is a module that
+A plugin comes from this package, from an entry point of the group ``openrlhf_qs.plugins`` (its value is a module that
 registers on import), or from a Python file named on the command line. :func:`load_plugins` imports all of them, once.
 """
 
@@ -40,18 +40,18 @@ from pydantic import ConfigDict, PositiveInt, StrictBool, ValidationError, creat
 ENTRY_POINT_GROUP = "openrlhf_qs.plugins"
 
 
-REQUIRED = object()  # the default of an ability that has none
+REQUIRED = object()  # the default of an ability that has no default
 NAME = re.compile(r"[^\s.,=/]+")  # NAME.OPTION=VALUE, names in a list with commas, reward/NAME in a log
 
 
 @dataclass(frozen=True)
 class Ability:
-    """An attribute or method of a plugin that the package reads, where the class or the instance has it.
+    """An attribute or method of a plugin that the package reads, on the class or the instance.
 
     Attributes:
-        type: what pydantic reads as its type.
-        what: one line for a person who writes a plugin.
-        default: of a plugin without it; ``REQUIRED`` where each must have it, at the latest after ``__init__``.
+        type: its type, for pydantic.
+        what: one line for plugin authors.
+        default: for plugins without it; ``REQUIRED`` if each must have it, at the latest after ``__init__``.
         is_method: whether it is called.
     """
 
@@ -61,7 +61,7 @@ class Ability:
     is_method: bool = False
 
     def problem(self, value: Any) -> str:
-        """Why ``value`` is none, empty where it is one."""
+        """Why ``value`` is not valid for this ability; empty if it is."""
         config = ConfigDict(arbitrary_types_allowed=True)
         try:
             create_model("ability", __config__=config, value=(self.type, ...))(value=value)
@@ -83,10 +83,10 @@ class Registry(Mapping[str, type]):
     ) -> None:
         """
         Args:
-            kind: the word for one plugin of this kind, as in ``reward``.
+            kind: the name of the kind, such as ``reward``.
             protocol: one line: what a plugin is called with and what it returns.
-            methods: that each must have, as in ``__call__``.
-            abilities: by their names.
+            methods: those that each plugin must have, such as ``__call__``.
+            abilities: by name.
             reserved: names that mean something else.
         """
         self.kind = kind
@@ -99,13 +99,13 @@ class Registry(Mapping[str, type]):
     def register(self, name: str) -> Callable[[type], type]:
         """Class decorator: make the class known as ``name``.
 
-        ValueError where another class has that name, in any kind, or where the class is no plugin of this kind.
+        ValueError if another class has that name, in any kind, or if the class is not a plugin of this kind.
         """
 
         def add(plugin: type) -> type:
             self._check_class(name, plugin)
             known = self._plugins.get(name)
-            # The same source line seen twice is a reload of a module, not a second plugin.
+            # The same class seen twice is a reload of its module, not a second plugin.
             if known is not None and (known.__module__, known.__qualname__) != (
                 plugin.__module__,
                 plugin.__qualname__,
@@ -129,7 +129,7 @@ class Registry(Mapping[str, type]):
         return add
 
     def _check_class(self, name: str, plugin: Any) -> None:
-        """ValueError where ``plugin`` is not what the kind wants, or has what looks like an ability and is none."""
+        """ValueError if ``plugin`` does not fit the kind, or has what looks like an ability but is none."""
         where = f"{self.kind} {name!r}"
         if not NAME.fullmatch(name) or name in self.reserved:
             taken = " or ".join(self.reserved) or "empty"
@@ -138,7 +138,7 @@ class Registry(Mapping[str, type]):
             raise ValueError(f"{where} is {plugin!r}; register a class, whose instance is {self.protocol}")
         for method in self.methods:
             if not any(method in vars(one) for one in plugin.__mro__):  # a class itself can be called
-                raise ValueError(f"{where} has no method {method}; a {self.kind} is {self.protocol}")
+                raise ValueError(f"{where} has no method {method}; every {self.kind} is {self.protocol}")
         for ability, one in self.abilities.items():
             value = getattr(plugin, ability, REQUIRED)
             problem = "" if value is REQUIRED or isinstance(value, property) else one.problem(value)
@@ -146,12 +146,12 @@ class Registry(Mapping[str, type]):
                 raise ValueError(f"{where}: {ability} = {value!r}: {problem}; it is {one.what}")
         for attribute in self._unknown(plugin):
             raise ValueError(
-                f"{where}: nothing reads its attribute {attribute!r}; a {self.kind} may have: "
-                f"{', '.join(self.abilities) or 'none'}; the plugin's own names begin with _ or are in capitals"
+                f"{where}: nothing reads its attribute {attribute!r}; those that are read: "
+                f"{', '.join(self.abilities) or 'none'}; begin the plugin's own names with _, or use capitals"
             )
 
     def _unknown(self, plugin: type) -> Iterator[str]:
-        """Attributes of a class of the plugin's own package that are neither abilities, nor options, nor its own."""
+        """Attributes, from classes of the plugin's own package, that are neither abilities nor options nor private."""
         package = plugin.__module__.partition(".")[0]
         options = inspect.signature(plugin).parameters if plugin.__init__ is not object.__init__ else {}
         methods = [*self.methods, *(ability for ability, one in self.abilities.items() if one.is_method)]
@@ -163,7 +163,7 @@ class Registry(Mapping[str, type]):
                     or attribute in {*self.abilities, *methods, *options}
                 ):
                     continue
-                # A method may be the plugin's own; one that is nearly called as one of ours is not.
+                # A method may be the plugin's own, unless its name is nearly one of ours.
                 if not hasattr(value, "__get__") or get_close_matches(attribute, methods, cutoff=0.8):
                     yield attribute
 
@@ -216,7 +216,7 @@ class Registry(Mapping[str, type]):
         return len(self._plugins)
 
 
-REPORT = Ability(Mapping[str, Any], "what to write beside the result, a dict that is there after the call", {})
+REPORT = Ability(Mapping[str, Any], "a dict to write next to the result, available after the call", {})
 
 REWARD_MODELS = Registry(
     "reward model",
@@ -230,37 +230,37 @@ REWARD_MODELS = Registry(
             str, "the likelihood of openrlhf_qs.garm.preference_likelihood that its numbers mean", "probit"
         ),
         "mean_outputs": Ability(
-            slice | None, "a slice: which outputs are means, that `garm calibrate` rescales", None
+            slice | None, "a slice: which outputs are means, which `garm calibrate` rescales", None
         ),
         "click_log_odds": Ability(
             Callable | None,
-            "a method, called with raw, that returns the members' log-odds of a click where it is looked at "
-            "[batch, n_members], for objectives of clicks",
+            "a method, called with raw, that returns the members' log-odds of a click at full examination "
+            "[batch, n_members], for objectives that learn from clicks",
             None,
             is_method=True,
         ),
-        "objective": Ability(str, "the objective that it is trained by where none is asked for", "pairs"),
+        "objective": Ability(str, "the objective it is trained with by default", "pairs"),
     },
 )
 OBJECTIVES = Registry(
     "objective",
-    "called with a head, its outputs [suggestions, n_outputs] and an ImpressionBatch, returns one number, nats",
+    "called with a head, its outputs [suggestions, n_outputs] and an ImpressionBatch, and returns one number, nats",
     methods=("__call__",),
     abilities={
-        "whole_lists": Ability(StrictBool, "whether impressions without a pair are read too", True),
-        "of_clicks": Ability(StrictBool, "whether it asks the head for click_log_odds", False),
+        "whole_lists": Ability(StrictBool, "whether it also reads impressions without a pair", True),
+        "of_clicks": Ability(StrictBool, "whether it calls the head's click_log_odds", False),
     },
 )
 REWARDS = Registry(
     "reward",
-    "called with a RolloutBatch, returns one number a response: Tensor [batch], higher is better",
+    "called with a RolloutBatch and returns one number per response: Tensor [batch], higher is better",
     methods=("__call__",),
     abilities={
         "needs": Ability(
             tuple[Literal["reward_model", "reference"], ...], "a tuple of what it reads: reward_model, reference", ()
         ),
         "gate": Ability(
-            StrictBool, "True where it returns 1 for a response that may pass, and 0, and has no weight", False
+            StrictBool, "True if it has no weight and returns 1 for responses that may pass and 0 for others", False
         ),
         "calibrate": Ability(
             Callable | None,
@@ -270,20 +270,20 @@ REWARDS = Registry(
         ),
         "measure": Ability(
             Callable | None,
-            "a method, called with all suggestions of the log that were clicked, that returns options to keep",
+            "a method, called with all clicked suggestions of the log, that returns options to keep",
             None,
             is_method=True,
         ),
         "credit": Ability(
             Callable | None,
-            "a method, called with a RolloutBatch, that returns what each suggestion brought: Tensor [batch, n]",
+            "a method, called with a RolloutBatch, that returns each suggestion's contribution: Tensor [batch, n]",
             None,
             is_method=True,
         ),
         "adapt": Ability(
             Callable | None,
-            "a method, called with the RolloutBatch of every training step, that returns by what the reward is "
-            "multiplied from now on, or None",
+            "a method, called with the RolloutBatch of every training step, that returns a new multiplier of the "
+            "reward, or None",
             None,
             is_method=True,
         ),
@@ -292,39 +292,39 @@ REWARDS = Registry(
 )
 FUSIONS = Registry(
     "fusion",
-    "called with openrlhf_qs.reward.fusion_data.FusionData, returns one weight a reward: list, adds up to 1",
+    "called with openrlhf_qs.reward.fusion_data.FusionData and returns one weight per reward: a list that sums to 1",
     methods=("__call__",),
     abilities={
-        "wants_hacked": Ability(StrictBool, "True where it reads the parts of hacked responses", False),
+        "wants_hacked": Ability(StrictBool, "True if it reads the parts of hacked responses", False),
         "report": REPORT,
     },
 )
 SFT_DATASETS = Registry(
     "sft dataset",
-    "called with all SFT rows (conversation, candidates) [n] and how many suggestions a response has, returns as many "
-    "suggestions or None for each row [n]",
+    "called with all SFT rows (conversation, candidates) [n] and the number of suggestions per response, and returns "
+    "that many suggestions, or None, for each row [n]",
     methods=("__call__",),
     abilities={
         "report": REPORT,
-        "single": Ability(bool, "True where each text is an answer of its own, as for a teacher", False),
+        "single": Ability(bool, "True if each text is a response of its own, as for a teacher", False),
     },
 )
 JUDGES = Registry(
     "judge",
-    "called with conversations [n] and suggestions [n][k], returns click probabilities [n][k]",
+    "called with conversations [n] and suggestions [n][k], and returns click probabilities [n][k]",
     methods=("__call__",),
     abilities={
         "limits": Ability(
             Callable | None,
-            "a method, called with conversations [n] and how many suggestions k, that returns what bounds any policy "
-            "there, as more arms of the A/B test: name to suggestions [n][k], as ceiling, the best there is",
+            "a method, called with conversations [n] and the number of suggestions k, that returns more arms of the "
+            "A/B test that bound any policy, such as ceiling: name to suggestions [n][k]",
             None,
             is_method=True,
         ),
         "chance_of_a_click": Ability(
             Callable | None,
-            "a method, called with conversations [n] and suggestions [n][k], that returns the chance [n] of one or "
-            "more clicks, averaged over all users: no draws",
+            "a method, called with conversations [n] and suggestions [n][k], that returns the probability [n] of at "
+            "least one click, averaged over all users, without draws",
             None,
             is_method=True,
         ),
@@ -334,8 +334,8 @@ JUDGES = Registry(
 
 FILTERS = Registry(
     "filter",
-    "called with an openrlhf_qs.form.request.Request and suggestions [n], returns for each why it must not be shown, "
-    "an empty text where it may: list of text [n]",
+    "called with an openrlhf_qs.form.request.Request and suggestions [n], and returns for each the reason not to show "
+    "it, or an empty string: list of str [n]",
     methods=("__call__",),
 )
 
@@ -345,18 +345,18 @@ KINDS: dict[str, Registry] = {
 
 
 def all_names() -> list[str]:
-    """The plugins of every kind."""
+    """The plugins of all kinds."""
     return sorted(name for kind in KINDS.values() for name in kind)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """That there is none of this name: what there is, and what may be meant."""
+    """The error text for an unknown name: the known ones, and what may be meant."""
     known = sorted(known)
     return f"unknown {kind} {name!r}; known: {', '.join(known) or 'none'}{did_you_mean(name, known)}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence on a name that is not known, empty where none is near."""
+    """The end of an error text about an unknown name; empty if no known name is similar."""
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -376,7 +376,7 @@ def add_plugin_arguments(
 def load_plugins(files: Sequence[str | Path] = ()) -> None:
     """Import the built-in plugins, those of installed packages, and ``files``; safe to call again.
 
-    A plugin that cannot be imported is an error that says which: a reward that silently is not there would train on.
+    A plugin that cannot be imported is an error that names it; otherwise training would go on without the reward.
     """
     built_in = importlib.import_module("openrlhf_qs.plugins")  # by name: this module lies below all others
     for module in pkgutil.walk_packages(built_in.__path__, f"{built_in.__name__}."):
@@ -460,7 +460,7 @@ def parse_options(settings: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def check_options(options: Mapping[str, Mapping[str, str]]) -> None:
-    """ValueError where an option is of no registered plugin, or not of the type that its plugin wants."""
+    """ValueError if an option belongs to no registered plugin, or has the wrong type."""
     for name, values in options.items():
         kinds = [kind for kind in KINDS.values() if name in kind]
         if not kinds:

@@ -33,15 +33,15 @@ from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.world.click_models import EXAMINATION, TRUST_ATTRACTIVE, TRUST_OTHER, click_chances, truth
 
 N_SHOWN = 3
-FINDINGS = {  # how a finding begins, or what stands in it
+FINDINGS = {  # a part of each finding
     "order chosen": "the order was chosen",
     "order unknown": "to tell whether the order was random",
     "a click ends reading": "a click above takes",
     "users differ by so much": "by their other turns",
-    "how users differ cannot be told": "too few users come again",
+    "how users differ cannot be told": "too few users recur",
     "top trusted": "depends on how attractive",
     "trust cannot be told": "to tell whether the top is trusted",
-    "does not know": "does not know",
+    "does not know": "cannot tell how often",
     "cannot correct": "nothing is corrected",
     "two disagree": "two estimators disagree",
 }
@@ -376,7 +376,7 @@ def _worth(appeal: np.ndarray, gap: np.ndarray, weight: np.ndarray, label: np.nd
 
 def _table(results: list[dict[str, Any]]) -> Table:
     """A row a kind and method: bias and coverage of the places below the top, and what ``auto`` said."""
-    table = Table("log", "method", "bias", "coverage", "raised in", title="examination of the places below the top")
+    table = Table("log", "method", "bias", "coverage", "raised in", title="examination of the positions below the top")
     for one in results:
         raised = ", ".join(f"{name} {share:.0%}" for name, share in one["findings"].items() if share)
         for method, figures in one["methods"].items():
@@ -415,7 +415,7 @@ def _table_before(results: list[dict[str, Any]]) -> Table:
 def _table_of_pairs(results: list[dict[str, Any]]) -> Table:
     """A row a kind: what the pairs of each method are worth."""
     names = list(results[0]["pairs"])
-    table = Table("log", *names, title="pairs: share that agrees with the truth, log-odds of a place higher")
+    table = Table("log", *names, title="pairs: share that agrees with the truth, log-odds per position higher")
     for one in results:
         cells = [f"{of['agrees']:.3f} {of['place']:+.3f}" for of in one["pairs"].values()]
         table.add_row(one["kind"], *cells)

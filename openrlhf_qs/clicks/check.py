@@ -171,8 +171,8 @@ def check_log(
         ``clicked_share`` (of the impressions, those with a click), ``ctr`` (here and below clicks per suggestion
         shown), ``positions`` (one each: ``n_shown``, ``n_clicked``, ``ctr``, ``ctr_ci95``, ``examination`` and
         ``examination_ci95`` relative to the top), ``propensity`` (the method, or why it failed), ``order``
-        (``random``, ``chosen`` or ``unknown``), ``click_entropy`` (bits, of where clicks fall; ``click_entropy_max``
-        where all places get as many), ``n_repeating`` (impressions that show one text twice), ``n_control``
+        (``random``, ``chosen`` or ``unknown``), ``click_entropy`` (bits, over positions; ``click_entropy_max`` if
+        all get equally many), ``n_repeating`` (impressions that show one text twice), ``n_control``
         (impressions with a suggestion in which ``CONTROL`` is found), ``fields`` (names that are in the files),
         ``n_doubles`` (rows that are there before, but for their id), ``n_conversations_again`` (those with more than
         one impression), ``n_pairs``, ``n_suggestions`` and ``n_turns`` (impressions by their number), ``languages``
@@ -508,19 +508,19 @@ def _table(found: dict[str, Any]) -> Table:
     table.add_column("", justify="right")
     table.add_column("", overflow="fold")
     table.add_row("impressions", f"{found['n_impressions']:,}", f"{found['first']} to {found['last']}")
-    table.add_row("conversations", f"{found['n_conversations']:,}", "different ones")
+    table.add_row("conversations", f"{found['n_conversations']:,}", "distinct")
     table.add_row("users", f"{found['n_users']:,}", "")
     table.add_row("clicks", f"{found['n_clicks']:,}", f"{found['clicked_share']:.1%} of the impressions have one")
     table.add_row("CTR per suggestion", f"{found['ctr']:.4f}", "clicks per suggestion shown")
     entropy, most = found["click_entropy"], found["click_entropy_max"]
-    table.add_row("click entropy", f"{entropy:.3f}", f"bits, of where clicks fall; {most:.3f} if all were equal")
-    table.add_row("repetitions", f"{found['n_repeating']:,}", "impressions that show one text twice")
+    table.add_row("click entropy", f"{entropy:.3f}", f"bits, over positions; {most:.3f} if clicks were uniform")
+    table.add_row("repetitions", f"{found['n_repeating']:,}", "impressions that show the same text twice")
     table.add_section()
     for number, place in enumerate(found["positions"], start=1):
         looked_at = ""
         if place["examination"] is not None:
             low, high = place["examination_ci95"]
-            looked_at = f"looked at {place['examination']:.3f} ({low:.3f} to {high:.3f}) times as often as the top"
+            looked_at = f"examined {place['examination']:.3f} ({low:.3f} to {high:.3f}) times as often as the top"
         low, high = place["ctr_ci95"]
         rate = f"{low:.4f} to {high:.4f}"
         looked_at = f"{rate}; {looked_at}" if number > 1 and looked_at else f"{rate}: CTR per suggestion"
@@ -539,7 +539,7 @@ def _table(found: dict[str, Any]) -> Table:
         one = Verdict(**check)
         hurts = f" [{', '.join(one.stages)}]" if one.stages else ""
         table.add_row(one.about, one.level, one.sentence + hurts)
-    table.add_row("in all", found["verdict"], "the worst of these; in brackets: the stages that a finding affects")
+    table.add_row("overall", found["verdict"], "the worst of these; in brackets: the stages that a finding affects")
     return table
 
 

@@ -1,4 +1,4 @@
-"""What ``log check`` found, as one HTML file with a picture of clicks by place, without a script."""
+"""The findings of ``log check`` as one HTML file without scripts, with a plot of clicks by position."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(0, 1),
         default=0,
-        help="index of the top place in a recorded click; default 0",
+        help="index of the top position in a recorded click; default 0",
     )
     parser.add_argument(
         "--timestamp", default="", metavar="TIME", help="time of rows that have none, as in 2025-01-31T12:00:00Z"

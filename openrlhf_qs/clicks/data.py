@@ -272,7 +272,7 @@ def _table(summary: dict[str, Any], out: DataFolder) -> Table:
         table.add_row("skipped", f"{n:,}", f"rows: {reason}")
     table.add_section()
     places = ", ".join(f"{value:.3f}" for value in summary["propensities"])
-    table.add_row("looked at", "", f"{places} times as often as the top, by {summary['propensity']}")
+    table.add_row("examination", "", f"{places}, relative to the top position, by {summary['propensity']}")
     for sentence in summary["findings"]:
         table.add_row("finding", "", sentence)
     return table

@@ -48,7 +48,7 @@ POSITION_POLICIES = {
     "all": "every pair, with equal weight",
     "skip_above": "only pairs whose rejected suggestion stood above the chosen one, so that it was surely passed over",
     "adjacent": "only pairs of neighbours, which are examined almost equally",
-    "ipw": "every pair; a click weighs 1 / examination of its place, no click the probability that it was disliked",
+    "ipw": "every pair; a click weighs 1 / examination of its position, no click the probability that it was disliked",
 }
 DEFAULT_POLICY = "ipw"
 # Shows at the log's average that every suggestion's click rate starts with: one lucky click makes no good suggestion.
@@ -350,7 +350,7 @@ def pair_problem(pair: Any, suggestions: Sequence[str]) -> str:
         return f"{short(pair)}; give [chosen, rejected, weight, label]"
     chosen, rejected, weight, label = pair
     if not all(place in range(len(suggestions)) for place in (chosen, rejected)):
-        return f"places {chosen} and {rejected} of {len(suggestions)} suggestions; they count from 0"
+        return f"indices {chosen} and {rejected} with {len(suggestions)} suggestions; they count from 0"
     if suggestions[int(chosen)] == suggestions[int(rejected)]:
         return "chosen and rejected are the same; leave the pair out"
     if not 0 < weight < math.inf:

@@ -1,14 +1,14 @@
-r"""How much each position is looked at, from clicks alone, and what a log can tell of it.
+r"""How much each position is examined, estimated from clicks alone, and what a log can tell about it.
 
 Under the position-based model a suggestion :math:`s` under the context :math:`c` at position :math:`k` is clicked with
-probability :math:`\theta_k \gamma_{c,s}`: it is looked at, and it attracts. Here :math:`\theta_1 = 1`, so the others
+probability :math:`\theta_k \gamma_{c,s}`: it is examined, and it attracts. Here :math:`\theta_1 = 1`, so the others
 are relative to the top. In: counts of shows and clicks by (context, suggestion, position), from
 :func:`openrlhf_qs.clicks.shows.shown_counts`.
 
 No estimator is right on every log. :mod:`openrlhf_qs.clicks.diagnosis` says whether the order was random, whether a
-click above takes clicks from below, and whether the gap between places depends on how attractive a suggestion is;
-:func:`estimate` chooses by it, runs a second estimator beside the first, and says in ``findings`` where the two
-disagree or the log cannot tell. What each one assumes, and what they find where the truth is known:
+click above takes clicks from below, and whether the gap between positions depends on how attractive a suggestion is;
+:func:`estimate` chooses accordingly, runs a second estimator beside the first, and says in ``findings`` where the two
+disagree or the log cannot tell. For the assumptions of each, and how they do where the truth is known, see
 docs/POSITION_BIAS.md.
 """
 
@@ -36,35 +36,35 @@ from openrlhf_qs.statistics.intervals import Z_95
 
 METHODS = {
     "auto": "as the log allows: ctr if the order is random, pbm if it was chosen, cascade if a click above takes "
-    "clicks from below, trust if the gap between places depends on attraction",
+    "clicks from below, trust if the gap between positions depends on attraction",
     "ctr": "click-through rate divided by the top's; right if the order shown is random",
-    "harvest": "the same suggestions of a conversation, at the top and at that place; right under any ranker",
-    "pbm": "position-based model by EM over the suggestions that moved; right under any ranker, all places at once",
+    "harvest": "the same suggestions of a conversation, at the top and at that position; right under any ranker",
+    "pbm": "position-based model by EM over the suggestions that moved; right under any ranker, all positions at once",
     "cascade": "reading from the top that may end at a click: ctr or pbm if nothing above was clicked, times how "
     "often that is so",
-    "trust": "one line per place: how much its clicks grow with attraction, and what trust in the place alone adds; "
+    "trust": "one line per position: how much its clicks grow with attraction, and what trust in it alone adds; "
     "right under any ranker, but refused if too few suggestions recur",
-    "none": "every place is treated like the top: no correction",
+    "none": "every position is treated like the top: no correction",
 }
 DEFAULT_METHOD = "auto"
-PLACES = ("trust", "average", "unless_clicked")  # what an estimate may say of each place beside its examination
+PLACES = ("trust", "average", "unless_clicked")  # what an estimate may say about each position besides its examination
 MAX_WEIGHT = 5.0
-TAKES_CLICKS = 0.5  # odds ratio of a click with and without one above, below which a click ends the reading
+TAKES_CLICKS = 0.5  # odds ratio of a click with and without one above, below which reading ends at a click
 DIFFER = 1.0  # deviation of users in log-odds of a click that intervals allow for, where a log cannot tell it
-KNOWN = 2.0  # upper over lower end of an interval, above which a place is called unknown
+KNOWN = 2.0  # upper over lower end of an interval, above which a position is called unknown
 
 
 class Propensities(NamedTuple):
     """Examination of each position relative to the top, whose own is 1; ``low`` and ``high`` bound 95 %.
 
     ``method`` is the estimator; ``findings`` are sentences: what speaks against it, and what the log cannot tell;
-    ``order`` is that of :class:`Diagnosis`. ``trust`` is, of each place, the chance of a click that the place brings
-    whatever stands there: all 0, or missing, but by the method ``trust``. A click's chance is ``trust + value *
-    attraction``. ``unless_clicked`` is, by the method ``cascade``, how much each place is looked at where nothing
-    above was clicked; below a click nothing is.
-    ``average`` is by how much suggestions are clicked less at a place on average: by the method ``trust`` that of the
-    position-based model, for who can take but one number a place; by ``cascade`` ``value`` times by how much less
-    those click who read on.
+    ``order`` is that of :class:`Diagnosis`. ``trust`` is, for each position, the probability of a click that the
+    position brings whatever is shown there: all 0, or missing, except with the method ``trust``. The probability of a
+    click is ``trust + value * attraction``. ``unless_clicked`` is, with the method ``cascade``, how much each position
+    is examined if nothing above was clicked; below a click nothing is.
+    ``average`` is by how much suggestions are clicked less at a position on average: with the method ``trust`` that of
+    the position-based model, for users of a single number per position; with ``cascade`` ``value`` times by how much
+    less users who read on click.
     """
 
     values: list[float]
@@ -79,7 +79,7 @@ class Propensities(NamedTuple):
 
     @property
     def looks(self) -> list[float]:
-        """What a show at each place counts where clicks are divided by it, ``trust`` taken off before."""
+        """What a show at each position counts where clicks are divided by it, after subtracting ``trust``."""
         return self.values if self.trust else list(self.average) or self.values
 
 
@@ -101,13 +101,13 @@ def estimate(
     n_positions: int = 0,
     users: pl.DataFrame | None = None,
 ) -> Propensities:
-    """Estimate by one of ``METHODS``, with intervals and what is to be said of it.
+    """Estimate by one of ``METHODS``, with intervals and findings.
 
     Args:
-        users: of the same impressions, :func:`openrlhf_qs.clicks.reading_on.visits`; only ``cascade`` asks for them.
-        max_weight: what a click counts at most, in clicks at the top; what that takes away is among the findings.
-        n_positions: of the log. A place of which ``counts`` says nothing, for it only ever repeats what stands above,
-            gets the value of the place above it, and a finding; 0: as many as ``counts`` has.
+        users: of the same impressions, :func:`openrlhf_qs.clicks.reading_on.visits`; only ``cascade`` needs them.
+        max_weight: what a click counts at most, in clicks at the top; the remaining bias is among the findings.
+        n_positions: of the log. A position missing from ``counts``, because it only ever repeats what is shown above,
+            gets the value of the position above it, and a finding; 0: as many as ``counts`` has.
 
     Raises:
         ValueError: the counts do not allow that method; ``auto`` always finds one.
@@ -137,15 +137,15 @@ def estimate(
 
 
 def _with_silent_places(found: Propensities, places: list[int], n_positions: int) -> Propensities:
-    """``found``, which is of ``places``, for all places up to ``n_positions``."""
+    """``found``, which is for ``places``, for all positions up to ``n_positions``."""
     above = [bisect.bisect_right(places, place) - 1 for place in range(1, n_positions + 1)]
     silent = [place for place in range(1, n_positions + 1) if place not in places]
     values, low, high = ([side[index] for index in above] for side in found[:3])
     for place in silent:
         low[place - 1], high[place - 1] = 0.0, 1.0
     sentence = (
-        f"place {', '.join(map(str, silent))} is empty or only repeats what is shown above, so nothing tells how "
-        "much it is looked at: it counts as the place above it, and other findings count the places without it"
+        f"position {', '.join(map(str, silent))} is empty or only repeats what is shown above, so nothing tells how "
+        "often it is examined: it counts as the position above it, and other findings count the positions without it"
     )
     others = {name: tuple(getattr(found, name)[index] for index in above) for name in PLACES if getattr(found, name)}
     return found._replace(values=values, low=low, high=high, findings=(sentence, *found.findings), **others)
@@ -154,20 +154,20 @@ def _with_silent_places(found: Propensities, places: list[int], n_positions: int
 def _chosen(
     counts: pl.DataFrame, known: Diagnosis, users: pl.DataFrame | None
 ) -> tuple[Propensities, Propensities | None]:
-    """The estimator that fits the log, and another one that must agree with it where both are right."""
+    """The estimator that fits the log, and another one that must agree with it if both are right."""
     if known.odds_ratio and known.odds_ratio[2] < TAKES_CLICKS:
         return _by("cascade", counts, known, users), None
     if trusted_places(known) and (trusting := _tried("trust", counts, known)):
         return trusting, None
     if known.order != "chosen":
         found, second = _by("ctr", counts, known), _tried("pbm", counts, known)
-        # Where little came again the second one knows too little to contradict the first.
+        # If little recurs, the second one knows too little to contradict the first.
         return found, second if second and _unknown_places(second) == [] else None
     found = _tried("pbm", counts, known)
     if found is None or _unknown_places(found):
         sentence = (
-            "the order was chosen, and too little moved to tell how much each place is looked at: nothing is "
-            "corrected; show a share of the impressions in random order, or choose --propensity yourself"
+            "the order was chosen, and too few suggestions moved to tell how often each position is examined: nothing "
+            "is corrected; show a share of the impressions in random order, or choose --propensity yourself"
         )
         return _by("none", counts, known)._replace(findings=(sentence,)), None
     return found, _tried("harvest", counts, known)
@@ -181,9 +181,10 @@ def _tried(method: str, counts: pl.DataFrame, known: Diagnosis) -> Propensities 
 
 
 def _allowing_for_trust(found: Propensities, known: Diagnosis) -> Propensities:
-    """``found`` with intervals that hold the slopes of the lines too, at the places of which it cannot be excluded
-    that the gap to the top depends on attraction. Where the log has no lines, such a place may be looked at as much
-    as the top: trust in the top only ever makes lower places come out too low. Where nothing is corrected, all may be.
+    """``found`` with intervals that also cover the slopes of the lines, at the positions where it cannot be excluded
+    that the gap to the top depends on attraction. If the log has no lines, such a position may be examined as much as
+    the top, because trust in the top only ever makes the estimates of lower positions too low. If nothing is
+    corrected, all positions may be.
     """
     low, high = list(found.low), list(found.high)
     if found.method == "none":
@@ -217,18 +218,18 @@ def _unknown_places(found: Propensities) -> list[int]:
 
 
 def _of_diagnosis(known: Diagnosis, found: Propensities, is_auto: bool) -> list[str]:
-    """What speaks against an estimate in how the log came to be; ``is_auto``: its intervals allow for trust."""
+    """What the origin of the log says against an estimate; ``is_auto``: its intervals allow for trust."""
     findings, held = [], "; the intervals allow for it" if is_auto else ""
     if known.order == "chosen":
         findings.append(
-            f"the order was chosen: a suggestion that is shown again has the same place in {known.same_place:.0%} of "
-            f"cases, {known.by_chance:.0%} if the order were random"
+            f"the order was chosen: a suggestion that is shown again has the same position in {known.same_place:.0%} "
+            f"of cases; in a random order that would be {known.by_chance:.0%}"
             + ("; ctr mistakes quality for attention: use pbm" if found.method == "ctr" else "")
         )
     if known.order == "unknown" and found.method in ("ctr", "cascade"):
         findings.append(
-            "too few suggestions were shown at several places to tell whether the order was random; if it was chosen, "
-            "good suggestions at the top look like attention, and the estimates of lower places are too low"
+            "too few suggestions were shown at several positions to tell whether the order was random; if it was "
+            "chosen, good suggestions at the top look like attention, and the estimates of lower positions are too low"
         )
     if known.odds_ratio and known.odds_ratio[2] < TAKES_CLICKS:
         findings.append(
@@ -237,31 +238,31 @@ def _of_diagnosis(known: Diagnosis, found: Propensities, is_auto: bool) -> list[
         )
         if found.method == "cascade":
             findings.append(
-                "pairs of impressions from such a log still favour a higher place, by .09 to .14 in log-odds on "
-                "simulated ones (data --pairs_from click_rates: by .05 to .08)"
+                "preference pairs from such a log still favour a higher position, by .09 to .14 in log-odds on "
+                "simulated logs (data --pairs_from click_rates: by .05 to .08)"
             )
     elif trusted := trusted_places(known):
         shares = [
             "{:+.0%} of its clicks, {:+.0%} to {:+.0%}".format(*known.fixed_share[place - 2]) for place in trusted
         ]
         places = ", ".join(f"{place} ({share})" for place, share in zip(trusted, shares, strict=True))
-        what = f"one number per place is right only for the average suggestion, and some .1 to .2 too low{held}"
+        what = f"one number per position is right only for the average suggestion, and some .1 to .2 too low{held}"
         if found.method == "trust":
             brought = " ".join(f"{chance:.3f}" for chance in found.trust)
-            what = f"each place has a line, with a chance of {brought} whatever is shown there"
+            what = f"each position has a line, with a click probability of {brought} whatever is shown there"
         findings.append(
-            f"the gap between the top and place {places} depends on how attractive a suggestion is, as when the top "
+            f"the gap between the top and position {places} depends on how attractive a suggestion is, as if the top "
             f"is trusted: {what}"
         )
     elif found.method != "none" and (untold := untold_places(known, len(found.values))):
         places = ", ".join(map(str, untold))
-        would = "if it is, one number per place is right only for the average suggestion, and some .1 to .2 too low"
+        would = "if it is, one number per position is right only for the average suggestion, and some .1 to .2 too low"
         if slopes := _slopes(known.lines):
             numbers = [f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in zip(*slopes[:3], strict=True)]
-            would = f"if it is, lower places count {', '.join(numbers[1:])}, with --propensity trust"
+            would = f"if it is, lower positions count {', '.join(numbers[1:])}, with --propensity trust"
         findings.append(
-            "too few suggestions were shown at several places to tell whether the top is trusted more than place "
-            f"{places}: {would}{held}"
+            "too few suggestions were shown at several positions to tell whether the top is trusted more than "
+            f"position {places}: {would}{held}"
         )
     return findings
 
@@ -272,11 +273,11 @@ def _of_estimate(found: Propensities, second: Propensities | None) -> list[str]:
     unknown = _unknown_places(found)
     if unknown:
         places = ", ".join(f"{place} ({found.low[place - 1]:.2f} to {found.high[place - 1]:.2f})" for place in unknown)
-        findings.append(f"{found.method} does not know how much place {places} is looked at: give a larger log")
+        findings.append(f"{found.method} cannot tell how often position {places} is examined: give a larger log")
     above = [place for place, value in enumerate(found.values, start=1) if value > 1]
     if above:
         findings.append(
-            f"place {', '.join(map(str, above))} seems to be looked at more than the top: look for rows of one user "
+            f"position {', '.join(map(str, above))} seems to be examined more than the top: look for rows of one user "
             "or duplicate rows"
         )
     if second is not None:
@@ -287,15 +288,17 @@ def _of_estimate(found: Propensities, second: Propensities | None) -> list[str]:
             if found.low[place - 1] > second.high[place - 1] or found.high[place - 1] < second.low[place - 1]
         ]
         if apart:
-            findings.append(f"two estimators disagree on place {', '.join(apart)}: one of their assumptions is broken")
+            findings.append(
+                f"two estimators disagree on position {', '.join(apart)}: one of their assumptions is wrong"
+            )
     return findings
 
 
 def _of_cap(values: list[float], max_weight: float) -> list[str]:
-    """What is left of the bias of places where a click may count ``max_weight`` at most.
+    """The remaining bias at positions where a click may count ``max_weight`` at most.
 
-    Of two suggestions that attract alike, the one at the top is clicked alone ``1 / value`` times as often as the
-    other at that place, whose clicks count ``max_weight``: so it wins ``1 / (1 + value * max_weight)`` of the weight.
+    Of two equally attractive suggestions, the one at the top is clicked alone ``1 / value`` times as often as the one
+    at that position, whose clicks count ``max_weight``: so it gets ``1 / (1 + value * max_weight)`` of the weight.
     """
     capped = [(place, value) for place, value in enumerate(values, start=1) if 1 / value > max_weight]
     if not capped:
@@ -303,30 +306,30 @@ def _of_cap(values: list[float], max_weight: float) -> list[str]:
     places = ", ".join(f"{place} ({max_weight:g} instead of {1 / value:.1f})" for place, value in capped)
     wins = ", ".join(f"{1 / (1 + value * max_weight):.1%}" for _, value in capped)
     return [
-        f"a click at place {places} counts less than its inverse propensity: of two equally attractive suggestions, "
-        f"the one at the top has {wins} of the weight of their pairs, where half is right"
+        f"a click at position {places} counts less than its inverse propensity: of two equally attractive "
+        f"suggestions, the one at the top has {wins} of the weight of their pairs, where half is right"
     ]
 
 
 def by_trust(counts: pl.DataFrame, lines: list[Line] | None) -> Propensities:
-    r"""A line a place: what is shown there is clicked with the chance :math:`\alpha_k\gamma+\beta_k`.
+    r"""One line per position: what is shown there is clicked with probability :math:`\alpha_k\gamma+\beta_k`.
 
     The model of Agarwal et al. (2019), *Addressing Trust Bias for Unbiased Learning-to-Rank*, in the affine form of
-    Vardasbi et al. (2020), arXiv:2008.10242: a place is looked at and then trusted, so what attracts nobody is clicked
-    there too. Examination and trust themselves no log of clicks tells; the lines it does, up to the zero and the unit
-    of :math:`\gamma`. The unit is that of a click at the top, :math:`\alpha_1=1`. The zero is where the place that is
-    trusted least is not clicked at all, so that every :math:`\beta_k\ge0`.
+    Vardasbi et al. (2020), arXiv:2008.10242: a position is examined and then trusted, so what attracts nobody is
+    clicked there too. A click log does not identify examination and trust separately, only the lines, up to the zero
+    and the unit of :math:`\gamma`. The unit is that of a click at the top, :math:`\alpha_1=1`. The zero is where the
+    least trusted position is not clicked at all, so that every :math:`\beta_k\ge0`.
 
     Raises:
-        ValueError: too few suggestions came again at two places to tell the lines.
+        ValueError: too few suggestions recurred at two positions to determine the lines.
     """
     found = _slopes(lines)
     if found is None:
         raise ValueError(
-            "too few suggestions were shown at two places, or too few times, to tell trust from attention: give a "
+            "too few suggestions were shown at two positions, or too few times, to tell trust from attention: give a "
             "larger log, or use pbm for the propensities"
         )
-    # Chances at the top of what is not clicked at each place.
+    # Click probabilities at the top of what is not clicked at each position.
     zeros = [0.0, *(-line.intercept / line.slope.value for line in lines)]
     return found._replace(
         trust=tuple(float(slope * (max(zeros) - zero)) for slope, zero in zip(found.values, zeros, strict=True)),
@@ -345,8 +348,8 @@ def _slopes(lines: list[Line] | None) -> Propensities | None:
 
 
 class _Estimate(NamedTuple):
-    """``logs [k]`` of the places' examination, and what each of ``contexts`` brings to their error, ``influence
-    [contexts, k]``; ``variances [k]`` are those of a model in which all clicks are independent."""
+    """``logs [k]`` of the positions' examination; ``influence [contexts, k]``, what each of ``contexts`` adds to their
+    error; ``variances [k]``, those of a model in which all clicks are independent."""
 
     logs: np.ndarray
     contexts: np.ndarray
@@ -354,7 +357,7 @@ class _Estimate(NamedTuple):
     variances: np.ndarray
 
     def with_interval(self) -> Propensities:
-        """Clustered by context, for users of one conversation see the same; of few contexts, by the model."""
+        """Clustered by context, because users of one conversation see the same; with few contexts, by the model."""
         return _with_interval(self.logs, self.interval_variances())
 
     def interval_variances(self) -> np.ndarray:
@@ -363,7 +366,7 @@ class _Estimate(NamedTuple):
         return (self.influence**2).sum(0) if many else self.variances
 
     def times(self, other: _Estimate) -> _Estimate:
-        """The estimate of the product, whose errors hang together."""
+        """The estimate of the product, whose errors are correlated."""
         contexts = np.union1d(self.contexts, other.contexts)
         influence = np.zeros((len(contexts), len(self.logs)))
         for one in (self, other):
@@ -372,12 +375,12 @@ class _Estimate(NamedTuple):
 
 
 def by_cascade(counts: pl.DataFrame, order: str, users: pl.DataFrame | None = None) -> Propensities:
-    """A user who reads from the top and may stop at a click: how often each place is reached.
+    """For users who read from the top and may stop at a click: how often each position is reached.
 
-    Where nothing above was clicked, a place is looked at as under the position-based model, so its examination is
-    estimated from those shows alone. It is then looked at in that share of the shows in which nothing above was
-    clicked. Those who read on are those who click less; by how much, ``users`` who come again tell
-    (:mod:`openrlhf_qs.clicks.reading_on`), and where they do not, the interval allows for it and a finding says so.
+    If nothing above was clicked, a position is examined as under the position-based model, so its examination is
+    estimated from those shows alone, and multiplied by the share of shows in which nothing above was clicked. Users
+    who read on are those who click less; recurring ``users`` tell by how much
+    (:mod:`openrlhf_qs.clicks.reading_on`). If they do not, the interval allows for it and a finding says so.
     """
     still_open = counts.with_columns(n_shown="n_open", n_clicked="n_first").filter(pl.col("n_shown") > 0)
     try:
@@ -408,17 +411,17 @@ def by_cascade(counts: pl.DataFrame, order: str, users: pl.DataFrame | None = No
         low, high = (side([way[n] for way in ways], axis=0).tolist() for n, side in ((1, np.min), (2, np.max)))
         numbers = ", ".join(f"{one:.2f}" for one in np.exp(at_place[1:]))
         finding = (
-            f"judging by their other turns, those who read on to lower places click {numbers} times as often as all "
-            "users would, so these places are looked at that much more than their clicks suggest"
+            f"judging by their other turns, users who read on to lower positions click {numbers} times as often as "
+            "all users would, so these positions are examined that much more than their clicks suggest"
         )
         return ways[0]._replace(low=low, high=high, findings=(finding,), **places)
     allowed = if_users_differ(attraction, DIFFER)
     high = (np.array(uncorrected.high) / np.exp(allowed)).tolist()
     more = ", ".join(f"{one:.2f}" for one in np.exp(-allowed[1:]))
     finding = (
-        "too few users come again to tell how much they differ, and those who read on are those who click less: if "
-        f"users differ by a deviation of {DIFFER:g} in log-odds, lower places are looked at {more} times as often, "
-        "which the intervals allow for; give user_id in more rows"
+        "too few users recur to tell how much they differ, and users who read on are those who click less: if users "
+        f"differ by a standard deviation of {DIFFER:g} in log-odds, lower positions are examined {more} times as "
+        "often, which the intervals allow for; give user_id in more rows"
     )
     return uncorrected._replace(high=high, findings=(finding,), **places)
 
@@ -426,9 +429,9 @@ def by_cascade(counts: pl.DataFrame, order: str, users: pl.DataFrame | None = No
 def by_click_rates(counts: pl.DataFrame) -> Propensities:
     """Click-through rate of each position over that of the top.
 
-    Right where the order shown is random. Where a ranker puts the better ones on top, it takes their quality for
-    attention, and comes out too low for the lower places. Each rate is smoothed by one click in two shows, so none is
-    0; of few contexts the interval is Katz's, of the logarithm of a ratio of two rates.
+    Right if the order shown is random. If a ranker puts the better ones on top, it mistakes their quality for
+    attention, and is too low for lower positions. Each rate is smoothed by one click in two shows, so none is 0; with
+    few contexts the interval is Katz's, for the logarithm of a ratio of two rates.
     """
     return _click_rates(counts).with_interval()
 
@@ -442,7 +445,7 @@ def _click_rates(counts: pl.DataFrame) -> _Estimate:
 
 
 def _rates(counts: pl.DataFrame, part: str, whole: str, prior: int = 0) -> _Estimate:
-    """The share that ``part`` has of ``whole`` at each place, with ``prior`` in twice as many put to it."""
+    """The share that ``part`` has of ``whole`` at each position, smoothed by ``prior`` in twice as many."""
     context, number = np.unique(counts["context"].to_numpy(), return_inverse=True)
     place = counts["position"].to_numpy() - 1
     some, of = (counts[name].to_numpy().astype(float) for name in (part, whole))
@@ -503,7 +506,7 @@ def _position_based_model(counts: pl.DataFrame) -> _Estimate:
     place = moved["position"].to_numpy() - 1
     shown, clicked = moved["n_shown"].to_numpy().astype(float), moved["n_clicked"].to_numpy().astype(float)
     theta = _poisson_maximum(suggestion, place, shown, clicked, np.ones(n_positions))
-    # Given a suggestion's clicks, they fall on the places by shows times examination.
+    # Given a suggestion's clicks, they fall on the positions by shows times examination.
     looked_at = shown * theta[place]
     share = looked_at / np.bincount(suggestion, looked_at)[suggestion]
     expected = np.bincount(suggestion, clicked)[suggestion] * share
@@ -518,13 +521,13 @@ def _position_based_model(counts: pl.DataFrame) -> _Estimate:
 
 
 def attraction_at_the_top(log: pl.DataFrame) -> float:
-    """Click-through rate of the top position, smoothed: how many suggestions attract, where all are looked at."""
+    """Click-through rate of the top position, smoothed: how many suggestions attract if all are examined."""
     clicks = log["clicks"].list.first()
     return (clicks.sum() + 1) / (len(clicks) + 2)
 
 
 def inverse_propensity(propensity: float, max_weight: float = MAX_WEIGHT) -> float:
-    """What a click at that place counts, in clicks at the top: ``1 / propensity``, at most ``max_weight``."""
+    """What a click at that position counts, in clicks at the top: ``1 / propensity``, at most ``max_weight``."""
     if not propensity > 0 or not max_weight > 0:
         raise ValueError(f"propensity {propensity} and max_weight {max_weight} must both be > 0")
     return min(1 / propensity, max_weight)
@@ -535,8 +538,8 @@ def _poisson_maximum(
 ) -> np.ndarray:
     """``theta [n_positions]``, the first 1, from counts ``[rows]`` of each (suggestion, position), by EM.
 
-    In turn: each suggestion's attraction is its clicks over the shows that were looked at, and each position's
-    examination its clicks over the shows that attract.
+    In turn: each suggestion's attraction is its clicks over its examined shows, and each position's examination its
+    clicks over the shows that attract.
     """
     clicks_of, clicks_at = np.bincount(suggestion, clicked), np.bincount(position, clicked, len(theta))
     for _ in range(200):

@@ -24,15 +24,15 @@ class ArmResult:
     """How one arm did in the A/B test.
 
     Attributes:
-        ctr: mean chance of at least one click over all users: the judge's own probabilities, no draws.
-        ci95: its interval, clustered by conversation and by who had it: the users of one context see the same
-            suggestions, and the turns of one conversation, or the conversations of one user, are alike.
+        ctr: mean probability of at least one click over all users, from the judge's probabilities, without draws.
+        ci95: its interval, clustered by conversation and by the user who had it: the users of one context see the same
+            suggestions, and the turns of one conversation, or the conversations of one user, are similar.
         n_users, n_contexts: users are spread evenly over contexts.
-        slot_ctr: mean chance of a click on each slot, top first.
+        slot_ctr: mean probability of a click at each position, top first.
         context_ctr: ``[n_contexts]``, ``ctr`` of each context.
         clusters: ``[n_contexts]``, which conversation each context is a turn of, by
             :func:`openrlhf_qs.form.keys.root_key`, and, where it is known, whose.
-        clicks: ``[n_contexts, users of a context, n_slots]``, drawn: for who needs whole choices.
+        clicks: ``[n_contexts, users of a context, n_slots]``, drawn, for callers that need individual choices.
     """
 
     ctr: float
@@ -62,15 +62,15 @@ def run_ab_test(
     """Show every arm's suggestions to simulated users under the same conversations.
 
     Args:
-        arms: name to rows that begin with (conversation, suggestions); of a conversation an arm has twice, the first
-            counts, and conversations that are not in every arm are left out.
-        judge: called once an arm, each row one fresh user; answers with click probabilities.
-        n_users: users of each arm at least.
-        seed: of the clicks. An arm's clicks do not depend on which other arms there are.
+        arms: name to rows that begin with (conversation, suggestions); if an arm has a conversation twice, the first
+            row counts, and conversations that are not in every arm are left out.
+        judge: called once per arm, each row one fresh user; returns click probabilities.
+        n_users: minimum number of users per arm.
+        seed: of the clicks. An arm's clicks do not depend on the other arms.
         owners: the user who had each conversation, by :func:`openrlhf_qs.form.keys.conversation_key`, where known.
 
     Returns:
-        The result of each arm. ValueError where fewer than two conversations are left, or the judge breaks its word.
+        The result of each arm. ValueError if fewer than two conversations are left or the judge's answer is invalid.
     """
     if n_users < 1:
         raise ValueError(f"n_users = {n_users}: give at least 1")
@@ -115,9 +115,9 @@ def conversation_clusters(
 
 
 def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
-    """How much higher ``arm``'s CTR is, relative to that of ``over``. None where nobody clicks in one of them, or all
-    clicks come from one conversation: no interval can be told then. The arms share their contexts, so what makes one
-    easy for both cancels (:func:`openrlhf_qs.statistics.intervals.ratio_of_means`).
+    """How much higher ``arm``'s CTR is, relative to that of ``over``. None if nobody clicks in one of them, or all
+    clicks come from one conversation: there is no interval then. The arms share their contexts, so what makes one
+    easy for both cancels out (:func:`openrlhf_qs.statistics.intervals.ratio_of_means`).
     """
     clicked = (arm.context_ctr > 0) | (over.context_ctr > 0)
     if arm.ctr == 0 or over.ctr == 0 or arm.clusters[clicked].n_clusters < 2:
@@ -127,9 +127,9 @@ def relative_lift(arm: ArmResult, over: ArmResult) -> Lift | None:
 
 
 def load_judge(judge: str, settings: Sequence[str] = ()) -> Judge | None:
-    """The judge of that name, or of that Python file, with its options; None for ``none``.
+    """The judge of that name, or from that Python file, with its options; None for ``none``.
 
-    ValueError where a file registers no judge or several, and where an option is of no plugin: it would be ignored.
+    ValueError if a file registers no judge or several, or if an option belongs to no plugin and would be ignored.
     """
     options = parse_options(settings)
     name = judge
@@ -151,8 +151,8 @@ def load_judge(judge: str, settings: Sequence[str] = ()) -> Judge | None:
 def ab_metrics(results: Mapping[str, ArmResult], quality: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """``ab``, ``lift``, ``lift_ci95`` and ``verdict`` of metrics.json.
 
-    Lifts are between policies as they are served, and what else is shown: arms at other temperatures have none. In
-    words stand those of the last policy, or of all where there is none.
+    Lifts compare policies as served, and the other baselines; arms at other temperatures have none. The verdict puts
+    those of the last policy into words, or all of them if there is none.
     """
     metrics: dict[str, Any] = {"ab": {}, "lift": {}, "lift_ci95": {}}
     for name, result in results.items():
@@ -178,15 +178,15 @@ def ab_metrics(results: Mapping[str, ArmResult], quality: Mapping[str, Mapping[s
 
 
 def compare(name: str, arm: ArmResult, other: str, over: ArmResult) -> str:
-    """One sentence: who beats whom, by how much, and whether the intervals of the two CTRs are apart."""
+    """One sentence: who beats whom, by how much, and whether the intervals of the two CTRs overlap."""
     rates = f"CTR {arm.ctr:.1%} against {over.ctr:.1%}"
     lift = relative_lift(arm, over)
     if lift is None:
         return f"{name} cannot be compared with {other}, because fewer than two conversations have clicks: {rates}."
     low, high = lift.ci95
     apart = arm.ci95[0] > over.ci95[1] or arm.ci95[1] < over.ci95[0]
-    word = "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"
+    word = "beats" if low > 0 else "loses to" if high < 0 else "does not differ clearly from"
     return (
         f"{name} {word} {other}: {rates}, lift {lift.value:+.1%} (95 % interval {low:+.1%} to {high:+.1%}), "
-        f"the two intervals {'are apart' if apart else 'overlap'}."
+        f"the two intervals {'do not overlap' if apart else 'overlap'}."
     )

@@ -8,8 +8,8 @@ gold, ``overoptimisation.svg`` (proxy and gold reward against the square root of
 
 Figures are means over seeds with 95 % t intervals; with one seed there is no interval. Arms of one seed share its
 click log, so ``over_base`` is computed within each seed: what makes a seed easy for all arms cancels. Every policy is
-taken at the temperature it is served with, chosen on other conversations: a lower one wins clicks by itself. Where a
-dozen arms are compared with one, some differ by chance: ``p_holm`` is the p-value of that, corrected for all.
+taken at the temperature it is served with, chosen on other conversations: a lower one alone raises CTR. If a dozen
+arms are compared with one, some differ by chance: ``p_holm`` is the p-value corrected for all comparisons.
 """
 
 from __future__ import annotations
@@ -40,8 +40,13 @@ SAME = 0.02  # two responses whose chance of a click differs by less are the sam
 NOBODY = 0.01  # a response with a smaller chance of a click is worthless
 N_USERS = 16  # of each conversation, who see both responses
 N_BINS = 12  # of sqrt(KL) in the picture
-PICTURED = ("all", "no_ood", "mean", "only_ood")  # the arms that tell hacking and its cure; without them all
-BASES = ("all", "raw")  # the arm that the others are compared with; the first that there is
+PICTURED = (
+    "all",
+    "no_ood",
+    "mean",
+    "only_ood",
+)  # the arms that show hacking and its cure; all arms if none of these exist
+BASES = ("all", "raw")  # the arm that the others are compared with: the first that exists
 COLUMNS = {
     "ctr": ("CTR", ".1%"),
     "over_base": ("over {base}", "+.1%"),
@@ -54,11 +59,18 @@ COLUMNS = {
     "distinct_1": ("distinct-1", ".3f"),
     "distinct_2": ("distinct-2", ".3f"),
     "near_duplicates": ("near-dup.", ".1%"),
-    "same_meaning": ("two of one meaning", ".1%"),
+    "same_meaning": ("same meaning", ".1%"),
     "self_similarity": ("self-similarity", ".3f"),
     "log_ppl": ("log-ppl", ".2f"),
 }
-PRINTED = ("ctr", "over_base", "lift_over_sft", "gsb", "worthless", "near_duplicates")  # what 80 columns have room for
+PRINTED = (
+    "ctr",
+    "over_base",
+    "lift_over_sft",
+    "gsb",
+    "worthless",
+    "near_duplicates",
+)  # those that fit into 80 columns
 
 
 class Run(NamedTuple):
@@ -81,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read the finished arms, write table, JSON and pictures."""
+    """Read the finished arms; write table, JSON and plots."""
     from openrlhf_qs.plots.bars import share_bars
     from openrlhf_qs.plots.curves import over_kl
     from openrlhf_qs.plots.style import svg
@@ -114,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
         write_whole(folder / "overoptimisation.svg", svg(over_kl(pictured)))
     print_table(_table(table, base))
     pictures = "arms.svg, overoptimisation.svg" if curves else "arms.svg"
-    print(f"every figure: {folder}/ablation.md, ablation.json; pictures: {pictures}")
+    print(f"all figures: {folder}/ablation.md, ablation.json; plots: {pictures}")
 
 
 def finished_runs(folder: Path) -> dict[str, dict[str, Run]]:
@@ -159,7 +171,7 @@ def add_over_base(figures: Mapping[str, Mapping[str, dict[str, float]]], base: s
 
 
 def add_holm(table: dict[str, dict[str, Interval]], figures: Mapping[str, Mapping[str, dict[str, float]]]) -> None:
-    """Add ``p_holm`` to ``table``: how sure it is that an arm's CTR is not that of the base, among so many arms."""
+    """Add ``p_holm`` to ``table``: whether an arm's CTR differs from that of the base, corrected for all arms."""
     values = {
         arm: [row["over_base"] for row in seeds.values() if "over_base" in row] for arm, seeds in figures.items()
     }
@@ -169,11 +181,11 @@ def add_holm(table: dict[str, dict[str, Interval]], figures: Mapping[str, Mappin
 
 
 def gold_figures(run_dir: Path, judge: Judge) -> dict[str, float]:
-    """What users think of GRPO's responses, by their chance of at least one click, the mean over ``N_USERS`` users.
+    """How users rate GRPO's responses, by the probability of at least one click, the mean over ``N_USERS`` users.
 
-    ``gsb``: (good - bad) / all against the SFT policy's responses for the same held-out conversations; good is a
-    chance that is more than ``SAME`` above that of the other. ``worthless``: the share that hardly anyone would click,
-    whose chance is below ``NOBODY``: what a policy that hacks its reward says; ``worthless_sft`` is the SFT policy's.
+    ``gsb``: (good - bad) / all against the SFT policy's responses for the same held-out conversations; good means a
+    probability more than ``SAME`` above the other's. ``worthless``: the share that hardly anyone would click, with a
+    probability below ``NOBODY``, as a policy that hacks its reward writes; ``worthless_sft`` is the SFT policy's.
     """
     task, sides = read_task(RunFolder(run_dir).sft), {}
     for policy in ("grpo", "sft"):
@@ -229,7 +241,7 @@ def overoptimisation_curve(folders: Iterable[Path]) -> dict[str, list[float]] | 
 
 
 def best_first(table: Mapping[str, dict[str, Interval]], base: str | None) -> dict[str, dict[str, Interval]]:
-    """``base``, then the other arms, the one with the largest CTR first; validity where there were no gold users."""
+    """``base``, then the other arms by CTR, highest first; by validity if there was no judge."""
     name = main_figure(table)
     return {arm: table[arm] for arm in sorted(table, key=lambda arm: (arm != base, -table[arm][name].mean))}
 

@@ -1,17 +1,17 @@
 """Stage ``evaluate``: the policies side by side on held-out conversations, and the report.
 
-In, under ``--run``: ``data/heldout.jsonl``, ``report/responses.NAME.jsonl``, and, where they are,
+In, under ``--run``: ``data/heldout.jsonl``, ``report/responses.NAME.jsonl``, and, if they exist,
 ``report/selection.NAME.jsonl``, ``data/sft.jsonl``, ``fusion/weights.json``, and ``garm/`` with
 ``data/preferences.heldout.jsonl``. Out: ``report/metrics.json``, ``report/report.html``, a table in the terminal, and
 in each policy's ``generation_config.json`` the temperature that it is served with.
 
-Arms: ``cold_start``, what the log showed; ``most_clicked``, what was clicked most under logged conversations about the
-same; each policy at the temperature it is served with, and at the others; ``NAME_best_of_8``, the sample of several
-with the largest composite reward; and what the judge knows of its users' limits, as ``ceiling``.
+Arms: ``cold_start``, what the log showed; ``most_clicked``, the most-clicked suggestions of similar logged
+conversations; each policy at the temperature it is served with, and at the others; ``NAME_best_of_8``, the sample of
+several with the highest composite reward; and the limits that the judge knows of, such as ``ceiling``.
 
 With a judge, simulated users see every arm's suggestions under the same conversations and click or not: an A/B test.
-Without one, the held-out clicks speak: how well the reward model predicts them, and how like the clicked suggestions,
-how valid and how diverse each arm's are.
+Without one, the held-out clicks are the only evidence: how well the reward model predicts them, how similar each arm's
+suggestions are to clicked ones, and how valid and diverse they are.
 """
 
 from __future__ import annotations
@@ -119,9 +119,7 @@ def run(args: argparse.Namespace) -> None:
     served = serve(folder, responses, judge, reward)
     arms = on_same_places(on_same_conversations(make_arms(folder, impressions, responses, served, judge, reward)))
     n_heldout, n_compared = len(cold_start(impressions)), len(arms[COLD_START])
-    rich_print(
-        f"{len(arms)} arms on {n_compared:,} of {n_heldout:,} held-out conversations, under which all have suggestions"
-    )
+    rich_print(f"{len(arms)} arms on {n_compared:,} of {n_heldout:,} held-out conversations, those that every arm has")
 
     clicked = clicked_suggestions(impressions)
     metrics: dict[str, Any] = {
@@ -134,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
     results: dict[str, ArmResult] = {}
     owners = {conversation_key(row["conversation"]): row.get("user_id") for row in reversed(impressions)}
     if judge is not None:
-        rich_print(f"A/B test with judge {escape(args.judge)}, at least {args.n_users:,} users an arm")
+        rich_print(f"A/B test with judge {escape(args.judge)}, at least {args.n_users:,} users per arm")
         results = run_ab_test(arms, judge, args.n_users, args.seed, owners)
         if not any(result.ctr for result in results.values()):
             raise ValueError(
@@ -193,7 +191,7 @@ def run(args: argparse.Namespace) -> None:
     write_whole(folder.metrics, json.dumps(metrics, indent=1, allow_nan=False))
     report = write_report(folder.path, metrics)
     _print_table(metrics)
-    print(f"report: {from_here(report)}")  # a path is not to be broken at the end of a line
+    print(f"report: {from_here(report)}")  # rich would break a long path across lines
 
 
 def serve(
@@ -202,8 +200,8 @@ def serve(
     judge: Judge | None,
     reward: rewards.RunReward | None,
 ) -> dict[str, dict[str, Any] | None]:
-    """What :func:`openrlhf_qs.evaluation.temperature.choose` says of each policy that has responses at several
-    temperatures; it is written into the policy's folder, where the run holds that."""
+    """The result of :func:`openrlhf_qs.evaluation.temperature.choose` for each policy with responses at several
+    temperatures; it is written into the policy's folder if that is part of the run."""
     served: dict[str, dict[str, Any] | None] = {}
     for name, rows in responses.items():
         served[name] = None
@@ -244,8 +242,8 @@ def make_arms(
 
 
 def best_of_samples(name: str, rows: Sequence[Shown], reward: rewards.RunReward) -> dict[str, list[Shown]]:
-    """The arm ``NAME_best_of_8``: where a temperature has several samples of a conversation, that with the largest
-    composite reward; nothing where none has."""
+    """The arm ``NAME_best_of_8``: if a temperature has several samples per conversation, the one with the highest
+    composite reward; no arm if none has."""
     counts = Counter((row.temperature, conversation_key(row.conversation)) for row in rows)
     if max(counts.values()) == 1:
         return {}
@@ -256,7 +254,7 @@ def best_of_samples(name: str, rows: Sequence[Shown], reward: rewards.RunReward)
 
 
 def _print_table(metrics: Mapping[str, Any]) -> None:
-    """The figures of every arm, and what came out, in the terminal: 80 columns hold it whole."""
+    """Prints the figures of every arm and the outcome, within 80 columns."""
     console = Console()
     table = Table(
         title="clicks and quality on held-out conversations", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
@@ -283,8 +281,8 @@ def _print_table(metrics: Mapping[str, Any]) -> None:
         )
     print_table(table)
     console.print(
-        "malf.: malformed; dupl.: with two suggestions that say the same; dist-2: different word pairs a pair; like: "
-        f"likeness to what was clicked.{_served_at(metrics)}",
+        "malf.: malformed; dupl.: with near-duplicates; dist-2: distinct-2, the share of distinct word pairs; like: "
+        f"likeness to clicked suggestions.{_served_at(metrics)}",
         style="dim",
     )
     console.print(escape(summary.answer(metrics)))
@@ -297,13 +295,13 @@ def _print_table(metrics: Mapping[str, Any]) -> None:
 
 def _served_at(metrics: Mapping[str, Any]) -> str:
     temperatures = [f"{name} {one['temperature']:g}" for name, one in metrics.get("served", {}).items()]
-    return (
-        f" NAME@T: at temperature T; NAME: at that to serve with, {', '.join(temperatures)}." if temperatures else ""
-    )
+    return f" NAME@T: at temperature T; NAME: as served, at {', '.join(temperatures)}." if temperatures else ""
 
 
 def _print_reward_model(measured: Mapping[str, Mapping[str, Any]]) -> None:
-    table = Table(title="the reward model on pairs of a clicked suggestion and another", box=SIMPLE, pad_edge=False)
+    table = Table(
+        title="the reward model on pairs of a clicked and an unclicked suggestion", box=SIMPLE, pad_edge=False
+    )
     table.add_column("pairs from", overflow="fold")
     for heading in ("pairs", "accuracy", "95 % interval", "ECE", "floor", "NLL"):
         table.add_column(heading, justify="right", no_wrap=True)

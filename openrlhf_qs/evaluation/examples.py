@@ -1,5 +1,5 @@
-"""Conversations for the report: where most was gained from one policy to the next, where most was lost, and some drawn
-at random."""
+"""Conversations for the report: the largest gains from one policy to the next, the largest losses, and some drawn at
+random."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """``openrlhf-qs ab LOG``: a real A/B test, read from a click log in which several policies showed their suggestions.
 
-In: a click log whose rows say which arm showed them, by ``policy`` or by a key of ``meta``. Out: of each arm the CTR
-(the share of its impressions with a click) with intervals by user and by conversation, the relative lift over the
-control, by position and by segment too, whether as many units came to each arm as should have, how many a lift needs,
-and an interval of the lift that holds at every look; as a table and as JSON.
+In: a click log whose rows name the arm that showed them, by ``policy`` or by a key of ``meta``. Out: for each arm the
+CTR (the share of its impressions with a click) with intervals by user and by conversation; the relative lift over the
+control, also by position and segment; whether each arm received its share of units; the sample size that a lift needs;
+and an interval of the lift that is valid at every look. As tables and as JSON.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.multiple import holm
 from openrlhf_qs.statistics.sequential import sequence_factor, times_as_many
 
-LIFTS = (0.02, 0.05, 0.1)  # that the table says the sample of
+LIFTS = (0.02, 0.05, 0.1)  # relative lifts whose sample size the table gives
 N_LOOKS = 20
-RATIO_LEVEL = 0.001  # p-value below which the arms' sizes are no chance (Fabijan et al. 2019, KDD)
+RATIO_LEVEL = 0.001  # p-value below which the arms' sizes are not due to chance (Fabijan et al. 2019, KDD)
 MIN_UNITS = 20  # of a segment in each arm, and of a look
-ONE_ARM = 0.99  # share of the units in a single arm, from which they are taken for what was assigned
+ONE_ARM = 0.99  # share of units in a single arm from which this unit is taken to be the assigned one
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The impressions of a test, ``[n]`` each; ``arm`` is a place in ``names``, the control first."""
+    """The impressions of a test, ``[n]`` each; ``arm`` is an index into ``names``, the control first."""
 
     names: list[str]
     arm: np.ndarray
@@ -54,7 +54,7 @@ class Rows:
         return kinds
 
     def main(self) -> Clusters:
-        """By all that is known."""
+        """By everything that is known."""
         return Clusters.of(self.root) if self.user is None else Clusters.of(self.root, self.user)
 
     def __getitem__(self, rows: np.ndarray) -> Rows:
@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read the log, print who wins."""
+    """Read the log and print the result."""
     log = read_click_log(args.log, args.on_error)
     found = logged_ab(log, args.by, args.control, _shares(args.shares), args.planned, args.lift)
     if args.json:
@@ -217,7 +217,7 @@ def _interval(value: float, influence: np.ndarray, clusters: Clusters) -> list[f
 
 
 def needed(rows: Rows, place: int, lifts: Sequence[float]) -> dict[str, int]:
-    """Of each lift the units (users, or conversations) of arm and control together in which it is found in 80 %."""
+    """For each lift the units (users or conversations) of arm and control together that detect it with power .8."""
     pair = rows[(rows.arm == 0) | (rows.arm == place)]
     error, n_units = _error(_influence(pair, place)[1], pair.main()), pair.main().n_clusters
     return {f"{one:g}": math.ceil(n_units * times_as_many(error, one)) for one in lifts}
@@ -245,14 +245,14 @@ def always(rows: Rows, place: int, time: np.ndarray, n_planned: int = 0) -> dict
 
 
 def sample_ratio(rows: Rows, shares: Mapping[str, float]) -> dict[str, Any]:
-    """Whether the arms have as many units as they should, by Pearson's chi-squared test.
+    """Whether the arms have the intended numbers of units, by Pearson's chi-squared test.
 
     Args:
         shares: of every arm, above 0; they need not add up to 1, for what counts is their ratio. Empty: equal ones.
 
     Returns:
-        ``unit``, what was assigned: the user, the conversation or the impression, the first of which nearly all are in
-        one arm; ``counts`` and ``expected`` by arm, ``p``; ``findings``.
+        ``unit``, what was assigned: the first of user, conversation and impression that nearly always stays in one
+        arm; ``counts`` and ``expected`` by arm, ``p``; ``findings``.
     """
     if shares and (set(shares) != set(rows.names) or not all(0 < share < math.inf for share in shares.values())):
         given = " ".join(f"{name}={share:g}" for name, share in shares.items())
@@ -273,8 +273,8 @@ def sample_ratio(rows: Rows, shares: Mapping[str, float]) -> dict[str, Any]:
     if p < RATIO_LEVEL:
         there, due = (", ".join(f"{n:,.0f}" for n in side) for side in (counts, expected))
         found.append(
-            f"the arms have {there} {unit}s where {due} were expected (p = {p:.1e}): who came to which arm was "
-            "no chance, so that no lift can be trusted"
+            f"the arms have {there} {unit}s instead of the expected {due} (p = {p:.1e}): assignment to the arms was "
+            "not random, so no lift can be trusted"
         )
     if n_single < n_units:
         found.append(f"{n_units - n_single:,} of {n_units:,} {unit}s saw several arms")
@@ -327,7 +327,7 @@ def _parts(rows: Rows, parts: Mapping[str, Any], least: int = 1) -> dict[str, di
 
 
 def _places(log: pl.DataFrame) -> dict[str, np.ndarray]:
-    """Clicks on each place, nan where nothing was shown there."""
+    """Clicks at each position, nan where nothing was shown there."""
     clicks = log["clicks"]
     n_places = clicks.list.len().max()
     return {
@@ -345,7 +345,7 @@ def _adjust(some) -> None:
 
 
 def _arms(log: pl.DataFrame, by: str, control: str) -> tuple[list[str], np.ndarray]:
-    """The names, the control first, and of each row the place in them, -1 where it says none."""
+    """The names, the control first, and for each row the index of its arm in them, -1 if it names none."""
     if by == "policy":
         values = log["policy"].to_list()
     elif by.startswith("meta."):
@@ -355,8 +355,8 @@ def _arms(log: pl.DataFrame, by: str, control: str) -> tuple[list[str], np.ndarr
     told = [None if value is None else str(value) for value in values]
     names = sorted({value for value in told if value is not None})
     if len(names) < 2:
-        found = f"{names[0]} alone" if names else "no arm"
-        raise ValueError(f"--by {by}: {found} in {counted(log.height, 'row')}; a test has two arms or more")
+        found = f"only {names[0]}" if names else "no arm"
+        raise ValueError(f"--by {by}: {found} in {counted(log.height, 'row')}; a test needs at least two arms")
     if control and control not in names:
         raise ValueError(f"--control {control}: no such arm; there are {', '.join(names)}")
     names.sort(key=lambda name: name != control)
@@ -365,7 +365,7 @@ def _arms(log: pl.DataFrame, by: str, control: str) -> tuple[list[str], np.ndarr
 
 
 def _users(log: pl.DataFrame) -> np.ndarray | None:
-    """A number for each user; a row without one is a user of its own; None where no row has one."""
+    """A number for each user; a row without one counts as a user of its own; None if no row has one."""
     if log["user_id"].null_count() == log.height:
         return None
     numbers = log["user_id"].rank("dense").cast(pl.Int64).to_numpy()
@@ -390,18 +390,18 @@ def _verdict(found: Mapping[str, Any], name: str) -> str:
     one, control = found["lifts"][name], found["control"]
     kind = "both" if "both" in one["ci95"] else "conversation"
     low, high = one["ci95"][kind]
-    word = "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"
+    word = "beats" if low > 0 else "loses to" if high < 0 else "does not differ clearly from"
     sentence = (
         f"{name} {word} {control}: CTR {found['arms'][name]['ctr']:.2%} against {found['arms'][control]['ctr']:.2%}, "
-        f"lift {one['value']:+.1%} (95 % interval {low:+.1%} to {high:+.1%} at one look"
+        f"lift {one['value']:+.1%} (95 % interval {low:+.1%} to {high:+.1%} for a single look"
     )
     if one["always"]:
-        sentence += ", {:+.1%} to {:+.1%} at every look".format(*one["always"])
+        sentence += ", {:+.1%} to {:+.1%} for every look".format(*one["always"])
     return sentence + ")."
 
 
 def _tables(found: Mapping[str, Any]) -> list[Table]:
-    """What was found, for a terminal of 80 columns."""
+    """The result, for a terminal of 80 columns."""
 
     def of(interval: Sequence[float]) -> str:
         return "{:.2%} to {:.2%}".format(*interval)
@@ -418,8 +418,8 @@ def _tables(found: Mapping[str, Any]) -> list[Table]:
     ratio = found["sample_ratio"]
     lifts = Table(
         title=f"over {found['control']}",
-        caption=f"sample ratio, by {ratio['unit']}: p = {ratio['p']:.2g}; needed: {ratio['unit']}s of both arms, "
-        "for that lift with power .8",
+        caption=f"sample ratio, by {ratio['unit']}: p = {ratio['p']:.2g}; needed: {ratio['unit']}s in both arms "
+        "together to detect that lift with power .8",
     )
     sizes = list(next(iter(found["lifts"].values()))["needed"])
     for heading in ("arm", "lift", "one look", "every look", "p, Holm", *(f"needed {float(n):.0%}" for n in sizes)):
@@ -429,10 +429,10 @@ def _tables(found: Mapping[str, Any]) -> list[Table]:
         every = "–" if one["always"] is None else "{:+.1%} {:+.1%}".format(*one["always"])
         sizes = [f"{n:,}" for n in one["needed"].values()]
         lifts.add_row(name, f"{one['value']:+.1%}", f"{low:+.1%} {high:+.1%}", every, f"{one['p_holm']:.2g}", *sizes)
-    parts = Table(title="by place and segment")
+    parts = Table(title="by position and segment")
     for heading in ("part", "arm", "CTR", "control", "lift", "95 %", "p, Holm"):
         parts.add_column(heading, justify="left" if heading in ("part", "arm") else "right", overflow="fold")
-    for key, values in {"place": found["positions"], **found["segments"]}.items():
+    for key, values in {"position": found["positions"], **found["segments"]}.items():
         for value, of_arms in values.items():
             for name, one in of_arms.items():
                 interval = "{:+.1%} {:+.1%}".format(*one["ci95"].get("both", one["ci95"]["conversation"]))

@@ -1,7 +1,7 @@
-"""The reward that a policy was trained on against what it stands for: the proxy, and the chance of a click.
+"""The reward that a policy was trained on (proxy) against what it stands in for, the click probability (gold).
 
-In: of each policy, the composite reward and the chance of a click under the same conversations. Out: both on the
-average, and whether users click more where the reward says that the later policy became better.
+In: for each policy, the composite reward and the click probability under the same conversations. Out: the mean of
+both, and whether users click more where the later policy has a higher reward.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def proxy_against_gold(
 
     Args:
         proxy: arm to ``[n]``, its composite reward under each conversation; nan where a part failed.
-        gold: arm to ``[n]``, its chance of a click there.
-        before, after: the arms whose change is looked at.
+        gold: arm to ``[n]``, its click probability there.
+        before, after: the arms between which the change is measured.
         clusters: ``[n]``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How valid, how diverse and how like what was clicked an arm's suggestions are; nobody needs to look at them."""
+"""How valid, diverse and similar to clicked suggestions an arm's suggestions are, measured without users."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ N_GROUPS = 20  # of conversations, of which the jackknife leaves one out at a ti
 def response_quality(
     rows: Sequence[Shown], clicked: Mapping[str, Sequence[str]], embedder: Any = None
 ) -> dict[str, Any]:
-    """What can be said of an arm's suggestions without anybody looking at them; None for a figure of nothing.
+    """The figures of an arm's suggestions that need no users; None if there is nothing to measure.
 
     Args:
         rows: the arm.

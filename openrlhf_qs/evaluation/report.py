@@ -1,11 +1,11 @@
-"""The report of a run: one HTML file that carries its plots and needs no script, no server and no other file.
+"""The report of a run: one HTML file that contains its plots and needs no script, server or other file.
 
-In: the run folder (``run.json``, ``data/log.json``, ``fusion/weights.json`` and TensorBoard event files,
-whatever of them is there) and the metrics of stage ``evaluate``. Out: ``report/report.html``: what the run came to,
-conversations before and after, then the stages in their order.
+In: the run folder (``run.json``, ``data/log.json``, ``fusion/weights.json`` and TensorBoard event files, as far as
+they exist) and the metrics of stage ``evaluate``. Out: ``report/report.html``: the outcome, conversations before and
+after, then the stages in order.
 
-The page is ``templates/report.html.j2`` with ``templates/report.css``; this module says what stands in it. All that
-others wrote is escaped by the template engine, and pictures are images, in which nothing can run.
+The page is ``templates/report.html.j2`` with ``templates/report.css``; this module provides its content. The template
+engine escapes everything that others wrote, and plots are embedded as images, in which no script can run.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from openrlhf_qs.plots.style import arm_colors, svg
 
 STAGES = {
     "data": "The click log, split by conversation into training rows, preference pairs and held-out impressions.",
-    "distil": "A teacher of single suggestions, and what it would suggest.",
+    "distil": "A teacher of single suggestions, and its candidates.",
     "sft": "The policy learns to write suggestions from what was clicked.",
-    "garm": "The reward model learns from clicks how good a suggestion is, and how far users differ on it.",
-    "fusion": "The weights of the parts of the composite reward. Each part is normalised by its mean and std first.",
-    "rft": "The policy is taught the best that differ of the suggestions in its own samples.",
-    "grpo": "The policy is trained on the composite reward, against its own other responses to the same prompt.",
+    "garm": "The reward model learns from clicks how good a suggestion is and how much users differ about it.",
+    "fusion": "The weights of the parts of the composite reward. Each part is first normalised by its mean and std.",
+    "rft": "The policy is fine-tuned on the best suggestions from its own samples, chosen to differ from each other.",
+    "grpo": "The policy is trained on the composite reward; each response is compared with others to the same prompt.",
     "evaluate": "All policies on the same held-out conversations.",
 }
-OPTIONAL = ("distil", "rft")  # stages that a run need not have: no section where there is nothing of them
-# Stage to the curves that are drawn first: tag to what it is. `statistics/` are of grpo/statistics.jsonl.
+OPTIONAL = ("distil", "rft")  # stages that a run may lack: without data they get no section
+# Stage to the curves drawn first: tag to title. `statistics/` tags come from grpo/statistics.jsonl.
 FIRST_CURVES = {
-    "distil": {"train/gpt_loss": "loss, nats a token"},
-    "sft": {"train/gpt_loss": "loss, nats a token"},
-    "rft": {"train/gpt_loss": "loss, nats a token"},
+    "distil": {"train/gpt_loss": "loss, nats per token"},
+    "sft": {"train/gpt_loss": "loss, nats per token"},
+    "rft": {"train/gpt_loss": "loss, nats per token"},
     "garm": {
         "train/loss": "loss",
         "train/acc": "accuracy on training pairs",
@@ -56,20 +56,20 @@ FIRST_CURVES = {
     "grpo": {
         "train/rollout/reward_mean": "composite reward",
         "statistics/proxy": "proxy: the reward model's mean",
-        "train/kl": "KL to the reference, nats a token",
-        "train/rollout/response_length_mean": "length of a response, tokens",
+        "train/kl": "KL to the reference, nats per token",
+        "train/rollout/response_length_mean": "response length, tokens",
         "train/malformed": "malformed, share of responses",
-        "statistics/distinct_2": "distinct-2 of a step",
+        "statistics/distinct_2": "distinct-2 per step",
     },
 }
-NO_CURVES = ("_mean",)  # ends of what OpenRLHF logs twice in sft and garm: its own running means
+NO_CURVES = ("_mean",)  # suffixes of running means, which OpenRLHF logs as well in sft and garm
 
 
 def write_report(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
     """Write ``report/report.html`` of a run.
 
     Args:
-        run_dir: the run folder; what is not there is said to be missing.
+        run_dir: the run folder; the report says what is missing in it.
         metrics: what ``evaluate`` measured, as in ``report/metrics.json``.
 
     Returns:
@@ -85,7 +85,7 @@ def write_report(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
 
 
 def page(run: RunFolder, metrics: Mapping[str, Any], environment: Environment) -> dict[str, Any]:
-    """What stands in the page, by the names in the template."""
+    """The content of the page, by the names in the template."""
     alarms = read_json_lines(run.grpo.alarms) if run.grpo.alarms.is_file() else None
     weights = _json(run.weights)
     blocks = {
@@ -150,17 +150,17 @@ def _ctr_bars(ab: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 HOW_TO_READ = (
-    "New: not suggested by sft here, and not shown under this conversation in the log. GaRM: the reward model's mean "
-    "± its standard deviation, more is better. "
-    "Bars: what each part brings a response's reward, in deviations of the SFT policy; red takes away."
+    "New: neither suggested by sft here nor shown under this conversation in the log. GaRM: the reward model's mean "
+    "± its standard deviation; higher is better. Bars: what each part adds to the response's reward, in standard "
+    "deviations of the SFT policy; red bars subtract."
 )
 
 
 def _examples_lead(metrics: Mapping[str, Any]) -> str:
     if metrics.get("ab"):
         return (
-            "Held-out conversations, by how the chance that a user clicks changed from sft to the last policy. "
-            f"Chances are means over the judge's users, not shares of draws. {HOW_TO_READ}"
+            "Held-out conversations, grouped by how the click probability changed from sft to the last policy. "
+            f"Probabilities are means over the judge's users; no clicks are drawn. {HOW_TO_READ}"
         )
     return f"Held-out conversations. {HOW_TO_READ}"
 
@@ -189,7 +189,7 @@ def _data(run: RunFolder) -> list[dict]:
     rows += [["rows in " + name, plain(n)] for name, n in facts.get("written", {}).items()]
     return [
         _table(["", ""], rows),
-        {"kind": "folded", "summary": "all that was read, split and left out", "facts": facts},
+        {"kind": "folded", "summary": "everything that was read, split and left out", "facts": facts},
     ]
 
 
@@ -224,13 +224,13 @@ def _fusion(weights: Mapping[str, Any] | None) -> list[dict]:
     ]
     note = ""
     if first:
-        note = "Log-odds of a click for a deviation of the part, ± its standard error."
+        note = "Log-odds of a click per standard deviation of the part, ± standard error."
         if floor is not None:
-            note += f" No weight is below the floor, {floor:.0%} of the largest."
+            note += f" No weight is below the floor, which is {floor:.0%} of the largest."
         if not first.get("told", True):
-            note += " This log cannot tell the weights: all parts have the same share."
+            note += " This log cannot determine the weights, so all parts have the same share."
     if share:
-        note += " Share: of the variance of the reward among responses to one prompt."
+        note += " Share: of the variance of the reward among the responses to one prompt."
     return [_table([*heads, "mean", "std"], rows, note=note.strip())]
 
 
@@ -245,10 +245,10 @@ def _calibration(metrics: Mapping[str, Any]) -> list[dict]:
         blocks.append(_baselines(garm))
     measured = {"held-out clicks": garm, **metrics.get("garm_on_policy", {})}
     columns = {
-        "accuracy": "accuracy, 0.5 is a coin",
-        "nll": "NLL, 0.693 is a coin",
-        "brier": "Brier, 0.25 is a coin",
-        "ece": f"ECE, {garm['n_bins']} bins",
+        "accuracy": "accuracy (coin: 0.5)",
+        "nll": "NLL (coin: 0.693)",
+        "brier": "Brier (coin: 0.25)",
+        "ece": f"ECE ({garm['n_bins']} bins)",
     }
     rows = [
         [
@@ -260,15 +260,15 @@ def _calibration(metrics: Mapping[str, Any]) -> list[dict]:
         for name, one in measured.items()
     ]
     others = (
-        "The other rows: what users clicked of an arm's suggestions in the A/B test; those of grpo are what it was "
-        "never taught. "
+        "Other rows: pairs from the A/B test's clicks on an arm's suggestions; grpo's suggestions are out of "
+        "distribution for the reward model. "
     )
     note = (
         f"Held-out clicks: {garm['n_impressions']:,} impressions of the log. {others if len(rows) > 1 else ''}"
-        "Intervals by bootstrap over impressions. Pairs are weighted, as in training. Every pair is in the diagram "
-        "from both sides, so it is mirrored; bars are 95 % Wilson intervals."
+        "Intervals are bootstrapped over impressions. Pairs are weighted as in training. The diagram counts each pair "
+        "from both sides, so it is symmetric; its bars are 95 % Wilson intervals."
     )
-    blocks.append(_table(["pairs of", "N", *columns.values(), "ECE if calibrated"], rows, note=note))
+    blocks.append(_table(["pairs from", "N", *columns.values(), "ECE if calibrated"], rows, note=note))
     blocks.append(_plot(reliability_diagram(garm["reliability"]), "Reliability diagram of the reward model"))
     if "log_ppl" in garm:
         figure = accuracy_curve(garm["log_ppl"]["bins"], "log-perplexity under the SFT policy, nats per token")
@@ -282,7 +282,7 @@ def _baselines(garm: Mapping[str, Any]) -> dict:
     for name, one in garm["baselines"].items():
         of_it = f"{name}, the bound" if name in summary.BOUNDS else name
         rows.append([of_it, f"{one['accuracy']:.1%}", f"{one['nll']:.3f}", f"{one['ece']:.3f}", one["sentence"]])
-    heads = ["on the same held-out pairs", "accuracy", "NLL", "ECE", "the reward model beside it (95 % interval)"]
+    heads = ["on the same held-out pairs", "accuracy", "NLL", "ECE", "the reward model in comparison (95 % interval)"]
     return _table(heads, rows, text=True)
 
 
@@ -295,7 +295,7 @@ def _evaluation(metrics: Mapping[str, Any]) -> list[dict]:
         for name, arm in ab.items():
             slots = [f"{share:.1%}" for share in arm["slot_ctr"]] + ["–"] * (n_slots - len(arm["slot_ctr"]))
             rows.append([name, _interval(arm["ctr"], arm["ci95"]), f"{arm['n_users']:,}", *slots])
-        heads = ["arm", "CTR", "users", *(f"slot {n + 1}" for n in range(n_slots))]
+        heads = ["arm", "CTR", "users", *(f"position {n + 1}" for n in range(n_slots))]
         blocks.append(_table(heads, rows))
         rows = []
         for name, value in metrics["lift"].items():
@@ -304,16 +304,16 @@ def _evaluation(metrics: Mapping[str, Any]) -> list[dict]:
                 shown = f"{value:+.1%}", "{:+.1%} to {:+.1%}".format(*metrics["lift_ci95"][name])
             rows.append([name.replace("_over_", " over "), shown])
         note = (
-            f"Users of judge {metrics['judge']}. CTR is the share of users with at least one click; intervals are "
-            "clustered by conversation and by user, lifts compare the arms on the same conversations. A policy's name "
-            "with @ is the policy at that temperature, its name alone at the one that it is served at."
+            f"The users are those of the judge {metrics['judge']}. CTR is the share of users with at least one click. "
+            "Intervals are clustered by conversation and by user; lifts compare the arms on the same conversations. "
+            "NAME@T is a policy at temperature T; NAME alone is the policy at the temperature it is served with."
         )
         first = [row for row in rows if row[0].startswith(f"{LAST_POLICY} over ")] or rows
         blocks.append(_table(["relative lift", "CTR"], first, note=note))
         if rest := [row for row in rows if row not in first]:
             blocks.append({"kind": "folded", "summary": "all other lifts", "table": _table(["", "CTR"], rest)})
     else:
-        blocks.append({"kind": "note", "text": "No judge, so no A/B test: the held-out clicks alone speak here."})
+        blocks.append({"kind": "note", "text": "No judge, so no A/B test: the held-out clicks are the only evidence."})
     if metrics.get("verdict"):
         blocks.append({"kind": "folded", "summary": "who beats whom, in words", "text": metrics["verdict"]})
     if metrics.get("served"):
@@ -333,9 +333,9 @@ def _temperatures(served: Mapping[str, Mapping[str, Any]]) -> dict:
         rows.append([name, *(reached.get(temperature, "–") for temperature in tried), f"{one['temperature']:g}"])
     first = next(iter(served.values()))
     on = f"{first['n_conversations']:,} conversations of the fusion split"
-    note = f"{first['by'].capitalize()}, on {on}: nothing else is compared there."
-    heads = ["policy", *(f"at {temperature}" for temperature in tried), "served at"]
-    return _table(heads, rows, title="at which temperature a policy is served", note=note)
+    note = f"{first['by'].capitalize()}, on {on}; no other comparison uses them."
+    heads = ["policy", *(f"at {temperature}" for temperature in tried), "served with"]
+    return _table(heads, rows, title="the temperature each policy is served with", note=note)
 
 
 def _proxy(proxy: Mapping[str, Any] | None) -> list[dict]:
@@ -344,13 +344,13 @@ def _proxy(proxy: Mapping[str, Any] | None) -> list[dict]:
     found = proxy["correlation"]
     before, after = proxy["before"], proxy["after"]
     note = (
-        f"Left: each arm on {proxy['n_contexts']:,} conversations. Right: these by how the reward changed from "
-        f"{before} to {after}, in groups of equal size. "
+        f"Left: each arm on {proxy['n_contexts']:,} conversations. Right: the same conversations, sorted by how much "
+        f"the reward changed from {before} to {after}, in groups of equal size. "
     )
     note += (
         "One of the two did not change."
         if found is None
-        else f"Over the conversations the changes have a rank correlation of {found:+.2f}."
+        else f"Across conversations, the two changes have a rank correlation of {found:+.2f}."
     )
     figure = proxy_and_gold(proxy["arms"], proxy["bins"])
     return [_plot(figure, "Proxy against gold", title="proxy against gold"), {"kind": "note", "text": note}]
@@ -371,7 +371,7 @@ def _segments(metrics: Mapping[str, Any]) -> list[dict]:
             for value, one in values.items()
         ]
         heads = [key, "conversations", *arms, *([f"{arms[0]} to {LAST_POLICY}"] if changed else [])]
-        note = "Each interval is for its row alone: of twenty rows one is expected to miss." if len(rows) > 9 else ""
+        note = "Each interval covers its own row only: expect one in twenty to miss." if len(rows) > 9 else ""
         blocks.append(_table(heads, rows, title=f"CTR by {key}", note=note))
     return blocks
 
@@ -384,12 +384,12 @@ def _quality(quality: Mapping[str, Mapping[str, Any]]) -> list[dict]:
     columns = {
         "n_responses": ("responses", ","),
         "malformed": ("malformed", ".2%"),
-        "near_duplicates": ("near duplicates", ".2%"),
+        "near_duplicates": ("near-duplicates", ".2%"),
         "same_meaning": ("same meaning", ".2%"),
         "self_similarity": ("self-similarity", ".3f"),
         "distinct_1": ("distinct-1", ".3f"),
         "distinct_2": ("distinct-2", ".3f"),
-        "words": ("words", ".1f"),
+        "words": ("words per suggestion", ".1f"),
         "likeness": ("likeness to clicked", ".3f"),
         "log_ppl": ("log-perplexity", ".3f"),
     }
@@ -399,13 +399,13 @@ def _quality(quality: Mapping[str, Mapping[str, Any]]) -> list[dict]:
         for name, arm in quality.items()
     ]
     note = (
-        "Malformed: not as many suggestions with letters as were asked for. Near duplicates: responses with two "
-        "suggestions that say the same in nearly the same words. "
-        + ("Same meaning: with two whose vectors are alike. " if "same_meaning" in columns else "")
-        + "Self-similarity, 0 to 1: of two suggestions of a response, by character "
-        "trigrams. Distinct-n: different n-grams per n-gram of the whole arm. Words: of a suggestion. Likeness, 0 to "
-        "1: to the nearest suggestion clicked under the same conversation; cold_start holds some of those itself, so "
-        "compare the other arms with each other. Log-perplexity: nats per token under the SFT policy."
+        "Malformed: responses without exactly as many suggestions with letters as were asked for, or cut off. "
+        "Near-duplicates: responses with two suggestions that say the same thing in nearly the same words. "
+        + ("Same meaning: responses with two suggestions of similar embeddings. " if "same_meaning" in columns else "")
+        + "Self-similarity, 0 to 1: of two suggestions of a response, by character trigrams. Distinct-n: distinct "
+        "n-grams as a share of all n-grams of the arm. Likeness, 0 to 1: to the most similar suggestion clicked under "
+        "the same conversation; cold_start contains some of those itself, so compare only the other arms with each "
+        "other. Log-perplexity: nats per token under the SFT policy."
     )
     heads = ["arm", *(heading for heading, _ in columns.values())]
     blocks = [_table(heads, rows, title="quality without users", note=note)]
@@ -413,8 +413,8 @@ def _quality(quality: Mapping[str, Mapping[str, Any]]) -> list[dict]:
     if rewards:
         parts = list(next(iter(rewards.values())))
         rows = [[name, *(f"{reward[part]:.3f}" for part in parts)] for name, reward in rewards.items()]
-        note = "Means over the arm's responses: each part of the reward in its own unit, and the weighted sum."
-        blocks.append(_table(["arm", *parts], rows, title="the reward of every arm", note=note))
+        note = "Means over each arm's responses: each part of the reward in its own unit, and the weighted total."
+        blocks.append(_table(["arm", *parts], rows, title="the reward of each arm", note=note))
     return blocks
 
 
@@ -422,13 +422,13 @@ def _alarms(alarms: Sequence[Mapping[str, Any]] | None) -> list[dict]:
     if alarms is None:
         return []
     if not alarms:
-        return [{"kind": "note", "text": "No monitor gave an alarm."}]
+        return [{"kind": "note", "text": "No monitor raised an alarm."}]
     rows = [[str(alarm["step"]), alarm["monitor"], alarm["sentence"]] for alarm in alarms]
-    return [_table(["step", "monitor", "what was seen, and what to do"], rows, text=True)]
+    return [_table(["step", "monitor", "what was seen and what to do"], rows, text=True)]
 
 
 def _curves(run: RunFolder, stage: str) -> list[dict]:
-    """A small picture of each thing that a stage logged: the main ones open, the rest folded."""
+    """A small plot of each scalar that a stage logged: the main ones open, the rest folded."""
     scalars = read_scalars(run.tensorboard(stage))
     if stage == "grpo" and run.grpo.statistics.is_file():
         rows = read_json_lines(run.grpo.statistics)
@@ -454,16 +454,16 @@ def _curves(run: RunFolder, stage: str) -> list[dict]:
 
 
 def _curve(what: str, steps: np.ndarray, values: np.ndarray) -> dict:
-    return _plot(curve(what, steps, values), f"{what}, over the steps of training")
+    return _plot(curve(what, steps, values), f"{what}, over training steps")
 
 
 def _over_kl(run: RunFolder) -> list[dict]:
-    """Proxy and gold as GRPO moved away from its reference, where a judge said the gold of every rollout."""
+    """Proxy and gold as GRPO moved away from its reference, if a judge gave the gold of every rollout."""
     found = overoptimisation_curve([run.path])
     if found is None:
         return []
-    note = "Where the gold falls while the proxy rises, the policy is hacking the reward (--qs.monitor_judge)."
-    picture = _plot(over_kl({LAST_POLICY: found}), "Proxy and gold over the KL", title="proxy and gold over training")
+    note = "Where the gold falls while the proxy rises, the policy is hacking the reward. Gold: --qs.monitor_judge."
+    picture = _plot(over_kl({LAST_POLICY: found}), "Proxy and gold over KL", title="proxy and gold over training")
     return [picture, {"kind": "note", "text": note}]
 
 
@@ -476,7 +476,7 @@ def _samples(run: RunFolder) -> list[dict]:
 
 
 def _made(entries: Mapping[str, Mapping[str, Any]]) -> list[dict]:
-    """Of each stage that is done its command with all that it was given, its time and commit; then the versions."""
+    """For each finished stage its command with everything it was given, its time and commit; then the versions."""
     done = {name: one for name, one in entries.items() if one["state"] == "done"}
     if not done:
         return []
@@ -489,9 +489,9 @@ def _made(entries: Mapping[str, Mapping[str, Any]]) -> list[dict]:
         ]
         for name, one in done.items()
     ]
-    all_of_them = "together" if "evaluate" in done else "together, without evaluate"
+    all_of_them = "total" if "evaluate" in done else "total, without evaluate"
     rows.append([all_of_them, _duration(sum(one["seconds"] for one in done.values())), "", ""])
-    note = "A commit with + had changes that were not committed." if any(row[2].endswith("+") for row in rows) else ""
+    note = "+ after a commit: with uncommitted changes." if any(row[2].endswith("+") for row in rows) else ""
     blocks = [_table(["stage", "time", "commit", "command"], rows, note=note, text=True)]
     versions = {
         f"{package} {version}": None for one in done.values() for package, version in one.get("versions", {}).items()
@@ -504,14 +504,14 @@ def _made(entries: Mapping[str, Mapping[str, Any]]) -> list[dict]:
         for files in one.get("files", {}).values()
         for path, printed in files.items()
     }
-    rows = [[path, printed["hash"] if printed else "a name of the hub"] for path, printed in read.items()]
+    rows = [[path, printed["hash"] if printed else "hub name"] for path, printed in read.items()]
     if rows:
         blocks.append(_table(["read from outside the run", "BLAKE2b"], rows, text=True))
     return blocks
 
 
 def command(stage: str, entry: Mapping[str, Any]) -> str:
-    """The call that makes this stage again, with every variable that it was given."""
+    """The call that repeats this stage, with every variable it was given."""
     given = [f"{name}={shlex.quote(value)}" for name, value in entry.get("given", {}).items()]
     return " ".join([*given, "bash", f"recipes/{stage}.sh", *map(shlex.quote, entry.get("flags", ()))])
 
@@ -526,7 +526,7 @@ def _table(
     note: str = "",
     text: bool = False,
 ) -> dict[str, Any]:
-    """A cell is a text, or two: the second in small letters beneath the first."""
+    """A cell is one text, or two: the second goes beneath the first in small print."""
     return {"kind": "table", "heads": list(heads), "rows": list(rows), "title": title, "note": note, "text": text}
 
 

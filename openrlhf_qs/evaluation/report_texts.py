@@ -1,6 +1,6 @@
-"""Conversations with what was suggested under them, as the report shows them: before and after, and over a training.
+"""Conversations and their suggestions, as the report shows them: before and after, and over the course of training.
 
-In: ``examples`` of the metrics, rows of ``grpo/samples.jsonl``. Out: what the template's macro ``example`` takes.
+In: ``examples`` of the metrics, rows of ``grpo/samples.jsonl``. Out: input of the template's macro ``example``.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.plots.style import MUTED, arm_colors
 
 GROUPS = {
-    "best": "where most was gained",
-    "worst": "where most was lost",
+    "best": "largest gains",
+    "worst": "largest losses",
     "random": "drawn at random",
 }
-N_STEPS = 4  # of a training that stand side by side
-N_OPEN = 2  # of the same prompts that are shown at once; the others are folded
+N_STEPS = 4  # of a training, shown side by side
+N_OPEN = 2  # prompts that are shown openly; the others are folded
 
 
 def before_and_after(metrics: Mapping[str, Any], before: str, after: str) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ def before_and_after(metrics: Mapping[str, Any], before: str, after: str) -> lis
 
 
 def over_training(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Blocks: the same prompts at several steps side by side, then what had the largest and the smallest reward."""
+    """Blocks: the same prompts at several steps side by side, then responses with the highest and lowest reward."""
     steps = _spread(sorted({row["step"] for row in rows}), N_STEPS)
     colors = dict(zip(steps, ("#8b929c", "#b0913a", "#3572b0", "#d4622a")[-len(steps) :], strict=True))
     unit = largest(row["weighted"] for row in rows)
@@ -74,12 +74,19 @@ def over_training(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
     blocks: list[dict[str, Any]] = []
     if same:
-        note = "The likeliest response as training goes on. Reward and parts are in deviations of the SFT policy."
+        note = (
+            "The most probable response at each step. Reward and parts are in standard deviations of the SFT policy."
+        )
         blocks.append(
-            {"kind": "examples", "title": "the same prompts over training", "note": note, "rows": same[:N_OPEN]}
+            {
+                "kind": "examples",
+                "title": "the same prompts in the course of training",
+                "note": note,
+                "rows": same[:N_OPEN],
+            }
         )
         if same[N_OPEN:]:
-            blocks.append({"kind": "folded", "summary": f"{len(same) - N_OPEN} more of them", "rows": same[N_OPEN:]})
+            blocks.append({"kind": "folded", "summary": f"{len(same) - N_OPEN} more prompts", "rows": same[N_OPEN:]})
     for kind in ("highest", "lowest"):
         found = [row for row in rows if row["kind"] == kind and row["step"] in (*steps[:1], *steps[-1:])]
         shown = [
@@ -88,7 +95,7 @@ def over_training(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         ]
         if shown:
             blocks.append(
-                {"kind": "folded", "summary": f"the {kind} reward of the first and the last step", "rows": shown}
+                {"kind": "folded", "summary": f"{kind} reward in the first and the last step", "rows": shown}
             )
     return blocks
 
@@ -99,7 +106,7 @@ def column(
     """One arm, or one step: its suggestions, and each part of its reward as a bar in shares of ``unit``.
 
     Args:
-        shown: what stands beside the name.
+        shown: the text beside the name.
         arm: ``suggestions`` and ``malformed``; maybe ``garm``, mean and std of each suggestion, ``new``, ``parts``.
     """
     garm = arm.get("garm") or [None] * len(arm["suggestions"])
@@ -131,7 +138,7 @@ def column(
 
 
 def largest(parts: Iterable[Mapping[str, float | None]]) -> float:
-    """The largest of all values, sign aside: the whole width of a bar. 1 where there is none."""
+    """The largest absolute value, which gets the full width of a bar; 1 if there is none."""
     return max((abs(value or 0.0) for one in parts for value in one.values()), default=0.0) or 1.0
 
 

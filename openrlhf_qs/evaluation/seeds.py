@@ -1,11 +1,12 @@
-"""``openrlhf-qs seeds``: one run of each of several seeds, side by side: the README's tables.
+"""``openrlhf-qs seeds``: one run per seed, side by side: the README's tables.
 
-In: run folders that differ in their seed, each with ``report/metrics.json``. Out: Markdown tables. Of every arm as it
-is served the mean over seeds, from three on with its 95 % t interval, and the worst seed; the same of the relative
-lift of the last policy over each other arm, computed within each seed, and of the reward model beside what it is
-measured against. A run of another seed is another training, on another log: its noise is in these intervals, as it is
-not in those of one run. ``--into README.md`` puts the tables between two marks there, with the command and the
-commits, so that no figure is typed.
+In: run folders that differ in their seed, each with ``report/metrics.json``. Out: Markdown tables. For every arm as
+served: the mean over seeds, from three seeds up with its 95 % t interval, and the worst seed. The same for the
+relative lift of the last policy over each other arm, computed within each seed, and for the reward model next to its
+baselines.
+Another seed means another training on another log, so these intervals include training noise, which those of one run
+do not. ``--into README.md`` puts the tables between two marks there, with the command and the commits, so that no
+figure is typed by hand.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.statistics.intervals import t_interval
 
 BEGIN, END = "<!-- seeds -->", "<!-- end of seeds -->"
-MIN_SEEDS = 3  # for an interval: of two, t with one degree of freedom says next to nothing
+MIN_SEEDS = 3  # for an interval: from two, t with one degree of freedom says next to nothing
 HALF = " ± half the 95 % t interval"
-STRONGEST = "the strongest of them in each seed"
-LIMITS = (CEILING, "fixed_templates")  # what a judge knows, no policy
+STRONGEST = "the strongest baseline of each seed"
+LIMITS = (CEILING, "fixed_templates")  # known to a judge, not policies
 QUALITY = {
     "malformed": (".1%", max),
     "near_duplicates": (".1%", max),
@@ -66,7 +67,7 @@ def put_into(file: Path, text: str, runs: Sequence[str]) -> None:
     records = [read_record(RunFolder(path)) for path in runs]
     commits = dict.fromkeys(one["commit"][:10] for record in records for one in record.values() if one.get("commit"))
     names = " ".join(f"runs/{os.path.basename(os.path.abspath(path))}" for path in runs)
-    made = f"Made by `openrlhf-qs seeds {names} --into {file.name}` out of each run's `report/metrics.json`"
+    made = f"Made by `openrlhf-qs seeds {names} --into {file.name}` from each run's `report/metrics.json`"
     made += f"; stages at {', '.join(commits)}.\n" if commits else ".\n"
     write_whole(file, f"{before}{begin}\n{text}\n{made}{end}{after}")
 
@@ -89,16 +90,16 @@ def tables(runs: Sequence[Mapping[str, Any]]) -> str:
         raise ValueError(f"the runs have the seeds {', '.join(map(str, seeds))}; give one run per seed")
     names = [name for name in runs[0]["ab"] if AT not in name and all(name in metrics["ab"] for metrics in runs)]
     if not names:
-        raise ValueError("no arm is in all of the runs; evaluate them in the same way")
+        raise ValueError("no arm is in all of the runs; evaluate them all in the same way")
     arms = [["arm", "CTR", "worst seed", *(f"{key.replace('_', ' ')} (worst)" for key in QUALITY)]]
     for name in names:
         ctr = [metrics["ab"][name]["ctr"] for metrics in runs]
         quality = _cells([metrics["quality"][name] for metrics in runs], QUALITY)
         arms.append([f"`{name}`", interval(ctr, ".1%"), format(min(ctr), ".1%"), *quality])
     text = markdown(arms)
-    of = f"Means over seeds {', '.join(map(str, seeds))}" if len(runs) > 1 else f"Of one training, seed {seeds[0]}"
+    of = f"Means over seeds {', '.join(map(str, seeds))}" if len(runs) > 1 else f"From one training, seed {seeds[0]}"
     text += f"\n{of}{HALF if len(runs) >= MIN_SEEDS else ''}.\n"
-    lifts = [[f"`{LAST_POLICY}` over", "lift", "worst seed", "surely above 0 in"]]
+    lifts = [[f"`{LAST_POLICY}` over", "lift", "worst seed", "interval above 0 in"]]
     for name, of_seed in _lifts(runs, names).items():
         values = [value for value, _ in of_seed]
         n_sure = sum(low > 0 for _, low in of_seed)
@@ -111,7 +112,7 @@ def tables(runs: Sequence[Mapping[str, Any]]) -> str:
 def _reward_models(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Rows of the reward model, of what it is measured against on the same pairs, and of it on the last policy's
     suggestions; those that all runs have."""
-    rows = [["on held-out pairs of a click and none", "accuracy (worst)", "NLL (worst)", "ECE (worst)"]]
+    rows = [["on held-out pairs, clicked and unclicked", "accuracy (worst)", "NLL (worst)", "ECE (worst)"]]
     models = [metrics.get("garm", {}) for metrics in runs]
     found = {"the reward model": models}
     for name in models[0].get("baselines", {}):

@@ -1,5 +1,5 @@
-"""How the arms do on parts of the held-out conversations: by number of turns, by the users' language, and by what the
-log's ``meta`` says, as topic or intent."""
+"""CTR of the arms on parts of the held-out conversations: by number of turns, by the users' language, and by keys of
+the log's ``meta``, such as topic or intent."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from openrlhf_qs.form.language import users_language, users_texts
 from openrlhf_qs.statistics.clusters import Clusters
 from openrlhf_qs.statistics.intervals import cluster_half_width
 
-MIN_CONTEXTS = 20  # conversations of a part that a rate is given for
-MAX_VALUES = 24  # a key of meta with more is a name, not a group
+MIN_CONTEXTS = 20  # fewest conversations of a part for which a CTR is given
+MAX_VALUES = 24  # a key of meta with more values does not define groups
 
 
 def segments(

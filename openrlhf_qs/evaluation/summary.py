@@ -1,4 +1,4 @@
-"""What a run came to, in words: the answer, its conditions, what to be warned of, what changed.
+"""The outcome of a run, in words: the answer, its conditions, warnings, what changed.
 
 In: the metrics of ``evaluate``, the alarms of GRPO, the weights file. Out: sentences and rows of plain text, which the
 report's first screen and the terminal show.
@@ -13,12 +13,17 @@ from typing import Any
 from openrlhf_qs.evaluation.arms import AT, LAST_POLICY
 from openrlhf_qs.garm.calibration import ECE_LIMIT
 
-BASELINES = ("cold_start", "most_clicked", "sft", "sft_best_of")  # what it has to beat, by the beginning of the name
-START = "rft"  # what GRPO goes on from, where there is one
+BASELINES = (
+    "cold_start",
+    "most_clicked",
+    "sft",
+    "sft_best_of",
+)  # what the last policy has to beat, by prefix of the name
+START = "rft"  # what GRPO starts from, if there is one
 CEILING = "ceiling"
-BOUNDS = ("bayes_rule",)  # of what a reward model is measured against: nobody has to beat them
-SIMULATED = ("built_in_world",)  # judges whose users are made up
-COIN_NLL = math.log(2)  # nats a pair
+BOUNDS = ("bayes_rule",)  # reference values for a reward model that it need not beat
+SIMULATED = ("built_in_world",)  # judges whose users are simulated
+COIN_NLL = math.log(2)  # nats per pair
 MALFORMED_LIMIT, NEAR_DUPLICATES_LIMIT = 0.01, 0.10
 CHANGES = {  # of quality: words, format, whether more is better
     "malformed": ("malformed", ".1%", False),
@@ -31,12 +36,12 @@ CHANGES = {  # of quality: words, format, whether more is better
 
 
 def conditions(metrics: Mapping[str, Any]) -> str:
-    """Who clicked, on what, at which temperatures, from how many trainings."""
+    """Who clicked, on what, at which temperatures, after how many trainings."""
     judge = metrics.get("judge", "none")
     if judge == "none":
-        users = "no users: the clicks of the log alone"
+        users = "no users, only the clicks in the log"
     elif judge in SIMULATED:
-        users = f"simulated users ({judge}), no real ones"
+        users = f"simulated users ({judge}), no real users"
     else:
         users = f"users of the judge {judge}"
     parts = [users]
@@ -48,7 +53,7 @@ def conditions(metrics: Mapping[str, Any]) -> str:
 
 
 def strongest_baseline(ab: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The baseline with the largest CTR, of those that there are."""
+    """The baseline with the highest CTR; None if there is none."""
     names = [name for name in ab if name != LAST_POLICY and name.startswith(BASELINES) and AT not in name]
     return max(names, key=lambda name: ab[name]["ctr"], default=None)
 
@@ -59,41 +64,41 @@ def answer(metrics: Mapping[str, Any]) -> str:
     if LAST_POLICY not in ab:
         if ab:
             best = max(ab, key=lambda name: ab[name]["ctr"])
-            return f"{best} has the most clicks of {len(ab)} arms: {ab[best]['ctr']:.1%} of its users click."
-        said = "No judge, so no A/B test: nothing here says whether users like the policies better."
+            return f"{best} has the highest CTR of {len(ab)} arms: {ab[best]['ctr']:.1%} of its users click."
+        said = "No judge, so no A/B test: nothing here shows whether users prefer the policies."
         garm = metrics.get("garm", {})
         if garm.get("n_pairs"):
             low, high = garm["accuracy_ci95"]
             said += (
-                f" The reward model prefers the clicked suggestion in {garm['accuracy']:.1%} ({low:.1%} to "
-                f"{high:.1%}) of the held-out pairs."
+                f" The reward model prefers the clicked suggestion in {garm['accuracy']:.1%} of the held-out pairs "
+                f"({low:.1%} to {high:.1%})."
             )
         return said
     baseline = strongest_baseline(ab)
-    rate = f"{ab[LAST_POLICY]['ctr']:.1%} of users click under {LAST_POLICY}"
+    rate = f"{ab[LAST_POLICY]['ctr']:.1%} of users click with {LAST_POLICY}"
     value = metrics.get("lift", {}).get(f"{LAST_POLICY}_over_{baseline}")
     if baseline is None or value is None:
         return f"{rate}; there is no baseline to compare it with."
     low, high = metrics["lift_ci95"][f"{LAST_POLICY}_over_{baseline}"]
-    word = "surely more" if low > 0 else "surely fewer" if high < 0 else "no sure difference"
+    word = "clearly more" if low > 0 else "clearly fewer" if high < 0 else "no clear difference"
     start = ""
     if over := metrics["lift_ci95"].get(f"{LAST_POLICY}_over_{START}"):
-        than = "surely fewer" if over[0] > 0 else "surely more" if over[1] < 0 else "no sure difference"
-        start = f" Under {START}, from which it starts, it is {ab[START]['ctr']:.1%}: {than}."
-    ceiling = f" The most that any policy can get of these users is {ab[CEILING]['ctr']:.1%}." if CEILING in ab else ""
+        than = "clearly fewer" if over[0] > 0 else "clearly more" if over[1] < 0 else "no clear difference"
+        start = f" With {START}, which it starts from, {ab[START]['ctr']:.1%} click: {than}."
+    ceiling = f" The ceiling for any policy with these users is {ab[CEILING]['ctr']:.1%}." if CEILING in ab else ""
     return (
-        f"{rate}, {ab[baseline]['ctr']:.1%} under the strongest baseline, {baseline}: {word} (relative lift "
-        f"{value:+.1%}, 95 % interval {low:+.1%} to {high:+.1%} for this one training).{start}{ceiling}"
+        f"{rate}, {ab[baseline]['ctr']:.1%} with the strongest baseline, {baseline}: {word} (relative lift "
+        f"{value:+.1%}, 95 % interval {low:+.1%} to {high:+.1%}, for this one training).{start}{ceiling}"
     )
 
 
 def warnings(
     metrics: Mapping[str, Any], alarms: Sequence[Mapping[str, Any]] = (), weights: Mapping[str, Any] | None = None
 ) -> list[dict[str, str]]:
-    """What a reader must know before she believes the numbers: ``kind`` (bad, warn) and ``sentence``, bad ones first.
+    """What a reader must know before trusting the numbers: ``kind`` (bad, warn) and ``sentence``, bad ones first.
 
     Args:
-        alarms: of GRPO's monitors, ``step``, ``monitor``, ``sentence``.
+        alarms: of GRPO's monitors: ``step``, ``monitor``, ``sentence``.
         weights: the content of ``fusion/weights.json``.
     """
     found: list[tuple[str, str]] = []
@@ -101,7 +106,7 @@ def warnings(
     if LAST_POLICY in ab and (baseline := strongest_baseline(ab)):
         interval = metrics.get("lift_ci95", {}).get(f"{LAST_POLICY}_over_{baseline}")
         if interval and interval[0] <= 0:
-            word = "loses to" if interval[1] < 0 else "cannot be told from"
+            word = "loses to" if interval[1] < 0 else "is not clearly better than"
             found.append(("bad" if interval[1] < 0 else "warn", f"{LAST_POLICY} {word} the baseline {baseline}."))
     after, before = quality.get(LAST_POLICY), quality.get("sft")
     start = START if START in quality else "sft"
@@ -110,34 +115,29 @@ def warnings(
         found.append(
             (
                 "warn",
-                f"{LAST_POLICY} as served does not have more of the reward that it was trained on than {start}, which "
-                f"it started from: {now:.3f}, {was:.3f}.",
+                f"{LAST_POLICY} as served has no more of the reward it was trained on ({now:.3f}) than {start}, which "
+                f"it started from ({was:.3f}).",
             )
         )
     if after:
         if after["malformed"] > MALFORMED_LIMIT:
-            found.append(("bad", f"{after['malformed']:.1%} of the responses of {LAST_POLICY} are malformed."))
+            found.append(("bad", f"{after['malformed']:.1%} of the {LAST_POLICY} responses are malformed."))
         if after["near_duplicates"] > NEAR_DUPLICATES_LIMIT:
-            was = f", {before['near_duplicates']:.1%} under sft" if before else ""
-            found.append(
-                (
-                    "warn",
-                    f"{after['near_duplicates']:.1%} of the responses of {LAST_POLICY} hold two suggestions that say "
-                    f"the same{was}.",
-                )
-            )
+            was = f" ({before['near_duplicates']:.1%} for sft)" if before else ""
+            share = f"{after['near_duplicates']:.1%}"
+            found.append(("warn", f"{share} of the {LAST_POLICY} responses contain near-duplicates{was}."))
         if before and after["distinct_2"] and before["distinct_2"] and after["distinct_2"] < before["distinct_2"] / 2:
             found.append(
                 (
                     "warn",
-                    f"{LAST_POLICY} repeats itself: {after['distinct_2']:.3f} different word pairs a pair, "
-                    f"{before['distinct_2']:.3f} under sft.",
+                    f"{LAST_POLICY} repeats itself: distinct-2 is {after['distinct_2']:.3f} "
+                    f"({before['distinct_2']:.3f} for sft).",
                 )
             )
     garm = metrics.get("garm", {})
     if garm.get("ece", 0) > ECE_LIMIT:
         low, high = garm["ece_ci95"]
-        kind, word = ("bad", "are off") if low > ECE_LIMIT else ("warn", "may be off; more pairs would tell")
+        kind, word = ("bad", "are off") if low > ECE_LIMIT else ("warn", "may be off (more pairs would show)")
         found.append(
             (kind, f"The reward model's probabilities {word}: ECE {garm['ece']:.3f} ({low:.3f} to {high:.3f}).")
         )
@@ -147,13 +147,13 @@ def warnings(
     own = metrics.get("garm_on_policy", {}).get(LAST_POLICY)
     if own and own["nll_ci95"][1] >= COIN_NLL:
         low, high = own["accuracy_ci95"]
-        kind, word = ("bad", "worse") if own["nll_ci95"][0] > COIN_NLL else ("warn", "not surely better")
+        kind, word = ("bad", "worse") if own["nll_ci95"][0] > COIN_NLL else ("warn", "not clearly better")
         found.append(
             (
                 kind,
-                f"Among suggestions of {LAST_POLICY}, none of which it was trained on, the reward model prefers the "
-                f"clicked one in {own['accuracy']:.1%} of the pairs ({low:.1%} to {high:.1%}); its probabilities are "
-                f"{word} than a coin's (NLL {own['nll']:.3f}, a coin {COIN_NLL:.3f}).",
+                f"On {LAST_POLICY} suggestions, which it was not trained on, the reward model prefers the clicked one "
+                f"in {own['accuracy']:.1%} of the pairs ({low:.1%} to {high:.1%}); its probabilities are {word} than "
+                f"a coin's (NLL {own['nll']:.3f}, coin: {COIN_NLL:.3f}).",
             )
         )
     for name, coefficient in ((weights or {}).get("first_stage", {}).get("coefficient", {})).items():
@@ -163,24 +163,24 @@ def warnings(
             found.append(
                 (
                     "bad" if weight > 0 else "warn",
-                    f"Clicks fall as {name} rises ({coefficient:+.2f} ± {error:.2f}), and it was trained on with the "
-                    f"weight {weight:+.2f}.",
+                    f"Clicks fall as {name} rises ({coefficient:+.2f} ± {error:.2f}), but its weight in training was "
+                    f"{weight:+.2f}.",
                 )
             )
     by_monitor: dict[str, list[Mapping[str, Any]]] = {}
     for alarm in alarms:
         by_monitor.setdefault(alarm["monitor"], []).append(alarm)
     for name, some in by_monitor.items():
-        times = f", and {len(some) - 1} times after" if len(some) > 1 else ""
+        times = f", and {len(some) - 1} times later" if len(some) > 1 else ""
         found.append(("warn", f"Monitor {name} at step {some[0]['step']}{times}: {some[0]['sentence']}"))
     if metrics.get("judge") in SIMULATED:
-        found.append(("warn", "The users are simulated: these rates say nothing of real ones."))
+        found.append(("warn", "The users are simulated: these rates say nothing about real users."))
     return [{"kind": kind, "sentence": sentence} for kind, sentence in sorted(found, key=lambda one: one[0] != "bad")]
 
 
 def changes(metrics: Mapping[str, Any], before: str = "sft", after: str = LAST_POLICY) -> list[dict[str, str]]:
-    """What surely got better and what surely got worse, by the 95 % intervals of the changes: ``name``, ``before``,
-    ``after``, ``kind`` (good, bad, muted), ``word``."""
+    """What clearly got better or worse, by the 95 % intervals of the changes: ``name``, ``before``, ``after``,
+    ``kind`` (good, bad, muted), ``word``."""
     rows, ab, quality = [], metrics.get("ab", {}), metrics.get("quality", {})
     if before in ab and after in ab:
         interval = metrics.get("lift_ci95", {}).get(f"{after}_over_{before}")
@@ -199,10 +199,10 @@ def changes(metrics: Mapping[str, Any], before: str = "sft", after: str = LAST_P
 
 
 def _verdict(interval: Sequence[float] | None, more_is_better: bool) -> tuple[str, str]:
-    """Kind and word of a change with this 95 % interval; without one, as where an earlier version evaluated, none."""
+    """Kind and word of a change with this 95 % interval; None, as from an earlier version, is not compared."""
     if interval is None:
         return "muted", "not compared"
     low, high = interval
     if low <= 0 <= high:
-        return "muted", "no sure change"
+        return "muted", "no clear change"
     return ("good", "better") if (low > 0) == more_is_better else ("bad", "worse")

@@ -1,6 +1,6 @@
-"""The run folder: the name of every file and folder under ``$RUN``, each written here once.
+"""The run folder: the names of all files and folders under ``$RUN``, defined in one place.
 
-Standard library alone, as all that the recipes call before the environment is set up.
+Needs only the standard library, like everything the recipes call before the environment is set up.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-# The stages of recipes/grpo_garm.sh and of recipes/rgalign.sh in their order. Neither reads what the other writes.
+# The stages of recipes/grpo_garm.sh and of recipes/rgalign.sh, in order. Neither reads what the other writes.
 WAYS = (
     ("data", "distil", "sft", "garm", "fusion", "rft", "grpo", "evaluate"),
     ("intents", "rank", "reason", "align", "foresee"),
 )
-# Stage to its folder. A stage's word is its folder's, but for what the last one is for.
+# Stage to its folder, which has the same name, except for the last one.
 STAGE_FOLDERS = {stage: stage for way in WAYS for stage in way} | {"evaluate": "report"}
 
 
@@ -22,7 +22,7 @@ class DataFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.click_log = self.path / "clicks.jsonl"  # of the simulated users, where they wrote one
+        self.click_log = self.path / "clicks.jsonl"  # from the simulated users, if they wrote one
         self.sft = self.path / "sft.jsonl"
         self.preferences = self.path / "preferences.jsonl"
         self.preferences_calibration = self.path / "preferences.calibration.jsonl"
@@ -32,13 +32,13 @@ class DataFolder:
         self.heldout = self.path / "heldout.jsonl"
         self.log = self.path / "log.json"  # what was read, left out and written; the last file of the stage
         self.lengths = self.path / "lengths.json"  # what was cut to fit the policy
-        self.max_new_tokens = self.path / "max_new_tokens"  # of a response, found in the log
+        self.max_new_tokens = self.path / "max_new_tokens"  # per response, determined from the log
         self.small_policy = self.path / "policy"
 
 
 @dataclass(frozen=True)
 class GrpoFolder:
-    """What GRPO writes beside its policy. ``path`` is the policy's folder too."""
+    """What GRPO writes next to its policy. ``path`` is also the policy's folder."""
 
     path: Path
 
@@ -56,7 +56,7 @@ class GrpoFolder:
 
 
 class RunFolder:
-    """Everything that a run of the recipes writes, by what it is."""
+    """Everything that a run of the recipes writes, by name."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -78,11 +78,11 @@ class RunFolder:
         return self.path / STAGE_FOLDERS[stage]
 
     def log(self, stage: str) -> Path:
-        """All that the processes of a stage printed."""
+        """The output of a stage's processes."""
         return self.stage(stage) / "log.txt"
 
     def checkpoints(self, stage: str) -> Path:
-        """What a training of a stage goes on from: optimiser and state, apart from the model."""
+        """What an interrupted training resumes from: optimiser and state, separate from the model."""
         return self.path / "ckpt" / STAGE_FOLDERS[stage]
 
     def tensorboard(self, stage: str) -> Path:
@@ -90,14 +90,14 @@ class RunFolder:
         return self.stage(stage) / "tensorboard"
 
     def responses(self, policy: str) -> Path:
-        """What a policy (``sft``, ``grpo``) answers to the held-out conversations."""
+        """The responses of a policy (``sft``, ``grpo``) to the held-out conversations."""
         return self.stage("evaluate") / f"responses.{policy}.jsonl"
 
     def selection(self, policy: str) -> Path:
-        """What a policy answers to conversations of the fusion split, by which its temperature is chosen."""
+        """The responses of a policy to conversations of the fusion split, from which its temperature is chosen."""
         return self.stage("evaluate") / f"selection.{policy}.jsonl"
 
     def all_responses(self) -> dict[str, Path]:
-        """The files of :meth:`responses` that are there, by policy."""
+        """The existing files of :meth:`responses`, by policy."""
         files = sorted(self.stage("evaluate").glob("responses.*.jsonl"))
         return {file.name.removeprefix("responses.").removesuffix(".jsonl"): file for file in files}

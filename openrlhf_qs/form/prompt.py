@@ -1,4 +1,4 @@
-"""A conversation as messages, and how it is put to a reward model; a model's own chat template turns it into text."""
+"""A conversation as messages, and its form for a reward model; a model's own chat template turns it into text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROLES = ("system", "user", "assistant")
 
 
 def check_conversation(conversation: Any) -> None:
-    """BadRow where it is no list of messages, an empty one, or one with another role than ``ROLES``."""
+    """BadRow if it is not a list of messages, is empty, or has a role outside ``ROLES``."""
     if not isinstance(conversation, list) or not conversation:
         raise BadRow(
             "empty conversation", f"conversation {short(conversation)}; give a list of messages, at least one"
@@ -29,8 +29,8 @@ def check_conversation(conversation: Any) -> None:
 
 
 def check_messages(messages: Any) -> None:
-    """BadRow where it is no list of messages, which may be empty, one has another role than ``ROLES``, or the user
-    says nothing."""
+    """BadRow if it is not a list of messages (which may be empty), has a role outside ``ROLES``, or has an empty user
+    message."""
     if not isinstance(messages, list):
         raise BadRow("no messages", f"conversation {short(messages)}; give a list of messages")
     for message in messages:
@@ -48,17 +48,17 @@ def suggestion_messages(conversation: Sequence[Message], suggestion: str) -> lis
 
 
 def plain(messages: Sequence[Message]) -> list[Message]:
-    """``messages`` without control tokens in what anybody wrote: only the template shall begin and end turns."""
+    """``messages`` without control tokens in their contents: only the template may begin and end turns."""
     return [{"role": message["role"], "content": escaped(message["content"])} for message in messages]
 
 
 def escaped(text: str) -> str:
-    """``text`` with a blank in what a template or OpenRLHF would take for a token: ``< |im_end|>``, ``< image>``."""
+    """``text`` with a space in what a template or OpenRLHF would take for a token: ``< |im_end|>``, ``< image>``."""
     while _CONTROL.search(text):
         text = _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
     return text
 
 
 def last_question(conversation: Sequence[Message]) -> str:
-    """What the user said last; empty where the user said nothing."""
+    """The user's last message; empty if there is none."""
     return next((message["content"] for message in reversed(conversation) if message["role"] == "user"), "")

@@ -1,4 +1,4 @@
-"""What suggestions are asked for: a conversation, who has it, and what is known of that user."""
+"""A request for suggestions: a conversation, its user, and what is known about the user."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from openrlhf_qs.form.prompt import Message
 
 @dataclass(frozen=True)
 class Request:
-    """What suggestions are asked for.
+    """A request for suggestions.
 
     Attributes:
-        conversation: what they are to stand under, oldest message first.
-        user_id: whose conversation it is; None where nobody says.
-        features: what is known of the user before the first word.
-        clicked: the suggestions that the user clicked, where a log says so: a reward may know, who serves does not.
+        conversation: the conversation to suggest for, oldest message first.
+        user_id: the user of the conversation; None if unknown.
+        features: what is known about the user before the first message.
+        clicked: the suggestions that the user clicked, from a log: known to rewards, not when serving.
     """
 
     conversation: Sequence[Message]
@@ -28,7 +28,7 @@ class Request:
     clicked: Sequence[str] = ()
 
     def label(self) -> str:
-        """As JSON, for the ``label`` of a prompt, which the rewards get; what is not known is left out."""
+        """The request as JSON, for the ``label`` of a prompt, which rewards receive; unknown fields are left out."""
         user = {} if self.user_id is None else {"user_id": self.user_id}
         features = {"features": dict(self.features)} if self.features else {}
         clicked = {"clicked": list(self.clicked)} if self.clicked else {}
@@ -36,7 +36,7 @@ class Request:
 
     @classmethod
     def of_label(cls, label: Any) -> Request:
-        """What :meth:`label` wrote. ValueError for anything else."""
+        """The request from the output of :meth:`label`. ValueError for anything else."""
         try:
             known = json.loads(label)
         except (TypeError, ValueError, RecursionError):

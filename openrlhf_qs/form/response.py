@@ -1,13 +1,13 @@
-"""Suggestions to the text of one response, and back.
+"""From suggestions to the text of a response, and back.
 
-The policy answers with a numbered list, one suggestion a line::
+The policy answers with a numbered list, one suggestion per line::
 
     1. How long does sourdough need to rise?
     2. Which flour is best for a first loaf?
     3. Can I bake it without a Dutch oven?
 
-:func:`parse_response` is the one reader of that form: rewards, judges and reports all see the same suggestions, and to
-all of them the same responses are malformed.
+:func:`parse_response` is the only parser of that form, so rewards, judges and reports all see the same suggestions and
+the same responses as malformed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from openrlhf_qs.form.keys import INVISIBLE
 
-N_SUGGESTIONS = 3  # of a response, where a run does not say otherwise
+N_SUGGESTIONS = 3  # per response, unless a run says otherwise
 CUT = "cut at the token limit"
-# What a model thought, in the forms that models have: <think>, <seed:think>, <thinking time="3">, [THINK], ◁think▷,
+# What a model thought, in the forms that models use: <think>, <seed:think>, <thinking time="3">, [THINK], ◁think▷,
 # <|START_THINKING|>, gpt-oss's channels, with and without their control tokens, and Gemma's; or a turn of its own.
 _TAG = (
     r"(?:\w+[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|(?:inner_)?monologue)"
@@ -36,10 +36,10 @@ _CLOSING = re.compile(
     r"|<\|channel\|>final[^<]*<\|message\|>|(?s:\Aanalysis.*?assistantfinal)|<channel\|>|<\|im_start\|>assistant\s",
     re.IGNORECASE,
 )
-# What stands around a whole answer: control tokens, a fence of code, a tag as <answer>.
+# What may enclose a whole answer: control tokens, a code fence, a tag such as <answer>.
 _AT_ITS_ENDS = re.compile(r"\A\s*(?:<\|\w+\|>\s*)+|(?:\s*<\|\w+\|>)+\s*\Z")
 _FRAMED = re.compile(r"\s*(?:```\w*\n(?P<fenced>.*?)```|<(\w+)>(?P<tagged>.*)</\2>)\s*", re.DOTALL)
-# Nor do control characters show, joiners where they join nothing, and the sign that makes a digit a key.
+# Also invisible: control characters, joiners that join nothing, and the sign that makes a digit a keycap.
 _INVISIBLE = f"\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f{INVISIBLE}\u200c\u200d\u20e3"
 _AROUND = re.compile(rf"\A[\s{_INVISIBLE}]+|[\s{_INVISIBLE}]+\Z")
 _UNSEEN, _ASCII_UNSEEN = re.compile(rf"[\s{_INVISIBLE}]"), "".join(map(chr, (*range(33), 127)))
@@ -51,9 +51,9 @@ _PAIRS = [
     *("「」", "『』", "《》", "〈〉", "【】", "（）"),
 ]
 _TAGGED = re.compile(r"<(\w+)(?: [^<>]*)?>(.*)</\1>")
-_ENDS = {">", *(pair[1][-1] for pair in _PAIRS)}  # with which a text ends that stands in such signs
-_ITEM_SIGNS = "-*+>•‣◦▪●○■□–—·→⇒➜➤➔►▶▸◆◇◻◼◽◾★☆✓✔✅☐☑❖✦✧"  # a blank follows them
-# What is left inside or at one end. Signs of code are none: **kwargs, __init__, List<String>, a <div>, 2 * 3 * 4.
+_ENDS = {">", *(pair[1][-1] for pair in _PAIRS)}  # the last character of a text enclosed in such signs
+_ITEM_SIGNS = "-*+>•‣◦▪●○■□–—·→⇒➜➤➔►▶▸◆◇◻◼◽◾★☆✓✔✅☐☑❖✦✧"  # followed by a space
+# Markup left inside or at one end. Signs of code do not count: **kwargs, __init__, List<String>, a <div>, 2 * 3 * 4.
 _MARKUP = re.compile(
     r"\*\*\S.*\S\*\*|^\*\*|\*\*$|(?<![\w*])\*[^\s*](?:[^*]*[^\s*])?\*(?![\w*])"  # bold, italic
     r"|(?<!\w)__(?![a-z0-9_]+__\b)(?=\S)|~~|^==|==$|```|^`[^`]*$|^[^`]*`$"
@@ -62,8 +62,8 @@ _MARKUP = re.compile(
     rf"|^#{{1,6}} |^[{re.escape(_ITEM_SIGNS)}] (?!\d)"  # headings, items
     r"|^\[[ xX]?\] |^\||\|$"  # boxes, tables
 )
-# Without one of these there is no thought, frame or control token, and no markup. They are looked for first: most
-# texts have none, and one set of characters is looked for in a tenth of the time.
+# Without one of these there is no thought, frame or control token, and no markup. They are searched for first: most
+# texts have none, and searching for a set of characters takes a tenth of the time.
 _SIGN_OF_MORE = re.compile(r"[<\[◁`]")
 _SIGN_OF_MARKUP = re.compile(r"[*_~=`<\]&\\#|]")
 
@@ -74,8 +74,8 @@ class ParsedResponse:
 
     Attributes:
         suggestions: the non-empty texts in the order of their lines, at most ``n``; numbers stripped.
-        problem: why the response is malformed, in a few words; empty where it is well formed.
-        n: how many were asked for, or shown.
+        problem: why the response is malformed, in a few words; empty if it is well formed.
+        n: the number asked for, or shown.
     """
 
     suggestions: tuple[str, ...]
@@ -88,10 +88,10 @@ class ParsedResponse:
 
 
 def suggestion_problem(text: str) -> str:
-    """Why ``text`` can be no suggestion of a response, in two words; empty where it can.
+    """Why ``text`` cannot be a suggestion, in two words; empty if it can.
 
-    It is one line of whole characters with a letter in it, and shows no markup once what stands around the whole of it
-    is taken off.
+    A suggestion is one line of complete characters with at least one letter, and without markup once anything that
+    encloses all of it is removed.
     """
     if not any(map(str.isalpha, text)):
         return "no letter"
@@ -105,7 +105,7 @@ def suggestion_problem(text: str) -> str:
 
 
 def format_response(suggestions: Sequence[str]) -> str:
-    """The response that holds ``suggestions``, a numbered line each. ValueError where one has no text or two lines."""
+    """The response with ``suggestions`` as numbered lines. ValueError if one is empty or has several lines."""
     for suggestion in suggestions:
         if len(suggestion.strip().splitlines()) != 1:
             raise ValueError(f"suggestion {suggestion!r} is empty or has a line break; give one line of text")
@@ -118,25 +118,25 @@ def response_regex(n: int) -> str:
 
 
 def parse_response(text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop") -> ParsedResponse:
-    """Read the suggestions out of ``text``; never raises.
+    """Read the suggestions from ``text``; never raises.
 
-    Well formed are exactly ``n`` lines, numbered 1, 2, 3 and so on with ASCII digits and a dot, a bracket or the
-    Chinese comma, each with a letter in it, and nothing else but blank lines, not cut at the token limit. All else is
-    malformed, and read like this:
+    A well-formed response has exactly ``n`` lines, numbered 1, 2, 3 and so on with ASCII digits and a dot, a bracket
+    or the Chinese comma, each with at least one letter, and nothing else but blank lines, and it is not cut off at the
+    token limit. Everything else is malformed, and read as follows:
 
-    - A line that is not numbered so ("One. ...", "- ...", "١. ...", a greeting) is no suggestion.
-    - A numbered line is one, whatever its number and however far it is indented, so the items of a nested list are.
-    - A numbered line without a letter is none.
-    - Of more than ``n`` suggestions the first ones count; of fewer, those that are there.
+    - A line that is not numbered like this ("One. ...", "- ...", "١. ...", a greeting) is not a suggestion.
+    - A numbered line is one, whatever its number and indentation, and so are the items of a nested list.
+    - A numbered line without a letter is not.
+    - If there are more than ``n`` suggestions, the first ones count; if there are fewer, those that exist.
 
-    What a model thought is no part of the answer: all before the last closing tag of a thought goes, and all after an
-    opening one that was never closed. So do control tokens, a fence of code and a tag around the whole answer. Marks
-    that do not show hide no number. Quotes, emphasis and tags around a whole suggestion are taken off; a suggestion
-    with such signs within it, or at one end, is malformed, for they would be shown as they are.
+    What a model thought is not part of the answer: everything before the last closing tag of a thought is dropped, and
+    everything after an opening one that was never closed. So are control tokens, a code fence and a tag around the
+    whole answer. Invisible characters do not hide a number. Quotes, emphasis and tags around a whole suggestion are
+    removed; a suggestion with such signs inside it, or at one end only, is malformed, because they would be shown.
 
     Args:
-        n: how many were asked for.
-        finish_reason: ``length`` where the response was cut at the token limit.
+        n: the number asked for.
+        finish_reason: ``length`` if the response was cut off at the token limit.
     """
     numbers, suggestions, problem = [], [], CUT if finish_reason == "length" else ""
     for line in filter(None, map(_bare, _answer(text).splitlines())):
@@ -156,7 +156,7 @@ def parse_response(text: str, n: int = N_SUGGESTIONS, finish_reason: str = "stop
 
 
 def parse_text(text: str, n: int = 1, finish_reason: str = "stop") -> ParsedResponse:
-    """The same where the answer is one suggestion and nothing else."""
+    """The same for an answer that is one suggestion and nothing else."""
     suggestion = unwrapped(_answer(text))
     found = suggestion_problem(suggestion)
     there = () if found in ("no letter", "line break") else (suggestion,)
@@ -164,7 +164,7 @@ def parse_text(text: str, n: int = 1, finish_reason: str = "stop") -> ParsedResp
 
 
 def unwrapped(text: str) -> str:
-    """``text`` without blanks, invisible marks, quotes, emphasis and tags around the whole of it."""
+    """``text`` without white space, invisible characters, quotes, emphasis and tags around all of it."""
     text = _bare(text)
     while text[-1:] in _ENDS:
         tagged = _TAGGED.fullmatch(text)
@@ -176,14 +176,14 @@ def unwrapped(text: str) -> str:
 
 
 def _inside(text: str, opening: str, closing: str) -> str:
-    """What stands between the two signs where they are around the whole of ``text``, and around nothing in it."""
+    """The text between the two signs if they enclose all of ``text`` and do not occur inside it; else empty."""
     inner = text[len(opening) : -len(closing)]
     whole = text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing)
     return "" if not whole or opening in inner or closing in inner else inner
 
 
 def _bare(text: str) -> str:
-    """``text`` without white space and what does not show, at both ends."""
+    """``text`` without white space and invisible characters at both ends."""
     if text.isascii():
         return text.strip(_ASCII_UNSEEN)
     at_an_end = _UNSEEN.match(text) or _UNSEEN.match(text, len(text) - 1)
@@ -191,7 +191,7 @@ def _bare(text: str) -> str:
 
 
 def _answer(text: str) -> str:
-    """``text`` after what the model thought, without what stands around the whole of it."""
+    """``text`` after what the model thought, without anything that encloses all of it."""
     if text[:1] not in "Aa" and not _SIGN_OF_MORE.search(text):
         return text
     closings = list(_CLOSING.finditer(text))

@@ -1,7 +1,7 @@
-"""What a policy is asked for and how its answer is read: the prompt, the reader, and how many texts it is to write.
+"""What a policy is asked for and how its answer is read: the prompt, the parser, and the number of texts to write.
 
-A task travels with the policy that was trained for it, as ``task.json`` in its folder: whoever asks that policy asks
-and reads as in training.
+A task is stored with the policy that was trained for it, as ``task.json`` in its folder, so that callers of the policy
+ask and read as in training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from openrlhf_qs.form.response import N_SUGGESTIONS, ParsedResponse, format_resp
 
 FILE = "task.json"
 MAX_SUGGESTIONS = 8
-RESPONSE_TOKENS = 64  # of an answer, where nobody says how many; the stage data finds in the log how many it needs
+RESPONSE_TOKENS = 64  # per answer, by default; the stage data determines from the log how many are needed
 TEMPLATE = "Suggest $number short questions the user may ask next, numbered 1 to $n."
 ONE = "Suggest one short question the user may ask next, numbered 1."
 TEACHER_TEMPLATE = "Suggest one short question the user may ask next."
@@ -32,12 +32,11 @@ class Task:
     """What is asked for under a conversation.
 
     Attributes:
-        n: texts that an answer has, 1 to ``MAX_SUGGESTIONS``.
+        n: number of texts in an answer, 1 to ``MAX_SUGGESTIONS``.
         template: the instruction, in any language, which is the last user turn; ``$n`` in it stands for the number and
             ``$number`` for its English word. Empty: the English one above.
-        form: ``list``, numbered lines; ``text``, one line of text and nothing else, which only a task of one has.
-        max_len: tokens of a prompt with its answer, beyond which the policy was taught nothing; 0: as many as the
-            model takes.
+        form: ``list``, numbered lines; ``text``, one line of text and nothing else, only for ``n`` = 1.
+        max_len: maximum tokens of a prompt with its answer in training; 0: as many as the model accepts.
     """
 
     n: int = N_SUGGESTIONS
@@ -60,30 +59,30 @@ class Task:
         return Template(self.template or default).safe_substitute(in_words(self.n))
 
     def room(self, model_len: int) -> int:
-        """Tokens of a prompt with its answer, for a model that takes ``model_len``."""
+        """Maximum tokens of a prompt with its answer, for a model that accepts ``model_len``."""
         return min(self.max_len or model_len, model_len)
 
     def messages(self, conversation: Sequence[Message]) -> list[Message]:
-        """What the policy answers: the conversation, then the instruction."""
+        """The policy's prompt: the conversation, then the instruction."""
         return plain([*conversation, {"role": "user", "content": self.instruction}])
 
     def read(self, text: str, finish_reason: str = "stop", n: int | None = None) -> ParsedResponse:
         """The suggestions in an answer; never raises.
 
         Args:
-            finish_reason: as vLLM and the OpenAI API have it; with ``length`` the answer was cut at the token limit.
-            n: how many texts it is to have, where that is another number than the task's: of what a log showed.
+            finish_reason: as in vLLM and the OpenAI API; ``length``: the answer was cut off at the token limit.
+            n: expected number of texts if it differs from the task's, as for what a log showed.
         """
         read = parse_text if self.form == "text" else parse_response
         return read(text, self.n if n is None else n, finish_reason)
 
     def write(self, suggestions: Sequence[str]) -> str:
-        """The answer that holds ``suggestions``."""
+        """The answer that consists of ``suggestions``."""
         return suggestions[0].strip() if self.form == "text" else format_response(suggestions)
 
 
 def in_words(n: int) -> dict[str, str]:
-    """What stands for ``n`` in a template: ``$n``, ``$number`` in English, ``$list``, as many numbered lines."""
+    """The values for ``n`` in a template: ``$n``, ``$number`` in English, ``$list``, that many numbered lines."""
     lines = "\n".join(f"{line}. …" for line in range(1, n + 1))
     return {"n": str(n), "number": NUMBERS[n - 1], "list": lines}
 
@@ -93,7 +92,7 @@ TEACHER = Task(1, form="text")
 
 
 def add_task_arguments(parser: argparse.ArgumentParser, prefix: str = "--") -> None:
-    """The flags that say what a policy is asked for; :func:`task_of` reads them."""
+    """Adds the flags that define a task; :func:`task_of` reads them."""
     parser.add_argument(
         f"{prefix}n_suggestions",
         type=int,
@@ -110,13 +109,13 @@ def add_task_arguments(parser: argparse.ArgumentParser, prefix: str = "--") -> N
 
 
 def task_of(args: argparse.Namespace, prefix: str = "") -> Task:
-    """The task that these flags give. ValueError where there is no such task, or no such file."""
+    """The task that these flags define. ValueError if the task is invalid or the file does not exist."""
     flags = vars(args)
     return Task(flags[f"{prefix}n_suggestions"], read_template(flags[f"{prefix}prompt_template"]))
 
 
 def read_task(folder: str | Path) -> Task:
-    """The task that a policy was trained for; the usual one where its folder does not say, or is none."""
+    """The task that a policy was trained for; the default one if its folder has none, or is not a folder."""
     file = Path(folder) / FILE
     if not file.is_file():
         return Task()
@@ -127,12 +126,12 @@ def read_task(folder: str | Path) -> Task:
 
 
 def write_task(folder: str | Path, task: Task) -> None:
-    """Say in the folder of a policy what it was trained for."""
+    """Write the task that a policy was trained for into its folder."""
     write_whole(Path(folder) / FILE, json.dumps(asdict(task), ensure_ascii=False) + "\n")
 
 
 def read_template(path: str) -> str:
-    """The instruction in a file, in any language; empty where ``path`` is. ValueError where there is none."""
+    """The instruction in a file, in any language; empty if ``path`` is. ValueError if there is none."""
     if not path:
         return ""
     try:

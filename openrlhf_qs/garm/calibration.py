@@ -1,13 +1,13 @@
-r"""How far a reward model's preference probabilities can be trusted, measured on pairs whose answer is known.
+r"""How reliable a reward model's preference probabilities are, measured on pairs with known outcome.
 
-In: ``probability``, for each pair the model's :math:`P(\text{chosen better})`, and a ``weight`` a pair. Out: accuracy,
-negative log-likelihood, Brier score and expected calibration error, with intervals that respect that the pairs of one
-impression hang together.
+In: ``probability``, for each pair the model's :math:`P(\text{chosen better})`, and a ``weight`` per pair. Out:
+accuracy, negative log-likelihood, Brier score and expected calibration error, with intervals that allow for dependence
+among the pairs of an impression.
 
-Which suggestion of a pair comes first says nothing, so a pair is one observation seen from two sides: ``(p, 1)`` from
-the chosen and ``(1 - p, 0)`` from the rejected suggestion; with a soft ``label`` y, ``(p, y)`` and ``(1 - p, 1 - y)``.
-Binning only the first side would compare ``p`` with a label that is always 1, and report ``1 - mean(p)`` for any
-model.
+The order of a pair's suggestions carries no information, so a pair is one observation seen from two sides: ``(p, 1)``
+from the chosen and ``(1 - p, 0)`` from the rejected suggestion; with a soft ``label`` y, ``(p, y)`` and
+``(1 - p, 1 - y)``. Binning only the first side would compare ``p`` with a label that is always 1, and report
+``1 - mean(p)`` for any model.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def preference_probability(
     Args:
         mean_a, mean_b: ``[n]``, reward units.
         std_a, std_b: ``[n]``, reward units, > 0.
-        link: the likelihood of :mod:`openrlhf_qs.garm.preference_likelihood` that the reward model was trained with,
+        link: the likelihood in :mod:`openrlhf_qs.garm.preference_likelihood` that the reward model was trained with,
             as in :attr:`openrlhf_qs.garm.reward_model.SuggestionScorer.link`.
 
     Returns:
-        ``[n]``, in [0, 1]. ValueError where a mean or standard deviation is not finite or a deviation not positive.
+        ``[n]``, in [0, 1]. ValueError if a mean or standard deviation is not finite, or a deviation is not positive.
     """
     mean_a, std_a, mean_b, std_b = (np.asarray(x, dtype=np.float64) for x in (mean_a, std_a, mean_b, std_b))
     bad = ~(np.isfinite(mean_a - mean_b) & np.isfinite(std_a + std_b) & (std_a > 0) & (std_b > 0))
@@ -77,7 +77,7 @@ def preference_probability(
 
 
 def accuracy(probability: np.ndarray, weight: np.ndarray, label: ArrayLike = 1.0) -> float:
-    """Weighted share of pairs with the better suggestion on top; a tie (probability 0.5) counts one half."""
+    """Weighted share of pairs whose better suggestion is preferred; a tie (probability 0.5) counts one half."""
     return float(np.average(correctness(probability, label), weights=weight))
 
 
@@ -235,7 +235,7 @@ def calibration_metrics(
 
 
 def calibration_verdict(metrics: Mapping[str, Any]) -> str:
-    """Accuracy and ECE in words: first whether it beats a coin at all, then whether the ECE is above ``ECE_LIMIT``."""
+    """Accuracy and ECE in words: whether the model beats a coin, then whether the ECE is above ``ECE_LIMIT``."""
     low, high = metrics["ece_ci95"]
     verdict = (
         f"GaRM prefers the clicked suggestion in {metrics['accuracy']:.1%} of {metrics['n_pairs']:,} pairs. "
@@ -251,10 +251,10 @@ def calibration_verdict(metrics: Mapping[str, Any]) -> str:
         if not beaten
     ]
     if coin:
-        return f"{verdict}. Its {' and '.join(coin)} cannot be told from a coin's: its probabilities say nothing."
+        return f"{verdict}. Its {' and '.join(coin)} cannot be told from a coin's, so its probabilities say nothing."
     if metrics["ece"] > ECE_LIMIT:
-        return f"{verdict}: above {ECE_LIMIT}, its probabilities and sigmas are not to be trusted as they are."
-    return f"{verdict}: at most {ECE_LIMIT}, and better than a coin: its probabilities can be used."
+        return f"{verdict}. That is above {ECE_LIMIT}: its probabilities and deviations cannot be trusted as they are."
+    return f"{verdict}. That is at most {ECE_LIMIT}, and it is better than a coin: its probabilities can be used."
 
 
 def accuracy_by(

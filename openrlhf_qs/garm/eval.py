@@ -426,7 +426,7 @@ def print_tables(metrics: Mapping[str, Any]) -> None:
     best, pairs = metrics["observed"], "on the same pairs"
     if "significant" in metrics:
         best, pairs = metrics["significant"], "pairs with |z| > 1.96"
-    table = Table(pairs, "accuracy", "NLL", "ECE", "the model beside it (95 % interval)")
+    table = Table(pairs, "accuracy", "NLL", "ECE", "the model in comparison (95 % interval)")
     table.add_row("the reward model", f"{best['accuracy']:.1%}", f"{best['nll']:.3f}", f"{best['ece']:.3f}", "")
     for name, one in metrics.get("baselines", {}).items():
         style = "red" if one["loses"] else None
@@ -454,18 +454,18 @@ def print_tables(metrics: Mapping[str, Any]) -> None:
 def _sentences(metrics: Mapping[str, Any]) -> list[str]:
     lines = []
     if ppl := metrics.get("log_ppl"):
-        falls = "falls" if ppl["falls"] else "does not fall for certain"
+        falls = "falls" if ppl["falls"] else "does not clearly fall"
         low, high = ppl["slope_ci95"]
         lines.append(
-            f"Accuracy {falls} as log-perplexity rises: {ppl['slope']:+.3f} a nat ({low:+.3f} to {high:+.3f})."
+            f"Accuracy {falls} as log-perplexity rises: {ppl['slope']:+.3f} per nat ({low:+.3f} to {high:+.3f})."
         )
     if (position := metrics.get("position")) and position["slope"] is not None:
         (low, high), (least, most) = position["slope_in_std_ci95"], position["win_rate_first_ci95"]
         lines.append(
-            "Position, the outcome held fixed: a text that stood a place higher is scored "
-            f"{in_words(position['slope_in_std'], (low, high), unit='standard deviations')}; what stood first is "
+            "Position, with the outcome held fixed: a suggestion shown one position higher is scored "
+            f"{in_words(position['slope_in_std'], (low, high), unit='standard deviations')}; the one shown first is "
             f"preferred in {position['win_rate_first']:.1%} "
-            f"({least:.1%} to {most:.1%}) of {position['n_pairs']:,} pairs, 50 % is no preference."
+            f"({least:.1%} to {most:.1%}) of {position['n_pairs']:,} pairs (50 % means no preference)."
         )
     stress = metrics["stress"]
     lines.append(

@@ -1,8 +1,8 @@
 """The reward model: a backbone, and a registered head that gives each suggestion a mean and standard deviations.
 
 In: messages that end in a suggestion (:func:`openrlhf_qs.form.prompt.suggestion_messages`). Out: ``[batch, 3]``,
-float32, reward units (:class:`Scores`). One class serves every registered head: ``config.json`` of a checkpoint says
-which one it has, under ``reward_model``. OpenRLHF builds it in ``train_rm`` and ``RewardModelActor``; without
+float32, reward units (:class:`Scores`). One class serves every registered head: a checkpoint's ``config.json`` names
+its head under ``reward_model`` (the mark). OpenRLHF builds it in ``train_rm`` and ``RewardModelActor``; without
 OpenRLHF::
 
     scorer = SuggestionScorer("runs/default/garm")
@@ -15,9 +15,9 @@ or, as a module::
     rewards = model(*encode_suggestions(tokenizer, [conversation], ["How long does it take?"], max_len=512))
 
 The backbone is a decoder, read at the last token of the chat template's text, or a bidirectional encoder such as BERT
-or MiniLM, read as the mean over its tokens. Where the mark has a ``turn_end_id``, each token is told in which turns it
-stood before (:mod:`openrlhf_qs.garm.exact_match`). Where it has ``crosses`` or ``overlaps``, what they say is added to
-the head's means (:mod:`openrlhf_qs.garm.crosses`, :mod:`openrlhf_qs.garm.overlap`).
+or MiniLM, read as the mean over its tokens. If the mark has a ``turn_end_id``, each token gets flags for the turns it
+occurred in before (:mod:`openrlhf_qs.garm.exact_match`). If it has ``crosses`` or ``overlaps``, they are added to the
+head's means (:mod:`openrlhf_qs.garm.crosses`, :mod:`openrlhf_qs.garm.overlap`).
 """
 
 from __future__ import annotations
@@ -128,16 +128,16 @@ def reward_model_class(
     *,
     mark: dict | None = None,
 ) -> type:
-    """The reward-model class over one backbone; takes what OpenRLHF gives to its own ``_get_reward_model``.
+    """The reward-model class over one backbone, with the arguments of OpenRLHF's own ``_get_reward_model``.
 
     Args:
-        base_pretrained_model, base_llm_model: of transformers, as ``Qwen3PreTrainedModel`` and ``Qwen3Model``.
+        base_pretrained_model, base_llm_model: from transformers, such as ``Qwen3PreTrainedModel`` and ``Qwen3Model``.
         value_head_prefix: name of the head among the weights.
         packing_samples: whether sequences come padded but run packed (needs flash-attn). Decoders only.
-        mark: ``{"name": a registered head, "options": {...}}`` for a new head, with ``vocabulary``, the print of its
-            tokenizer's, ``max_len``, the tokens of a text in training, ``dropout``, the share of each token's
-            embedding and of what the head reads that is left out in training, and ``turn_end_id``, the token that
-            ends a turn, where the model shall be told of exact matches; None keeps the config's own.
+        mark: ``{"name": a registered head, "options": {...}}`` for a new head, with ``vocabulary``, the hash of its
+            tokenizer's vocabulary, ``max_len``, the tokens of a text in training, ``dropout``, the share of each
+            token's embedding and of the head's input that is dropped in training, and ``turn_end_id``, the token that
+            ends a turn, if the model is to see exact matches; None keeps the config's own.
     """
 
     class SuggestionRewardModel(base_pretrained_model):
@@ -192,9 +192,9 @@ def reward_model_class(
             packed_seq_lens=None,
         ):
             """Token ids and mask ``[batch, length]`` to mean, standard deviation and epistemic standard deviation
-            ``[batch, 3]``, float32. With ``return_output`` the head's raw outputs ``[batch, n_outputs]``, which its
-            loss takes, and the backbone's outputs. Where the mask holds segment ids
-            (:mod:`openrlhf_qs.garm.shared_prefix`) the results are the suggestions', row by row."""
+            ``[batch, 3]``, float32. With ``return_output``: the head's raw outputs ``[batch, n_outputs]``, the input
+            of its loss, and the backbone's outputs. If the mask contains segment ids
+            (:mod:`openrlhf_qs.garm.shared_prefix`), the results are per suggestion, row by row."""
             if self.is_encoder:
                 raw, outputs = self.read_mean(input_ids, attention_mask)
             elif is_shared(attention_mask):
@@ -274,7 +274,7 @@ def reward_model_class(
 
 
 def is_encoder(config) -> bool:
-    """Whether a backbone reads in both directions, as one that transformers trains on masked words does."""
+    """Whether a backbone is bidirectional, like the masked language models of transformers."""
     from transformers import AutoModelForMaskedLM
 
     known = type(config) in AutoModelForMaskedLM._model_mapping
@@ -282,7 +282,7 @@ def is_encoder(config) -> bool:
 
 
 def can_share_prefix(config, attn_implementation: str, packing_samples: bool = False) -> bool:
-    """Whether a backbone reads segment ids: a decoder whose attention takes any mask and looks back without limit."""
+    """Whether a backbone can read segment ids: a decoder with unlimited attention that accepts any mask."""
     layers = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     unlimited = set(layers) == {"full_attention"} if layers else window is None
@@ -291,7 +291,7 @@ def can_share_prefix(config, attn_implementation: str, packing_samples: bool = F
 
 
 def _takes_any_mask(config) -> bool:
-    """Whether transformers' model hands a 4-D mask on to its attention as it is, and our arguments with it."""
+    """Whether transformers' model passes a 4-D mask and our arguments on to its attention unchanged."""
     from transformers import AutoModel
 
     if type(config) not in AutoModel._model_mapping:
@@ -304,11 +304,11 @@ def _takes_any_mask(config) -> bool:
 
 
 def load_reward_model(path: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The reward model of a checkpoint, ready to score. ValueError where ``path`` has none.
+    """The reward model of a checkpoint, ready to score. ValueError if ``path`` has none.
 
     Args:
-        path: folder that ``recipes/garm.sh`` wrote. Where it holds LoRA weights they are merged into the backbone that
-            they name, which must still be there.
+        path: folder from ``recipes/garm.sh``. LoRA weights are merged into the backbone that they name, which must
+            still exist.
         dtype: of the backbone; the head computes in float32.
     """
     check_checkpoint(path)
@@ -323,17 +323,17 @@ def load_reward_model(path: str | Path, dtype: torch.dtype = torch.float32) -> n
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether a checkpoint holds LoRA weights only, beside the head."""
+    """Whether a checkpoint has only LoRA weights besides the head."""
     return (Path(path) / "adapter_config.json").is_file()
 
 
 def turn_end_id(tokenizer) -> int:
-    """The token that ends each turn of what :func:`suggestion_ids` writes."""
+    """The token that ends each turn in the output of :func:`suggestion_ids`."""
     return tokenizer.eos_token_id if tokenizer.chat_template else tokenizer.sep_token_id
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a checkpoint. ValueError where it is not the one that the model was trained with."""
+    """The tokenizer of a checkpoint. ValueError if it is not the one the model was trained with."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -352,21 +352,21 @@ def load_tokenizer(path: str | Path) -> Any:
 
 
 def vocabulary_print(tokenizer) -> str:
-    """A hash of every token with its number, 16 hexadecimal digits; a new head's mark keeps it."""
+    """A hash of all tokens with their numbers, 16 hexadecimal digits; stored in the mark of a new head."""
     tokens = "\n".join(f"{number} {token}" for token, number in sorted(tokenizer.get_vocab().items()))
     return hashlib.blake2b(tokens.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def read_mark(path: str | Path) -> dict | None:
-    """``config.json``'s ``reward_model`` entry of a local checkpoint, None where it is none of ours or not local."""
+    """The ``reward_model`` entry in ``config.json`` of a local checkpoint; None if it is not ours or not local."""
     return read_config(path).get("reward_model") if (Path(path) / "config.json").is_file() else None
 
 
 def check_checkpoint(path: str | Path) -> dict:
-    """The mark of the reward model at ``path``. ValueError where it has none, or its weights are not what it says.
+    """The mark of the reward model at ``path``. ValueError if it has none, or its weights do not match it.
 
-    A tensor that is missing among the weights, or has another shape, would be loaded with random numbers, with no more
-    than a table in the log; so every one is looked for, and read for nan and inf.
+    A tensor that is missing, or has another shape, would be loaded with random numbers and only a table in the log, so
+    all of them are checked, also for nan and inf.
     """
     if not (Path(path) / "config.json").is_file():
         raise ValueError(
@@ -401,7 +401,7 @@ def check_checkpoint(path: str | Path) -> dict:
     for file, name, tensor in _tensors(path):
         n_bad = tensor.numel() - int(tensor.isfinite().sum())
         if n_bad:
-            raise ValueError(f"{file}: {name} has nan or inf in {n_bad} of {tensor.numel()} places; {AGAIN}")
+            raise ValueError(f"{file}: {name} has nan or inf in {n_bad} of {tensor.numel()} values; {AGAIN}")
     return mark
 
 
@@ -420,8 +420,8 @@ def _tensors(path: str | Path) -> Iterator[tuple[Path, str, Tensor]]:
 
 
 def _differences(path: str | Path, prefix: str) -> tuple[list[str], dict[str, tuple]]:
-    """The names of what is missing, and the two shapes of what has another one, as transformers itself finds them when
-    it loads: without numbers, on the device ``meta``."""
+    """The names of missing tensors, and both shapes of those that differ, as transformers finds them when loading,
+    here without values on the device ``meta``."""
     from transformers.utils import logging
 
     config, model_class = _class_of(path, prefix)
@@ -438,7 +438,7 @@ def _differences(path: str | Path, prefix: str) -> tuple[list[str], dict[str, tu
 
 
 def _lora_differences(path: str | Path, prefix: str, shapes: dict[str, tuple]) -> tuple[list[str], dict[str, tuple]]:
-    """The same of LoRA weights: those that peft would save of such a model."""
+    """The same for LoRA weights: those that peft would save for such a model."""
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 
     config, model_class = _class_of(path, prefix)
@@ -463,7 +463,7 @@ def _class_of(path: str | Path, prefix: str) -> tuple[Any, type]:
 
 
 def trained_length(config) -> int:
-    """The tokens of a text that a reward model was trained with; 1,024 where an older checkpoint does not say it."""
+    """The maximum tokens of a text in training; 1,024 if an older checkpoint does not say."""
     return config.reward_model.get("max_len", 1024)
 
 
@@ -481,7 +481,7 @@ def suggestion_rows(
     max_len: int,
     share_prefix: bool,
 ) -> SharedRows:
-    """What the model reads of suggestions, those of one conversation in one row where ``share_prefix`` says so."""
+    """The model's input for suggestions; with ``share_prefix``, those of one conversation share a row."""
     ids = suggestion_ids(tokenizer, conversations, suggestions, max_len)
     if share_prefix:
         groups = [conversation_key(conversation) for conversation in conversations]
@@ -496,21 +496,21 @@ def suggestion_ids(
     max_len: int,
     cut: set[str] | None = None,
 ) -> list[list[int]]:
-    """The tokens that a reward model reads, a list for each suggestion.
+    """The tokens that a reward model reads, one list per suggestion.
 
-    A conversation that is too long with the longest of its suggestions is cut as everywhere, by whole turns from the
-    beginning (:func:`openrlhf_qs.models.template.shortened`), the same for all of them. Where its last question alone
-    is too long, that loses its beginning: for a decoder by a multiple of an eighth of the limit, so that the
-    suggestions share the rest.
+    A conversation that is too long with its longest suggestion is cut by whole turns from the beginning, as everywhere
+    (:func:`openrlhf_qs.models.template.shortened`), and in the same way for all of its suggestions. If its last
+    question alone is too long, that is cut at its beginning: for a decoder by a multiple of an eighth of the limit, so
+    that the suggestions share the rest.
 
-    A tokenizer with a chat template writes the conversation and the suggestion as its last user turn, closed by the
-    end-of-sequence token, as in training. One with a separator instead (BERT, MiniLM) writes them as a pair of texts,
-    and the suggestion alone where the conversation is empty; both texts have token type 0.
+    With a chat template, the suggestion is the last user turn of the conversation, closed by the end-of-sequence
+    token, as in training. With a separator instead (BERT, MiniLM), they are a pair of texts, or the suggestion alone
+    if the conversation is empty; both texts have token type 0.
 
     Args:
-        max_len: tokens; the tokenizer's own limit where that is lower. ValueError where a suggestion has more, or has
-            no text.
-        cut: the keys of the conversations that were cut are added.
+        max_len: tokens, or the tokenizer's own limit if that is lower. ValueError if a suggestion has more, or has no
+            text.
+        cut: collects the keys of the conversations that were cut.
     """
     for n, suggestion in enumerate(suggestions):
         if not suggestion.strip():
@@ -632,12 +632,12 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int | None) -> tuple[T
 
 
 class Scores(NamedTuple):
-    """What a reward model says of ``n`` suggestions: float64 ``[n]`` each, reward units.
+    """A reward model's values for ``n`` suggestions: float64 ``[n]`` each, reward units.
 
     Attributes:
         mean: the expected reward.
-        std: aleatoric standard deviation: how far the rewards of users differ.
-        epistemic_std: how far the members of an ensemble differ in their means; 0 where there is no ensemble.
+        std: aleatoric standard deviation: how much the rewards of users differ.
+        epistemic_std: how much the means of an ensemble's members differ; 0 without an ensemble.
     """
 
     mean: np.ndarray
@@ -649,15 +649,15 @@ class SuggestionScorer:
     """A trained reward model as a function: conversations and suggestions to :class:`Scores`.
 
     Attributes:
-        link: the likelihood that it was trained with, for
+        link: the likelihood it was trained with, for
             :func:`openrlhf_qs.garm.preference_likelihood.preference_probability`.
     """
 
     def __init__(self, path: str | Path, device: str = "cpu", max_len: int | None = None) -> None:
         """
         Args:
-            path: folder of a checkpoint that ``recipes/garm.sh`` wrote. ValueError where it is not one.
-            max_len: tokens; of longer conversations the beginning is cut, by whole turns. None: as in training.
+            path: folder of a reward model from ``recipes/garm.sh``. ValueError if it is not one.
+            max_len: tokens; longer conversations are cut at the beginning, by whole turns. None: as in training.
         """
         self.model = load_reward_model(path, dtype_on_cpu(path) if device == "cpu" else torch.float32).to(device)
         self.tokenizer = load_tokenizer(path)
@@ -678,8 +678,8 @@ class SuggestionScorer:
     def rows(
         self, conversations: Sequence[Sequence[Message]], suggestions: Sequence[str], batch_size: int = 128
     ) -> Iterator[tuple[list[int], SharedRows]]:
-        """Which suggestions to score together, those of one conversation and of equal length side by side, and their
-        :func:`suggestion_rows` on the model's device."""
+        """Which suggestions to score together, by conversation and length, and their :func:`suggestion_rows` on the
+        model's device."""
         texts = [conversation_key(conversation) for conversation in conversations]
         order = sorted(range(len(texts)), key=lambda n: (len(texts[n]), texts[n], len(suggestions[n])))
         for start in range(0, len(order), batch_size):

@@ -1,12 +1,12 @@
-"""The model card: a README.md in every folder that a stage makes a model in, for whoever finds that folder.
+"""The model card: a README.md in every folder with a model, for anyone who comes across that folder.
 
-In: ``run.json``, ``task.json`` and, once there is one, ``report/metrics.json``. Out: what the model is and was made
-from, how it is asked, what came out with intervals, under which terms it stands, and which files may be deleted. The
-recipes call it when a stage ends, and for all stages when ``evaluate`` ends::
+In: ``run.json``, ``task.json`` and, once it exists, ``report/metrics.json``. Out: what the model is and was made from,
+how to use it, results with intervals, its terms, and which files can be deleted. The recipes call it when a stage
+ends, and for all stages when ``evaluate`` ends::
 
     python -m openrlhf_qs.models.model_card --run RUN --stage STAGE
 
-Standard library alone: it must not wait for torch.
+Needs only the standard library, so that it does not wait for torch.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from openrlhf_qs.files.run_folder import RunFolder
 from openrlhf_qs.files.whole import write_whole
 from openrlhf_qs.form.task import read_task
 
-# Stage to what it makes: folder in the run, and a sentence.
+# Stage to the model it makes: its folder in the run, and a sentence.
 MODELS = {
     "data": (
         "data/policy",
-        "A small policy with random weights and a tokenizer made from the log; it knows nothing yet.",
+        "A small policy with random weights and a tokenizer made from the log, not trained yet.",
     ),
-    "distil": ("distil/teacher", "A teacher of single suggestions, trained on those that were clicked."),
-    "sft": ("sft", "The SFT policy: taught to write suggestions from what was clicked."),
+    "distil": ("distil/teacher", "A teacher of single suggestions, trained on clicked suggestions."),
+    "sft": ("sft", "The SFT policy: trained to write suggestions from what was clicked."),
     "garm": ("garm", "The reward model: a mean and a standard deviation for a suggestion under a conversation."),
-    "rft": ("rft", "The SFT policy, taught the best that differ of the suggestions in its own samples."),
+    "rft": ("rft", "The SFT policy, fine-tuned on the best suggestions from its own samples."),
     "grpo": ("grpo", "The final policy: trained with GRPO on the composite reward."),
 }
 MAY_GO = {
-    "tensorboard": "curves, which the report has drawn",
-    "log.txt": "all that the processes printed",
-    "statistics.jsonl": "what the monitors read, a row a step",
-    "alarms.jsonl": "what the monitors said",
-    "samples.jsonl": "what the policy wrote while it was trained",
+    "tensorboard": "training curves, which the report shows",
+    "log.txt": "the output of the processes",
+    "statistics.jsonl": "what the monitors read, one row per step",
+    "alarms.jsonl": "alarms that the monitors raised",
+    "samples.jsonl": "what the policy wrote during training",
 }
 ASK_POLICY = """\
-After the conversation the last user turn is {instruction}. Text of users must not become control tokens of the chat
-template: `prompt_ids` sees to that, and tells a model that can think not to.
+After the conversation, the last user turn is {instruction}. User text must not become control tokens of the chat
+template: `prompt_ids` prevents that, and tells a model that can think not to.
 
 ```python
 from vllm import LLM, SamplingParams
@@ -87,8 +87,8 @@ conversation = [{{"role": "user", "content": "How do I bake?"}}, {{"role": "assi
 mean, std, _ = scorer([conversation] * 2, ["Which flour is best?", "How long does it rise?"])
 ```
 
-Only differences of means under one conversation mean something. transformers' `AutoModelForSequenceClassification`
-refuses this folder with a mismatch of `score.weight`: it has another head, and would give other numbers."""
+Only differences of means under one conversation are meaningful. transformers' `AutoModelForSequenceClassification`
+rejects this folder with a mismatch of `score.weight`: its head is a different one and would give wrong numbers."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def card(run: RunFolder, stage: str) -> str:
-    """The text of the card of what ``stage`` made."""
+    """The text of the card for the model of ``stage``."""
     entries = read_record(run)
     entry = entries.get(stage, {})
     folder, what = MODELS[stage]
@@ -127,35 +127,35 @@ def card(run: RunFolder, stage: str) -> str:
                 "starts from": base,
                 "data": data_of(entries),
                 "made by": f"stage `{stage}` of openrlhf-qs, commit {entry.get('commit', '')[:10] or 'unknown'}",
-                "given": ", ".join(f"`{k}={v}`" for k, v in entry.get("given", {}).items()) or "nothing but defaults",
+                "given": ", ".join(f"`{k}={v}`" for k, v in entry.get("given", {}).items()) or "only defaults",
                 "versions": versions or "unknown",
             }.items()
         ),
-        "## How to ask it",
+        "## How to use it",
         how_to_ask(run, stage, name, metrics),
-        "## What came out",
+        "## Results",
         figures(stage, metrics),
         "## Terms",
-        "The weights are under the terms of what they start from and of the click log; nothing here grants more. "
-        "The code that made them is Apache-2.0.",
+        "The weights are subject to the terms of the model they start from and of the click log; nothing here grants "
+        "more. The code that made them is licensed under Apache-2.0.",
     ]
     there = {file: why for file, why in MAY_GO.items() if (run.path / folder / file).exists()}
     checkpoints = run.path / "ckpt" / folder
     if checkpoints.exists():
         there[os.path.relpath(checkpoints, run.path / folder)] = (
-            "optimiser and training state, apart from the model; without it an interrupted training begins anew"
+            "optimiser and training state, separate from the model; without it an interrupted training starts over"
         )
     if there:
         parts += [
-            "## What may be deleted",
-            "The folder can be copied to where the model is used. None of these is needed there:",
+            "## What can be deleted",
+            "The folder can be copied to where the model is used. These files are not needed there:",
             "\n".join(f"- `{file}`: {why}" for file, why in there.items()),
         ]
     return "\n\n".join(parts) + "\n"
 
 
 def base_of(entries: Mapping[str, Any], stage: str) -> str:
-    """What the stage's model started from: a name or folder that was given, or an earlier stage."""
+    """What the stage's model started from: a given name or folder, or an earlier stage."""
     if stage == "data":
         return "random weights"
     entry = entries.get(stage, {})
@@ -178,11 +178,11 @@ def data_of(entries: Mapping[str, Any]) -> str:
 
 
 def how_to_ask(run: RunFolder, stage: str, name: str, metrics: Mapping[str, Any]) -> str:
-    """Code that asks the model as it was trained."""
+    """Code that asks the model the way it was trained."""
     if stage == "garm":
         return ASK_GARM.format(folder=name)
     if stage == "data":
-        return "Not before it is trained."
+        return "Train it first."
     served = metrics.get("served", {}).get(stage, {}).get("temperature")
     instruction = read_task(run.path / MODELS[stage][0]).instruction
     tokens = run.data.max_new_tokens
@@ -195,7 +195,7 @@ def how_to_ask(run: RunFolder, stage: str, name: str, metrics: Mapping[str, Any]
 
 
 def figures(stage: str, metrics: Mapping[str, Any]) -> str:
-    """What ``evaluate`` measured of it, with 95 % intervals."""
+    """What ``evaluate`` measured, with 95 % intervals."""
     if stage == "garm" and metrics.get("garm", {}).get("n_pairs"):
         one = metrics["garm"]
         rows = [
@@ -206,12 +206,12 @@ def figures(stage: str, metrics: Mapping[str, Any]) -> str:
         return "\n".join([of, "", *rows])
     quality = metrics.get("quality", {}).get(stage)
     if quality is None:
-        return "Not measured; `report/metrics.json` of the run has it once `evaluate` is done."
+        return "Not measured yet: the stage `evaluate` does that and completes this card."
     rows = []
     if ab := metrics.get("ab", {}).get(stage):
         low, high = ab["ci95"]
         rows.append(
-            f"- users who click: {ab['ctr']:.1%} ({low:.1%} to {high:.1%}), users of judge `{metrics['judge']}`"
+            f"- users who click: {ab['ctr']:.1%} ({low:.1%} to {high:.1%}), users of the judge `{metrics['judge']}`"
         )
     for key, words in {
         "malformed": "malformed responses",
@@ -223,7 +223,7 @@ def figures(stage: str, metrics: Mapping[str, Any]) -> str:
     at = "" if served is None else f" at temperature {served:g}"
     n = quality.get("n_responses", 0)
     seed = metrics.get("seed", 0)
-    of = f"On {n:,} held-out conversations{at}, seed {seed}, one training, whose noise is in no interval:"
+    of = f"On {n:,} held-out conversations{at}, seed {seed}, one training, whose noise no interval includes:"
     return "\n".join([of, "", *rows])
 
 

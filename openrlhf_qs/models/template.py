@@ -1,8 +1,8 @@
-"""How messages become the text of a model's own chat template: its roles, no control tokens but the template's own,
-and no more tokens than there is room for.
+"""Renders messages with a model's own chat template: in its roles, without control tokens other than the template's
+own, and within the token limit.
 
-The one way for SFT, the reward model, GRPO, generation and the reference: what does not fit is cut here, by whole
-turns, before OpenRLHF or vLLM would cut into the middle of one, drop the row or stop.
+Used by SFT, the reward model, GRPO, generation and the reference: what does not fit is cut here, by whole turns,
+before OpenRLHF or vLLM would cut in the middle of one, drop the row or stop.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 from openrlhf_qs.files.whole import short
 from openrlhf_qs.form.prompt import Message
 
-CUT = "… "  # before what is left of an answer
-SPARE = 8  # tokens that the cut of a text may be off by
-NO_SIGN = "\ufffd"  # stands for a control token of one sign, into which no blank can go
-N_ROUNDS = 8  # of blanks; a tokenizer that takes them away again has what it takes for a token removed
+CUT = "… "  # before the rest of an answer
+SPARE = 8  # tokens by which the cut of a text may be off
+NO_SIGN = "\ufffd"  # replaces a control token of one character, into which no space fits
+N_ROUNDS = 8  # of inserting spaces; after that, what the tokenizer still reads as a control token is removed
 
 
 def rendered(tokenizer, messages: Sequence[Message], **how) -> str:
-    """The text of the template; ``how`` goes to ``apply_chat_template``."""
+    """The messages as text; ``how`` is passed to ``apply_chat_template``."""
     return _applied(tokenizer, messages, tokenize=False, **how)
 
 
 def prompt_ids(tokenizer, messages: Sequence[Message]) -> list[int]:
-    """The tokens of a prompt; a model that can think before it answers is told not to."""
+    """The tokens of a prompt; models that can think before answering are told not to."""
     return _applied(
         tokenizer, messages, add_generation_prompt=True, enable_thinking=False, tokenize=True, return_dict=False
     )
@@ -49,7 +49,7 @@ def _applied(tokenizer, messages: Sequence[Message], **how) -> Any:
 
 
 def end_token(tokenizer) -> str:
-    """The token that ends an answer. ValueError where the tokenizer names none."""
+    """The token that ends an answer. ValueError if the tokenizer has none."""
     if tokenizer.eos_token is None:
         raise ValueError(
             f"the tokenizer of {tokenizer.name_or_path} has no end token, so no answer would end: name one as "
@@ -59,13 +59,13 @@ def end_token(tokenizer) -> str:
 
 
 def token_texts(tokenizer) -> Callable[[int], str]:
-    """The text of one token, none of a special one, as a function that decodes each token once."""
+    """A function from a token to its text, empty for special tokens; it decodes each token once."""
     return cache(lambda token: tokenizer.decode([token], skip_special_tokens=True))
 
 
 def prepared(tokenizer, messages: Sequence[Message]) -> list[Message]:
-    """``messages`` for ``apply_chat_template``: in the roles that the template takes, as they are or else as
-    :func:`alternating`, and their contents :func:`as_plain_text`."""
+    """``messages`` for ``apply_chat_template``: in roles that the template accepts, unchanged or else as
+    :func:`alternating`, with contents from :func:`as_plain_text`."""
     messages = list(messages)
     roles = tuple(message["role"] for message in messages)
     known = _known(tokenizer)["roles"]
@@ -78,7 +78,7 @@ def prepared(tokenizer, messages: Sequence[Message]) -> list[Message]:
 
 
 def as_plain_text(tokenizer, text: str) -> str:
-    """``text`` with a blank in all that this tokenizer would take for a control token: ``< |im_end|>``, ``[ SEP]``."""
+    """``text`` with a space in all that this tokenizer would read as a control token: ``< |im_end|>``, ``[ SEP]``."""
     for _ in range(N_ROUNDS):
         spans = _control_spans(tokenizer, text)
         if not spans:
@@ -92,7 +92,7 @@ def as_plain_text(tokenizer, text: str) -> str:
 
 
 def _broken(token: str) -> str:
-    """A control token's text, with the blanks around it that count to it."""
+    """A control token's text with a space in it; spaces around it that belong to it stay."""
     first = len(token) - len(token.lstrip())
     return f"{token[: first + 1]} {token[first + 1 :]}" if len(token.strip()) > 1 else NO_SIGN
 
@@ -114,7 +114,7 @@ class _Control(NamedTuple):
     as_written: bool
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Beginning and end of each, where it stands as it is written. Some tokenizers have thousands."""
+        """Start and end of each literal occurrence. Some tokenizers have thousands of control tokens."""
         found, end = [], 0
         for match in self.first.finditer(text):
             start = match.start()
@@ -128,7 +128,7 @@ class _Control(NamedTuple):
 
 
 def _control_spans(tokenizer, text: str) -> list[tuple[int, int]]:
-    """Beginning and end of each control token that the tokenizer makes of ``text``, in order."""
+    """Start and end of each control token that the tokenizer finds in ``text``, in order."""
     known = _known(tokenizer)
     if "control" not in known:
         known["control"] = _control(tokenizer)
@@ -172,12 +172,12 @@ def _control(tokenizer) -> _Control | None:
 
 
 def _is_mark(text: str) -> bool:
-    """Whether anything in ``text`` is no letter, vowel sign, number or blank."""
+    """Whether ``text`` has anything but letters, vowel signs, numbers and spaces."""
     return any(unicodedata.category(sign)[0] not in "LMNZ" and not sign.isspace() for sign in text)
 
 
 def _known(tokenizer) -> dict[str, Any]:
-    """What was found out about the tokenizer as it is now; one with another template or more tokens is asked anew."""
+    """What is known about the tokenizer in its current state; with another template or more tokens it starts empty."""
     known = tokenizer.__dict__.get("_openrlhf_qs")
     if known is None or known["of"] != _state(tokenizer, known["size"]):
         size = len(tokenizer)  # which takes as long as to tokenize a page
@@ -191,7 +191,7 @@ def _state(tokenizer, size: int) -> tuple:
 
 
 def refused_roles(tokenizer, messages: list[Message]) -> str:
-    """Why the template refuses the roles of ``messages``, in its own words; empty where it takes them."""
+    """Why the template rejects the roles of ``messages``, in its own words; empty if it accepts them."""
     from jinja2 import TemplateError
 
     try:
@@ -202,10 +202,10 @@ def refused_roles(tokenizer, messages: list[Message]) -> str:
 
 
 def alternating(messages: Sequence[Message]) -> list[Message]:
-    """The same in turns of user and assistant, the user first, as strict templates want it.
+    """The same messages in alternating turns of user and assistant, the user first, as strict templates require.
 
-    What the system says stands at the beginning of the next user turn, turns of one role in a row are one, with a
-    blank line between them, and an assistant that greets first answers an empty turn.
+    A system message is put at the beginning of the next user turn, consecutive turns of one role are joined with a
+    blank line, and an assistant's opening greeting gets a user turn of "…" before it.
     """
     turns: list[Message] = []
     for message in messages:
@@ -226,10 +226,10 @@ def fitted(tokenizer, messages: Sequence[Message], n_most: int) -> list[Message]
 
 
 def shortened(tokenizer, messages: Sequence[Message], n_most: int) -> list[Message] | None:
-    """``messages`` in ``n_most`` tokens with the beginning of the answer, or None.
+    """``messages`` within ``n_most`` tokens, including the start of the answer, or None.
 
-    Where there are more, whole turns go from the beginning, but not the system's, nor the user's last question and
-    what follows it; then the answer to that question loses its beginning. None where that is not enough.
+    If there are more, whole turns are dropped from the beginning, but not the system message, nor the user's last
+    question and what follows it; then the answer to that question is cut at its beginning. None if that is not enough.
     """
     messages = list(messages)
     excess = len(prompt_ids(tokenizer, messages)) - n_most

@@ -1,1 +1,1 @@
-"""Pictures: one style, and the figures that several stages draw. They take plain numbers, and know no stage."""
+"""Plots in one style that several stages draw. They take plain numbers and know nothing of stages."""

@@ -12,7 +12,7 @@ from openrlhf_qs.plots.style import ARM_COLORS, INK, PLOT_STYLE
 
 
 def share_bars(shares: Mapping[str, tuple[float, float]], marked: Collection[str], label: str) -> Figure:
-    """A bar for each of ``shares``, mean and half its interval or nan: the largest on top, ``marked`` in another
+    """A bar for each of ``shares``, its mean and half its interval (or nan): largest on top, ``marked`` in another
     colour."""
     names = sorted(shares, key=lambda name: -shares[name][0])
     values, halves = np.nan_to_num([shares[name] for name in names]).T

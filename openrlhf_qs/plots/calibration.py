@@ -1,4 +1,4 @@
-"""How far probabilities can be trusted, as pictures: reliability diagram, and accuracy over groups."""
+"""Plots of how reliable probabilities are: a reliability diagram, and accuracy over groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openrlhf_qs.plots.style import LINE, PLOT_STYLE
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
-    """Observed against predicted share with Wilson intervals, and the pairs in each bin below."""
+    """Observed against predicted share with Wilson intervals, and below it the number of pairs in each bin."""
     predicted = np.array([b["predicted"] for b in bins])
     observed = np.array([b["observed"] for b in bins])
     low, high = np.array([b["ci95"] for b in bins]).T
@@ -21,7 +21,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
         figure = Figure(figsize=(4.6, 5.2), layout="constrained")
         diagram, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
         diagram.plot([0, 1], [0, 1], color="#c5cad3", linewidth=1, linestyle="--")
-        # a weighted mean may leave its own interval by a rounding of the last bit
+        # rounding may put a weighted mean just outside its own interval
         errors = [np.maximum(observed - low, 0), np.maximum(high - observed, 0)]
         diagram.errorbar(
             predicted, observed, yerr=errors, fmt="o", color=LINE, markersize=4, elinewidth=1.1, capsize=2
@@ -36,7 +36,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def accuracy_curve(groups: Sequence[Mapping[str, Any]], of: str, diagonal: bool = False) -> Figure:
-    """Accuracy with Wilson intervals over groups of rising ``of``; the diagonal is where accuracy equals ``of``."""
+    """Accuracy with Wilson intervals over groups by rising ``of``; on the diagonal accuracy equals ``of``."""
     mean, accuracy = (np.array([group[key] for group in groups]) for key in ("mean", "accuracy"))
     low, high = np.array([group["ci95"] for group in groups]).T
     with mpl.rc_context(PLOT_STYLE):

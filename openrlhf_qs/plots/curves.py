@@ -1,4 +1,4 @@
-"""Curves of a training: its scalars over the steps, and its reward over the KL."""
+"""Training curves: scalars over the steps, and the reward over the KL."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from openrlhf_qs.plots.style import ARM_COLORS, LINE, OTHER_COLORS, PLOT_STYLE
 
-N_CURVE_POINTS = 200  # a longer curve is averaged down to as many points: the file stays light
+N_CURVE_POINTS = 200  # a longer curve is averaged down to this many points, to keep the file small
 
 
 def curve(title: str, steps: np.ndarray, values: np.ndarray) -> Figure:
-    """One scalar of a training, ``[n]``, over its steps, with its running mean where it has many points."""
+    """One training scalar, ``[n]``, over its steps, with its running mean if it has many points."""
     steps, values = _averaged_down(steps), _averaged_down(values)
     smooth = len(values) >= 20
     with mpl.rc_context(PLOT_STYLE):
@@ -45,16 +45,16 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def over_kl(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """``proxy`` above, ``gold`` below, both against ``sqrt_kl``, a line for each of ``curves``."""
+    """``proxy`` above ``gold``, both against ``sqrt_kl``, one line for each of ``curves``."""
     colors = (ARM_COLORS["grpo"], ARM_COLORS["sft"], *OTHER_COLORS, ARM_COLORS["cold_start"])
     with mpl.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(6, 5), layout="constrained")
         axes = figure.subplots(2, 1, sharex=True)
-        labels = ("proxy, in deviations\nfrom its start", "gold, share of users\nwho click")
+        labels = ("proxy, change from start\n(standard deviations)", "gold, share of\nusers who click")
         for axis, name, label in zip(axes, ("proxy", "gold"), labels, strict=True):
             for n, (arm, curve) in enumerate(curves.items()):
                 axis.plot(curve["sqrt_kl"], curve[name], "o-", color=colors[n % len(colors)], markersize=3, label=arm)
             axis.set_ylabel(label)
         axes[0].legend(frameon=False, fontsize=8)
-        axes[1].set_xlabel("square root of the KL to the SFT policy, nats per response")
+        axes[1].set_xlabel("square root of the KL to the SFT policy (KL in nats per response)")
         return figure

@@ -1,4 +1,4 @@
-"""A Pareto front, and what was chosen on it."""
+"""A Pareto front and the point chosen on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MARKS = (("x", ARM_COLORS["sft"]), ("o", ARM_COLORS["grpo"]))  # shape and colou
 
 
 def front_figure(front: Sequence[Mapping[str, float]], marked: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Every objective against the first. A point is objective to value; ``marked`` are two with their labels."""
+    """Every objective against the first. A point maps objective to value; ``marked`` maps two labels to points."""
     first, *others = next(iter(marked.values()))
     others = others or [first]
     with mpl.rc_context(PLOT_STYLE):

@@ -1,4 +1,4 @@
-"""Clicks by the place that a suggestion stood at."""
+"""Clicks by the position that a suggestion was shown at."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from openrlhf_qs.plots.style import ARM_COLORS, INK, LINE, PLOT_STYLE
 
 
 def clicks_by_place(places: Sequence[Mapping[str, Any]]) -> Figure:
-    """Click-through rate of each place as a bar, and how much it is looked at as a line, both with 95 % intervals.
+    """The click-through rate of each position as a bar and its examination as a line, both with 95 % intervals.
 
     Args:
-        places: from the top; ``ctr`` and ``ctr_ci95`` in [0, 1], ``examination`` and ``examination_ci95`` in looks at
-            the top, None where it is not known.
+        places: from the top; ``ctr`` and ``ctr_ci95`` in [0, 1], ``examination`` and ``examination_ci95`` relative
+            to the top, None if it is not known.
     """
     numbers = np.arange(1, len(places) + 1)
     ctr = np.array([one["ctr"] for one in places])
@@ -29,8 +29,8 @@ def clicks_by_place(places: Sequence[Mapping[str, Any]]) -> Figure:
         error = [np.maximum(ctr - low, 0), np.maximum(high - ctr, 0)]
         axis.errorbar(numbers, ctr, yerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
         axis.set_xticks(numbers)
-        axis.set_xlabel("place, 1 is the top")
-        axis.set_ylabel("clicks per show, 95 % interval")
+        axis.set_xlabel("position (1 is the top)")
+        axis.set_ylabel("clicks per impression, 95 % interval")
         axis.set_ylim(0, max(float(high.max()) * 1.15, 0.01))
         axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
         known = [(n, one) for n, one in zip(numbers, places, strict=True) if one["examination"] is not None]
@@ -42,6 +42,6 @@ def clicks_by_place(places: Sequence[Mapping[str, Any]]) -> Figure:
             error = np.maximum([values - bounds[0], bounds[1] - values], 0)
             looks.errorbar([n for n, _ in known], values, yerr=error, color=color, marker="o", markersize=4, capsize=3)
             looks.set_ylim(0, max(1.15, min(float(bounds[1].max()), 2 * float(values.max())) * 1.1))
-            looks.set_ylabel("looked at, the top is 1", color=color)
+            looks.set_ylabel("examination (top = 1)", color=color)
             looks.spines["right"].set_visible(True)
         return figure

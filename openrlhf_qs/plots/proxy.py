@@ -1,4 +1,4 @@
-"""The reward that a policy was trained on against what it stands for."""
+"""The reward that a policy was trained on against what it stands in for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME_WIDTH, NAME_HEIGHT = 70, 10  # points of a name beside its dot
 
 
 def proxy_and_gold(arms: Mapping[str, Mapping[str, float]], bins: Sequence[Mapping[str, Any]]) -> Figure:
-    """On the left each arm by its reward and its chance of a click, on the right how both changed, by conversation.
+    """On the left each arm by its reward and its click probability, on the right how both changed, by conversation.
 
     Args:
         arms: name to ``proxy`` and ``gold``.
@@ -29,7 +29,7 @@ def proxy_and_gold(arms: Mapping[str, Mapping[str, float]], bins: Sequence[Mappi
         for name, one in arms.items():
             left.plot(one["proxy"], one["gold"], "o", color=colors[name], markersize=6)
         left.margins(0.18)
-        left.set(xlabel="proxy: composite reward", ylabel="gold: chance of a click")
+        left.set(xlabel="proxy: composite reward", ylabel="gold: click probability")
         _names(left, arms)
         right.axhline(0, color="#c5cad3", linewidth=1)
         right.axvline(0, color="#c5cad3", linewidth=1)
@@ -47,14 +47,14 @@ def proxy_and_gold(arms: Mapping[str, Mapping[str, float]], bins: Sequence[Mappi
                 elinewidth=1.1,
                 capsize=2,
             )
-        right.set(xlabel="change of the proxy", ylabel="change of the gold, 95 % interval")
+        right.set(xlabel="change in proxy", ylabel="change in gold, 95 % interval")
         for axis in (left.yaxis, right.yaxis):
             axis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
         return figure
 
 
 def _names(axis: Axes, arms: Mapping[str, Mapping[str, float]]) -> None:
-    """The name beside each point; one that would lie on another is moved up until it does not."""
+    """The name beside each point, moved up until it does not overlap another."""
     taken: list[tuple[float, float]] = []  # in points of the figure
     for name, one in sorted(arms.items(), key=lambda arm: arm[1]["gold"]):
         x, y = axis.transData.transform((one["proxy"], one["gold"])) * 72 / axis.figure.dpi

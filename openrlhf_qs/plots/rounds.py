@@ -1,4 +1,4 @@
-"""What every round of a closed loop brings."""
+"""What each round of a closed loop gains."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PANELS = {"gauc": "GAUC", "ndcg": "NDCG@3", "ctr": "CTR@3"}
 
 
 def over_rounds(ways: Mapping[str, Sequence[Mapping[str, Any]]], levels: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """A panel a metric, a line a way over its rounds from 0, with 95 % intervals, and what has no rounds as a level.
+    """A panel per metric, a line per way over its rounds from 0, with 95 % intervals; arms without rounds are levels.
 
     Args:
-        ways: of each its rounds' metrics ``{"mean", "half"}`` by the names of ``PANELS``.
+        ways: for each, the metrics ``{"mean", "half"}`` of its rounds, by the names of ``PANELS``.
         levels: the metrics of arms without rounds.
     """
     colors = arm_colors(ways)
@@ -27,7 +27,7 @@ def over_rounds(ways: Mapping[str, Sequence[Mapping[str, Any]]], levels: Mapping
             n_rounds = max(map(len, ways.values()))
             for place, (name, rounds) in enumerate(ways.items()):
                 means, halves = zip(*((one[metric]["mean"], one[metric]["half"] or 0) for one in rounds), strict=True)
-                beside = (place - (len(ways) - 1) / 2) * 0.06  # or intervals of one round would hide each other
+                beside = (place - (len(ways) - 1) / 2) * 0.06  # so that intervals of one round do not hide each other
                 at = [number + beside for number in range(len(rounds))]
                 axis.errorbar(
                     at, means, yerr=halves, fmt="o-", color=colors[name], label=name, markersize=4, capsize=2

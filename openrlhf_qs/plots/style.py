@@ -1,4 +1,4 @@
-"""How every picture looks: colours, fonts, and a figure as SVG text."""
+"""The look of every plot: colours, fonts, and a figure as SVG text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLOT_STYLE = {
 
 
 def arm_colors(arms: Iterable[str]) -> dict[str, str]:
-    """The colour of each arm: its own where it has one, else the next of ``OTHER_COLORS``."""
+    """The colour of each arm: its own if it has one, else the next of ``OTHER_COLORS``."""
     others = cycle(OTHER_COLORS)
     return {name: ARM_COLORS.get(name) or next(others) for name in arms}
 

@@ -1,6 +1,6 @@
 """A rollout batch without a rollout: conversations and responses from files, scored by the models themselves.
 
-The way to see a reward before a GPU is spent on it; the fusion stage learns the weights on such batches.
+Use it to try a reward before spending a GPU on it; the fusion stage learns the weights on such batches.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def offline_batch(
     finish_reasons: Sequence[str] | None = None,
     n_shown: Sequence[int] | None = None,
 ) -> RolloutBatch:
-    """The batch that training would have made of these responses.
+    """The batch that training would have made from these responses.
 
     Args:
         ref_log_ppl: ``[n]``, nats per token, from :func:`openrlhf_qs.models.reference.reference_log_ppl`.
-        scorer: a :class:`~openrlhf_qs.garm.reward_model.SuggestionScorer`; None leaves its numbers out.
-        group: ``[n]``, a number for each prompt; None makes each response a group of its own.
+        scorer: a :class:`~openrlhf_qs.garm.reward_model.SuggestionScorer`; None leaves its values out.
+        group: ``[n]``, the prompt number of each response; None makes each response a group of its own.
         task: what the policy was asked, and how its responses are read.
-        finish_reasons: ``[n]``, why each response ended; None: none was cut at the token limit.
-        n_shown: ``[n]``, of impressions, whatever a policy is asked for now: how many suggestions each showed.
+        finish_reasons: ``[n]``, why each response ended; None: none was cut off at the token limit.
+        n_shown: ``[n]``, for impressions: how many suggestions each showed, whatever ``task`` asks for.
     """
     import torch
 

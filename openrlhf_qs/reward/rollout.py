@@ -1,4 +1,4 @@
-"""What every reward sees: one rollout batch, all responses to all its prompts."""
+"""What every reward sees: one rollout batch with all responses to all its prompts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class RolloutBatch:
     Attributes:
         requests: ``[batch]``, what the suggestions are for.
         responses: ``[batch]``, the policy's texts, without special tokens.
-        parsed: ``[batch]``, the suggestions in them, and what is wrong with a response.
+        parsed: ``[batch]``, the suggestions in the responses, and what is wrong with each response.
         group: ``[batch]``, long; responses to the same prompt have the same number.
         task: what the policy was asked.
-        ref_log_ppl: ``[batch]``, nats per token under the reference policy; None where no reward needs it.
-        ref_log_ppl_share: ``[batch, n]``, what the tokens of each suggestion add to ``ref_log_ppl``; None where that
-            is not known.
-        reward_mean, reward_std, reward_epistemic_std: a list each a response, a number for each suggestion in
-            ``parsed``, reward units, from the reward model (:class:`openrlhf_qs.garm.reward_model.Scores`); None where
+        ref_log_ppl: ``[batch]``, nats per token under the reference policy; None if no reward needs it.
+        ref_log_ppl_share: ``[batch, n]``, what the tokens of each suggestion add to ``ref_log_ppl``; None if it is not
+            known.
+        reward_mean, reward_std, reward_epistemic_std: one list per response, with a number for each suggestion in
+            ``parsed``, reward units, from the reward model (:class:`openrlhf_qs.garm.reward_model.Scores`); None if
             no reward needs it.
     """
 
@@ -46,12 +46,12 @@ class RolloutBatch:
 
     @property
     def conversations(self) -> list[Sequence[Message]]:
-        """``[batch]``, those of the requests."""
+        """``[batch]``, the conversations of the requests."""
         return [request.conversation for request in self.requests]
 
     @property
     def malformed(self) -> Tensor:
-        """``[batch]``, bool: the response is not what was asked for, or was cut at the token limit."""
+        """``[batch]``, bool: the response is not what was asked for, or was cut off at the token limit."""
         import torch
 
         return torch.tensor([not parsed.well_formed for parsed in self.parsed], dtype=torch.bool)
@@ -71,9 +71,9 @@ class RolloutBatch:
 def reward_fields(
     rewards: Iterable[Sequence[float]], parsed: Sequence[ParsedResponse]
 ) -> dict[str, list[list[float]]]:
-    """The reward model's three numbers a suggestion, in the order of the responses, as fields of a RolloutBatch.
+    """The reward model's three numbers per suggestion, in the order of the responses, as fields of a RolloutBatch.
 
-    Rows beyond the last suggestion, which fill up a batch, are left out.
+    Padding rows after the last suggestion are left out.
     """
     rows = iter(rewards)
     by_response = [[next(rows) for _ in p.suggestions] for p in parsed]

@@ -33,7 +33,7 @@ def in_words(
 ) -> str:
     """A difference in a word that its sign chooses, and sizes in the direction of that word.
 
-    ``0.031 lower (0.016 to 0.044)``, or, where the interval holds 0, ``0.004 lower (-0.010 to 0.018, no sure
+    ``0.031 lower (0.016 to 0.044)``, or, where the interval holds 0, ``0.004 lower (-0.010 to 0.018, no clear
     difference)``.
 
     Args:
@@ -42,7 +42,7 @@ def in_words(
     """
     sign = -1 if value < 0 else 1
     low, high = sorted(sign * end for end in interval)
-    doubt = "" if low > 0 else ", no sure difference"
+    doubt = "" if low > 0 else ", no clear difference"
     size = format(abs(value), spec) + (f" {unit}" if unit else "")
     return f"{size} {less if sign < 0 else more} ({format(low, spec)} to {format(high, spec)}{doubt})"
 

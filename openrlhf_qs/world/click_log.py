@@ -305,8 +305,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clicks",
         choices=CLICK_MODELS,
         default="pbm",
-        help="how users click: pbm looks at each place with a fixed probability; cascade reads from the top and stops "
-        "at the first click; trust clicks the top more readily (default pbm)",
+        help="how users click: pbm examines each position with a fixed probability; cascade reads from the top and "
+        "stops at the first click; trust clicks the top more readily (default pbm)",
     )
     parser.add_argument(
         "--topics",

@@ -1,4 +1,4 @@
-"""Filters that look at the text alone: what was asked already, what is in another language, what a list forbids."""
+"""Filters by text: already asked, in another language, on a block list, too wide."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from openrlhf_qs.registry import FILTERS
 
 @FILTERS.register("asked_before")
 class AskedBefore:
-    """Not what the user has asked already in this conversation, in the same or nearly the same words.
+    """Drops what the user already asked in this conversation, in the same or nearly the same words.
 
     Args:
-        similarity: in (0, 100]; rapidfuzz's ratio of two texts from which they are one.
+        similarity: in (0, 100]; rapidfuzz's ratio from which two texts count as the same.
     """
 
     def __init__(self, similarity: float = ASKED_SIMILARITY) -> None:
@@ -32,9 +32,9 @@ class AskedBefore:
 
 @FILTERS.register("users_language")
 class UsersLanguage:
-    """Not what surely is in another language or script than the user's last message.
+    """Drops what is clearly in another language or script than the user's last message.
 
-    Where the request's features name a ``language`` (ISO 639-1), not what surely is in another one than that.
+    If the request's features name a ``language`` (ISO 639-1), drops what is clearly in another language than that.
     """
 
     def __call__(self, request: Request, suggestions: Sequence[str]) -> list[str]:
@@ -49,10 +49,10 @@ class UsersLanguage:
 
 @FILTERS.register("block_list")
 class BlockList:
-    """Not what has a word or phrase of a list in it; case, width and punctuation do not matter.
+    """Drops what contains a word or phrase on a list; case, width and punctuation do not matter.
 
     Args:
-        file: text file in UTF-8, a word or phrase a line; a line that begins with # is a comment.
+        file: UTF-8 text file with one word or phrase per line; lines that begin with # are comments.
     """
 
     def __init__(self, file: str) -> None:
@@ -78,10 +78,10 @@ class BlockList:
 
 @FILTERS.register("too_wide")
 class TooWide:
-    """Not what is wider than a button has room for.
+    """Drops what is too wide for a button.
 
     Args:
-        max_width: columns, where a Chinese character takes two.
+        max_width: columns; a Chinese character takes two.
     """
 
     def __init__(self, max_width: int = 120) -> None:

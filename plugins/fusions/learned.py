@@ -19,32 +19,32 @@ from openrlhf_qs.statistics.intervals import SIGNIFICANT_Z
 C_GRID = np.logspace(-4, 2, 13)
 N_FOLDS = 5
 MIN_SPAN = 0.05  # of an objective, in [0, 1], for the knee
-COLLINEAR = 5.0  # variance inflation from which a part's weight cannot be told from others'
+COLLINEAR = 5.0  # variance inflation above which a part's weight cannot be separated from others'
 
 
 @FUSIONS.register("equal")
 class EqualFusion:
-    """The same share for every part of what tells the answers to one prompt apart: the baseline."""
+    """The baseline: every part gets the same share of the differences among responses to one prompt."""
 
     def __call__(self, data: FusionData) -> list[float]:
-        """Weights that add up to 1, whatever clicks say."""
+        """Weights that sum to 1, independent of clicks."""
         return equal_shares(data)
 
 
 @FUSIONS.register("logistic_regression")
 class LogisticRegressionFusion:
-    """Weights that tell clicked impressions from others: logistic regression, without intercept, on differences.
+    """Weights that separate clicked impressions from others: logistic regression, without intercept, on differences.
 
     The log-odds that the first of two impressions is the clicked one are ``(parts_1 - parts_2) @ weights``, with a
-    ridge penalty. Every part is written so that more is better, so a negative weight is noise or a fault of the part:
-    it is set to the floor, with a warning. Where the log cannot tell the weights (no part rises with clicks beyond its
-    noise, or only pairs across conversations are left, so that what a conversation does to clicks is in them) all
-    parts get the same share, and that is said. The floor itself is there because a log of ordinary impressions cannot
-    show what protects from responses that no policy has given yet.
+    ridge penalty. Every part is written so that more is better, so a negative weight is noise or a defect of the part:
+    it is set to the floor, with a warning. If the log does not determine the weights (no part rises with clicks beyond
+    its noise, or only pairs across conversations are left, which include the conversation's effect on clicks), all
+    parts get the same share, with a warning. The floor exists because a log of ordinary impressions cannot show what
+    protects against responses that no policy has given yet.
 
     Args:
         floor: share of the largest weight that every part keeps, in [0, 1].
-        c: inverse strength of the ridge penalty (scikit-learn's ``C``), on parts in those deviations; None finds it by
+        c: inverse strength of the ridge penalty (scikit-learn's ``C``), on the scaled parts; None chooses it by
             cross-validation over conversations.
     """
 
@@ -58,7 +58,7 @@ class LogisticRegressionFusion:
         self.report: dict[str, Any] = {}
 
     def __call__(self, data: FusionData) -> list[float]:
-        """Weights that add up to 1; ``report`` has the coefficients with their standard errors."""
+        """Weights that sum to 1; ``report`` has the coefficients with their standard errors."""
         c = self.c or pair_regression.cross_validated_c(
             data.difference, data.weight, data.conversation, C_GRID, N_FOLDS
         )
@@ -143,24 +143,24 @@ def variance_inflation(difference: np.ndarray) -> np.ndarray:
 
 @FUSIONS.register("pareto")
 class ParetoFusion:
-    """The weights of ``logistic_regression``, refined for what clicks do not show, on the Pareto front of five aims.
+    """The weights of ``logistic_regression``, refined for what clicks do not show, on a Pareto front.
 
-    NSGA-II (Optuna's) searches around the first stage's weights. All objectives are in [0, 1], more is better:
-    ``accuracy`` on pairs of conversations that the first stage did not see, ``accuracy_out`` on those of whole topics
-    that it did not see; ``resistance``, the share of responses above all that a hack makes of them, averaged over the
-    hacks; ``diversity`` and ``validity`` of the best of each conversation's samples by the total.
+    NSGA-II (Optuna's) searches around the first stage's weights. All five objectives are in [0, 1], more is better:
+    ``accuracy`` on pairs from conversations, and ``accuracy_out`` on pairs from whole topics, that the first stage did
+    not see; ``resistance``, the share of responses that score above all their hacked versions, averaged over the
+    hacks; ``diversity`` and ``validity`` of each conversation's best sample by total reward.
 
     Args:
-        choose: the point of the front: ``knee``, the farthest from the plane through the extremes of the scaled
-            objectives, of those within ``slack`` (the first stage where none is); the name of an objective, the best
-            in it; ``first_stage``.
-        slack: how far, in standard errors, the knee may be below the first stage, in each objective and in the
-            resistance to each hack: nothing is given up for more than its noise.
+        choose: the point on the front: ``knee``, of the points within ``slack`` the farthest from the plane through
+            the extremes of the scaled objectives (the first stage if none is within it); the name of an objective, for
+            the best in it; ``first_stage``.
+        slack: how far, in standard errors, the knee may be below the first stage in each objective and in the
+            resistance to each hack: no objective may lose more than its noise.
         reach: factor, > 1, by which a weight may differ from that of the first stage, either way.
-        n_trials: weights that are tried.
-        floor: of the first stage, see ``logistic_regression``.
-        c: of the first stage, see ``logistic_regression``.
-        seed: of the split and of the search.
+        n_trials: number of weights that are tried.
+        floor: for the first stage, see ``logistic_regression``.
+        c: for the first stage, see ``logistic_regression``.
+        seed: of the split and the search.
     """
 
     wants_hacked = True
@@ -192,7 +192,7 @@ class ParetoFusion:
         self.report: dict[str, Any] = {}
 
     def __call__(self, data: FusionData) -> list[float]:
-        """Weights that add up to 1; ``report`` has the first stage, the front and the choice."""
+        """Weights that sum to 1; ``report`` has the first stage, the front and the choice."""
         fitted, inside, outside = split(data, self.seed)
         first = np.array(self.first_stage(fitted))
         tried, values, on_front = self.search(first, inside, outside)

@@ -1,11 +1,11 @@
-"""The head of a click model: how a Gaussian crowd of users clicks a suggestion that it looks at.
+"""The head of a click model: how a population of users with Gaussian rewards clicks a suggestion that it examines.
 
-A user whose reward for a suggestion is u clicks it, where he looks at it, with the probability ``sigmoid(u)``, and the
-rewards of all users are a Gaussian. A click is of one user, so clicks of different users tell the *average*
-probability alone: every mean and deviation with the same average explain them equally well, and so do pairs of one
-impression, whose odds are those of the two averages. The deviation shows in one place only: a user who clicked one
-suggestion clicks others like it more often than the average does. ``openrlhf-qs garm spread`` reads it there
-(:mod:`openrlhf_qs.garm.spread`). Until then it is a constant, and the probabilities are the same with any.
+A user whose reward for an examined suggestion is u clicks it with probability ``sigmoid(u)``, and the rewards of all
+users are Gaussian. Each click comes from one user, so clicks of different users determine only the *average*
+probability: every mean and deviation with the same average explain them equally well, and so it is with pairs of one
+impression, whose odds are those of the two averages. The deviation shows in one way only: a user who clicked one
+suggestion clicks similar ones more often than average. ``openrlhf-qs garm spread`` estimates it from that
+(:mod:`openrlhf_qs.garm.spread`). Until then it is a constant, and any constant gives the same probabilities.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from openrlhf_qs.registry import REWARD_MODELS
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOG_STD_RANGE = (math.log(0.05), math.log(5.0))  # log-odds; beyond, something else than users differs
+LOG_STD_RANGE = (math.log(0.05), math.log(5.0))  # log-odds; beyond this, something other than users differs
 
 
 @REWARD_MODELS.register("click_gaussian")
 class ClickGaussian:
-    """The log-odds of a click, of which follow a mean and, once it was read from users' clicks, a standard deviation.
+    """The log-odds of a click, which give a mean; the standard deviation comes from ``garm spread``, or is constant.
 
-    Its linear layer gives the log-odds of a click of an average look, for each member, then the logarithm of the
-    standard deviation, where it is known.
+    Its linear layer gives each member's log-odds of a click by an average user at full examination, then the logarithm
+    of the standard deviation, if it is known.
 
     Args:
-        std: log-odds; the standard deviation where it is not known.
-        std_known: whether the last output is its logarithm; ``garm spread`` sets it.
-        n_members: heads of the ensemble.
+        std: log-odds; the standard deviation as long as it is not known.
+        std_known: whether the last output is the logarithm of the standard deviation; ``garm spread`` sets it.
+        n_members: number of heads in the ensemble.
     """
 
     link = "click"
@@ -63,7 +63,7 @@ class ClickGaussian:
         return torch.stack((mean.mean(-1), std, mean.std(-1, correction=0)), dim=-1)
 
     def click_log_odds(self, raw: Tensor) -> Tensor:
-        """Head outputs to each member's log-odds of a click of an average look, float32 ``[..., n_members]``."""
+        """Head outputs to each member's log-odds of a click by an average user, float32 ``[..., n_members]``."""
         return raw.float()[..., : self.n_members]
 
     def loss(self, chosen_raw: Tensor, rejected_raw: Tensor, weight: Tensor, label: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""Heads of the reward model: the Gaussian one (GaRM), and those that it is compared with.
+"""Heads of the reward model: the Gaussian one (GaRM), and those it is compared with.
 
-In: what the head's linear layer says of a suggestion, ``[..., n_outputs]``. Out: mean, standard deviation and
+In: the outputs of the head's linear layer for a suggestion, ``[..., n_outputs]``. Out: mean, standard deviation and
 epistemic standard deviation, ``[..., 3]``, float32, reward units; and the loss of preference pairs. ``link`` names the
 likelihood (:mod:`openrlhf_qs.garm.preference_likelihood`) by which they are read as probabilities. The model around a
 head is in :mod:`openrlhf_qs.garm.reward_model`.
 
-``n_members`` heads on one backbone are an ensemble. Each starts from weights of its own and counts the impressions by
-weights of its own (:meth:`openrlhf_qs.garm.impressions.ImpressionBatch.member_weights`), so that they agree where the
-clicks say something and differ elsewhere. That difference, the epistemic part, cannot be had from one head, whose
-deviation is the noise of the clicks.
+``n_members`` heads on one backbone are an ensemble. Each has its own initial weights and its own weights of the
+impressions (:meth:`openrlhf_qs.garm.impressions.ImpressionBatch.member_weights`), so they agree where the clicks are
+informative and differ elsewhere. A single head cannot give this difference, the epistemic part: its deviation is the
+noise of the clicks.
 """
 
 from __future__ import annotations
@@ -40,29 +40,30 @@ Scale = Literal["softplus", "variance_softplus", "exp", "log_variance"]
 
 @REWARD_MODELS.register("gaussian")
 class Gaussian:
-    """A mean and a standard deviation for each suggestion, trained by the probability that one beats the other.
+    """A mean and a standard deviation per suggestion, trained on the probability that one beats the other.
 
     Args:
-        link: the likelihood. ``probit`` knows the unit of the rewards only by ``kl`` or ``gauge``; those with logistic
-            noise (``probit_logistic``, ``mackay``, ``quadrature``) have gradients that no small deviation makes large.
-        scale: from the head's number to a standard deviation, 1 at 0: ``softplus``; ``variance_softplus``, the root of
-            a softplus (arXiv:2605.11865); ``exp`` of a tenth (arXiv:2503.22480); ``log_variance``, between -6 and 6 by
-            a hyperbolic tangent.
-        std_floor: reward units; the smallest standard deviation, added to the scale's. Bounds the gradient of
+        link: the likelihood. With ``probit``, only ``kl`` or ``gauge`` fixes the unit of the rewards; links with
+            logistic noise (``probit_logistic``, ``mackay``, ``quadrature``) keep gradients bounded at small
+            deviations.
+        scale: from the head's number to a standard deviation, which is 1 at 0: ``softplus``; ``variance_softplus``,
+            the root of a softplus (arXiv:2605.11865); ``exp`` of a tenth (arXiv:2503.22480); ``log_variance``, kept
+            between -6 and 6 by a hyperbolic tangent.
+        std_floor: reward units; the smallest standard deviation, added to that of ``scale``. Bounds the gradient of
             ``probit`` and ``dpl``.
-        kl: weight of the mean KL divergence of ``N(mean, std^2)`` from ``N(0, 1)``, nats. Pairs say nothing of the
-            common unit and zero of the rewards; this fixes both, and is what keeps a deviation from vanishing or
-            growing without end.
-        gauge: weight of ``mean(log std)^2 + mean(mean)^2`` over the batch, which fixes them too and leaves the
+        kl: weight of the mean KL divergence of ``N(mean, std^2)`` from ``N(0, 1)``, nats. Pairs do not determine the
+            common unit and zero of the rewards; this fixes both, and keeps deviations from vanishing or growing
+            without bound.
+        gauge: weight of ``mean(log std)^2 + mean(mean)^2`` over the batch, which also fixes them but leaves the
             differences free. All suggestions of a batch push the same way, so its noise drowns the signal of the
-            pairs: with weight 1 the head is less accurate after as many steps (docs/GARM.md).
+            pairs: with weight 1 the head is less accurate after the same number of steps (docs/GARM.md).
         mean_variance: weight of the mean variance. With ``probit`` it only shrinks the unit.
         log_variance: weight of the mean squared log-variance, a log-normal prior on it.
         anchor: weight of two anchors, nats: a chosen suggestion lies above 0.5, a rejected one below -0.5 (ordinal
-            probit, as in arXiv:2605.11865, with the label in the place of an external score).
-        beta: each pair counts by its deviation to the power ``2 * beta``, without gradient, as in beta-NLL
-            (arXiv:2203.09168); above 0 it keeps what the model takes for noise from being ignored.
-        n_members: heads of the ensemble.
+            probit, as in arXiv:2605.11865, with the label in place of an external score).
+        beta: each pair is weighted by its deviation to the power ``2 * beta``, without gradient, as in beta-NLL
+            (arXiv:2203.09168); above 0, pairs that the model takes for noise are not ignored.
+        n_members: number of heads in the ensemble.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Gaussian:
         if link == "jensen":
             warnings.warn(
                 "link jensen is a bound that falls with the deviation: its deviations shrink to the floor and mean "
-                "nothing; it is there to be compared with, use probit or mackay",
+                "nothing; it exists for comparison only, use probit or mackay",
                 stacklevel=2,
             )
         self.link = link
@@ -134,8 +135,8 @@ class Gaussian:
         return (member_weights(weight, self.n_members) * nll).mean() + regulariser
 
     def click_log_odds(self, raw: Tensor) -> Tensor:
-        """Each member's log-odds of a click of an average look, float32 ``[..., n_members]``, where a user clicks by
-        the sigmoid of the reward."""
+        """Each member's log-odds of a click by an average user, float32 ``[..., n_members]``, if users click with the
+        sigmoid of their reward."""
         return click_log_odds(*self.members(raw))
 
     def members(self, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +169,7 @@ class Gaussian:
 class DPL(Gaussian):
     """The mean-and-variance model of distributional preference learning (arXiv:2312.08358), as in its code.
 
-    A logistic in the place of the normal distribution function, a softplus without a floor, no gauge.
+    A logistic function instead of the normal distribution function, a softplus without a floor, no gauge.
 
     Args:
         mean_variance: weight of the mean variance; 0 in its published checkpoints.
@@ -182,7 +183,7 @@ class DPL(Gaussian):
 class PURM(Gaussian):
     """The probabilistic uncertain reward model (arXiv:2503.22480), as in its code: link ``jensen``, scale ``exp``.
 
-    Its 1,000 random draws a pair are Gauss-Hermite nodes here.
+    Its 1,000 random draws per pair are replaced by Gauss-Hermite nodes.
     """
 
     def __init__(self) -> None:
@@ -193,13 +194,13 @@ class PURM(Gaussian):
 class BradleyTerry:
     """The usual scalar reward model, for comparison: every suggestion has the same standard deviation.
 
-    Its loss is ``-log sigmoid(mean_chosen - mean_rejected)``; the constant standard deviation is the one with which
-    two Gaussians differ like that logistic, so that it compares with those of ``gaussian``.
+    Its loss is ``-log sigmoid(mean_chosen - mean_rejected)``; the constant standard deviation makes the
+    difference of two Gaussians match that logistic, so that it is comparable with those of ``gaussian``.
 
     Args:
         gauge: weight of ``mean(mean)^2`` over the batch, which fixes the zero of the rewards. An ensemble needs it:
-            members with different zeros differ without being unsure.
-        n_members: heads of the ensemble.
+            members with different zeros would seem unsure.
+        n_members: number of heads in the ensemble.
     """
 
     link = "bradley_terry"

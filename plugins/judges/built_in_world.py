@@ -1,4 +1,4 @@
-"""Judge ``built_in_world``: the simulated users of the built-in world, who wrote the log where none is given."""
+"""Judge ``built_in_world``: the simulated users of the built-in world, who also produce the log if none is given."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from openrlhf_qs.world.users import check_lengths, click_probabilities, conversa
 
 @JUDGES.register("built_in_world")
 class BuiltInWorld:
-    """Simulated users who click what suits them.
+    """Simulated users who click suggestions that suit them.
 
-    Every row meets one fresh user. Who that is depends on the seed, the conversation, and how often the conversation
-    came before in the same call, and on nothing else: two policies judged on the same conversations meet the same
-    users, whatever the order of the rows.
+    Every row gets one fresh user, who depends only on the seed, the conversation, and how often the conversation came
+    before in the same call: two policies judged on the same conversations get the same users, whatever the order of
+    the rows.
 
     Args:
-        seed: another seed is another draw of users; the world stays the same.
+        seed: another seed draws other users; the world stays the same.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -33,7 +33,7 @@ class BuiltInWorld:
     def __call__(
         self, conversations: Sequence[list[Message]], suggestions: Sequence[Sequence[str]]
     ) -> list[list[float]]:
-        """Click probabilities ``[n][k]``, examination of the slot included; ValueError where the lengths differ."""
+        """Click probabilities ``[n][k]``, including examination of the position; ValueError if the lengths differ."""
         check_lengths(conversations, suggestions)
         n_seen: dict[int, int] = {}
         probabilities = []
@@ -47,12 +47,13 @@ class BuiltInWorld:
     def chance_of_a_click(
         self, conversations: Sequence[list[Message]], suggestions: Sequence[Sequence[str]]
     ) -> list[float]:
-        """The chance ``[n]`` that a user clicks one or more of the suggestions, averaged over all users: no draws."""
+        """The probability ``[n]`` that a user clicks at least one suggestion, averaged over all users, not drawn."""
         return expected_clicks(conversations, suggestions)[1].tolist()
 
     def limits(self, conversations: Sequence[list[Message]], n: int) -> dict[str, list[list[str]]]:
-        """``ceiling``, the best that users can be shown, and ``fixed_templates``, the best of no policy: the same
-        ``n`` templates everywhere. Nothing where a conversation is not of this world, or has no ``n`` aspects left."""
+        """``ceiling``, the best that users can be shown, and ``fixed_templates``, the best without a policy: the same
+        ``n`` templates everywhere. Empty if a conversation is not from this world or has fewer than ``n`` aspects
+        left."""
         scenes = [read_scene(conversation) for conversation in conversations]
         if any(scene.domain is None or len(unspoken_aspects(scene)) < n for scene in scenes):
             return {}

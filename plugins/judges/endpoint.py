@@ -1,7 +1,7 @@
-"""Judge ``openai_endpoint``: a language model behind an OpenAI-compatible endpoint says how likely a user clicks.
+"""Judge ``openai_endpoint``: a language model behind an OpenAI-compatible endpoint estimates how likely a user clicks.
 
-The answer must be the JSON object that was asked for and nothing else; what cannot be read is asked again, then an
-error. No number is ever made up.
+The answer must be the requested JSON object and nothing else; an answer that cannot be read is asked for again, then
+it is an error. No number is ever made up.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ fence: {"click_probabilities": [p1, p2, ...]}, one number between 0 and 1 for ea
 class OpenAIEndpoint:
     """Click probabilities from a language model behind an OpenAI-compatible chat endpoint.
 
-    Rows that are equal, as those of many users under one conversation, are asked once: the model stands for them all.
+    Equal rows, such as those of many users under one conversation, are asked once: the model stands for all users.
 
     Args:
-        base_url: up to and with the version, as in ``http://localhost:8000/v1``.
+        base_url: including the version, as in ``http://localhost:8000/v1``.
         model: the name the endpoint knows it by.
-        api_key_env: environment variable with the API key; where it is not set, none is sent.
-        concurrency: requests at a time, >= 1.
+        api_key_env: environment variable with the API key; if it is not set, no key is sent.
+        concurrency: simultaneous requests, >= 1.
         timeout_s: seconds to wait for an answer, > 0.
-        retries: further tries after an answer that failed or cannot be read, >= 0.
-        temperature: of the answer; 0 makes it repeatable, some hosted models accept 1 alone.
+        retries: further attempts after a request failed or its answer could not be read, >= 0.
+        temperature: sampling temperature; 0 makes answers repeatable, some hosted models accept only 1.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class OpenAIEndpoint:
     def __call__(
         self, conversations: Sequence[list[Message]], suggestions: Sequence[Sequence[str]]
     ) -> list[list[float]]:
-        """Click probabilities, a row for each row of ``suggestions``; ValueError names the first row that failed."""
+        """Click probabilities, one row per row of ``suggestions``; ValueError names the first row that failed."""
         questions = [
             json.dumps({"conversation": conversation, "suggestions": list(texts)}, ensure_ascii=False)
             for conversation, texts in zip(conversations, suggestions, strict=True)

@@ -14,9 +14,9 @@ from openrlhf_qs.world.zero_query import attraction, features_of, intents
 
 @JUDGES.register("zero_query_world")
 class ZeroQueryWorld:
-    """The true chance of a click, examination of the place included; 0 for what is no intent of this world.
+    """The true click probability, including examination of the position; 0 for anything but an intent of this world.
 
-    A conversation is the visitor's features in words, ``name: value`` a line, as the reasoner reads them.
+    A conversation is the visitor's features in words, one ``name: value`` per line, as the reasoner reads them.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class ZeroQueryWorld:
     def __call__(
         self, conversations: Sequence[list[Message]], suggestions: Sequence[Sequence[str]]
     ) -> list[list[float]]:
-        """Click probabilities ``[n][k]``. ValueError for features that are not of this world."""
+        """Click probabilities ``[n][k]``. ValueError for features that are not from this world."""
         texts = [conversation[-1]["content"] for conversation in conversations]
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         if new:

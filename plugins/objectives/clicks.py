@@ -1,8 +1,7 @@
-"""Objectives over whole lists: every suggestion that was shown says something, not only those of an impression with a
-click.
+"""Objectives over whole lists: every suggestion shown counts, not only those of impressions with a click.
 
 In: a head, its outputs for a batch, and the batch (:class:`openrlhf_qs.garm.impressions.ImpressionBatch`). Out: one
-number, nats. The head must say ``click_log_odds``.
+number, nats. The head must have ``click_log_odds``.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ MAX_PROBABILITY = 1 - 1e-6
 
 @OBJECTIVES.register("clicks")
 class Clicks:
-    """The likelihood of every click and every click that was not made, under the position-based model.
+    """The likelihood of every click and non-click under the position-based model.
 
-    A place is looked at with its examination, and what is looked at is clicked by the head's log-odds, whatever stands
-    beside it. So an unclicked suggestion far down says less than one at the top, and an impression without any click
-    says that none of its suggestions is good. Where places are trusted, each also brings clicks of its own, and the
-    head learns what is left of them (the affine model of Vardasbi et al. 2020, arXiv:2008.10242).
+    A position is examined with its examination probability, and an examined suggestion is clicked with the head's
+    log-odds, whatever is shown beside it. So an unclicked suggestion far down says less than one at the top, and an
+    impression without any click says that none of its suggestions is good. If positions are trusted, each also brings
+    clicks of its own, and the head learns the rest (the affine model of Vardasbi et al. 2020, arXiv:2008.10242).
     """
 
     whole_lists = of_clicks = True
@@ -44,9 +43,9 @@ class Clicks:
 class Listwise:
     """The likelihood of each click against the rest of its list, and of no click at all: a multinomial logit.
 
-    A list is a choice between its suggestions, each with the head's log-odds and the logarithm of its examination,
-    and nothing, with log-odds of 0. What a place brings by itself adds to the odds of what stands there. A list with
-    several clicks is that many choices.
+    A list is a choice between its suggestions, each with the head's log-odds plus the logarithm of its examination,
+    and nothing, with log-odds of 0. The clicks that a position brings by itself add to the odds of what is shown
+    there. A list with several clicks counts as that many choices.
     """
 
     whole_lists = of_clicks = True
@@ -67,17 +66,17 @@ class Listwise:
 
 
 def click_loss(log_odds: Tensor, clicks: Tensor, examination: Tensor, trust: Tensor | float = 0.0) -> Tensor:
-    r"""Negative log-likelihood of clicks on suggestions that were looked at now and then.
+    r"""Negative log-likelihood of clicks on suggestions that are not always examined.
 
-    Of one showing, looked at with the probability :math:`\theta\le1`, :math:`-c\log q-(1-c)\log(1-q)` with
-    :math:`q=\theta\,\mathrm{sigmoid}(\text{log-odds})+\beta`. Of many, looked at :math:`n>1` times, the binomial
+    For one showing, examined with probability :math:`\theta\le1`: :math:`-c\log q-(1-c)\log(1-q)` with
+    :math:`q=\theta\,\mathrm{sigmoid}(\text{log-odds})+\beta`. For many, examined :math:`n>1` times: the binomial
     :math:`-c\log q-(n-c)\log(1-q)` with :math:`q=\mathrm{sigmoid}(\text{log-odds})+\beta/n`.
 
     Args:
-        log_odds: of a click where it is looked at.
-        clicks: how many, or their share where examination is at most 1.
-        examination: looks, in looks at the top, > 0.
-        trust: :math:`\beta`, the clicks that places brought by themselves.
+        log_odds: of a click at full examination.
+        clicks: their number, or their share if examination is at most 1.
+        examination: relative to the top position, > 0.
+        trust: :math:`\beta`, the clicks that positions brought by themselves.
 
     Returns:
         The broadcast shape, nats, not reduced.

@@ -1,4 +1,4 @@
-"""The objective of preference pairs: the head's own loss of those that the data stage made."""
+"""The objective of preference pairs: the head's own loss on the pairs from the data stage."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:  # it brings transformers, for which a list of plugins need no
 
 @OBJECTIVES.register("pairs")
 class Pairs:
-    """The probability that the clicked one of two suggestions beats the other, weighted as the data stage says.
+    """The probability that the clicked suggestion of a pair beats the other, weighted as the data stage determined.
 
-    Impressions without a click, and those where all was clicked, say nothing.
+    Impressions without a click, or with everything clicked, are not used.
     """
 
     whole_lists = False

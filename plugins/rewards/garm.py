@@ -1,4 +1,4 @@
-"""Rewards from the Gaussian reward model: how much users like the suggestions, and how sure it is, over a response."""
+"""Rewards from the Gaussian reward model: how much users like a response's suggestions, and how certain that is."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Uncertainty = Literal["aleatoric", "epistemic", "total"]
 
 @REWARDS.register("garm")
 class Garm:
-    """How much users like the suggestions by the reward model: its mean, on average, or the chance of a click.
+    """How much users like the suggestions, by the reward model: its average mean, or the probability of a click.
 
     Args:
         form: ``mean``; ``lower``, ``mean - k * sigma``; ``risk``, ``mean - sigma^2 / (2 * beta)``, which is
-            ``-beta * log E exp(-reward / beta)`` of a Gaussian (arXiv:2606.09073); ``quantile``, which a draw of the
-            reward is below with probability ``q``; ``click_chance``, the probability of a click on at least one of the
+            ``-beta * log E exp(-reward / beta)`` of a Gaussian (arXiv:2606.09073); ``quantile``, below which a draw of
+            the reward lies with probability ``q``; ``click_chance``, the probability of a click on at least one of the
             suggestions, ``1 - prod(1 - examination * p)`` with the click probabilities ``p`` of an average user, in
-            [0, 1]. A reward model that was trained on pairs alone knows no click probability, only their order.
-        uncertainty: sigma: ``aleatoric``, how far users differ; ``epistemic``, how far the members of an ensemble
-            differ; ``total``, the root of the sum of their squares.
-        k: of ``lower``; standard deviations.
-        beta: of ``risk``; reward units.
-        q: of ``quantile``; in (0, 1), below 0.5 to be careful.
-        missing: reward units; what a suggestion that is not there counts. Averaging over fewer would pay a policy for
+            [0, 1]. A reward model trained on pairs alone knows no click probabilities, only their order.
+        uncertainty: what sigma is: ``aleatoric``, how much users differ; ``epistemic``, how much the members of an
+            ensemble differ; ``total``, the root of the sum of their squares.
+        k: for ``lower``; standard deviations.
+        beta: for ``risk``; reward units.
+        q: for ``quantile``; in (0, 1), below 0.5 to be cautious.
+        missing: reward units; the value of a missing suggestion. Averaging over fewer would reward a policy for
             giving only its best one.
-        examination: of ``click_chance``; how likely each place is looked at, from the top, separated by commas
-            (``log.json`` has them); empty: each surely is.
+        examination: for ``click_chance``; the probability that each position is examined, from the top, separated by
+            commas (``log.json`` has them); empty: 1 for each.
     """
 
     needs = ("reward_model",)
@@ -78,7 +78,7 @@ class Garm:
         )
 
     def credit(self, batch: RolloutBatch) -> Tensor:
-        """What each suggestion adds to the average, or to the chance of a click, ``[batch, n]``."""
+        """What each suggestion adds to the average, or to the probability of a click, ``[batch, n]``."""
         import torch
 
         if self.form == "click_chance":
@@ -97,13 +97,13 @@ class Garm:
         )
 
     def _clicks(self, batch: RolloutBatch) -> Tensor:
-        """The probability that each suggestion is looked at and clicked, ``[batch, n]``; 0 where there is none."""
+        """The probability that each suggestion is examined and clicked, ``[batch, n]``; 0 for missing ones."""
         import torch
 
         n = batch.task.n
         if self.examination and len(self.examination) < n:
             raise ValueError(
-                f"garm.examination has {len(self.examination)} places for {n} suggestions; give one for each"
+                f"garm.examination has {len(self.examination)} positions for {n} suggestions; give one for each"
             )
         clicks = torch.zeros(len(batch.reward_mean), n)
         for row, (means, stds) in enumerate(zip(batch.reward_mean, batch.reward_std, strict=True)):
@@ -123,11 +123,11 @@ class Garm:
 
 @REWARDS.register("garm_sigma")
 class GarmSigma:
-    """How sure the reward model is: its negative standard deviation, averaged over a response.
+    """How certain the reward model is: its negative standard deviation, averaged over a response.
 
     Args:
         uncertainty: as in ``garm``.
-        missing: reward units; the standard deviation that a suggestion which is not there counts.
+        missing: reward units; the standard deviation of a missing suggestion.
     """
 
     needs = ("reward_model",)

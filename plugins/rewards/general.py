@@ -1,4 +1,4 @@
-"""A general reward model as a part: how good an answer the response is, as people rate answers of any kind."""
+"""A general reward model as a part: how good the response is as an answer, as people rate answers of any kind."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
 
 @REWARDS.register("general")
 class GeneralReward:
-    """The one number of a sequence classifier for the conversation and the whole response, as Skywork's models give.
+    """The score of a general reward model, such as Skywork's, for the conversation and the whole response.
 
-    The model is loaded at the first call, in the process that scores, beside what else is there: its memory is its
-    own. It reads the prompt that the policy reads and the response as the assistant's turn, by its own chat template.
+    The model is loaded at the first call, in the process that scores, and needs memory besides what else is loaded
+    there. It reads the policy's prompt, and the response as the assistant's turn, in its own chat template.
 
     Args:
-        model: folder or hub name of a sequence classifier with one label, as Skywork/Skywork-Reward-V2-Qwen3-0.6B.
-        max_len: tokens; of longer texts the beginning is cut.
-        batch_size: responses that go through the model at once.
-        device: ``auto`` is cuda where torch finds a GPU.
+        model: folder or hub name of a sequence classifier with one label, such as
+            Skywork/Skywork-Reward-V2-Qwen3-0.6B.
+        max_len: tokens; longer texts are cut at the beginning.
+        batch_size: responses per forward pass.
+        device: ``auto`` is cuda if torch finds a GPU.
     """
 
     def __init__(self, model: str, max_len: int = 2048, batch_size: int = 16, device: Device = "auto") -> None:
@@ -64,7 +65,7 @@ class GeneralReward:
 
 
 def load_classifier(name: str, device: str) -> tuple[Any, Any]:
-    """A sequence classifier with one label, and its tokenizer. ValueError where ``name`` is no such model."""
+    """A sequence classifier with one label, and its tokenizer. ValueError if ``name`` is no such model."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 

@@ -58,19 +58,19 @@ _SHORT_HIRAGANA = re.compile("[\u3041-\u309f]{1,2}")
 
 @REWARDS.register("rules")
 class Rules:
-    """0 for a response in good form, -1 for a malformed one, in between for suggestions of a bad length.
+    """0 for a well-formed response, -1 for a malformed one, in between for too short or too long suggestions.
 
-    Malformed: not the numbered lines that were asked for (:func:`openrlhf_qs.form.response.parse_response`), or cut at
-    the token limit. The length of a suggestion is its width in columns, of which a Chinese character takes two: what
-    fits under an answer, in any language.
+    Malformed: not the requested numbered lines (:func:`openrlhf_qs.form.response.parse_response`), or cut off at the
+    token limit. The length of a suggestion is its width in columns, of which a Chinese character takes two: the space
+    it needs under an answer, in any language.
 
     Args:
-        min_width: columns; a narrower suggestion is no question. None: as in ``widths``.
-        max_width: columns; a wider one does not fit under an answer. None: as in ``widths``.
-        widths: by script, with blanks between them, as in ``CJK=8-64``: least and most columns. The fusion stage finds
-            them in what was clicked: from two thirds of the narrowest half per cent to three halves of the widest.
-            For a script that is not there, 6 to 64 columns of Chinese, Japanese and Korean, 5 to 100 of scripts that
-            need few letters (Thai, Arabic, Hindi), 10 to 100 of others.
+        min_width: columns; anything narrower is not a question. None: as in ``widths``.
+        max_width: columns; anything wider does not fit under an answer. None: as in ``widths``.
+        widths: minimum and maximum columns by script, separated by spaces, as in ``CJK=8-64``. The fusion stage
+            derives them from clicked suggestions: from two thirds of the narrowest half per cent to three halves of
+            the widest. For other scripts: 6 to 64 columns for Chinese, Japanese and Korean, 5 to 100 for scripts that
+            need few letters (Thai, Arabic, Hindi), 10 to 100 for the rest.
     """
 
     def __init__(self, min_width: int | None = None, max_width: int | None = None, widths: str = "") -> None:
@@ -81,7 +81,7 @@ class Rules:
         self._set_widths(widths)
 
     def measure(self, clicked: Sequence[str]) -> dict[str, str]:
-        """The widths of what was clicked, of scripts with ``MIN_CLICKED`` texts and more."""
+        """The widths of clicked suggestions, for scripts with at least ``MIN_CLICKED`` texts."""
         if self.widths:
             return {}
         columns: dict[str, list[int]] = {}
@@ -109,7 +109,7 @@ class Rules:
         return -torch.tensor([self._broken(parsed) for parsed in batch.parsed])
 
     def credit(self, batch: RolloutBatch) -> Tensor:
-        """What each suggestion's length takes, ``[batch, n]``; a malformed response has no suggestion of its own."""
+        """The penalty for each suggestion's length, ``[batch, n]``; in a malformed response each gets -1."""
         import torch
 
         n = batch.task.n
@@ -130,7 +130,7 @@ class Rules:
 
 @REWARDS.register("gate_malformed")
 class GateMalformed:
-    """A gate: 1 for a response in good form, 0 for a malformed one, whose total reward is then the floor.
+    """A gate: 1 for a well-formed response, 0 for a malformed one, whose total reward is then the floor.
 
     Malformed as for ``rules``.
     """
@@ -143,16 +143,16 @@ class GateMalformed:
 
 @REWARDS.register("repetition")
 class Repetition:
-    """Minus the share said again, in [-1, 0]: of words or word pairs in a suggestion, or n-grams in the response.
+    """Minus the repeated share, in [-1, 0]: of words or word pairs in a suggestion, or n-grams in the response.
 
-    The largest counts. Of words, in the suggestion that is worst: the share that stood in it before, frequent words of
-    the language aside ("bread flour bread bread": 2 of 4). Of word pairs: the same, with all words. Of n-grams: the
-    share of those of all suggestions that stood before; none goes across the end of a suggestion, and a suggestion of
-    fewer than n words is one. A word doubled with a hyphen, as Indonesian writes a plural, is one, and so is one of an
-    Indian script that is doubled.
+    The largest share counts. Words: in the worst suggestion, the share that occurred in it before, not counting
+    frequent words of the language ("bread flour bread bread": 2 of 4). Word pairs: the same, with all words. N-grams:
+    the share, over all suggestions, that occurred before; none spans two suggestions, and a suggestion of fewer than n
+    words is one. A word doubled with a hyphen, as in Indonesian plurals, counts once, and so does a doubled word in an
+    Indian script.
 
     Args:
-        n: words of an n-gram; shorter ones punish ways of asking ("What is the ..."), longer ones only copies.
+        n: words per n-gram; shorter ones penalise ways of asking ("What is the ..."), longer ones only copies.
     """
 
     def __init__(self, n: int = 4) -> None:
@@ -198,15 +198,15 @@ def _repeated_share(items: Sequence) -> float:
 
 @REWARDS.register("diversity")
 class Diversity:
-    """1 minus the likeness of the two suggestions that are most alike, in [0, 1]; 0 where one is missing.
+    """1 minus the likeness of the two most similar suggestions, in [0, 1]; 0 if a suggestion is missing.
 
-    Likeness is rapidfuzz's ``token_set_ratio``: 1 where one's words are all among the other's, whatever
-    their order, case and punctuation.
+    Likeness is rapidfuzz's ``token_set_ratio``: 1 if one's words are all among the other's, whatever their order,
+    case and punctuation.
 
     Args:
         across: weight in [0, 1] of how different the response is from the others to the same prompt: 1 minus the mean
-            likeness of its suggestions and theirs. The rest of the weight stays with its own; a response without
-            others has only them.
+            likeness of its suggestions and theirs. The rest of the weight stays with its own suggestions, and all of
+            it if there are no other responses.
     """
 
     def __init__(self, across: float = 0.0) -> None:
@@ -231,8 +231,8 @@ class Diversity:
         return values
 
     def credit(self, batch: RolloutBatch) -> Tensor:
-        """Minus the likeness of each suggestion and the most alike of those above it, ``[batch, n]``: of two that are
-        alike the later one could have differed. With ``across`` each has the whole."""
+        """Minus the likeness of each suggestion to the most similar one above it, ``[batch, n]``: of two similar ones,
+        the later could have differed. With ``across`` each gets the whole."""
         import torch
 
         n = batch.task.n
@@ -267,23 +267,22 @@ def _likeness_to_others(responses: Sequence[Sequence[str]]) -> dict[int, float]:
 
 @REWARDS.register("relevance")
 class Relevance:
-    """How much of the user's last message the suggestions take up, in [0, 1].
+    """How much the suggestions take up from the user's last message, in [0, 1].
 
-    On average, the weight of the weightiest word that a suggestion shares with it.
+    On average, the weight of the heaviest word that a suggestion shares with it.
 
-    A word weighs 1 where it stands in few conversations of its language in the log, and nothing where it stands in
-    many; the fusion stage counts. Of a language with too few conversations there, and without a log, a background of
-    80 languages says which words stand in most texts (``form/frequent_words.tsv``): these weigh nothing. Two forms of
-    a word are one: ``Zimmerpflanzen`` takes up ``Pflanze``. A suggestion that merely repeats the message counts
-    nothing.
+    A word has weight 1 if it occurs in few conversations of its language in the log, and 0 if it occurs in many; the
+    fusion stage counts. For a language with too few conversations in the log, and without a log, a word list for 80
+    languages says which words occur in most texts (``form/frequent_words.tsv``): these have weight 0. Two forms of a
+    word count as one: ``Zimmerpflanzen`` takes up ``Pflanze``. A suggestion that merely repeats the message counts 0.
 
     Args:
-        frequent: words that do not weigh 1, with blanks between them, each as ``en/good=0.26``: language, word, share
-            of the conversations; without a language it is of all, without a share it weighs nothing. The fusion stage
-            finds them.
-        rare_share: of conversations; a word that stands in fewer weighs 1.
-        frequent_share: of conversations; a word that stands in more weighs nothing. In between the weight falls with
-            the logarithm of the share, as an inverse document frequency does.
+        frequent: words whose weight is not 1, separated by spaces, each as ``en/good=0.26``: language, word, share of
+            conversations; without a language for all, without a share with weight 0. The fusion stage determines
+            them.
+        rare_share: of conversations; a word that occurs in fewer has weight 1.
+        frequent_share: of conversations; a word that occurs in more has weight 0. In between, the weight falls with
+            the logarithm of the share, like an inverse document frequency.
     """
 
     def __init__(self, frequent: str | None = None, rare_share: float = 0.05, frequent_share: float = 0.2) -> None:
@@ -306,7 +305,7 @@ class Relevance:
         return _shares([self._relevant(c, p) for c, p in rows], batch.task.n)
 
     def calibrate(self, batch: RolloutBatch) -> dict[str, str]:
-        """The words that stand in many conversations: in the user's last message, or in the first response to it."""
+        """The words that occur in many conversations: in the user's last message, or in the first response to it."""
         if self.frequent is not None:
             return {}
         seen: dict[str, list[frozenset[str]]] = {}
@@ -420,11 +419,11 @@ def _taken_up(asked: Content, said: Content, code: str) -> float:
 
 @REWARDS.register("language")
 class Language:
-    """Share of the suggestions in the language and the script of the user's last message, in [0, 1].
+    """The share of suggestions in the language and script of the user's last message, in [0, 1].
 
-    Where that message is too short to tell, the ones before it say it, and where nobody says it every suggestion
-    counts. Names, code and what is too short to tell are of every language: only a suggestion that is surely in
-    another one, or of another script throughout, counts nothing. One that is missing counts nothing.
+    If that message is too short to tell, the ones before it decide; if none of them can, every suggestion counts.
+    Names, code and texts too short to tell fit every language: only a suggestion that is clearly in another one, or
+    entirely in another script, counts 0, as does a missing one.
     """
 
     def __call__(self, batch: RolloutBatch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Out-of-distribution regularisation: keep the policy where the reward model has seen data."""
+"""Out-of-distribution regularisation: keeps the policy where the reward model has seen data."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 
 @REWARDS.register("ood")
 class OODPenalty:
-    """Take reward away where the reference policy finds a response unlikely: ``-max(0, log_ppl - threshold)``.
+    """Penalises responses that the reference policy finds unlikely: ``-max(0, log_ppl - threshold)``.
 
-    The log-perplexity comes from the log-probs that OpenRLHF computes for its KL penalty: it costs no forward pass.
+    The log-perplexity comes from the log-probs that OpenRLHF computes for its KL penalty, so it costs no forward pass.
 
     Args:
         form: ``hinge``, as above; ``linear``, ``-log_ppl``; ``quantile``, a hinge at that quantile of the reference
-            policy's own samples: what it would say itself is free. The fusion stage finds it and keeps it in
-            weights.json. ``constraint``: ``-multiplier * log_ppl``, whose multiplier begins at 1, the weight of the
-            fusion, and is adapted at every step of training: it grows while the rollouts' mean is above the
-            threshold, and shrinks below. A log of ordinary impressions hardly tells what weight keeps a policy near
-            what the reward model has seen; how near that shall be can be said.
-        threshold: nats per token; below it nothing is taken. None is 0 for ``hinge``. For ``constraint`` the mean to
-            be kept; None is that of the reference policy's own samples, and ``slack``, which the fusion stage finds.
-        quantile: of ``quantile``; in (0, 1).
-        slack: of ``constraint``; nats per token above the reference policy's own level.
-        rate: of ``constraint``; by how much the logarithm of the multiplier changes in a step at twice the threshold;
-            at 0.5 it overshoots (docs/EVIDENCE.md).
+            policy's own samples, so that what it would write itself costs nothing; the fusion stage determines it and
+            keeps it in weights.json. ``constraint``: ``-multiplier * log_ppl``, whose multiplier starts at 1, the
+            weight from the fusion, and is adapted at every training step: it grows while the rollouts' mean is above
+            the threshold, and shrinks below. A log of ordinary impressions hardly shows which weight keeps a policy
+            near what the reward model has seen, but you can say how near it should stay.
+        threshold: nats per token; below it there is no penalty. None is 0 for ``hinge``. For ``constraint`` it is the
+            target of the mean; None is the mean of the reference policy's own samples, which the fusion stage
+            determines, plus ``slack``.
+        quantile: for ``quantile``; in (0, 1).
+        slack: for ``constraint``; nats per token above the reference policy's own level.
+        rate: for ``constraint``; the change of the logarithm of the multiplier in a step at twice the threshold; at
+            0.5 it overshoots (docs/EVIDENCE.md).
     """
 
     needs = ("reference",)
@@ -69,14 +70,14 @@ class OODPenalty:
         return -(batch.ref_log_ppl - self.threshold).clamp(min=0)
 
     def credit(self, batch: RolloutBatch) -> Tensor:
-        """What the tokens of each suggestion take, ``[batch, n]``: nothing where the whole response is free."""
+        """The penalty on the tokens of each suggestion, ``[batch, n]``: 0 if the whole response has none."""
         if batch.ref_log_ppl_share is None:
             return self(batch)[:, None].expand(-1, batch.task.n)
         credit = -self.multiplier * batch.ref_log_ppl_share
         return credit * (self(batch) < 0)[:, None] if self.form in ("hinge", "quantile") else credit
 
     def adapt(self, batch: RolloutBatch) -> float | None:
-        """The multiplier for the next step of training, after this one's rollouts; None where the form has none."""
+        """The multiplier for the next training step, after this one's rollouts; None if the form has none."""
         if self.form != "constraint":
             return None
         self._check_threshold()
@@ -85,7 +86,7 @@ class OODPenalty:
         return self.multiplier
 
     def calibrate(self, batch: RolloutBatch) -> dict[str, float]:
-        """The options that the reference policy's own samples decide."""
+        """The options that the reference policy's own samples determine."""
         if self.form not in ("quantile", "constraint") or self.threshold is not None:
             return {}
         if self.form == "quantile":

@@ -1,4 +1,4 @@
-"""The oracle: what the users of the built-in world will do, told to the policy. An upper line, not a reward to use."""
+"""The oracle: what the users of the built-in world will do. An upper bound for comparison, not a reward to use."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @REWARDS.register("oracle_of_the_built_in_world")
 class Oracle:
-    """The true chance that a user of the built-in world clicks one or more of the suggestions, over all users.
+    """The true probability that a user of the built-in world clicks at least one suggestion, over all users.
 
-    It knows what no reward can know, and the users that it asks are those of ``evaluate --judge built_in_world``: a
-    policy trained on it says how far the optimiser comes with a perfect reward model, and nothing of a reward model.
-    A malformed response is clicked as far as suggestions can be read in it, as ``evaluate`` does it.
+    It knows what no reward can know, and its users are those of ``evaluate --judge built_in_world``: a policy trained
+    on it shows how far the optimiser gets with a perfect reward, and says nothing about a reward model. In a malformed
+    response, the suggestions that can be read count, as in ``evaluate``.
     """
 
     def __call__(self, batch: RolloutBatch) -> Tensor:
@@ -28,7 +28,7 @@ class Oracle:
         return torch.tensor(self._asked(batch)[1].tolist(), dtype=torch.float32)  # [batch], in [0, 1]
 
     def credit(self, batch: RolloutBatch) -> Tensor:
-        """The chance of a click on each suggestion, ``[batch, n]``; 0 where there is none."""
+        """The probability of a click on each suggestion, ``[batch, n]``; 0 for missing ones."""
         import torch
 
         chances = torch.zeros(len(batch.parsed), batch.task.n)

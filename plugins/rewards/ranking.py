@@ -1,4 +1,4 @@
-"""Reward ``ranking``: how much a latent query helps the ranker of intents to find what the user clicked."""
+"""Reward ``ranking``: how much a latent query helps the ranker of intents find what the user clicked."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @REWARDS.register("ranking")
 class Ranking:
-    """The log-probability of the clicked intent with the query, less the same ranker's without one, nats.
+    """The ranker's log-probability of the clicked intent with the query, minus that without a query, nats.
 
-    The ranker must not have seen the clicks of these prompts (``openrlhf-qs rank`` writes such a one to ``reward/``).
-    A query that cannot be read counts as none, so it gains 0 before what a malformed response costs.
+    The ranker must not have seen the clicks of these prompts (``openrlhf-qs rank`` writes such a ranker to
+    ``reward/``). A query that cannot be read counts as none, so it gains 0 before the penalty for malformed responses.
 
     Args:
         ranker: folder of a ranker.
-        malformed: nats, of a response that is no query.
+        malformed: nats; the reward of a response that is not a query.
     """
 
     def __init__(self, ranker: str, malformed: float = -3.0) -> None:

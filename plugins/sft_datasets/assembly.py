@@ -1,8 +1,8 @@
-"""SFT datasets: which of a conversation's candidates the policy is first taught to write.
+"""SFT datasets: which of a conversation's candidates the policy first learns to write.
 
 In: all rows of the SFT set, ``{"conversation", "candidates": [{"text", ...}]}`` (see
 :mod:`openrlhf_qs.sft.candidates`). Out: for each row as many suggestions as a response has, or ``None`` to drop it.
-``diverse`` is the one to use, ``raw`` the baseline beside it.
+``diverse`` is the one to use, ``raw`` the baseline.
 """
 
 from __future__ import annotations
@@ -39,34 +39,35 @@ MIN_BOILERPLATE_ROWS = 20  # under fewer rows than these nothing is boilerplate,
 
 @SFT_DATASETS.register("diverse")
 class Diverse:
-    """Suggestions that are good and that differ.
+    """Good suggestions that differ from each other.
 
-    A candidate goes out where it cannot be read as one suggestion, is surely in another language or script than the
-    user's last message, says what a better one of its row says (the same but for case, punctuation and white space, or
-    ``near_duplicate``), or stands under too many conversations to be about any of them and is no better here than
-    what stands beside it (``boilerplate``). Of those left, as many as wanted are selected; the better stand before the
-    worse. A row is dropped where fewer can stand together, or where it was shown and nothing was clicked.
+    A candidate is dropped if it cannot be read as one suggestion, is clearly in another language or script than the
+    user's last message, repeats a better one of its row (the same except for case, punctuation and white space, or a
+    near-duplicate by ``near_duplicate``), or occurs under too many conversations to be about any of them and is no
+    better here than the others (``boilerplate``). From the rest, the requested number is selected, better ones first.
+    A row is dropped if too few can be combined, or if it was shown and nothing was clicked.
 
     Args:
         method: ``mmr``, greedy maximal marginal relevance, or ``dpp``, the greedy maximum of a determinantal point
             process.
-        diversity: in [0, 1]; 0 takes the best that may stand together, 1 looks at differences only.
-        max_similarity: in [0, 1]; two suggestions more similar than this never stand together. None is 0.6 by
-            trigrams, 0.85 by meaning where there is an embedder.
-        min_quality: in [0, 1]; a candidate goes out whose quality is below this share of the row's best.
-        near_duplicate: cosine of character trigrams in (0, 1] from which two texts of a row are one.
-        boilerplate: share of all conversations, in (0, 1], and at least 20 of them: what stands under more goes out,
-            but for what users like here, or the reward model does, better than the row's average; without clicks and
-            reward model, but for what takes up a word of the conversation. A row keeps as many as are wanted.
+        diversity: in [0, 1]; 0 takes the best that may be combined, 1 considers differences only.
+        max_similarity: in [0, 1]; two suggestions more similar than this are never combined. None is 0.6 by trigrams,
+            0.85 by meaning if there is an embedder.
+        min_quality: in [0, 1]; candidates whose quality is below this share of the row's best are dropped.
+        near_duplicate: cosine of character trigrams in (0, 1] from which two texts of a row count as one.
+        boilerplate: share of all conversations, in (0, 1], and at least 20 of them: texts under more of them are
+            dropped, except those that users here, or the reward model, like better than the row's average; without
+            clicks and reward model, except those that take up a word of the conversation. A row keeps as many as are
+            needed.
         boilerplate_similarity: Jaccard index of trigrams in (0, 1] from which two texts of the corpus count as one.
-        embedder: folder or hub name of a sentence-transformers model, or minilm; it sees two wordings of one question.
-            Empty compares trigrams and needs no model.
+        embedder: folder or hub name of a sentence-transformers model, or minilm; it recognises two wordings of one
+            question. Empty: trigrams are compared, without a model.
         clicks: exponent of the click rate in the quality.
-        log_prob: exponent of the teacher's probability of a token in the quality.
+        log_prob: exponent of the teacher's per-token probability in the quality.
         garm: exponent of the reward model's ``exp(mean)`` in the quality.
-        max_chars: a longer text is no suggestion.
-        max_candidates: a row's best that are looked at.
-        seed: of MinHash; nothing else is random.
+        max_chars: a longer text is not a suggestion.
+        max_candidates: number of a row's best candidates that are considered.
+        seed: for MinHash; nothing else is random.
     """
 
     def __init__(
@@ -286,9 +287,9 @@ class Diverse:
 
 @SFT_DATASETS.register("raw")
 class Raw:
-    """The suggestions with the most clicks, of equal ones those shown most; fewer than wanted: the row goes.
+    """The suggestions with the most clicks, ties by impressions; rows with too few are dropped.
 
-    What cannot be read as one suggestion, or is in another language, is passed over. For rows from a click log.
+    Skips what cannot be read as one suggestion or is in another language. For rows from a click log.
     """
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], n: int = N_SUGGESTIONS) -> list[list[str] | None]:

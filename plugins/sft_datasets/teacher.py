@@ -1,6 +1,6 @@
-"""SFT dataset ``single``: one clicked suggestion an instance, for the teacher that suggestions are distilled from.
+"""SFT dataset ``single``: one clicked suggestion per instance, for the teacher that suggestions are distilled from.
 
-In: all rows of the SFT set, from a click log. Out: for each row the texts of its instances, a text as often as it
+In: all rows of the SFT set, from a click log. Out: for each row the texts of its instances, each as often as it
 counts; the prompt asks for one suggestion (:data:`openrlhf_qs.form.task.TEACHER`).
 """
 
@@ -20,17 +20,17 @@ from openrlhf_qs.registry import SFT_DATASETS
 
 @SFT_DATASETS.register("single")
 class Single:
-    """Clicked suggestions one by one, repeated by their debiased clicks.
+    """Clicked suggestions one by one, repeated according to their debiased clicks.
 
-    A conversation has as many instances as it has clicks. They are shared out by the debiased clicks of its clicked
-    suggestions, ``n_shown * weight``: each click counts by its inverse propensity, at most 5, and the sum is drawn
+    A conversation has as many instances as clicks. They are divided by the debiased clicks of its clicked
+    suggestions, ``n_shown * weight``: each click counts by its inverse propensity, at most 5, and the sum is shrunk
     towards the log's average (:func:`openrlhf_qs.clicks.candidates.click_candidates`). The shares become whole
     numbers by systematic resampling (Kitagawa, 1996): the expected repetition is the share itself, and none is off by
     1 or more. OpenRLHF's SFTDataset has no weights, hence repetitions.
 
     Args:
-        max_instances: of one conversation, >= 1; a popular one counts no more than that.
-        seed: of the resampling.
+        max_instances: maximum number per conversation, >= 1, so that popular ones do not dominate.
+        seed: for the resampling.
     """
 
     single = True

@@ -74,7 +74,7 @@ def test_the_list_shows_each_kind_with_its_names_and_sentences_in_80_columns(cap
 def test_the_options_of_one_plugin_fit_80_columns(capsys, monkeypatch):
     out = shown(capsys, monkeypatch, "ood", columns="80")
     assert max(map(len, out.splitlines())) <= 80 and "``" not in out
-    assert "  ood.slack  float, default 0.0\n    of constraint; nats per token above the" in out
+    assert "  ood.slack  float, default 0.0\n    for constraint; nats per token above the" in out
 
 
 def test_one_plugin_is_shown_with_its_options_and_what_it_is_called_with(capsys, monkeypatch):

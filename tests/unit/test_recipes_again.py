@@ -144,7 +144,7 @@ def whole(tmp_path_factory) -> Recipes:
 
 def test_every_folder_of_a_model_has_its_card(whole):
     for folder in ("data/policy", "sft", "garm", "rft", "grpo"):
-        assert "## How to ask it" in (whole.run.path / folder / "README.md").read_text(), folder
+        assert "## How to use it" in (whole.run.path / folder / "README.md").read_text(), folder
 
 
 def test_a_second_call_does_nothing(whole):

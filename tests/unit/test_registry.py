@@ -249,16 +249,20 @@ def test_what_a_reward_may_need_is_what_the_composite_knows_to_ask_for():
     ("kind", "attributes", "message"),
     [
         ("reward", {"need": ("reference",)}, "nothing reads its attribute 'need'; .*: needs, gate, calibrate"),
-        ("reward", {"gates": True}, "nothing reads its attribute 'gates'; a reward may have: needs, gate, calib"),
+        ("reward", {"gates": True}, "nothing reads its attribute 'gates'; those that are read: needs, gate, calib"),
         ("reward", {"is_gate": True}, "nothing reads its attribute 'is_gate'"),
         ("reward", {"calibrat": lambda self, batch: {}}, "nothing reads its attribute 'calibrat'"),
         ("reward", {"needs": "reference"}, "needs = 'reference': .*tuple; it is a tuple of what it reads"),
         ("reward", {"needs": ("refrence",)}, "needs = .*: input should be 'reward_model' or 'reference'"),
-        ("reward", {"gate": 1}, "gate = 1: input should be a valid boolean; it is True where it returns 1"),
+        (
+            "reward",
+            {"gate": 1},
+            "gate = 1: input should be a valid boolean; it is True if it has no weight and returns 1",
+        ),
         ("fusion", {"wants_hack": True}, "nothing reads its attribute 'wants_hack'; .*: wants_hacked, report"),
         ("sft dataset", {"reports": {}}, "nothing reads its attribute 'reports'; .*: report"),
-        ("judge", {"needs": ("reference",)}, "nothing reads its attribute 'needs'; a judge may have: limits"),
-        ("reward model", {"output": len}, "has no method loss; a reward model is an object with output"),
+        ("judge", {"needs": ("reference",)}, "nothing reads its attribute 'needs'; those that are read: limits"),
+        ("reward model", {"output": len}, "has no method loss; every reward model is an object with output"),
         ("reward", {"rate": 2}, "nothing reads its attribute 'rate'"),
     ],
 )
@@ -308,7 +312,9 @@ def test_a_class_that_cannot_be_called_is_none(no_trace):
     class NoCall:
         def call(self, batch): ...
 
-    with pytest.raises(ValueError, match="reward 'p' has no method __call__; a reward is called with a RolloutBatch"):
+    with pytest.raises(
+        ValueError, match="reward 'p' has no method __call__; every reward is called with a RolloutBatch"
+    ):
         registry.REWARDS.register("p")(NoCall)
 
 

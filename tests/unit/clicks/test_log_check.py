@@ -40,7 +40,7 @@ def test_a_log_whose_rows_show_one_text_three_times_is_described(tiny_log_rows, 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = check_log([path])
     assert [place["examination"] for place in found["positions"]] == [1.0, 1.0, 1.0]
-    assert any("place 2, 3 is empty or only repeats what is shown above" in one for one in found["findings"])
+    assert any("position 2, 3 is empty or only repeats what is shown above" in one for one in found["findings"])
 
 
 def test_a_log_without_rows_is_refused_in_words(tmp_path):

@@ -196,7 +196,7 @@ def test_what_the_cap_of_weights_leaves_of_the_bias_is_what_is_said():
 
     said = " ".join(estimate(counts_of(8, seen), "ctr").findings)
     # the last place is looked at .17 times as often as the top: 1 / (1 + 5 * .17); of the sixth (.26) 5 is enough
-    assert "place 8 (5 instead of 5.9)" in said and "has 54.1% of the weight" in said
+    assert "position 8 (5 instead of 5.9)" in said and "has 54.1% of the weight" in said
     assert share_of_the_top(7) == pytest.approx(0.541, abs=0.015)
     assert share_of_the_top(5) == pytest.approx(0.5, abs=0.015)
 
@@ -309,7 +309,7 @@ def test_the_better_side_of_a_pair_is_the_chosen_one_whatever_its_label(tmp_path
         ({"pairs": [[0, 1, 1.0, float("nan")]]}, "pair 1: label nan"),
         ({"pairs": [[0, 1, 1.0, 1.0], [0, 1, 0, 1.0]]}, "pair 2: weight 0; give a number greater than 0"),
         ({"pairs": [[0, 1, float("inf"), 1.0]]}, "pair 1: weight inf"),
-        ({"pairs": [[0, 2, 1.0, 1.0]]}, "pair 1: places 0 and 2 of 2 suggestions; they count from 0"),
+        ({"pairs": [[0, 2, 1.0, 1.0]]}, "pair 1: indices 0 and 2 with 2 suggestions; they count from 0"),
         ({"pairs": [[0, 1]]}, r"pair 1: \[0, 1\]; give \[chosen, rejected, weight, label\]"),
         ({"pairs": [[0, 0, 1.0, 1.0]]}, "pair 1: chosen and rejected are the same"),
         ({"pairs": None}, "f.jsonl:2: pairs None; give a list"),

@@ -143,7 +143,7 @@ def test_what_auto_chooses_covers_the_truth(clicks, ranked):
         found = estimate(counts)
         methods.append(found.method)
         assert ("the order was chosen" in " ".join(found.findings)) == ranked
-        assert ("still favour a higher place" in " ".join(found.findings)) == (found.method == "cascade")
+        assert ("still favour a higher position" in " ".join(found.findings)) == (found.method == "cascade")
         inside += covered(found, true)
         off.append(np.subtract(found.values, true))
     # of 24 intervals that cover in 88 to 95 % (docs/POSITION_BIAS.md) 17 or fewer are right in one of 100 such tests
@@ -272,7 +272,9 @@ def test_where_hardly_anything_comes_again_the_order_is_not_known_and_that_is_sa
     (counts, _), *_ = simulations("pbm", True, 1, n_contexts=2000, n_known=3000, n_impressions=4000)
     found = estimate(counts)
     assert diagnose(counts).order == "unknown" and found.method == "ctr"
-    assert "too few suggestions were shown at several places to tell whether the order was random" in found.findings[0]
+    assert (
+        "too few suggestions were shown at several positions to tell whether the order was random" in found.findings[0]
+    )
 
 
 def test_a_ranker_that_never_moves_anything_leaves_nothing_to_correct_by():
@@ -284,13 +286,16 @@ def test_a_ranker_that_never_moves_anything_leaves_nothing_to_correct_by():
     ]
     found = estimate(pl.DataFrame(rows, schema=COUNTS, orient="row"))
     assert found.method == "none" and found.values == [1, 1, 1]
-    assert "too little moved to tell how much each place is looked at: nothing is corrected" in found.findings[0]
+    assert (
+        "too few suggestions moved to tell how often each position is examined: nothing is corrected"
+        in found.findings[0]
+    )
     assert not any("trusted" in sentence for sentence in found.findings)  # there is no number that trust would change
 
 
 def test_an_estimate_with_a_wide_interval_says_that_it_does_not_know():
     [(counts, _)] = simulations("pbm", True, 1, n_contexts=1000, n_known=100, n_impressions=3000)
-    assert "harvest does not know how much place 2" in " ".join(estimate(counts, "harvest").findings)
+    assert "harvest cannot tell how often position 2" in " ".join(estimate(counts, "harvest").findings)
 
 
 def test_two_estimators_apart_are_said():
@@ -302,11 +307,11 @@ def test_two_estimators_apart_are_said():
     ]
     stayed = [(context, 2 * context + 1, 2, 1, 1, 1, 1) for context in range(100, 4000)]
     found = estimate(pl.DataFrame([*moved, *stayed], schema=COUNTS, orient="row"))
-    assert found.method == "ctr" and "two estimators disagree on place 2" in " ".join(found.findings)
+    assert found.method == "ctr" and "two estimators disagree on position 2" in " ".join(found.findings)
 
 
 def test_more_than_the_top_and_a_cap_that_bites_are_said():
     rows = [(0, place, place, 1000, clicks, 1000, 0) for place, clicks in ((1, 300), (2, 400), (3, 30))]
     findings = " ".join(estimate(pl.DataFrame(rows, schema=COUNTS, orient="row"), "ctr").findings)
-    assert "place 2 seems to be looked at more than the top" in findings
-    assert "a click at place 3 (5 instead of 9.7) counts less than its inverse propensity" in findings
+    assert "position 2 seems to be examined more than the top" in findings
+    assert "a click at position 3 (5 instead of 9.7) counts less than its inverse propensity" in findings

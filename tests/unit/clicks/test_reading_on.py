@@ -85,7 +85,7 @@ def test_where_no_user_comes_again_the_interval_allows_for_users_who_differ_and_
         for seed in range(4):
             one = simulated(Kind("cascade", ranker_noise, 300, n_turns=4), seed)
             found = estimate(one.counts())
-            assert "too few users come again to tell how much they differ" in " ".join(found.findings)
+            assert "too few users recur to tell how much they differ" in " ".join(found.findings)
             assert all(true <= high for high, true in zip(found.high, one.examination, strict=True))
             assert found.values[1] < one.examination[1] - 0.02
 
@@ -118,7 +118,7 @@ def test_log_check_asks_the_users_of_a_log(tmp_path):
     (tmp_path / "clicks.jsonl").write_bytes(rows.write_ndjson().encode())
     found = check_log([tmp_path / "clicks.jsonl"])
     assert [place["examination"] for place in found["positions"]] == pytest.approx(estimate_log(one.log()).values)
-    assert "by their other turns, those who read on to lower places click" in " ".join(found["findings"])
+    assert "by their other turns, users who read on to lower positions click" in " ".join(found["findings"])
 
 
 def test_what_users_who_differ_are_allowed_for_is_what_a_simulation_finds():

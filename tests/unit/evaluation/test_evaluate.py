@@ -118,7 +118,7 @@ def test_the_stage_writes_what_it_measured_and_a_report(run_dir, scorer, capsys,
     assert example["grpo"]["garm"][0] == [len("A great one?"), pytest.approx(0.5**0.5)]
     assert "<h2>evaluate</h2>" in (run_dir / "report" / "report.html").read_text()
     shown = " ".join(capsys.readouterr().out.split())
-    assert "under the strongest baseline, sft: surely more" in shown and "cold_start" in shown
+    assert "with the strongest baseline, sft: clearly more" in shown and "cold_start" in shown
     assert not list(run_dir.rglob(".*writing"))
 
 
@@ -309,7 +309,7 @@ def test_without_a_judge_the_heldout_clicks_speak(run_dir, scorer):
 def test_a_reward_model_far_off_is_flagged_in_words():
     figures = {"accuracy": 0.6, "n_pairs": 4000, "ece": 0.21, "ece_ci95": [0.2, 0.22], "ece_if_calibrated": 0.02}
     figures |= {"accuracy_ci95": [0.58, 0.62], "nll_ci95": [0.65, 0.69]}
-    assert "above 0.15, its probabilities and sigmas are not to be trusted" in calibration_verdict(figures)
+    assert "That is above 0.15: its probabilities and deviations cannot be trusted" in calibration_verdict(figures)
     assert "better than a coin: its probabilities can be used" in calibration_verdict(figures | {"ece": 0.05})
     # a coin that says 0.5 is perfectly calibrated, and of no use
     coin = figures | {"ece": 0.01, "accuracy_ci95": [0.49, 0.52], "nll_ci95": [0.69, 0.694]}

@@ -97,7 +97,7 @@ def test_a_sample_ratio_that_is_no_chance_is_named_and_shares_can_be_given():
     found = sample_ratio(rows, {})
     assert (found["unit"], found["counts"]) == ("user", {"a": 2000, "b": 1000})
     assert found["p"] == pytest.approx(chisquare([2000, 1000]).pvalue)
-    assert "2,000, 1,000 users where 1,500, 1,500 were expected" in found["findings"][0]
+    assert "2,000, 1,000 users instead of the expected 1,500, 1,500" in found["findings"][0]
     for shares in ({"a": 2, "b": 1}, {"a": 0.5, "b": 0.25}):  # what counts is their ratio
         assert sample_ratio(rows, shares)["p"] == pytest.approx(1.0)
     wrong = ({"a": 2}, {"a": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}, *({"a": 1, "b": b} for b in (0, -1, nan, inf)))
@@ -160,7 +160,10 @@ def test_an_arm_can_be_named_by_meta_and_rows_without_one_are_left_out(tmp_path)
     found = logged_ab(log, by="meta.arm")
     assert set(found["arms"]) == {"x", "y"}
     nobody = log.with_columns(policy=log["policy"].replace("new", None))
-    for by, what in (("policy", "alone in 600 rows; a test has two arms"), ("user", "give policy, or meta.KEY")):
+    for by, what in (
+        ("policy", "only old in 600 rows; a test needs at least two arms"),
+        ("user", "give policy, or meta.KEY"),
+    ):
         with pytest.raises(ValueError, match=what):
             logged_ab(nobody, by=by)
     with pytest.raises(ValueError, match="--control x: no such arm; there are new, old"):

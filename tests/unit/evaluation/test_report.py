@@ -195,7 +195,7 @@ def test_the_same_numbers_give_the_same_file(full_run, metrics):
 def test_an_empty_run_folder_has_a_report_that_says_so(tmp_path):
     text = read(write_report(tmp_path, {"judge": "none"})).text
     for stage in ("data", "sft", "garm", "fusion", "grpo"):
-        assert f"Nothing in this run folder to show of stage {stage}." in text
+        assert f"This run folder has no data from the stage {stage}." in text
     assert "No judge, so no A/B test" in text
 
 
@@ -205,7 +205,7 @@ def test_a_run_without_a_judge_shows_quality_and_calibration(tmp_path, metrics):
     for arm in metrics["examples"][0]["arms"].values():
         arm["ctr"] = None
     text = read(write_report(tmp_path, metrics)).text
-    assert "71.0% (69.0% to 73.0%) of the held-out pairs" in text and "with near-duplicates" in text
+    assert "71.0% of the held-out pairs (69.0% to 73.0%)" in text and "with near-duplicates" in text
     assert "% click" not in text and "✓ clicked" in text
 
 
@@ -217,9 +217,9 @@ def test_no_heldout_pair_is_said_and_not_drawn(tmp_path):
 
 def test_every_finished_stage_has_its_duration(full_run, metrics):
     table = re.search(
-        r'<table class="text">(?:(?!</table>).)*<td>together', write_report(full_run, metrics).read_text(), re.DOTALL
+        r'<table class="text">(?:(?!</table>).)*<td>total', write_report(full_run, metrics).read_text(), re.DOTALL
     )[0]
-    assert re.findall(r"<tr><td>(\w+)", table) == ["data", "distil", "sft", "evaluate", "together"]
+    assert re.findall(r"<tr><td>(\w+)", table) == ["data", "distil", "sft", "evaluate", "total"]
 
 
 def test_scalars_of_a_resumed_run_are_joined_and_the_later_value_counts(tmp_path):
@@ -258,7 +258,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_the_alarms_of_the_monitors_stand_in_the_section_of_grpo(full_run, metrics):
     alarms = full_run / "grpo" / "alarms.jsonl"
     alarms.write_text("")
-    assert "No monitor gave an alarm." in read(write_report(full_run, metrics)).text
+    assert "No monitor raised an alarm." in read(write_report(full_run, metrics)).text
     alarms.write_text(json.dumps({"step": 34, "monitor": "sigma", "sentence": EVIL}) + "\n")
     text = read(write_report(full_run, metrics)).text
     assert "34sigma" in text and EVIL in text and "No monitor" not in text
@@ -279,15 +279,15 @@ def test_the_first_screen_says_what_came_out_under_which_conditions_and_what_got
     sure = {"near_duplicates": [0.2, 0.26], "self_similarity": [-0.01, 0.02]}
     metrics["quality_change"] = {"before": "sft", "after": "grpo", "ci95": sure}
     html = write_report(full_run, metrics).read_text()
-    assert "simulated users (built_in_world), no real ones · 200 held-out conversations" in html
+    assert "simulated users (built_in_world), no real users · 200 held-out conversations" in html
     assert "grpo at temperature 0.5 · seed 0, one training" in html
     screen = first_screen(html)
-    assert "58.0% of users click under grpo, 45.0% under the strongest baseline, sft: surely more (" in screen
+    assert "58.0% of users click with grpo, 45.0% with the strongest baseline, sft: clearly more (" in screen
     assert "(relative lift +28.9%, 95 % interval" in screen
-    assert "26.0% of the responses of grpo hold two suggestions that say the same, 3.0% under sft." in screen
-    assert "grpo repeats itself: 0.050 different word pairs a pair, 0.200 under sft." in screen
+    assert "26.0% of the grpo responses contain near-duplicates (3.0% for sft)." in screen
+    assert "grpo repeats itself: distinct-2 is 0.050 (0.200 for sft)." in screen
     assert re.search(r"with near-duplicates</td><td>3.0%</td><td>26.0%</td><td class=\"bad\">worse", screen)
-    assert re.search(r"self-similarity</td><td>0.200</td><td>0.200</td><td class=\"muted\">no sure change", screen)
+    assert re.search(r"self-similarity</td><td>0.200</td><td>0.200</td><td class=\"muted\">no clear change", screen)
     assert re.search(r"users who click</td><td>45.0%</td><td>58.0%</td><td class=\"good\">better", screen)
 
 
@@ -308,7 +308,7 @@ def test_a_reward_that_training_did_not_raise_is_a_warning(full_run, metrics):
         }
         return first_screen(write_report(full_run, metrics).read_text())
 
-    said = "does not have more of the reward that it was trained on than sft, which it started from: 0.600, 0.620."
+    said = "has no more of the reward it was trained on (0.600) than sft, which it started from (0.620)."
     assert said in screen_with(0.6)
     assert "which it started from" not in screen_with(0.63)
 
@@ -322,9 +322,9 @@ def test_what_an_earlier_version_did_not_compare_is_not_called_unchanged(full_ru
 def test_a_reward_model_that_is_no_better_than_a_coin_on_what_the_policy_says_is_a_warning(full_run, metrics):
     figures = {"n_pairs": 900, "accuracy": 0.53, "accuracy_ci95": [0.52, 0.55], "nll": 0.72, "nll_ci95": [0.71, 0.73]}
     found = warnings(metrics | {"garm_on_policy": {"grpo": figures}})
-    assert found[0]["kind"] == "bad" and "worse than a coin's (NLL 0.720, a coin 0.693)" in found[0]["sentence"]
+    assert found[0]["kind"] == "bad" and "worse than a coin's (NLL 0.720, coin: 0.693)" in found[0]["sentence"]
     found = warnings(metrics | {"garm_on_policy": {"grpo": figures | {"nll_ci95": [0.68, 0.73]}}})
-    assert any(one["kind"] == "warn" and "not surely better than a coin's" in one["sentence"] for one in found)
+    assert any(one["kind"] == "warn" and "not clearly better than a coin's" in one["sentence"] for one in found)
     found = warnings(metrics | {"garm_on_policy": {"grpo": figures | {"nll": 0.6, "nll_ci95": [0.5, 0.65]}}})
     assert not any("a coin" in one["sentence"] for one in found)
 
@@ -332,9 +332,9 @@ def test_a_reward_model_that_is_no_better_than_a_coin_on_what_the_policy_says_is
 def test_what_the_policy_starts_from_stands_in_the_answer(metrics):
     metrics["ab"]["rft"] = ab(0.57, [0.3, 0.2, 0.1])
     metrics["lift"]["grpo_over_rft"], metrics["lift_ci95"]["grpo_over_rft"] = 0.018, [-0.01, 0.04]
-    assert "Under rft, from which it starts, it is 57.0%: no sure difference." in answer(metrics)
+    assert "With rft, which it starts from, 57.0% click: no clear difference." in answer(metrics)
     metrics["lift_ci95"]["grpo_over_rft"] = [0.01, 0.04]
-    assert "it is 57.0%: surely fewer." in answer(metrics)
+    assert "57.0% click: clearly fewer." in answer(metrics)
 
 
 def test_a_policy_that_loses_to_a_baseline_says_so_first_and_in_red(full_run, metrics):
@@ -342,7 +342,7 @@ def test_a_policy_that_loses_to_a_baseline_says_so_first_and_in_red(full_run, me
     metrics["ab"]["sft"]["ctr"] = 0.62
     screen = first_screen(write_report(full_run, metrics).read_text())
     assert '<ul class="flags"><li class="bad">grpo loses to the baseline sft.</li>' in screen
-    assert "62.0% under the strongest baseline, sft: surely fewer (" in screen
+    assert "62.0% with the strongest baseline, sft: clearly fewer (" in screen
     assert "(relative lift -7.0%, 95 % interval -10.0% to -4.0%" in screen
 
 
@@ -353,7 +353,7 @@ def test_a_part_that_clicks_fall_with_and_that_is_trained_on_is_a_warning(full_r
     }
     (full_run / "fusion" / "weights.json").write_text(json.dumps(weights))
     html = write_report(full_run, metrics).read_text()
-    assert "Clicks fall as garm_sigma rises (-0.25 ± 0.08), and it was trained on with the weight +0.06." in html
+    assert "Clicks fall as garm_sigma rises (-0.25 ± 0.08), but its weight in training was +0.06." in html
     weights["first_stage"]["coefficient"]["garm_sigma"] = -0.15  # within twice its error: noise
     (full_run / "fusion" / "weights.json").write_text(json.dumps(weights))
     assert "Clicks fall as" not in write_report(full_run, metrics).read_text()
@@ -365,8 +365,8 @@ def test_examples_stand_in_their_groups_with_scores_parts_and_what_is_new(full_r
     example = {"conversation": [{"role": "user", "content": "Hi"}], "clicked": ["Old?"], "arms": {"grpo": arm}}
     metrics["examples"] = [example | {"group": group} for group in ("worst", "best", "random")]
     html = write_report(full_run, metrics).read_text()
-    titles = ["where most was gained", "where most was lost", "drawn at random"]
-    assert re.findall(r"<h3>(where most.*?|drawn.*?)</h3>", html) == titles
+    titles = ["largest gains", "largest losses", "drawn at random"]
+    assert re.findall(r"<h3>(largest.*?|drawn.*?)</h3>", html) == titles
     assert html.count('Old? <span class="tag good">✓ clicked</span><small>GaRM +0.50 ± 1.00</small>') == 3
     assert html.count('New? <span class="tag muted">new</span><small>GaRM -0.25 ± 2.00</small>') == 3
     # bars in per cent of the largest part of the page
@@ -393,13 +393,13 @@ def test_the_same_prompts_stand_side_by_side_at_four_steps_and_the_extremes_are_
     write_samples(full_run)
     html = write_report(full_run, metrics).read_text()
     grpo = re.search(r'<section id="grpo">.*?</section>', html, re.DOTALL)[0]
-    same, *folded = grpo.split("<summary>6 more of them")
+    same, *folded = grpo.split("<summary>6 more prompts")
     # of six steps the first, the last and two between: two prompts at once, the other six folded
     assert re.findall(r"<h4>step (\d+)", same) == ["1", "21", "31", "51"] * 2
     assert folded[0].split("<summary>")[0].count("<article>") == 6
     assert "GaRM +5.10 ± 0.50" in same and "reward +0.25" in same and "ood failed" in same
     for kind in ("highest", "lowest"):
-        shown = grpo.split(f"the {kind} reward of the first and the last step")[1].split("</details>")[0]
+        shown = grpo.split(f"{kind} reward in the first and the last step")[1].split("</details>")[0]
         assert re.findall(r"<h4>step (\d+)", shown) == ["1", "1", "51", "51"]
 
 
@@ -413,7 +413,7 @@ def test_fusion_says_of_each_part_what_the_clicks_say_and_whether_the_floor_hold
     text = read(write_report(full_run, metrics)).text
     assert "+0.300± 0.020" in text and "-0.100± 0.020clicks fall as it rises, at the floor5%" in text
     assert "language0–the same for every response0%" in text
-    assert "+0.010± 0.020may be 015%" in text and "below the floor, 20% of the largest" in text
+    assert "+0.010± 0.020may be 015%" in text and "below the floor, which is 20% of the largest" in text
 
 
 def test_the_proxy_stands_against_the_gold_in_words_and_as_a_picture(full_run, metrics):
@@ -422,7 +422,7 @@ def test_the_proxy_stands_against_the_gold_in_words_and_as_a_picture(full_run, m
     metrics["proxy"] = {"arms": arms, "before": "sft", "after": "grpo", "n_contexts": 500, "bins": bins}
     metrics["proxy"]["correlation"] = 0.4459
     html = write_report(full_run, metrics).read_text()
-    assert "the changes have a rank correlation of +0.45." in html and 'alt="Proxy against gold"' in html
+    assert "the two changes have a rank correlation of +0.45." in html and 'alt="Proxy against gold"' in html
     metrics["proxy"]["correlation"] = None
     assert "One of the two did not change." in write_report(full_run, metrics).read_text()
 
@@ -430,10 +430,10 @@ def test_the_proxy_stands_against_the_gold_in_words_and_as_a_picture(full_run, m
 def test_gold_of_every_rollout_is_drawn_over_the_kl_where_a_judge_said_it(full_run, metrics):
     rows = [{"step": n, "proxy": n / 10, "proxy_std": 0.5, "distinct_2": 0.1, "kl": n / 5} for n in range(1, 9)]
     write_json_lines(full_run / "grpo" / "statistics.jsonl", rows)
-    assert "over the KL" not in write_report(full_run, metrics).read_text()
+    assert "over KL" not in write_report(full_run, metrics).read_text()
     write_json_lines(full_run / "grpo" / "statistics.jsonl", [row | {"gold": 0.5} for row in rows])
     html = write_report(full_run, metrics).read_text()
-    assert 'alt="Proxy and gold over the KL"' in html and 'alt="distinct-2 of a step, over the steps' in html
+    assert 'alt="Proxy and gold over KL"' in html and 'alt="distinct-2 per step, over training steps' in html
 
 
 def test_parts_of_the_log_have_their_change_with_its_interval(full_run, metrics):

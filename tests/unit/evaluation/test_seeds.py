@@ -49,7 +49,7 @@ def test_the_strongest_baseline_may_be_another_one_in_each_seed():
 
 def test_one_run_has_no_interval_and_arms_that_a_run_lacks_are_left_out():
     alone = seeds.tables([metrics(0, 0.4, 0.5)])
-    assert "| `grpo` | 50.0% | 50.0% |" in alone and "\nOf one training, seed 0.\n" in alone
+    assert "| `grpo` | 50.0% | 50.0% |" in alone and "\nFrom one training, seed 0.\n" in alone
     assert "most_clicked" not in seeds.tables([metrics(0, 0.4, 0.5, most_clicked=0.3), metrics(1, 0.4, 0.5)])
 
 

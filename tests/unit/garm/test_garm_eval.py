@@ -96,7 +96,7 @@ def test_an_ece_above_the_limit_is_said_in_words():
     assert "can be used" in verdict(bad)
     assert "a coin's" in verdict(evaluate_pairs(scored(np.tile([0.99, 0.01], 200))))
     timid = evaluate_pairs(scored(np.full(400, 0.6)))  # always right, at .6: an ECE of .4, and better than a coin
-    assert "not to be trusted" in verdict(timid)
+    assert "cannot be trusted" in verdict(timid)
 
 
 def test_some_of_the_pairs_keep_all_that_is_known_of_each():

@@ -456,7 +456,7 @@ def test_a_tensor_of_another_shape_is_named(checkpoint):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_tensor_that_is_no_number_is_named_with_its_file(checkpoint, value):
     changed(checkpoint, lambda weights: weights["model.norm.weight"].index_fill_(0, torch.tensor([1]), value))
-    with pytest.raises(ValueError, match=r"model.safetensors: model.norm.weight has nan or inf in 1 of \d+ places"):
+    with pytest.raises(ValueError, match=r"model.safetensors: model.norm.weight has nan or inf in 1 of \d+ values"):
         check_checkpoint(checkpoint)
 
 

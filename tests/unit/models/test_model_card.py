@@ -47,7 +47,7 @@ def test_a_card_says_what_the_model_is_made_from_how_it_is_asked_and_what_came_o
     assert text.startswith("---\nlicense: other\n") and "# mine/grpo" in text
     assert "starts from: rft, with sft as reference" in text and "data: clicks.jsonl (BLAKE2b abc)" in text
     assert "commit 0123456789" in text and "`SEED=3`" in text and "torch 2.13.0" in text
-    assert "users who click: 55.5% (54.9% to 56.1%), users of judge `built_in_world`" in text
+    assert "users who click: 55.5% (54.9% to 56.1%), users of the judge `built_in_world`" in text
     assert "responses with near-duplicates: 3.6%" in text and "at temperature 0.3, seed 3, one training" in text
     assert "`../ckpt/grpo`: optimiser" in text and "tensorboard" not in text  # which is not there
     garm = card(run, "garm")

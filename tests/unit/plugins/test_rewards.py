@@ -71,7 +71,7 @@ def test_the_chance_of_a_click_is_that_of_at_least_one_looked_at_and_clicked():
     torch.testing.assert_close(garm.credit(batch)[0], torch.tensor([0.5 * 0.81, 0.1 * 0.45, 0.1 * 0.45]))
     assert garm.credit(batch)[1, 2] == 0
     torch.testing.assert_close(Garm(form="click_chance")(batch)[0], torch.tensor(1 - 0.5 * 0.8 * 0.6))
-    with pytest.raises(ValueError, match="2 places for 3 suggestions"):
+    with pytest.raises(ValueError, match="2 positions for 3 suggestions"):
         Garm(form="click_chance", examination="1,0.5")(batch)
     with pytest.raises(ValueError, match="garm.examination = '1,x'"):
         Garm(examination="1,x")

@@ -64,5 +64,5 @@ def test_the_interval_over_seeds_is_that_of_students_t():
 def test_a_difference_in_words_turns_with_its_sign_and_says_where_nothing_is_sure():
     assert in_words(0.031, [0.016, 0.044]) == "0.031 higher (0.016 to 0.044)"
     assert in_words(-0.119, [-0.15, -0.08]) == "0.119 lower (0.080 to 0.150)"
-    assert in_words(-0.004, [-0.018, 0.01]) == "0.004 lower (-0.010 to 0.018, no sure difference)"
+    assert in_words(-0.004, [-0.018, 0.01]) == "0.004 lower (-0.010 to 0.018, no clear difference)"
     assert in_words(4.66, [2.9, 6.6], "more", "less", ".1f", "points") == "4.7 points more (2.9 to 6.6)"
