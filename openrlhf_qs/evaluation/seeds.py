@@ -91,7 +91,7 @@ def tables(runs: Sequence[Mapping[str, Any]]) -> str:
     names = [name for name in runs[0]["ab"] if AT not in name and all(name in metrics["ab"] for metrics in runs)]
     if not names:
         raise ValueError("no arm is in all of the runs; evaluate them all in the same way")
-    arms = [["arm", "CTR", "worst seed", *(f"{key.replace('_', ' ')} (worst)" for key in QUALITY)]]
+    arms = [["arm", "CTR", "worst seed", *(f"{key.replace('_', '-')} (worst)" for key in QUALITY)]]
     for name in names:
         ctr = [metrics["ab"][name]["ctr"] for metrics in runs]
         quality = _cells([metrics["quality"][name] for metrics in runs], QUALITY)
