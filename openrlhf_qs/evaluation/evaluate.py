@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> None:
             rich_print(f"reward model on the clicks of arm {escape(name)}")
             suggestions, clicks = [row.suggestions for row in some[name]], results[name].clicks[: rewards.N_CONTEXTS]
             places = rewards.places_of(folder)
-            found = rewards.on_clicks(scorer, conversations, suggestions, clicks, args.seed, **places)
+            found = rewards.on_clicks(scorer, conversations, suggestions, clicks, args.seed, chance=chance, **places)
             if found is not None:
                 metrics["garm_on_policy"][name] = found
     totals = {}

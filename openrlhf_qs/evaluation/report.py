@@ -256,6 +256,7 @@ def _calibration(metrics: Mapping[str, Any]) -> list[dict]:
             f"{one['n_pairs']:,}",
             *((f"{one[key]:.3f}", "{:.3f} to {:.3f}".format(*one[f"{key}_ci95"])) for key in columns),
             f"{one['ece_if_calibrated']:.3f}",
+            f"{one['baselines']['bayes_rule']['accuracy']:.3f}" if "bayes_rule" in one.get("baselines", {}) else "–",
         ]
         for name, one in measured.items()
     ]
@@ -268,7 +269,8 @@ def _calibration(metrics: Mapping[str, Any]) -> list[dict]:
         "Intervals are bootstrapped over impressions. Pairs are weighted as in training. The diagram counts each pair "
         "from both sides, so it is symmetric; its bars are 95 % Wilson intervals."
     )
-    blocks.append(_table(["pairs from", "N", *columns.values(), "ECE if calibrated"], rows, note=note))
+    heads = ["pairs from", "N", *columns.values(), "ECE if calibrated", "accuracy of the Bayes rule"]
+    blocks.append(_table(heads, rows, note=note))
     blocks.append(_plot(reliability_diagram(garm["reliability"]), "Reliability diagram of the reward model"))
     if "log_ppl" in garm:
         figure = accuracy_curve(garm["log_ppl"]["bins"], "log-perplexity under the SFT policy, nats per token")

@@ -148,12 +148,14 @@ def warnings(
     if own and own["nll_ci95"][1] >= COIN_NLL:
         low, high = own["accuracy_ci95"]
         kind, word = ("bad", "worse") if own["nll_ci95"][0] > COIN_NLL else ("warn", "not clearly better")
+        bound = own.get("baselines", {}).get("bayes_rule")
+        most = f"; the Bayes rule would in {bound['accuracy']:.1%}" if bound else ""
         found.append(
             (
                 kind,
                 f"On {LAST_POLICY} suggestions, which it was not trained on, the reward model prefers the clicked one "
-                f"in {own['accuracy']:.1%} of the pairs ({low:.1%} to {high:.1%}); its probabilities are {word} than "
-                f"a coin's (NLL {own['nll']:.3f}, coin: {COIN_NLL:.3f}).",
+                f"in {own['accuracy']:.1%} of the pairs ({low:.1%} to {high:.1%}{most}); its probabilities are {word} "
+                f"than a coin's (NLL {own['nll']:.3f}, coin: {COIN_NLL:.3f}).",
             )
         )
     for name, coefficient in ((weights or {}).get("first_stage", {}).get("coefficient", {})).items():

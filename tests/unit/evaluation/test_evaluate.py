@@ -227,11 +227,15 @@ def test_the_reward_model_is_judged_by_what_users_click_among_what_an_arm_says(r
     clicks = np.zeros((30, 4, 2), dtype=int)
     for n, texts in enumerate(suggestions):
         clicks[n, :2, texts.index("long one")] = 1
-    found = rewards.on_clicks(load_on_device(run_dir / "garm"), conversations, suggestions, clicks)
+    scorer = load_on_device(run_dir / "garm")
+
+    def chance(conversations, shown):
+        return [{"long one": 0.9, "short": 0.1}[text] for [text] in shown]
+
+    found = rewards.on_clicks(scorer, conversations, suggestions, clicks, chance=chance)
+    assert found["baselines"]["bayes_rule"]["accuracy"] == 1.0 and found["baselines"]["coin"]["accuracy"] == 0.5
     assert (found["accuracy"], found["n_pairs"], found["n_impressions"]) == (1.0, 60, 30)
-    assert (
-        rewards.on_clicks(load_on_device(run_dir / "garm"), conversations, suggestions, np.ones_like(clicks)) is None
-    )
+    assert rewards.on_clicks(scorer, conversations, suggestions, np.ones_like(clicks)) is None
 
 
 def by_length(conversations, suggestions):

@@ -323,6 +323,11 @@ def test_a_reward_model_that_is_no_better_than_a_coin_on_what_the_policy_says_is
     figures = {"n_pairs": 900, "accuracy": 0.53, "accuracy_ci95": [0.52, 0.55], "nll": 0.72, "nll_ci95": [0.71, 0.73]}
     found = warnings(metrics | {"garm_on_policy": {"grpo": figures}})
     assert found[0]["kind"] == "bad" and "worse than a coin's (NLL 0.720, coin: 0.693)" in found[0]["sentence"]
+    assert "in 53.0% of the pairs (52.0% to 55.0%); its" in found[0]["sentence"]
+    found = warnings(
+        metrics | {"garm_on_policy": {"grpo": figures | {"baselines": {"bayes_rule": {"accuracy": 0.57}}}}}
+    )
+    assert "(52.0% to 55.0%; the Bayes rule would in 57.0%)" in found[0]["sentence"]
     found = warnings(metrics | {"garm_on_policy": {"grpo": figures | {"nll_ci95": [0.68, 0.73]}}})
     assert any(one["kind"] == "warn" and "not clearly better than a coin's" in one["sentence"] for one in found)
     found = warnings(metrics | {"garm_on_policy": {"grpo": figures | {"nll": 0.6, "nll_ci95": [0.5, 0.65]}}})

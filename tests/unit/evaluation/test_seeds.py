@@ -66,12 +66,14 @@ def test_the_reward_model_stands_beside_what_it_is_measured_against_with_its_wor
     for n, run in enumerate(runs):
         figures = {"accuracy": 0.75 + 0.01 * n, "nll": 0.46 - 0.02 * n, "ece": 0.02 + 0.01 * n}
         run["garm"] = figures | {"baselines": {"bayes_rule": figures | {"accuracy": 0.83}}}
-        run["garm_on_policy"] = {"grpo": figures | {"accuracy": 0.54, "nll": 0.7 + 0.02 * n}}
+        bound = {"bayes_rule": figures | {"accuracy": 0.57}}
+        run["garm_on_policy"] = {"grpo": figures | {"accuracy": 0.54, "nll": 0.7 + 0.02 * n, "baselines": bound}}
     text = seeds.tables(runs)
     # accuracy .75 and .76, NLL .46 and .44, ECE .02 and .03: the least, the largest and the largest are the worst
     assert "| the reward model | 75.5% (75.0%) | 0.450 (0.460) | 0.025 (0.030) |" in text
     assert "| `bayes_rule`, the bound | 83.0% (83.0%) |" in text
     assert "| the reward model, on what `grpo` suggests | 54.0% (54.0%) | 0.710 (0.720) |" in text
+    assert "| `bayes_rule`, the bound, there | 57.0% (57.0%) |" in text
     del runs[1]["garm_on_policy"]
     assert "on what `grpo` suggests" not in seeds.tables(runs)
 
