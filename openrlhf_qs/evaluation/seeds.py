@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_qs.evaluation.arms import AT, COLD_START, LAST_POLICY
-from openrlhf_qs.evaluation.summary import BOUNDS, CEILING, strongest_baseline
+from openrlhf_qs.evaluation.summary import BOUNDS, CEILING, best_of_several, strongest_baseline
 from openrlhf_qs.files.printable import counted
 from openrlhf_qs.files.record import read_record
 from openrlhf_qs.files.run_folder import RunFolder
@@ -142,16 +142,18 @@ def _lifts(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str,
     if LAST_POLICY not in names:
         return {}
 
-    def of(metrics: Mapping[str, Any], name: str) -> tuple[float, float]:
-        key, reverse = f"{LAST_POLICY}_over_{name}", f"{name}_over_{LAST_POLICY}"
+    def of(metrics: Mapping[str, Any], name: str, policy: str = LAST_POLICY) -> tuple[float, float]:
+        key, reverse = f"{policy}_over_{name}", f"{name}_over_{policy}"
         if key in metrics["lift"]:
             return metrics["lift"][key], metrics["lift_ci95"][key][0]
         return 1 / (1 + metrics["lift"][reverse]) - 1, 1 / (1 + metrics["lift_ci95"][reverse][1]) - 1
 
-    others = [name for name in names if name not in (LAST_POLICY, *LIMITS)]
+    others = [name for name in names if not name.startswith(LAST_POLICY) and name not in LIMITS]
     found = {f"`{name}`": [of(metrics, name) for metrics in runs] for name in others}
     if len(others) > 1:
         found[STRONGEST] = [of(metrics, strongest_baseline(metrics["ab"]) or COLD_START) for metrics in runs]
+    if arms := best_of_several(names):
+        found[f"`{arms[1]}`, by `{arms[0]}`"] = [of(metrics, arms[1], arms[0]) for metrics in runs]
     return found
 
 

@@ -7,7 +7,7 @@ report's first screen and the terminal show.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from openrlhf_qs.evaluation.arms import AT, LAST_POLICY
@@ -88,7 +88,29 @@ def answer(metrics: Mapping[str, Any]) -> str:
     ceiling = f" The ceiling for any policy with these users is {ab[CEILING]['ctr']:.1%}." if CEILING in ab else ""
     return (
         f"{rate}, {ab[baseline]['ctr']:.1%} with the strongest baseline, {baseline}: {word} (relative lift "
-        f"{value:+.1%}, 95 % interval {low:+.1%} to {high:+.1%}, for this one training).{start}{ceiling}"
+        f"{value:+.1%}, 95 % interval {low:+.1%} to {high:+.1%}, for this one training)."
+        f"{start}{best_of_each(metrics)}{ceiling}"
+    )
+
+
+def best_of_several(names: Collection[str]) -> tuple[str, str] | None:
+    """The arms of the last policy and of SFT with the best of as many samples; None if they are not both there."""
+    for name in names:
+        if name.startswith(f"{LAST_POLICY}_best_of") and (other := name.replace(LAST_POLICY, "sft", 1)) in names:
+            return name, other
+    return None
+
+
+def best_of_each(metrics: Mapping[str, Any]) -> str:
+    """A sentence on the arms of :func:`best_of_several`; empty if there are none, or they cannot be compared."""
+    arms = best_of_several(metrics["ab"])
+    if arms is None or metrics["lift"].get(key := "_over_".join(arms)) is None:
+        return ""
+    after, before = (f"{metrics['ab'][name]['ctr']:.1%}" for name in arms)
+    low, high = metrics["lift_ci95"][key]
+    return (
+        f" When the reward picks one of {arms[0].rpartition('_')[2]} samples, {after} click with {LAST_POLICY} and "
+        f"{before} with sft ({metrics['lift'][key]:+.1%}, {low:+.1%} to {high:+.1%})."
     )
 
 

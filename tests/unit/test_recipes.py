@@ -462,7 +462,7 @@ def test_the_upworthy_recipe_without_its_data_says_what_it_wants():
     assert done.returncode != 0 and "packages.train.csv.gz" in done.stderr
 
 
-def test_each_policy_is_asked_once_at_all_temperatures_and_the_sft_policy_for_several_samples_at_the_second():
+def test_each_policy_is_asked_once_at_all_temperatures_and_the_first_and_last_for_several_samples_at_the_second():
     done = bash("evaluate.sh", DRY_RUN="1", RUN="runs/of_no_one", TEMPERATURES="1 .5", BEST_OF="4", N_SELECTION="9")
     generate = [words for words in map(shlex.split, done.stdout.splitlines()) if words[1] == "generate"]
     assert [[Path(path).name for path in one[one.index("--out") + 1 :][:2]] for one in generate] == [
@@ -470,6 +470,6 @@ def test_each_policy_is_asked_once_at_all_temperatures_and_the_sft_policy_for_se
         ["selection.rft.jsonl", "responses.rft.jsonl"],
         ["selection.grpo.jsonl", "responses.grpo.jsonl"],
     ]
-    for words, n_samples in zip(generate, ("1 4", "1 1", "1 1"), strict=True):
+    for words, n_samples in zip(generate, ("1 4", "1 1", "1 4"), strict=True):
         said = " ".join(words)
         assert f"--temperature 1 .5 --n_samples {n_samples} --" in said and "--n_max 9 1000 --" in said

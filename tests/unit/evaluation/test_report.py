@@ -291,6 +291,20 @@ def test_the_first_screen_says_what_came_out_under_which_conditions_and_what_got
     assert re.search(r"users who click</td><td>45.0%</td><td>58.0%</td><td class=\"good\">better", screen)
 
 
+def test_the_first_screen_compares_the_best_of_several_samples_of_both(full_run, metrics):
+    for name, ctr in (("sft_best_of_8", 0.5), ("grpo_best_of_8", 0.6)):
+        metrics["ab"][name] = metrics["ab"]["sft"] | {"ctr": ctr}
+        metrics["quality"][name] = quality()
+    metrics["lift"]["grpo_over_sft_best_of_8"], metrics["lift_ci95"]["grpo_over_sft_best_of_8"] = 0.16, [0.1, 0.2]
+    said = (
+        "When the reward picks one of 8 samples, 60.0% click with grpo and 50.0% with sft (+20.0%, +15.0% to +25.0%)."
+    )
+    assert said not in answer(metrics)  # they cannot be compared
+    metrics["lift"]["grpo_best_of_8_over_sft_best_of_8"] = 0.2
+    metrics["lift_ci95"]["grpo_best_of_8_over_sft_best_of_8"] = [0.15, 0.25]
+    assert said in answer(metrics)
+
+
 @pytest.mark.parametrize(
     ("ci95", "kind", "word"), [([0.16, 0.3], "bad", "are off"), ([0.07, 0.27], "warn", "may be off")]
 )

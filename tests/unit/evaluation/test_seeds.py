@@ -47,6 +47,18 @@ def test_the_strongest_baseline_may_be_another_one_in_each_seed():
     assert f"| {seeds.STRONGEST} | +12.5% | +0.0% | 1 of 2 seeds |" in text
 
 
+def test_the_best_of_several_samples_is_compared_with_the_best_of_as_many():
+    run = metrics(0, 0.4, 0.5, sft_best_of_8=0.48, grpo_best_of_8=0.6)
+    run["lift"]["grpo_best_of_8_over_sft_best_of_8"] = 0.25
+    run["lift_ci95"]["grpo_best_of_8_over_sft_best_of_8"] = [0.2, 0.3]
+    text = seeds.tables([run])
+    assert "| `sft_best_of_8`, by `grpo_best_of_8` | +25.0% | +25.0% | 1 of 1 seed |" in text
+    assert (
+        "| `sft_best_of_8` | +4.2% |" in text and "| `grpo_best_of_8` | +" not in text
+    )  # it is no baseline of grpo's
+    assert f"| {seeds.STRONGEST} | +4.2% |" in text
+
+
 def test_one_run_has_no_interval_and_arms_that_a_run_lacks_are_left_out():
     alone = seeds.tables([metrics(0, 0.4, 0.5)])
     assert "| `grpo` | 50.0% | 50.0% |" in alone and "\nFrom one training, seed 0.\n" in alone
