@@ -13,7 +13,7 @@ if [ "$FORM" = gpu ]; then
 elif [ -n "$POLICY" ]; then
    : "${N_RFT:=200}" "${RFT_BATCH:=16}" "${RFT_EPOCHS:=1}" "${RFT_LR:=5e-5}"   # for a model such as smollm2
 else
-   : "${N_RFT:=5000}" "${RFT_BATCH:=32}" "${RFT_EPOCHS:=4}" "${RFT_LR:=1.5e-3}"   # N_RFT: conversations; docs/EVIDENCE.md shows the effect of fewer
+   : "${N_RFT:=5000}" "${RFT_BATCH:=32}" "${RFT_EPOCHS:=4}" "${RFT_LR:=1.5e-3}"   # N_RFT: conversations, the last of the prompts; GRPO begins with the first
 fi
 
 begin rft "$@"

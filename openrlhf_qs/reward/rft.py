@@ -20,13 +20,19 @@ from openrlhf_qs.files.printable import from_here
 from openrlhf_qs.form.task import RESPONSE_TOKENS, Task, read_task
 from openrlhf_qs.models.engine import Answer
 from openrlhf_qs.models.template import token_texts
-from openrlhf_qs.sft.distil import Options, Sampler, add_sampling_arguments, sample_candidates
+from openrlhf_qs.sft.distil import Options, Sampler, add_sampling_arguments, read_conversations, sample_candidates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", required=True, dest="teacher", metavar="DIR", help="the SFT policy")
     parser.add_argument(
         "--reward_model", required=True, metavar="DIR", help="reward model, as written by recipes/garm.sh"
+    )
+    parser.add_argument(
+        "--n_max",
+        type=int,
+        default=0,
+        help="distinct conversations, the last ones, since GRPO begins with the first; default: all",
     )
     add_sampling_arguments(parser, n_samples=8, max_new_tokens=RESPONSE_TOKENS, temperature=0.7)
 
@@ -35,7 +41,8 @@ def run(args: argparse.Namespace) -> None:
     """Sample what is not sampled yet, score every suggestion, write the file."""
     from openrlhf_qs.garm.eval import load_on_device
 
-    journal = sample_candidates(args, ResponseSampler)
+    # GRPO begins with the first: on those that it was taught here the policy says the same again and again
+    journal = sample_candidates(args, ResponseSampler, read_conversations(args.prompts)[-args.n_max :])
     rows = list(journal.rows())
     scorer = load_on_device(args.reward_model)
     pairs = [(row["conversation"], one["text"]) for row in rows for one in row["candidates"]]

@@ -40,13 +40,14 @@ LEFT_OUT = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", required=True, help="folder or hub name of the teacher")
+    parser.add_argument("--n_max", type=int, default=0, help="distinct conversations, the first ones; default: all")
     add_sampling_arguments(parser, n_samples=16, max_new_tokens=32, temperature=1.0)
 
 
 def add_sampling_arguments(
     parser: argparse.ArgumentParser, n_samples: int, max_new_tokens: int, temperature: float
 ) -> None:
-    """What :func:`sample_candidates` reads, but for ``--teacher``, with these defaults."""
+    """What :func:`sample_candidates` reads, but for ``--teacher``, with these defaults; and ``--prompts``."""
     parser.add_argument(
         "--prompts",
         required=True,
@@ -57,7 +58,6 @@ def add_sampling_arguments(
     parser.add_argument(
         "--n_samples", type=int, default=n_samples, help=f"answers per conversation; default {n_samples}"
     )
-    parser.add_argument("--n_max", type=int, default=0, help="distinct conversations, the first ones; default: all")
     parser.add_argument(
         "--max_new_tokens",
         type=int,
@@ -85,16 +85,17 @@ def add_sampling_arguments(
 
 def run(args: argparse.Namespace) -> None:
     """Sample what is not sampled yet, write the file, show what came out and what was left out."""
-    sample_candidates(args, Sampler).finish()
+    sample_candidates(args, Sampler, read_conversations(args.prompts)[: args.n_max or None]).finish()
 
 
-def sample_candidates(args: argparse.Namespace, sampler: type[Sampler]) -> Journal:
+def sample_candidates(
+    args: argparse.Namespace, sampler: type[Sampler], conversations: Sequence[list[Message]]
+) -> Journal:
     """Sample what is not sampled yet with that class of engines from ``--teacher``, and show what came out: the
     journal of ``--out``, with all of its rows, to be finished."""
     for name in ("n_samples", "max_new_tokens", "chunk", "tensor_parallel_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}: give at least 1")
-    conversations = read_conversations(args.prompts)[: args.n_max or None]
     options = Options(args.teacher, args.n_samples, args.max_new_tokens, args.temperature, args.tensor_parallel_size)
     job = {**options._asdict(), "teacher": model_print(args.teacher), "seed": args.seed}
     keys = job_keys(job, conversations)

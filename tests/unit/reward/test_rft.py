@@ -54,9 +54,9 @@ def rft_of_two(tmp_path, sampler, monkeypatch):
     write_json_lines(prompts, [{"label": json.dumps({"conversation": one})} for one in CONVERSATIONS])
     flags = ["--policy", "policy", "--reward_model", "garm", "--prompts", str(prompts)]
 
-    def call(scorer):
+    def call(scorer, *more):
         monkeypatch.setattr("openrlhf_qs.garm.eval.load_on_device", lambda path: scorer)
-        cli.main(["rft", *flags, "--out", str(out), "--n_samples", "2"])
+        cli.main(["rft", *flags, "--out", str(out), "--n_samples", "2", *more])
         return read_json_lines(out)
 
     return call
@@ -92,3 +92,9 @@ def test_what_is_sampled_is_not_sampled_again_where_the_scoring_was_killed(rft_o
 
 def killed(of, texts):
     raise KeyboardInterrupt
+
+
+def test_it_takes_the_last_conversations_and_leaves_the_first_to_grpo(rft_of_two, monkeypatch):
+    monkeypatch.setattr(distil, "sample", sampled)
+    [row] = rft_of_two(by_length, "--n_max", "1")
+    assert row["conversation"] == CONVERSATIONS[-1]

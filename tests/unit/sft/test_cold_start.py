@@ -114,10 +114,10 @@ def test_what_nobody_was_shown_is_no_click_log_until_it_was_served(ask):
     assert log["policy"].to_list() == ["big+follow_up@2"] * 3
 
 
-@pytest.mark.parametrize("first", [(500, ""), (429, ""), (200, "Sure! Here you are"), (200, None), 0.6])
+@pytest.mark.parametrize("first", [(500, ""), (429, ""), (200, "Sure! Here you are"), (200, None), 3.0])
 def test_what_may_pass_is_asked_again(ask, server, first):
     server.answer = lambda name, n: first if n == 1 else (200, RIGHT)
-    assert len(read_json_lines(ask(2, "--timeout_s", "0.3"))) == 2
+    assert len(read_json_lines(ask(2, "--timeout_s", "1.5"))) == 2  # long enough for a busy machine
     assert server.asked == {"topic0": 2, "topic1": 2}
 
 
