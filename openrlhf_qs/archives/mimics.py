@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     panes = read_panes(Path(args.folder) / f"duo_clicks.{args.split}.tsv.gz")
-    kept = [pane for pane in panes if is_kept_apart(pane[0])] if args.calibration else []
+    kept = []
     if args.calibration:
+        kept, panes = ([pane for pane in panes if is_kept_apart(pane[0]) == apart] for apart in (True, False))
         write_preferences(args.calibration, pane_preferences(kept))
-        panes = [pane for pane in panes if not is_kept_apart(pane[0])]
     found = pane_preferences(panes)
     write_preferences(args.out, found)
     label = found["pairs"].explode(empty_as_null=False).struct.field("label")

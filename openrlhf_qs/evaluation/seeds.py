@@ -120,8 +120,7 @@ def _reward_models(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         found[f"`{name}`{bound}"] = [one.get("baselines", {}).get(name, {}) for one in models]
     on_policy = [metrics.get("garm_on_policy", {}).get(LAST_POLICY, {}) for metrics in runs]
     found[f"the reward model, on what `{LAST_POLICY}` suggests"] = on_policy
-    bounds = [one.get("baselines", {}).get("bayes_rule", {}) for one in on_policy]
-    found["`bayes_rule`, the bound, there"] = bounds
+    found["`bayes_rule`, the bound, there"] = [one.get("baselines", {}).get("bayes_rule", {}) for one in on_policy]
     for name, some in found.items():
         if all("accuracy" in one for one in some):
             rows.append([name, *_cells(some, REWARD_MODEL)])

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     """Sample what is not sampled yet, score every suggestion, write the file."""
     from openrlhf_qs.garm.eval import load_on_device
 
-    # GRPO begins with the first: on those that it was taught here the policy says the same again and again
+    # GRPO begins with the first, so that they are not what the policy was taught here
     journal = sample_candidates(args, ResponseSampler, read_conversations(args.prompts)[-args.n_max :])
     rows = list(journal.rows())
     scorer = load_on_device(args.reward_model)
