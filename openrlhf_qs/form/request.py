@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from openrlhf_qs.files.whole import short
-from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.files.whole import read_json_lines, short
+from openrlhf_qs.form.keys import conversation_key
+from openrlhf_qs.form.prompt import Message, check_conversation
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,17 @@ class Request:
                 "`openrlhf-qs data`"
             )
         return cls(conversation, known.get("user_id"), known.get("features") or {}, tuple(known.get("clicked") or ()))
+
+
+def read_conversations(path: str) -> list[list[Message]]:
+    """The distinct conversations of a file in the order they are first seen; the label of a prompt is one too."""
+    conversations = {}
+    for number, row in enumerate(read_json_lines(path), start=1):
+        try:
+            conversation = Request.of_label(row["label"]).conversation if "label" in row else row.get("conversation")
+            check_conversation(conversation)
+        except ValueError as error:
+            field = "label" if "label" in row else "conversation"
+            raise ValueError(f"{path}:{number}: {field}: {error}") from None
+        conversations.setdefault(conversation_key(conversation), conversation)
+    return list(conversations.values())

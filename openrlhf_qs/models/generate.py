@@ -1,9 +1,9 @@
 """Let a policy answer conversations, with vLLM, and say how likely its answers are under a reference.
 
-In: JSON Lines with a ``conversation`` a row, in one file or several. Out, a file each: JSON Lines ``{"conversation",
-"response", "finish_reason", "temperature"}`` (``length`` where it was cut at ``--max_new_tokens``), and where a
-reference is given ``log_ppl`` (nats per token under it, its end counted) with the ``reference_temperature``. The
-engine is loaded once, however many files and temperatures there are.
+In: JSON Lines with a ``conversation`` a row, or ``prompts.jsonl``, in one file or several. Out, a file each: JSON Lines
+``{"conversation", "response", "finish_reason", "temperature"}`` (``length`` where it was cut at ``--max_new_tokens``),
+and where a reference is given ``log_ppl`` (nats per token under it, its end counted) with the
+``reference_temperature``. The engine is loaded once, however many files and temperatures there are.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_qs.files.printable import from_here
-from openrlhf_qs.files.whole import read_json_lines, write_json_lines
-from openrlhf_qs.form.keys import conversation_key
+from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.request import read_conversations
 from openrlhf_qs.form.task import RESPONSE_TOKENS, Task, read_task
 from openrlhf_qs.models.engine import load_engine, sample
 from openrlhf_qs.models.reference import reference_log_ppl
@@ -32,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference_temperature", type=float, default=1.0, help="temperature at which log_ppl is measured; default 1"
     )
     parser.add_argument(
-        "--prompts", required=True, nargs="+", metavar="FILE", help="JSON Lines with one conversation per row"
+        "--prompts",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="JSON Lines with one conversation per row, or prompts.jsonl",
     )
     parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="one file for each of --prompts")
     parser.add_argument(
@@ -68,10 +72,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--max_new_tokens {args.max_new_tokens}: give 1 or more")
     if len(set(temperatures)) < len(temperatures) or min(temperatures) < 0:
         raise ValueError(f"--temperature {' '.join(map(str, temperatures))}: give different ones, 0 or more")
-    files = []
-    for file, n in zip(prompts, n_max, strict=True):
-        conversations = {conversation_key(row["conversation"]): row["conversation"] for row in read_json_lines(file)}
-        files.append(list(conversations.values())[:n])
+    files = [read_conversations(file)[:n] for file, n in zip(prompts, n_max, strict=True)]
     llm, task = load_engine(args.policy, args.seed), read_task(args.policy)
     for file, out, conversations in zip(prompts, args.out, files, strict=True):
         rows = []

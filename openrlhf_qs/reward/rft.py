@@ -17,10 +17,11 @@ import argparse
 from collections.abc import Iterator, Sequence
 
 from openrlhf_qs.files.printable import from_here
+from openrlhf_qs.form.request import read_conversations
 from openrlhf_qs.form.task import RESPONSE_TOKENS, Task, read_task
 from openrlhf_qs.models.engine import Answer
 from openrlhf_qs.models.template import token_texts
-from openrlhf_qs.sft.distil import Options, Sampler, add_sampling_arguments, read_conversations, sample_candidates
+from openrlhf_qs.sft.distil import Options, Sampler, add_sampling_arguments, sample_candidates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

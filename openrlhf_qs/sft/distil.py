@@ -19,11 +19,10 @@ from rich.table import Table
 
 from openrlhf_qs.files.journal import Journal, job_keys, model_print
 from openrlhf_qs.files.printable import from_here, print_table
-from openrlhf_qs.files.whole import read_json_lines
-from openrlhf_qs.form.keys import conversation_key, text_key
+from openrlhf_qs.form.keys import text_key
 from openrlhf_qs.form.language import in_users_language
-from openrlhf_qs.form.prompt import Message, check_conversation
-from openrlhf_qs.form.request import Request
+from openrlhf_qs.form.prompt import Message
+from openrlhf_qs.form.request import read_conversations
 from openrlhf_qs.form.response import N_SUGGESTIONS, suggestion_problem
 from openrlhf_qs.form.task import TEACHER, Task, read_task
 from openrlhf_qs.models import own_ray
@@ -117,20 +116,6 @@ def sample_candidates(
     )
     print(f"{len(missing) * args.n_samples:,} answers in {elapsed_s:.0f} s, including the engine's start")
     return journal
-
-
-def read_conversations(path: str) -> list[list[Message]]:
-    """The distinct conversations of a file in the order they are first seen; the label of a prompt is one too."""
-    conversations = {}
-    for number, row in enumerate(read_json_lines(path), start=1):
-        try:
-            conversation = Request.of_label(row["label"]).conversation if "label" in row else row.get("conversation")
-            check_conversation(conversation)
-        except ValueError as error:
-            field = "label" if "label" in row else "conversation"
-            raise ValueError(f"{path}:{number}: {field}: {error}") from None
-        conversations.setdefault(conversation_key(conversation), conversation)
-    return list(conversations.values())
 
 
 class Options(NamedTuple):

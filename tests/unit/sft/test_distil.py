@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from openrlhf_qs import cli
 from openrlhf_qs.files.whole import write_json_lines
 from openrlhf_qs.form.keys import text_key
-from openrlhf_qs.form.request import Request
-from openrlhf_qs.sft.distil import LEFT_OUT, merge_samples, read_conversations, report_table
+from openrlhf_qs.sft.distil import LEFT_OUT, merge_samples, report_table
 
 CONVERSATION = [{"role": "user", "content": "Hi"}]
 
@@ -49,27 +48,6 @@ def test_no_sample_is_lost_and_no_two_candidates_are_equal(samples):
     keys = [text_key(c["text"]) for c in candidates]
     assert len(set(keys)) == len(keys)
     assert [c["log_prob"] for c in candidates] == sorted((c["log_prob"] for c in candidates), reverse=True)
-
-
-def test_conversations_are_read_once_each_from_prompts_too(tmp_path):
-    write_json_lines(tmp_path / "rows.jsonl", [{"conversation": CONVERSATION, "candidates": []}] * 2)
-    prompt = {
-        "prompt": [*CONVERSATION, {"role": "user", "content": "Suggest"}],
-        "label": Request(CONVERSATION).label(),
-    }
-    write_json_lines(tmp_path / "prompts.jsonl", [prompt])
-    assert read_conversations(tmp_path / "rows.jsonl") == [CONVERSATION]
-    assert read_conversations(tmp_path / "prompts.jsonl") == [CONVERSATION]
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [({"conversation": []}, "conversation"), ({"label": "gold"}, "label"), ({"candidates": []}, "conversation")],
-)
-def test_a_row_without_a_conversation_is_named(tmp_path, row, said):
-    write_json_lines(tmp_path / "rows.jsonl", [{"conversation": CONVERSATION}, row])
-    with pytest.raises(ValueError, match=f"rows.jsonl:2: .*{said}"):
-        read_conversations(tmp_path / "rows.jsonl")
 
 
 def test_the_table_adds_up():
