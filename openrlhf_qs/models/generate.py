@@ -1,6 +1,6 @@
 """Let a policy answer conversations, with vLLM, and say how likely its answers are under a reference.
 
-In: JSON Lines with a ``conversation`` a row, or ``prompts.jsonl``, in one file or several. Out, a file each: JSON Lines
+In: JSON Lines, a ``conversation`` a row, or ``prompts.jsonl``, in one or several files. Out, a file each: JSON Lines
 ``{"conversation", "response", "finish_reason", "temperature"}`` (``length`` where it was cut at ``--max_new_tokens``),
 and where a reference is given ``log_ppl`` (nats per token under it, its end counted) with the
 ``reference_temperature``. The engine is loaded once, however many files and temperatures there are.
