@@ -111,7 +111,7 @@ def states(model, tokenizer, rows: Sequence[Mapping[str, Any]], layers: Sequence
     import torch
 
     from openrlhf_qs.garm.reward_model import suggestion_ids
-    from openrlhf_qs.garm.shared_prefix import common_length
+    from openrlhf_qs.models.shared_prefix import common_length
 
     found = []
     for row in track(rows, "reading", console=Console(stderr=True)):

@@ -6,8 +6,8 @@ that learns from a few thousand clicks, has not, and learns it for each word alo
 reader of arXiv:1704.00051: its embedding gets one learned vector for each turn in which the same token stood before.
 
 Turns are told apart by the token that ends one, and counted back from the token's own: no role, no language and no
-list of stop words is in it. In rows that share a prefix (:mod:`openrlhf_qs.garm.shared_prefix`) a suggestion sees the
-common beginning and itself, so the flags are those of its whole text alone.
+list of stop words is in it. In rows that share a prefix (:mod:`openrlhf_qs.models.shared_prefix`) a suggestion sees
+the common beginning and itself, so the flags are those of its whole text alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the reward model is trained on: impressions, each with its suggestions once and its pairs as places among them.
 
 In: rows of preferences (:mod:`openrlhf_qs.clicks.preferences`), one an impression, in any order. A suggestion that
-stands in two pairs is read once, and a decoder reads a conversation once (:mod:`openrlhf_qs.garm.shared_prefix`), with
-all that was shown under it.
+stands in two pairs is read once, and a decoder reads a conversation once (:mod:`openrlhf_qs.models.shared_prefix`),
+with all that was shown under it.
 Out: batches that hold whole lists, what was clicked on them and how much each place is looked at, beside the pairs.
 """
 
@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from openrlhf_qs.clicks.preferences import check_preferences
 from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.garm.reward_model import pad_left, suggestion_ids
-from openrlhf_qs.garm.shared_prefix import share_prefixes
+from openrlhf_qs.models.shared_prefix import share_prefixes
 
 LISTS = ("suggestions", "clicks", "examination", "trust")  # of a row, a value for each suggestion
 MAX_TOGETHER = 8  # impressions of one conversation that are read in one go

@@ -25,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,10 +39,13 @@ from openrlhf_qs.form.prompt import Message, escaped, suggestion_messages
 from openrlhf_qs.garm.crosses import CROSSES, buckets
 from openrlhf_qs.garm.exact_match import N_FLAGS, exact_match
 from openrlhf_qs.garm.overlap import OVERLAPS, figures_of_turns, turns_of
-from openrlhf_qs.garm.shared_prefix import (
-    ATTENTION,
+from openrlhf_qs.models.device import dtype_on_cpu
+from openrlhf_qs.models.folder import AGAIN, check_weights, read_config, weight_files
+from openrlhf_qs.models.shared_prefix import (
     SharedRows,
+    can_share_prefix,
     ends,
+    is_encoder,
     is_shared,
     n_before,
     positions,
@@ -52,8 +54,6 @@ from openrlhf_qs.garm.shared_prefix import (
     tree_mask,
     use_attention,
 )
-from openrlhf_qs.models.device import dtype_on_cpu
-from openrlhf_qs.models.folder import AGAIN, check_weights, read_config, weight_files
 from openrlhf_qs.models.template import as_plain_text, end_token, rendered, shortened
 from openrlhf_qs.registry import REWARD_MODELS, load_plugins
 
@@ -194,7 +194,7 @@ def reward_model_class(
             """Token ids and mask ``[batch, length]`` to mean, standard deviation and epistemic standard deviation
             ``[batch, 3]``, float32. With ``return_output``: the head's raw outputs ``[batch, n_outputs]``, the input
             of its loss, and the backbone's outputs. If the mask contains segment ids
-            (:mod:`openrlhf_qs.garm.shared_prefix`), the results are per suggestion, row by row."""
+            (:mod:`openrlhf_qs.models.shared_prefix`), the results are per suggestion, row by row."""
             if self.is_encoder:
                 raw, outputs = self.read_mean(input_ids, attention_mask)
             elif is_shared(attention_mask):
@@ -271,36 +271,6 @@ def reward_model_class(
             return raw, outputs
 
     return SuggestionRewardModel
-
-
-def is_encoder(config) -> bool:
-    """Whether a backbone is bidirectional, like the masked language models of transformers."""
-    from transformers import AutoModelForMaskedLM
-
-    known = type(config) in AutoModelForMaskedLM._model_mapping
-    return known and not (config.is_decoder or config.is_encoder_decoder)
-
-
-def can_share_prefix(config, attn_implementation: str, packing_samples: bool = False) -> bool:
-    """Whether a backbone can read segment ids: a decoder with unlimited attention that accepts any mask."""
-    layers = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None)
-    unlimited = set(layers) == {"full_attention"} if layers else window is None
-    free_mask = attn_implementation in ("sdpa", ATTENTION, "eager") and not packing_samples
-    return free_mask and unlimited and not is_encoder(config) and _takes_any_mask(config)
-
-
-def _takes_any_mask(config) -> bool:
-    """Whether transformers' model passes a 4-D mask and our arguments on to its attention unchanged."""
-    from transformers import AutoModel
-
-    if type(config) not in AutoModel._model_mapping:
-        return False
-    base = AutoModel._model_mapping[type(config)]
-    parameters = inspect.signature(base.forward).parameters
-    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    masked_by_transformers = hasattr(sys.modules[base.__module__], "create_causal_mask")
-    return hands_on and masked_by_transformers and "position_ids" in parameters
 
 
 def load_reward_model(path: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:

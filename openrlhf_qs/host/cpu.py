@@ -224,28 +224,64 @@ def weight_update(module: ModuleType, settings: Settings) -> None:
     "packed_seq_lens return_entropy mm_inputs",
     device="cpu",
 )
-def response_logits(module: ModuleType, settings: Settings) -> None:
-    """GRPO wants log-probs of the responses; OpenRLHF computes the logits of the prompts too, and passes gradients of
-    zero through them. Without this all is as right, and the forward passes and the training take a third longer."""
-    import torch.nn.functional as F
-
+def shared_prompts(module: ModuleType, settings: Settings) -> None:
+    """GRPO wants log-probs of several responses to each prompt. OpenRLHF reads the prompt anew for each of them, and
+    computes the logits of its tokens too. Without this all is as right, and the forward passes and the training take
+    about twice as long."""
     whole = module.Actor.forward
 
     @functools.wraps(whole)
     def forward(self, sequences, action_mask=None, attention_mask=None, return_output=False, **kwargs):
+        from openrlhf_qs.models.shared_prefix import can_share_prefix
+
         asked = {name: value for name, value in kwargs.items() if value not in (None, False)}
-        if action_mask is None or self.packing_samples or getattr(self, "is_vlm", False) or asked:
+        config = getattr(self.model, "module", self.model).config  # DeepSpeed's engine has a config of its own
+        shares = can_share_prefix(config, config._attn_implementation, self.packing_samples)
+        if action_mask is None or asked or getattr(self, "is_vlm", False) or not shares:
             return whole(self, sequences, action_mask, attention_mask, return_output, **kwargs)
-        first = int(action_mask.any(0).nonzero()[0])  # the tokens before it are of prompts in every row
-        output = self.model(
-            sequences,
-            attention_mask=attention_mask,
-            position_ids=(attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1),
-            logits_to_keep=sequences.shape[1] - first,
-        )
-        labels = sequences[:, first + 1 :]
-        log_probs = module.log_probs_from_logits(output["logits"][:, :-1], labels, self.temperature)
-        log_probs = F.pad(log_probs, (first, 0)) * action_mask.float()
+        log_probs, output = shared_log_probs(self.model, sequences, action_mask, attention_mask, self.temperature)
         return (log_probs, output) if return_output else log_probs
 
     module.Actor.forward = forward
+
+
+def shared_log_probs(model, sequences, action_mask, attention_mask, temperature: float):
+    """Log-probs of the tokens that the policy wrote, with each prompt read once for all of its responses.
+
+    Args:
+        sequences, attention_mask: ``[batch, length]``, prompts with their responses.
+        action_mask: ``[batch, length - 1]``, 1 where the token after it was written by the policy.
+
+    Returns:
+        Nats, float32, ``[batch, length - 1]``, 0 for other tokens; and the model's output.
+    """
+    import torch
+
+    from openrlhf_qs.models.shared_prefix import positions, share_prefixes, token_places, tree_mask
+
+    texts = [row[mask].tolist() for row, mask in zip(sequences, attention_mask.bool(), strict=True)]
+    token = attention_mask.long().cumsum(-1)[:, :-1] - 1  # its number in its text
+    wrote = action_mask.bool()
+    n_prompt = (token.masked_fill(~wrote, token.shape[1]).amin(-1) + 1).tolist()
+    prompts = [tuple(text[:n]) for text, n in zip(texts, n_prompt, strict=True)]
+    rows = share_prefixes(texts, prompts, pad_token_id=0)  # nobody sees it
+    row, column = token_places(rows, attention_mask.sum(-1))
+    first = min(n_prompt) - 1  # the tokens before it are of prompts in every row
+    output = model(
+        rows.input_ids,
+        attention_mask=tree_mask(rows.segments, next(model.parameters()).dtype),
+        position_ids=positions(rows.segments),
+        logits_to_keep=rows.input_ids.shape[1] - first,
+    )
+    row = row[:, None].expand_as(token)[wrote]
+    column = column.gather(1, token.clamp(min=0))[wrote]
+    found = log_probs_from_logits(output["logits"][row, column - first], sequences[:, 1:][wrote], temperature)
+    return torch.zeros(action_mask.shape).masked_scatter(wrote, found), output
+
+
+@patch("openrlhf.trainer.ray.ppo_actor", "ActorPPOTrainer.ppo_train", "self kl_ctl", device="cpu")
+def rollouts_in_order(module: ModuleType, settings: Settings) -> None:
+    """OpenRLHF trains on the rollouts in random order. Without this all is as right, but the responses to one prompt
+    are seldom in one batch, where they would share it; prompts come in random order as it is."""
+    loader = module.DataLoader
+    module.DataLoader = lambda *args, **how: loader(*args, **how | {"shuffle": False})

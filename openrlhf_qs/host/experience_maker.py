@@ -55,7 +55,8 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         if self.with_reward_model:
             from transformers import AutoConfig
 
-            from openrlhf_qs.garm.reward_model import can_share_prefix, load_tokenizer, trained_length
+            from openrlhf_qs.garm.reward_model import load_tokenizer, trained_length
+            from openrlhf_qs.models.shared_prefix import can_share_prefix
 
             path, ds = self.args.reward.model_name_or_path, self.args.ds
             self.reward_tokenizer = load_tokenizer(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import AutoConfig
 
 from openrlhf_qs.garm.impressions import ImpressionDataset
-from openrlhf_qs.garm.reward_model import can_share_prefix
+from openrlhf_qs.models.shared_prefix import can_share_prefix
 
 
 class SuggestionRewardDataset(ImpressionDataset):

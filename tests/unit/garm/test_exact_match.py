@@ -8,7 +8,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3PreTrainedModel
 
 from openrlhf_qs.garm.exact_match import exact_match
 from openrlhf_qs.garm.reward_model import MATCH, pad_left, reward_model_class
-from openrlhf_qs.garm.shared_prefix import share_prefixes
+from openrlhf_qs.models.shared_prefix import share_prefixes
 from openrlhf_qs.registry import load_plugins
 
 load_plugins()

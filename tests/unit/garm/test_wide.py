@@ -14,8 +14,8 @@ from openrlhf_qs.garm.crosses import N_BUCKETS, buckets
 from openrlhf_qs.garm.fit_wide import boosted, fit, of_overlaps, ridge, stacked
 from openrlhf_qs.garm.overlap import FIGURES, NO_WORD, figures_of_turns, rarities, token_forms, turns_of
 from openrlhf_qs.garm.reward_model import Overlaps, SuggestionScorer, encode_suggestions, load_reward_model
-from openrlhf_qs.garm.shared_prefix import share_prefixes, texts_of
 from openrlhf_qs.garm.shown import Clicks
+from openrlhf_qs.models.shared_prefix import share_prefixes, texts_of
 from openrlhf_qs.sft.small_policy import train_tokenizer
 
 END = 2

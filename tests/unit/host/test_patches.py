@@ -243,7 +243,8 @@ def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
         "device_mesh",
         "log_probs",
         "replay_buffer",
-        "response_logits",
+        "rollouts_in_order",
+        "shared_prompts",
         "stores",
         "weight_sync_group",
     }
@@ -266,40 +267,57 @@ def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
 # The speed of GRPO on a CPU
 
 
-def test_log_probs_of_responses_are_the_same_without_the_logits_of_the_prompts():
-    from openrlhf_qs.host.cpu import log_probs, response_logits
+def small_policy():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    table = torch.randn(7, 7, generator=torch.Generator().manual_seed(0))  # a bigram model: logits by the token before
-    n_logits = []
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "head_dim": 16, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = Qwen3Config(vocab_size=11, num_hidden_layers=2, num_key_value_heads=1, initializer_range=0.3, **sizes)
+    return Qwen3ForCausalLM(config)
 
-    def model(sequences, attention_mask, position_ids, logits_to_keep=0):
-        assert position_ids[1, -1] == 1  # padding, as OpenRLHF numbers it
-        n_logits.append(logits_to_keep or sequences.shape[1])
-        return {"logits": table[sequences[:, -n_logits[-1] :]]}
+
+def test_log_probs_of_responses_are_the_same_with_prompts_that_they_share():
+    from openrlhf_qs.host.cpu import log_probs_from_logits, shared_prompts
 
     class Actor:
-        temperature, packing_samples = 2.0, False
+        temperature, packing_samples, model = 2.0, False, small_policy()
 
         def forward(self, sequences, action_mask=None, attention_mask=None, return_output=False, **kwargs):
             position_ids = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)
             output = self.model(sequences, attention_mask=attention_mask, position_ids=position_ids)
-            labels = torch.roll(sequences, shifts=-1, dims=1)
-            found = module.log_probs_from_logits(output["logits"], labels, self.temperature)[:, :-1]
-            return found if action_mask is None else found * action_mask
+            found = log_probs_from_logits(output["logits"], torch.roll(sequences, -1, dims=1), self.temperature)
+            return found[:, :-1] if action_mask is None else found[:, :-1] * action_mask
 
-    module = SimpleNamespace(Actor=Actor)
-    log_probs(module, Settings("cpu"))
     actor, whole = Actor(), Actor.forward
-    actor.model = model
-    sequences = torch.tensor([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 0]])
-    attention_mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
-    action_mask = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0]])  # of the token after each: prompts of 3 and 4
+    # two responses to one prompt that begin alike, one of them again, one to a longer prompt; padded on both sides
+    sequences = torch.tensor(
+        [[1, 2, 3, 4, 5, 6, 0], [1, 2, 3, 4, 7, 0, 0], [1, 2, 3, 4, 5, 6, 0], [0, 1, 2, 3, 8, 9, 10]]
+    )
+    attention_mask = torch.tensor([[1] * 6 + [0], [1] * 5 + [0] * 2, [1] * 6 + [0], [0] + [1] * 6])
+    action_mask = torch.tensor([[0, 0, 1, 1, 1, 0], [0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 1, 1]])
     expected = whole(actor, sequences, action_mask, attention_mask)
-    response_logits(module, Settings("cpu"))
-    torch.testing.assert_close(actor.forward(sequences, action_mask, attention_mask), expected)
-    assert n_logits == [6, 4]  # the third token's logits are the first that a response needs
+    expected.sum().backward()
+    gradients = [parameter.grad.clone() for parameter in actor.model.parameters()]
+    actor.model.zero_grad()
+    n_rows = []
+    actor.model.model.register_forward_hook(lambda module, given, output: n_rows.append(len(output[0])))
+    shared_prompts(SimpleNamespace(Actor=Actor), Settings("cpu"))
+    found, _ = actor.forward(sequences, action_mask, attention_mask, return_output=True)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    found.sum().backward()
+    for parameter, gradient in zip(actor.model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4)
+    assert n_rows == [2]  # one for each prompt
     # of what SFT asks for, nothing is left out
-    assert actor.forward(sequences, attention_mask=attention_mask, return_logprobs=True).shape == (2, 5)
+    assert actor.forward(sequences, attention_mask=attention_mask, return_logprobs=True).shape == (4, 6)
+
+
+def test_responses_to_one_prompt_stay_together_in_training():
+    from openrlhf_qs.host.cpu import rollouts_in_order
+
+    module = SimpleNamespace(DataLoader=torch.utils.data.DataLoader)
+    rollouts_in_order(module, Settings("cpu"))
+    assert [batch.tolist() for batch in module.DataLoader(range(4), batch_size=2, shuffle=True)] == [[0, 1], [2, 3]]
 
 
 def test_a_port_that_was_taken_meanwhile_is_no_end_where_nobody_was_told_of_it():

@@ -1,13 +1,17 @@
-"""One conversation, many suggestions: a decoder reads the conversation once, and each suggestion after it.
+"""One conversation, many suggestions or responses: a decoder reads the conversation once, and each of them after it.
 
 A row holds the tokens that the texts of one conversation begin with in common, then what is left of each text, one
 after the other. Segment ids stand in the place of the attention mask: 0 padding, 1 the common beginning, k + 1 the
 row's k-th suggestion. A suggestion sees the beginning and itself, and its positions go on from the beginning, so that
 its outputs are those of its whole text alone (tree attention, arXiv:2305.09781).
+
+The reward model reads the suggestions of a conversation so; on a CPU, GRPO its responses.
 """
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import takewhile
@@ -75,6 +79,36 @@ def share_prefixes(
     return SharedRows(input_ids, segments, torch.tensor(place, dtype=torch.long))
 
 
+def is_encoder(config) -> bool:
+    """Whether a backbone is bidirectional, like the masked language models of transformers."""
+    from transformers import AutoModelForMaskedLM
+
+    known = type(config) in AutoModelForMaskedLM._model_mapping
+    return known and not (config.is_decoder or config.is_encoder_decoder)
+
+
+def can_share_prefix(config, attn_implementation: str, packing_samples: bool = False) -> bool:
+    """Whether a backbone can read segment ids: a decoder with unlimited attention that accepts any mask."""
+    layers = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    unlimited = set(layers) == {"full_attention"} if layers else window is None
+    free_mask = attn_implementation in ("sdpa", ATTENTION, "eager") and not packing_samples
+    return free_mask and unlimited and not is_encoder(config) and _takes_any_mask(config)
+
+
+def _takes_any_mask(config) -> bool:
+    """Whether transformers' model passes a 4-D mask and our arguments on to its attention unchanged."""
+    from transformers import AutoModel
+
+    if type(config) not in AutoModel._model_mapping:
+        return False
+    base = AutoModel._model_mapping[type(config)]
+    parameters = inspect.signature(base.forward).parameters
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    masked_by_transformers = hasattr(sys.modules[base.__module__], "create_causal_mask")
+    return hands_on and masked_by_transformers and "position_ids" in parameters
+
+
 def is_shared(attention_mask: Tensor) -> bool:
     """Whether a mask holds segment ids."""
     return bool((attention_mask > 1).any())
@@ -139,6 +173,20 @@ def ends(segments: Tensor) -> tuple[Tensor, Tensor]:
     following = torch.zeros_like(segments)
     following[:, :-1] = segments[:, 1:]
     return torch.nonzero((segments > 1) & (following != segments), as_tuple=True)
+
+
+def token_places(rows: SharedRows, n_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the tokens of each text stand: its row, ``[texts]``, and the columns in it, ``[texts, longest]``.
+
+    Args:
+        rows: of the texts.
+        n_tokens: ``[texts]``, tokens of each; columns after a text's last are 0.
+    """
+    row, last = (of_each[rows.place] for of_each in ends(rows.segments))
+    n_common = (rows.segments == 1).sum(dim=1)[row, None]
+    token = torch.arange(int(n_tokens.max()))
+    column = torch.where(token < n_common, token, last[:, None] - n_tokens[:, None] + 1 + token)
+    return row, column.masked_fill(token >= n_tokens[:, None], 0)
 
 
 def texts_of(input_ids: Tensor, segments: Tensor) -> Iterator[list[int]]:
