@@ -66,7 +66,7 @@ else
    SIZE=(
       --actor.adam.lr "$GRPO_LR"
       --ds.zero_stage 0 --ds.attn_implementation sdpa
-      --vllm.num_engines 1 --vllm.sync_backend gloo --vllm.enforce_eager
+      --vllm.num_engines 1 --vllm.sync_backend gloo --vllm.enforce_eager --vllm.enable_prefix_caching
       --actor.num_gpus_per_node 1 --ref.num_gpus_per_node 1 --reward.num_gpus_per_node 1
    )
 fi

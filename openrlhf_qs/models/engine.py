@@ -48,19 +48,29 @@ def load_async_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
     answer was drawn. It lives in processes of its own, which ``shutdown()`` ends, or the end of this process in any
     way. ValueError where ``policy`` is no model.
     """
-    options = _options(policy, seed, tensor_parallel_size)
+    options = _options(policy, seed, tensor_parallel_size) | in_one_process(tensor_parallel_size)
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-    if tensor_parallel_size == 1:
-        # One process for scheduling and computing. By its name, "uni", vLLM takes no such executor on the CPU, but one
-        # with a process more, and the two wait for each other by asking all the time: a core that serves nobody.
-        options["distributed_executor_backend"] = UniProcExecutor
     with children_end_with_this_process():
         return AsyncLLM.from_engine_args(
             AsyncEngineArgs(**options, logprobs_mode="processed_logprobs", disable_log_stats=True)
         )
+
+
+def in_one_process(tensor_parallel_size: int) -> dict[str, Any]:
+    """The option by which vLLM schedules and computes in one process, where that can be. By its name, "uni", it takes
+    no such executor on the CPU, but one with a process more, and the two wait for each other by asking all the time: a
+    core that serves nobody."""
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return {"distributed_executor_backend": UniProcExecutor} if tensor_parallel_size == 1 else {}
+
+
+def options_on_cpu() -> dict[str, int]:
+    """What vLLM should take at once on a host without a GPU. By itself it takes 128 or 256 requests, and remembers
+    blocks of 128 tokens, so that the samples of a shorter prompt share none of it."""
+    return {"max_num_seqs": 512, "block_size": 32}
 
 
 def say_nothing_of_shared_memory() -> None:
@@ -83,14 +93,16 @@ def _options(policy: str, seed: int, tensor_parallel_size: int) -> dict[str, Any
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, on a host without a GPU
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    on_cpu = pick_device() == "cpu"
     return {
         "model": policy,
         "dtype": "bfloat16",
         "seed": seed,
         "tensor_parallel_size": tensor_parallel_size,
-        "enforce_eager": pick_device() == "cpu",
+        "enforce_eager": on_cpu,
         "enable_prefix_caching": True,
         "use_tqdm_on_load": False,
+        **(options_on_cpu() if on_cpu else {}),
     }
 
 

@@ -243,6 +243,7 @@ def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
         "device_mesh",
         "log_probs",
         "replay_buffer",
+        "rollout_engine",
         "rollouts_in_order",
         "shared_prompts",
         "stores",
@@ -328,6 +329,26 @@ def test_a_port_that_was_taken_meanwhile_is_no_end_where_nobody_was_told_of_it()
         assert store.get("key") == b"value" and store.port != port
         with pytest.raises(OSError, match="in use"):  # the others would ask the other program
             cpu.loopback_store("127.0.0.1", port, world_size=2, is_master=True)
+
+
+def test_rollouts_on_a_cpu_have_an_engine_that_suits_it():
+    from openrlhf_qs.host.cpu import rollout_engine
+
+    class Rollouts:
+        async def __init__(self, **options):
+            self.options = options
+
+        async def generate(self, prompt_token_ids, sampling_params, multi_modal_data=None):
+            return prompt_token_ids, sampling_params.output_kind.name
+
+    remote = SimpleNamespace(__ray_metadata__=SimpleNamespace(modified_class=Rollouts))
+    rollout_engine(SimpleNamespace(RolloutRayActor=remote), Settings("cpu"))
+    rollouts = object.__new__(Rollouts)
+    asyncio.run(rollouts.__init__(model="policy", tensor_parallel_size=1, distributed_executor_backend="uni"))
+    assert rollouts.options["distributed_executor_backend"].__name__ == "UniProcExecutor"
+    assert rollouts.options["model"] == "policy" and rollouts.options["max_num_seqs"] == 512
+    sampling = SimpleNamespace(output_kind=None)
+    assert asyncio.run(rollouts.generate([1, 2], sampling)) == ([1, 2], "FINAL_ONLY")
 
 
 def test_the_weights_of_a_sync_go_to_vllm_together():
