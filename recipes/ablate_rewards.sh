@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Measures what each part of the reward contributes when the policy is pushed hard: at twice the learning rate and a tenth of
-# the KL penalty of recipes/grpo.sh, a reward's errors show up within a few steps. Each seed has one full run, the arm `all`.
+# Measures what each part of the reward contributes when the policy is pushed hard: with a tenth of the KL penalty of
+# recipes/grpo.sh, and at a high learning rate for its batches, a reward's errors show up within a few steps. Each seed has one
+# full run, the arm `all`.
 # Every other arm shares its data, SFT policy and GaRM, and runs fusion, grpo and evaluate with a different reward. Writes
 # $RUN/seedN/ARM, then a table and plots to $RUN.
 #   bash recipes/ablate_rewards.sh                                    # every arm, three seeds
@@ -13,9 +14,13 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${SEEDS:=0 1 2}"           # separated by spaces; each has its own click log and models
 : "${N_HELDOUT:=800}"         # held-out conversations that each policy answers
-: "${KL_COEF:=0.001}"          # a tenth of that in recipes/grpo.sh; GRPO_LR is twice the one there
-if [ "$FORM" = gpu ]; then : "${STEPS:=500}" "${GRPO_LR:=2e-6}"; else : "${STEPS:=80}" "${GRPO_LR:=3e-4}"; fi
-export N_HELDOUT KL_COEF STEPS GRPO_LR RFT
+: "${KL_COEF:=0.001}"          # a tenth of that in recipes/grpo.sh
+if [ "$FORM" = gpu ]; then
+   : "${STEPS:=500}" "${GRPO_LR:=2e-6}"
+else
+   : "${STEPS:=80}" "${PROMPTS:=16}" "${TRAIN_BATCH:=64}" "${GRPO_LR:=3e-4}"
+fi
+export N_HELDOUT KL_COEF STEPS PROMPTS TRAIN_BATCH GRPO_LR RFT
 [ "$AGAIN" != 1 ] || export AGAIN=differing
 : "${GOLD:=${JUDGE:-built_in_world}}"   # whose clicks are gold: a registered judge
 

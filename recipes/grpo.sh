@@ -13,7 +13,7 @@ if [ "$FORM" = gpu ]; then
 elif [ -n "$POLICY" ]; then
    : "${STEPS:=10}" "${PROMPTS:=8}" "${N_SAMPLES:=4}" "${TRAIN_BATCH:=32}" "${GRPO_MICRO_BATCH:=8}" "${GRPO_LR:=1e-5}"   # for a model such as smollm2
 else
-   : "${STEPS:=60}" "${PROMPTS:=16}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=64}" "${GRPO_MICRO_BATCH:=64}" "${GRPO_LR:=1e-4}"
+   : "${STEPS:=100}" "${PROMPTS:=64}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=256}" "${GRPO_MICRO_BATCH:=64}" "${GRPO_LR:=5e-4}"
 fi
 
 begin grpo "$@"
@@ -70,11 +70,18 @@ else
       --actor.num_gpus_per_node 1 --ref.num_gpus_per_node 1 --reward.num_gpus_per_node 1
    )
 fi
+# With fewer prompts than all steps take together, each is used several times.
+N_PROMPTS=$([ ! -f "$RUN/data/prompts.jsonl" ] || wc -l < "$RUN/data/prompts.jsonl")
+N_PROMPTS=${N_PROMPTS:-$((STEPS * PROMPTS))}
+[ "$N_PROMPTS" -ge "$PROMPTS" ] || die "$RUN/data/prompts.jsonl has $N_PROMPTS prompts, and a step takes $PROMPTS: give PROMPTS=$N_PROMPTS or fewer"
+EPISODES=$((1 + (STEPS - 1) / (N_PROMPTS / PROMPTS)))
+STEPS_EACH=$((1 + (STEPS - 1) / EPISODES))
+STEPS=$((EPISODES * STEPS_EACH))
 ROLLOUT=(
    --rollout.batch_size "$PROMPTS" --rollout.n_samples_per_prompt "$N_SAMPLES"   # the group of GRPO
    --rollout.micro_batch_size "$GRPO_MICRO_BATCH" --rollout.temperature "$GRPO_TEMPERATURE"
    --train.batch_size "$TRAIN_BATCH" --train.micro_batch_size "$GRPO_MICRO_BATCH"
-   --data.max_samples $((PROMPTS * STEPS))
+   --train.num_episodes "$EPISODES" --data.max_samples $((STEPS_EACH * PROMPTS))
 )
 N_ROLLOUTS=$((STEPS * PROMPTS * N_SAMPLES))   # the policy, the reference and the reward model read each
 expect "$START" --written "$N_ROLLOUTS" --read $((3 * N_ROLLOUTS)) --taught "$N_ROLLOUTS"

@@ -126,7 +126,7 @@ reinforce() {
    else
       size=(
          --ds.zero_stage 0 --ds.attn_implementation sdpa
-         --vllm.num_engines 1 --vllm.sync_backend gloo --vllm.enforce_eager
+         --vllm.num_engines 1 --vllm.sync_backend gloo --vllm.enforce_eager --vllm.enable_prefix_caching
       )
    fi
    for model in actor ref; do size+=("--$model.num_nodes" 1 "--$model.num_gpus_per_node" "$places"); done
