@@ -41,7 +41,8 @@ case "$1 ${2:-}" in
    "world "* | "fusion "* | "distil "* | "rft "*) echo "{\"made_by\": \"$*\"}" > "$(value --out "$@")" ;;
    "data "*)
       out=$(value --out "$@")
-      for name in sft preferences prompts fusion heldout; do echo '{}' > "$out/$name.jsonl"; done
+      for name in sft preferences fusion heldout; do echo '{}' > "$out/$name.jsonl"; done
+      printf '{}\n%.0s' {1..200} > "$out/prompts.jsonl"
       echo '{}' > "$out/log.json" ;;
    "lengths "*) for name in lengths.json max_new_tokens; do echo 40 > "$(value --data "$@")/$name"; done ;;
    "small-policy "*) model "$(value --out "$@")" ;;
@@ -338,6 +339,14 @@ def test_a_stage_may_have_a_seed_of_its_own_and_what_was_read_may_be_gone(recipe
 def test_a_file_that_is_not_there_is_an_error_even_where_all_is_done(whole, name):
     done = whole("grpo_garm", **{name: "./nowhere"})
     assert done.returncode == 1 and "./nowhere does not exist" in done.stderr
+
+
+def test_fewer_prompts_than_all_steps_take_are_used_again(recipes):
+    assert recipes("grpo_garm", STEPS="5").returncode == 0
+    call = next(call for call in recipes.calls() if call.startswith("grpo "))
+    assert "--train.num_episodes 2 --data.max_samples 192" in call  # three steps of 64, twice, where there are 200
+    too_few = recipes("grpo", AGAIN="1", PROMPTS="500")
+    assert too_few.returncode == 1 and "has 200 prompts, and a step takes 500: give PROMPTS=200" in too_few.stderr
 
 
 @pytest.mark.parametrize(
