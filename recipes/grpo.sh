@@ -71,8 +71,8 @@ else
    )
 fi
 # With fewer prompts than all steps take together, each is used several times.
-N_PROMPTS=$([ ! -f "$RUN/data/prompts.jsonl" ] || wc -l < "$RUN/data/prompts.jsonl")
-N_PROMPTS=${N_PROMPTS:-$((STEPS * PROMPTS))}
+N_PROMPTS=$((STEPS * PROMPTS))   # of a dry run, which may have no data yet
+[ ! -f "$RUN/data/prompts.jsonl" ] || N_PROMPTS=$(wc -l < "$RUN/data/prompts.jsonl")
 [ "$N_PROMPTS" -ge "$PROMPTS" ] || die "$RUN/data/prompts.jsonl has $N_PROMPTS prompts, and a step takes $PROMPTS: give PROMPTS=$N_PROMPTS or fewer"
 EPISODES=$((1 + (STEPS - 1) / (N_PROMPTS / PROMPTS)))
 STEPS_EACH=$((1 + (STEPS - 1) / EPISODES))
