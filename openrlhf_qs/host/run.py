@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+from openrlhf_qs.files.asked import without_secrets
 from openrlhf_qs.files.printable import printable
-from openrlhf_qs.files.record import without_secrets
 from openrlhf_qs.form.task import read_task, write_task
 from openrlhf_qs.host import checkpoints
 from openrlhf_qs.host.arguments import ENTRY_POINTS, host_arguments

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from openrlhf_qs.files.record import broken, is_path
+from openrlhf_qs.files.asked import is_path
+from openrlhf_qs.files.fingerprint import broken
 from openrlhf_qs.files.whole import share_as_usual, write_whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")

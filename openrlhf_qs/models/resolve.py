@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
-from openrlhf_qs.files.record import content_hash
+from openrlhf_qs.files.fingerprint import content_hash
 from openrlhf_qs.models.folder import check_model
 from openrlhf_qs.models.gguf_folder import Dtype, convert
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_qs.files.record import STAGES, durations, read_record
+from openrlhf_qs.files.record import durations, read_record
 from openrlhf_qs.files.run_folder import RunFolder
+from openrlhf_qs.files.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 WAY = ["data", "sft", "garm", "fusion", "rft", "grpo", "evaluate"]

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from openrlhf_qs.files import record
+from openrlhf_qs.files.asked import asked_of, words_of
+from openrlhf_qs.files.fingerprint import broken
 from openrlhf_qs.files.run_folder import STAGE_FOLDERS, RunFolder
+from openrlhf_qs.files.stages import STAGES
 
 ROOT = Path(__file__).parents[3]
 DATA = ("sft", "preferences", "prompts", "fusion", "heldout")
@@ -129,11 +132,11 @@ def test_a_folder_or_a_pipe_among_the_logs_is_named(tmp_path):
 def test_a_path_with_a_blank_is_one_path(tmp_path):
     log = tmp_path / "my clicks.jsonl"
     log.write_text("a\n")
-    assert record.words_of(str(log)) == [str(log)]
-    assert record.words_of("a.jsonl b\\ c.jsonl") == ["a.jsonl", "b c.jsonl"]
+    assert words_of(str(log)) == [str(log)]
+    assert words_of("a.jsonl b\\ c.jsonl") == ["a.jsonl", "b c.jsonl"]
     run = RunFolder(tmp_path / "run")
     make(run, "data", CLICK_LOG=str(log), given=["CLICK_LOG"])
-    assert record.words_of(record.recall(run, "sft", ["CLICK_LOG"])["CLICK_LOG"]) == [str(log)]
+    assert words_of(record.recall(run, "sft", ["CLICK_LOG"])["CLICK_LOG"]) == [str(log)]
 
 
 def test_a_plugin_file_counts_for_the_stages_whose_plugins_it_registers(run, tmp_path):
@@ -298,15 +301,15 @@ def test_a_stage_that_made_nothing_is_not_done(run):
 )
 def test_a_file_that_is_not_whole_is_told(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
-    assert problem in record.broken(tmp_path / name) and bool(problem) == bool(record.broken(tmp_path / name))
+    assert problem in broken(tmp_path / name) and bool(problem) == bool(broken(tmp_path / name))
 
 
 def test_safetensors_that_lack_their_last_byte_are_told(tmp_path):
     write_safetensors(tmp_path / "m.safetensors", n_bytes=100)
-    assert record.broken(tmp_path / "m.safetensors") == ""
+    assert broken(tmp_path / "m.safetensors") == ""
     whole = (tmp_path / "m.safetensors").read_bytes()
     (tmp_path / "m.safetensors").write_bytes(whole[:-1])
-    assert record.broken(tmp_path / "m.safetensors") == f"has {len(whole) - 1} of {len(whole)} bytes"
+    assert broken(tmp_path / "m.safetensors") == f"has {len(whole) - 1} of {len(whole)} bytes"
 
 
 def test_a_run_remembers_what_it_was_given_and_no_default(tmp_path):
@@ -325,7 +328,7 @@ def test_a_log_inside_a_folder_that_again_would_remove_is_kept(tmp_path):
     run.data.path.mkdir()
     log = run.data.path / "mine.jsonl"
     log.write_text("a\n")
-    asked = record.asked_of("data", {"CLICK_LOG": str(log)}, [])
+    asked = asked_of("data", {"CLICK_LOG": str(log)}, [])
     record.write_record(run, {"data": {"state": "begun", "stages": {}, **asked}})
     with pytest.raises(ValueError, match="which AGAIN=1 would remove: move it first"):
         record.begin(run, "data", VALUES | {"CLICK_LOG": str(log)}, again="stage")
@@ -374,7 +377,7 @@ def test_run_json_says_what_a_stage_was_made_from(run):
 
 
 def test_every_stage_of_the_way_has_a_record_and_a_folder():
-    assert list(record.STAGES) == list(STAGE_FOLDERS)
+    assert list(STAGES) == list(STAGE_FOLDERS)
 
 
 @pytest.mark.parametrize("flags", [("--logger.wandb.key", "secret"), ("--logger.wandb.key=secret",)])
