@@ -26,14 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from openrlhf_qs.files.asked import (
-    BY_DEFAULT,
-    asked_of,
-    check_files,
-    differences,
-    flag_values,
-    remembered,
-)
+from openrlhf_qs.files.asked import BY_DEFAULT, asked_of, check_files, differences, flag_values, remembered
 from openrlhf_qs.files.fingerprint import broken, is_as, print_of
 from openrlhf_qs.files.run_folder import STAGE_FOLDERS, RunFolder
 from openrlhf_qs.files.stages import FORM, STAGES, Variables, after, recipe_of

@@ -252,8 +252,8 @@ def weight_update(module: ModuleType, settings: Settings) -> None:
 )
 def shared_prompts(module: ModuleType, settings: Settings) -> None:
     """GRPO wants log-probs of several responses to each prompt. OpenRLHF reads the prompt anew for each of them, and
-    computes the logits of its tokens too. Without this all is as right, and the training takes 1.6
-    times as long."""
+    computes the logits of its tokens too. Without this all is as right, and the training takes 1.6 times as
+    long."""
     whole = module.Actor.forward
 
     @functools.wraps(whole)
