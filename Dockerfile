@@ -1,4 +1,4 @@
-# The GPU form as an image. It has not been built or run yet, as the GPU form itself has not.
+# The GPU setup as an image. It has not been built yet; what has run on a GPU: docs/GPU.md.
 #   docker build -t openrlhf-qs .
 #   docker run --gpus all --shm-size 16g -v $PWD/runs:/openrlhf-qs/runs -e GPUS=8 -e POLICY=Qwen/Qwen3-4B openrlhf-qs
 # CUDA is the version that the torch below was built for: flash-attn is compiled against both.

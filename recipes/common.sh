@@ -184,6 +184,7 @@ wrong_value() {
 WRONG_VALUE=$(wrong_value)
 [ -z "$WRONG_VALUE" ] || die "$WRONG_VALUE"
 [ "$GPUS" -gt 0 ] && FORM=gpu || FORM=cpu
+[ $((GPUS * NODES)) = 1 ] && ZERO_STAGE=2 || ZERO_STAGE=3   # on one GPU 3 has no one to share the weights with, and is slower
 if [ "$FORM" = cpu ]; then
    DEVICE=cpu
    export CUDA_VISIBLE_DEVICES=""   # the CPU form on a machine with GPUs too, in every process
@@ -510,9 +511,18 @@ sft_flags() {
       "${TRAINING_FLAGS[@]}"
    )
    if [ "$FORM" = gpu ]; then
-      SFT_FLAGS+=(--ds.zero_stage 3 --ds.packing_samples --model.gradient_checkpointing_enable)
+      SFT_FLAGS+=(--ds.zero_stage "$ZERO_STAGE" --ds.packing_samples --model.gradient_checkpointing_enable)
    else
       SFT_FLAGS+=(--ds.zero_stage 0 --ds.attn_implementation sdpa)
+   fi
+}
+
+# free_port: for the processes of a training to find each other at; two runs on one host would meet at DeepSpeed's own, 29500.
+free_port() {
+   if [ "$DRY_RUN" = 1 ]; then
+      echo 29500
+   else
+      python -c 'import socket; free = socket.socket(); free.bind(("", 0)); print(free.getsockname()[1])'
    fi
 }
 
@@ -527,7 +537,7 @@ launch() {
       local nodes=()
       [ "$NODES" -gt 1 ] &&
          nodes=(--num_nodes "$NODES" --hostfile "${HOSTFILE:?NODES above 1 needs HOSTFILE, with one 'node slots=N' per line}")
-      followed deepspeed --no_local_rank --num_gpus "$GPUS" "${nodes[@]}" --module openrlhf_qs.cli "$@"
+      followed deepspeed --no_local_rank --num_gpus "$GPUS" "${nodes[@]}" --master_port "$(free_port)" --module openrlhf_qs.cli "$@"
    else
       followed openrlhf-qs "$@"
    fi

@@ -31,7 +31,7 @@ SIZE=(
    --train.max_epochs "$GARM_EPOCHS" --adam.lr "$GARM_LR"
 )
 if [ "$FORM" = gpu ]; then
-   SIZE+=(--ds.zero_stage 3 --ds.packing_samples --model.gradient_checkpointing_enable)
+   SIZE+=(--ds.zero_stage "$ZERO_STAGE" --ds.packing_samples --model.gradient_checkpointing_enable)
 else
    SIZE+=(--ds.zero_stage 0 --ds.attn_implementation sdpa)
    SIZE+=(--adam.weight_decay 0.05)  # with the dropout, against learning the log by heart (docs/GARM.md)

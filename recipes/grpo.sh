@@ -42,7 +42,7 @@ ALGORITHM=(
 if [ "$FORM" = gpu ]; then
    SIZE=(
       --actor.adam.lr "$GRPO_LR"
-      --ds.zero_stage 3 --ds.packing_samples --actor.gradient_checkpointing_enable
+      --ds.zero_stage "$ZERO_STAGE" --ds.packing_samples --actor.gradient_checkpointing_enable
       --train.dynamic_batch_enable
       --vllm.tensor_parallel_size 1 --vllm.sync_backend nccl --vllm.enable_prefix_caching
    )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from functools import partial
 from types import ModuleType
 
+import wrapt
+
 from openrlhf_qs.host.patches import patch
 from openrlhf_qs.host.settings import DPOSettings, GarmSettings, GRPOSettings, Settings, SFTSettings
 
@@ -204,9 +206,22 @@ def same_prompts(module: ModuleType, settings: Settings) -> None:
     "SamplesGenerator._dispatch_prompts_to_vllm",
     "self prompts labels images generate_kwargs",
 )
-def whole_responses(module: ModuleType, settings: Settings) -> None:
-    """OpenRLHF reads the finished response alone. Without this vLLM sends it from process to process again with each
-    token that it grows by."""
+def rollout_requests(module: ModuleType, settings: Settings) -> None:
+    """OpenRLHF sends the tokenizer along with each prompt, and reads the finished response alone. Without this all is
+    as right, but an engine builds the tokenizer anew for each prompt, one after the other, and vLLM sends a response
+    from process to process again with each token that it grows by."""
     from vllm.sampling_params import RequestOutputKind
 
+    from openrlhf_qs.host.sent_tokenizer import SentTokenizer
+
     module.SamplingParams = partial(module.SamplingParams, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    def dispatch(dispatch_to_vllm, generator, args, kwargs):
+        tokenizer = generator.tokenizer
+        generator.tokenizer = SentTokenizer(tokenizer)
+        try:
+            return dispatch_to_vllm(*args, **kwargs)
+        finally:
+            generator.tokenizer = tokenizer
+
+    wrapt.wrap_function_wrapper(module, "SamplesGenerator._dispatch_prompts_to_vllm", dispatch)

@@ -30,6 +30,8 @@ _TOKENIZING = ThreadPoolExecutor(1, "tokenizing")  # a tokenizer takes one threa
 def load_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
     """vLLM's offline engine (``vllm.LLM``) in this process. ValueError where ``policy`` is no model.
 
+    It takes nearly all of a GPU's memory; :func:`free_memory` gives it back, for a model that is read afterwards.
+
     Args:
         policy: folder or hub name, or what :func:`openrlhf_qs.models.resolve.resolve_model` makes a folder of.
     """
@@ -38,17 +40,28 @@ def load_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
     atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)  # triton's bindings list their leaks at the end
     from vllm import LLM
 
-    return LLM(**options)
+    return LLM(**options, enable_sleep_mode=pick_device() == "cuda")
 
 
-def load_async_engine(policy: str, seed: int, tensor_parallel_size: int = 1):
+def free_memory(llm) -> None:
+    """Free the GPU's memory that an engine from :func:`load_engine` holds. It writes nothing after that."""
+    if pick_device() == "cuda":
+        llm.sleep(level=2)
+
+
+def load_async_engine(policy: str, seed: int, tensor_parallel_size: int = 1, gpu_memory_utilization: float = 0.9):
     """vLLM's asynchronous engine (``AsyncLLM``), which takes requests at any time and batches what is there.
 
     Unlike those of :func:`load_engine` its log-probabilities are at the temperature of sampling: those with which an
     answer was drawn. It lives in processes of its own, which ``shutdown()`` ends, or the end of this process in any
     way. ValueError where ``policy`` is no model.
+
+    Args:
+        gpu_memory_utilization: share of each of its GPUs' memory that it takes; nothing on a host without a GPU.
     """
     options = _options(policy, seed, tensor_parallel_size) | in_one_process(tensor_parallel_size)
+    if pick_device() == "cuda":
+        options["gpu_memory_utilization"] = gpu_memory_utilization
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 

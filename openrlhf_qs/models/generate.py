@@ -19,7 +19,7 @@ from openrlhf_qs.form.language import in_users_language
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.request import read_conversations
 from openrlhf_qs.form.task import RESPONSE_TOKENS, Task, read_task
-from openrlhf_qs.models.engine import load_engine, sample
+from openrlhf_qs.models.engine import free_memory, load_engine, sample
 from openrlhf_qs.models.reference import reference_log_ppl
 
 
@@ -74,11 +74,14 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--temperature {' '.join(map(str, temperatures))}: give different ones, 0 or more")
     files = [read_conversations(file)[:n] for file, n in zip(prompts, n_max, strict=True)]
     llm, task = load_engine(args.policy, args.seed), read_task(args.policy)
-    for file, out, conversations in zip(prompts, args.out, files, strict=True):
-        rows = []
+    written: list[list[dict[str, Any]]] = []
+    for file, conversations in zip(prompts, files, strict=True):
+        written.append([])
         for temperature, n in zip(temperatures, n_samples, strict=True):
             asked = [conversation for conversation in conversations for _ in range(n)]
-            rows += generate(llm, task, asked, args.max_new_tokens, temperature, args.policy, file)
+            written[-1] += generate(llm, task, asked, args.max_new_tokens, temperature, args.policy, file)
+    free_memory(llm)
+    for out, rows in zip(args.out, written, strict=True):
         if args.reference:
             log_ppl = reference_log_ppl(
                 args.reference,

@@ -58,6 +58,9 @@ def convert(file: str | Path, out: str | Path, dtype: Dtype = "bfloat16", licenc
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, config=config, dtype=getattr(torch, dtype)
         )
+    if getattr(model, "hf_quantizer", None) is not None:  # transformers 5.17 refuses to save what it has dequantised
+        model.hf_quantizer = None
+        del model.config.quantization_config
     ends = [tokenizer.eos_token_id, fields.get("tokenizer.ggml.eos_token_id", tokenizer.eos_token_id)]
     for settings in (model.config, model.generation_config):
         settings.bos_token_id, settings.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id

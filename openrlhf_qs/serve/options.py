@@ -51,6 +51,13 @@ def add_suggester_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_plugin_arguments(parser, "filters", "of a filter")
     parser.add_argument("--tensor_parallel_size", type=int, default=1, help="GPUs per policy; default 1")
+    parser.add_argument(
+        "--gpu_memory_utilization",
+        type=float,
+        default=0.8,
+        help="share of a GPU's memory that all policies take together; the reward model needs some of the rest; "
+        "default 0.8",
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -69,6 +76,8 @@ def make_arms(args: argparse.Namespace, arms: Sequence[tuple[str, str, float]]) 
     filters = {name: FILTERS.create(name, **options.get(name, {})) for name in names}
     if args.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens {args.max_new_tokens}: give 1 or more")
+    if not 0 < args.gpu_memory_utilization <= 1:
+        raise ValueError(f"--gpu_memory_utilization {args.gpu_memory_utilization:g}: give more than 0, up to 1")
     from openrlhf_qs.serve.policy import Policy
 
     scorer = None
@@ -92,7 +101,14 @@ def make_arms(args: argparse.Namespace, arms: Sequence[tuple[str, str, float]]) 
     suggester(None)  # what is wrong with the flags is said before the engines are loaded, which takes long
     made = []
     for name, folder, share in arms:
-        policy = Policy(folder, _temperature(args, folder), args.max_new_tokens, args.seed, args.tensor_parallel_size)
+        policy = Policy(
+            folder,
+            _temperature(args, folder),
+            args.max_new_tokens,
+            args.seed,
+            args.tensor_parallel_size,
+            args.gpu_memory_utilization / len(arms),
+        )
         made.append(Arm(name, share, suggester(policy)))
     return made
 

@@ -51,6 +51,7 @@ class Policy:
         max_new_tokens: int = 64,
         seed: int = 0,
         tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.9,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature {temperature}: give more than 0, so that what is shown has a probability")
@@ -58,7 +59,7 @@ class Policy:
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
         self.model = hashlib.blake2b(model_print(folder).encode(), digest_size=8).hexdigest()
-        self.engine = load_async_engine(folder, seed, tensor_parallel_size)
+        self.engine = load_async_engine(folder, seed, tensor_parallel_size, gpu_memory_utilization)
         self.piece = token_texts(self.engine.get_tokenizer())
         self.n_characters = MAX_CHARACTERS * self.engine.model_config.max_model_len
 

@@ -27,7 +27,7 @@ from openrlhf_qs.form.response import N_SUGGESTIONS, suggestion_problem
 from openrlhf_qs.form.task import TEACHER, Task, read_task
 from openrlhf_qs.models import own_ray
 from openrlhf_qs.models.device import n_gpus
-from openrlhf_qs.models.engine import Answer, load_engine, sample
+from openrlhf_qs.models.engine import Answer, free_memory, load_engine, sample
 
 LEFT_OUT = {
     "cut_off": "ended by --max_new_tokens, not by the teacher",
@@ -203,9 +203,12 @@ def sample_here(
     sampler: type[Sampler], options: Options, chunks: Sequence[Mapping[str, list[Message]]], seed: int, n_shards: int
 ) -> Iterator[dict[str, dict[str, Any]]]:
     """The rows of each chunk, from one engine in this process; without a chunk no engine is started."""
-    engine = sampler(options, seed) if chunks else None
+    if not chunks:
+        return
+    engine = sampler(options, seed)
     for chunk in chunks:
         yield engine.rows(chunk)
+    free_memory(engine.llm)
 
 
 def sample_on_ray(
@@ -225,6 +228,8 @@ def sample_on_ray(
     while waiting:
         finished, waiting = ray.wait(waiting)
         yield from ray.get(finished)
+    for engine in engines:  # their GPUs are wanted for the model that is read next
+        ray.kill(engine)
 
 
 def shards_at_hand(tensor_parallel_size: int) -> int:

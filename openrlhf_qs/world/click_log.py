@@ -24,7 +24,7 @@ from openrlhf_qs.form.keys import conversation_key
 from openrlhf_qs.form.prompt import Message
 from openrlhf_qs.form.response import N_SUGGESTIONS
 from openrlhf_qs.form.task import Task, read_task
-from openrlhf_qs.models.engine import load_engine, sample
+from openrlhf_qs.models.engine import free_memory, load_engine, sample
 from openrlhf_qs.world.click_models import CLICK_MODELS, draw_clicks, truth
 from openrlhf_qs.world.language import (
     DOMAIN_OF_TOPIC,
@@ -246,6 +246,7 @@ def as_served(folder: str, temperature: float, seed: int) -> Policy:
         llm, task = load_engine(folder, seed), read_task(folder)
         prompts = list(map(task.messages, conversations))
         answers = sample(llm, prompts, MAX_NEW_TOKENS, temperature, progress="responses", max_len=task.max_len)
+        free_memory(llm)
         read = [None if isinstance(one, str) else task.read(one[0].text, one[0].finish_reason) for one in answers]
         return [list(one.suggestions) if one is not None and one.well_formed else None for one in read]
 

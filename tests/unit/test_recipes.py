@@ -42,6 +42,7 @@ FORMS: dict[str, dict[str, str]] = {
     "cpu, distilled": {"DISTIL": "1"},
     "cpu, GRPO from SFT": {"RFT": "0"},
     "cpu, by meaning": {"EMBEDDER": "minilm"},
+    "1 GPU": {"GPUS": "1", "POLICY": "Qwen/Qwen3-4B"},
     "8 GPUs": {"GPUS": "8", "POLICY": "Qwen/Qwen3-4B"},
     "8 GPUs, async": {"GPUS": "8", "POLICY": "Qwen/Qwen3-4B", "ASYNC": "1"},
     "8 GPUs, own models and clicks": {"GPUS": "8"} | OWN,
@@ -358,6 +359,27 @@ def test_deepspeed_launches_our_command_line_on_every_node(stage, openrlhf):
     assert not isinstance(args, str), args
     assert (args.user_script, args.user_args) == (DEEPSPEED_MODULE, ours(command))
     assert (args.num_nodes, args.num_gpus, args.hostfile, args.module) == (2, 8, "hosts", True)
+
+
+@pytest.mark.parametrize(("form", "stage_of_zero"), [("1 GPU", "2"), ("8 GPUs", "3")])
+def test_weights_are_sharded_where_there_is_a_gpu_to_share_them_with(form, stage_of_zero):
+    for stage in ("sft", "garm", "grpo"):
+        argv = training_commands(form)[stage]
+        assert argv[argv.index("--ds.zero_stage") + 1] == stage_of_zero
+
+
+def test_a_training_on_gpus_is_told_a_port_that_no_other_run_has():
+    found = {
+        subprocess.run(
+            ["bash", "-c", f"source {ROOT}/recipes/common.sh; PATH=$(dirname $(any_python)):$PATH; free_port"],
+            env=os.environ | {"VIRTUAL_ENV": sys.prefix},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(3)
+    }
+    assert len(found) > 1 and all(1024 < int(port) < 65536 for port in found)
 
 
 @pytest.mark.parametrize("stage", ["sft", "garm", "grpo"])

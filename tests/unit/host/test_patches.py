@@ -236,7 +236,7 @@ def registered(monkeypatch, settings):
 
 
 def test_a_run_gets_the_patches_it_asks_for_and_no_other(monkeypatch):
-    always = {"lock_of_the_kernel", "remote_code", "reward_model_class", "whole_responses"}
+    always = {"lock_of_the_kernel", "remote_code", "reward_model_class", "rollout_requests"}
     always |= {"samples_in_the_log", "shared_memory", "temporary_rows"}
     on_cpu = {
         "cuda_calls",

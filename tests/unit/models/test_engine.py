@@ -56,6 +56,25 @@ def test_a_served_policy_of_one_device_is_computed_by_the_process_that_schedules
     assert args.get("distributed_executor_backend") is (UniProcExecutor if own else None)
 
 
+@pytest.mark.parametrize(("device", "slept"), [("cuda", [2]), ("cpu", [])])
+def test_an_engine_gives_a_gpus_memory_back_for_the_model_that_is_read_next(monkeypatch, device, slept):
+    levels = []
+
+    class LLM:
+        def __init__(self, enable_sleep_mode):
+            self.can_sleep = enable_sleep_mode
+
+        def sleep(self, level):
+            levels.append(level if self.can_sleep else "it cannot")
+
+    monkeypatch.setattr(engines, "pick_device", lambda: device)
+    monkeypatch.setattr(engines, "_options", lambda policy, seed, n: {})
+    monkeypatch.setattr(engines.os, "dup2", lambda *_: None)
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", LLM, raising=False)
+    engines.free_memory(engines.load_engine("policy", 0))
+    assert levels == slept
+
+
 def asked(tokenizer, max_len: int, model_len: int = MODEL_LEN) -> list[int]:
     """The tokens that both engines are asked with."""
     found = []

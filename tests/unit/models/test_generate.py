@@ -30,6 +30,7 @@ def engine(monkeypatch):
         ]
 
     monkeypatch.setattr(generate, "load_engine", lambda policy, seed: loaded.append(policy))
+    monkeypatch.setattr(generate, "free_memory", lambda llm: loaded.append("freed"))
     monkeypatch.setattr(generate, "sample", sample)
     return loaded
 
@@ -49,7 +50,7 @@ def test_two_files_at_two_temperatures_are_answered_by_one_engine(tmp_path, engi
     one, half = ("x at 1.0", 1.0), ("x at 0.5", 0.5)
     assert found == [one, one, ("y at 1.0", 1.0), ("y at 1.0", 1.0), half, ("y at 0.5", 0.5)]
     assert [row["response"] for row in read_json_lines(tmp_path / "d")] == ["z at 1.0", "z at 1.0", "z at 0.5"]
-    assert engine == ["p"]
+    assert engine == ["p", "freed"]
     assert {conversation_key(row["conversation"]) for row in read_json_lines(tmp_path / "d")} == {
         conversation_key(asked("z"))
     }
