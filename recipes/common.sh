@@ -136,7 +136,7 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 # What all stages must agree on
 : "${MAX_LEN:=512}"             # tokens of a conversation together with the suggestion or response that follows
 : "${MAX_NEW_TOKENS:=}"         # tokens of a response; empty: as many as the log's responses need (data/max_new_tokens)
-: "${GRPO_TEMPERATURE:=0.6}"    # of GRPO's rollouts, and of the responses that fusion learns from in their place
+: "${GRPO_TEMPERATURE:=$([ "$RFT" = 1 ] && echo 1 || echo 0.6)}"   # of GRPO's rollouts, and of the responses that fusion learns from in their place
 # Hardware and execution
 : "${GPUS:=0}"                  # GPUs per node; with 0 everything runs on the CPU
 : "${NODES:=1}"                 # number of nodes; with more than one, sft and garm need HOSTFILE, a DeepSpeed hostfile
