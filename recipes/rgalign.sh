@@ -104,7 +104,7 @@ prefer() {
    [ ! -e "$2/.taught" ] || [ "$DRY_RUN" = 1 ] || return 0
    training_flags "$2" "$ALIGN_SAVE_STEPS"
    local size=(--ds.zero_stage 0 --ds.attn_implementation sdpa)
-   [ "$FORM" != gpu ] || size=(--ds.zero_stage 3 --model.gradient_checkpointing_enable)
+   [ "$FORM" != gpu ] || size=(--ds.zero_stage "$ZERO_STAGE" --model.gradient_checkpointing_enable)
    launch dpo --data.dataset "$1" --data.prompt_key prompt --data.apply_chat_template --data.max_len "$MAX_LEN" \
       --model.model_name_or_path "$3" --ref.model_name_or_path "$3" --model.beta "$DPO_BETA" --adam.lr "$DPO_LR" \
       --train.batch_size "$ALIGN_BATCH" --train.micro_batch_size "${ALIGN_MICRO_BATCH:-$ALIGN_BATCH}" \
@@ -120,7 +120,7 @@ reinforce() {
    if [ "$FORM" = gpu ]; then
       places=$GPUS
       size=(
-         --ds.zero_stage 3 --train.colocate_all --vllm.enable_sleep --ds.enable_sleep --vllm.sync_backend nccl
+         --ds.zero_stage "$ZERO_STAGE" --train.colocate_all --vllm.enable_sleep --ds.enable_sleep --vllm.sync_backend nccl
          --vllm.num_engines "$GPUS" --vllm.tensor_parallel_size 1 --vllm.gpu_memory_utilization 0.6
       )
    else
