@@ -13,7 +13,7 @@ if [ "$FORM" = gpu ]; then
 elif [ -n "$POLICY" ]; then
    : "${STEPS:=10}" "${PROMPTS:=8}" "${N_SAMPLES:=4}" "${TRAIN_BATCH:=32}" "${GRPO_MICRO_BATCH:=8}" "${GRPO_LR:=1e-5}"   # for a model such as smollm2
 else
-   : "${STEPS:=100}" "${PROMPTS:=64}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=256}" "${GRPO_MICRO_BATCH:=64}" "${GRPO_LR:=5e-4}"
+   : "${STEPS:=150}" "${PROMPTS:=64}" "${N_SAMPLES:=8}" "${TRAIN_BATCH:=256}" "${GRPO_MICRO_BATCH:=64}" "${GRPO_LR:=7e-4}"
 fi
 
 begin grpo "$@"
@@ -37,6 +37,7 @@ MODELS=(
 )
 ALGORITHM=(
    --algo.advantage.estimator group_norm   # GRPO
+   --actor.lr_scheduler constant_with_warmup
    --algo.kl.init_coef "$KL_COEF"
 )
 if [ "$FORM" = gpu ]; then
