@@ -36,6 +36,7 @@ _CLOSING = re.compile(
     r"|<\|channel\|>final[^<]*<\|message\|>|(?s:\Aanalysis.*?assistantfinal)|<channel\|>|<\|im_start\|>assistant\s",
     re.IGNORECASE,
 )
+_BLANK = re.compile(r"\s*")
 # What may enclose a whole answer: control tokens, a code fence, a tag such as <answer>.
 _AT_ITS_ENDS = re.compile(r"\A\s*(?:<\|\w+\|>\s*)+|(?:\s*<\|\w+\|>)+\s*\Z")
 _FRAMED = re.compile(r"\s*(?:```\w*\n(?P<fenced>.*?)```|<(\w+)>(?P<tagged>.*)</\2>)\s*", re.DOTALL)
@@ -188,6 +189,19 @@ def _bare(text: str) -> str:
         return text.strip(_ASCII_UNSEEN)
     at_an_end = _UNSEEN.match(text) or _UNSEEN.match(text, len(text) - 1)
     return _AROUND.sub("", text) if at_an_end else text
+
+
+def end_of_thought(text: str, start: int = 0) -> int:
+    """Where a thought ends that begins at ``start`` of ``text``, white space aside; ``start`` if none begins there.
+
+    One that is never closed goes on to the end of ``text``, unless its tag could be a heading: ``[Analysis]``.
+    """
+    opening = _OPENING.match(text, _BLANK.match(text, start).end())
+    if opening is None:
+        return start
+    if closing := _CLOSING.search(text, opening.end()):
+        return closing.end()
+    return start if opening[0].startswith("[") else len(text)
 
 
 def _answer(text: str) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from openrlhf_qs.form.prompt import ROLES, Message
+from openrlhf_qs.form.response import end_of_thought
 
 Form = Literal["follow_ups", "array"]  # {"follow_ups": [...]}, as Open WebUI; [...], as Dify
 MODEL = "suggestions"  # the form is told by the prompt, and what is no follow-up task is handed on
@@ -45,10 +46,9 @@ _ASKS_FOR_ARRAY = re.compile(r"array in JSON format|JSON array", re.IGNORECASE)
 _FOLLOW_UPS = re.compile(r"\bfollow_ups\b")  # the key that Open WebUI reads, in templates of every language
 _FOLLOW_UP_SCHEMA = re.compile(r"follow.?up", re.IGNORECASE)  # a schema's name
 _LAST_ANSWER, _QUOTES = "Last assistant message:", '"""'  # LobeChat's, all that it tells of a chat
-# What a model thought before it answered, as chats keep it with the answer.
-_THOUGHT = re.compile(
-    r"\s*(?:<(think(?:ing)?)>.*?(?:</\1>|\Z)|<details\b[^>]{0,99}\btype=\"reasoning\"[^>]{0,99}>.*?(?:</details>|\Z))",
-    re.DOTALL | re.IGNORECASE,
+# Open WebUI's form of what a model thought, folded before its answer.
+_FOLDED = re.compile(
+    r"\s*<details\b[^>]{0,99}\btype=\"reasoning\"[^>]{0,99}>.*?(?:</details>|\Z)", re.DOTALL | re.IGNORECASE
 )
 _HEADING = re.compile(r"\n#{1,6} ")
 _SPEAKER = re.compile(r"^(USER|ASSISTANT|SYSTEM|TOOL|Human|Assistant|User|System|AI): ?", re.MULTILINE)
@@ -228,10 +228,12 @@ def as_messages(messages: Any) -> list[Message]:
 
 def _said(role: str, text: str) -> str:
     """An assistant's answer without the thoughts before it."""
-    start = 0
-    while role == "assistant" and (thought := _THOUGHT.match(text, start)):
-        start = thought.end()
-    return text[start:]
+    start, end = -1, 0
+    while role == "assistant" and end > start:
+        start, end = end, end_of_thought(text, end)
+        if folded := _FOLDED.match(text, end):
+            end = folded.end()
+    return text[end:]
 
 
 def text_of(content: Any) -> str:

@@ -130,6 +130,9 @@ def test_a_dialogue_that_a_message_quotes_stays_in_it():
         "<think>\nThe user bakes.\nHuman-like answer: flour.\n</think>\n\n",
         '<details type="reasoning" done="true" duration="3">\n<summary>Thought</summary>\n> Flour.\n</details>\n',
         "<think></think><thinking>Bread?</thinking>",
+        '<think duration="3s">hm</think>\n',
+        "[THINK]Bread?[/THINK]",
+        "<|channel|>analysis<|message|>Bread?<|end|><|start|>assistant<|channel|>final<|message|>",
     ],
 )
 def test_what_a_model_thought_is_no_part_of_its_answer(thought):
@@ -141,6 +144,8 @@ def test_what_a_model_thought_is_no_part_of_its_answer(thought):
     asks = [
         {"role": "user", "content": "<think>What?</think>"},
         {"role": "assistant", "content": "Write <think>a</think>."},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "[Analysis]\nFlour costs less."},
     ]
     assert as_messages(asks) == asks
     assert as_messages([{"role": "assistant", "content": "<think>never closed"}]) == []
@@ -340,6 +345,8 @@ def test_marks_without_end_cost_no_time():
         "Please predict three most likely a ",
         "JSON",
         "<think></think>",
+        "[THINK]",
+        " " * 99,
         '<details type="reasoning" ',
     ):
         asked(f"Human: a\nAssistant: b\n{line * (200_000 // len(line))}\nquestions:\n")
