@@ -66,7 +66,7 @@ share() { [ "$DRY_RUN" = 1 ] || record share --run "$FOLDER" --from "$BASE" "$@"
 # train_and_evaluate: what differs between arms.
 train_and_evaluate() {
    stage fusion
-   stage grpo --qs.monitor_judge "$GOLD"
+   stage grpo --qs.monitor_judge "$GOLD" --actor.lr_scheduler cosine_with_min_lr   # with which docs/EVIDENCE.md was measured
    stage evaluate
 }
 
