@@ -191,7 +191,7 @@ def _bare(text: str) -> str:
     return _AROUND.sub("", text) if at_an_end else text
 
 
-def end_of_thought(text: str, start: int = 0) -> int:
+def end_of_thought(text: str, start: int) -> int:
     """Where a thought ends that begins at ``start`` of ``text``, white space aside; ``start`` if none begins there.
 
     One that is never closed goes on to the end of ``text``, unless its tag could be a heading: ``[Analysis]``.
