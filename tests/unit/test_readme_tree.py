@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TOP = {"openrlhf_qs": "*.py", "plugins": "*.py", "recipes": "*.sh", "docs": "*.*"}
+TOP = {"openrlhf_qs": "*.py", "plugins": "*.py", "recipes": "*.*", "docs": "*.*"}
 
 
 def told() -> dict[str, str]:

@@ -42,6 +42,7 @@ FORMS: dict[str, dict[str, str]] = {
     "cpu, distilled": {"DISTIL": "1"},
     "cpu, GRPO from SFT": {"RFT": "0"},
     "cpu, by meaning": {"EMBEDDER": "minilm"},
+    "cpu, quick": {"CONFIG": str(ROOT / "recipes" / "quick.env")},
     "1 GPU": {"GPUS": "1", "POLICY": "Qwen/Qwen3-4B"},
     "8 GPUs": {"GPUS": "8", "POLICY": "Qwen/Qwen3-4B"},
     "8 GPUs, async": {"GPUS": "8", "POLICY": "Qwen/Qwen3-4B", "ASYNC": "1"},
