@@ -30,7 +30,7 @@ show_help() {
 # Every variable that a recipe gives a default.
 VARIABLES=$(grep -ohE '\$\{[A-Z][A-Z0-9_]*:=' "$RECIPES"/*.sh | tr -d '${:=' | sort -u)
 
-# wrong_name: an exported name that was a variable once, or is nearly one: STPES=4 would else train 50 steps.
+# wrong_name: an exported name that was a variable once, or is nearly one: STPES=4 would else train 150 steps.
 wrong_name() {
    compgen -e | awk -v known="$VARIABLES" '
       function near(a, b) {   # one letter more, less or another, or two neighbours swapped
@@ -123,7 +123,7 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 : "${N_SUGGESTIONS:=3}"         # suggestions per response, 1 to 8
 : "${PROMPT_TEMPLATE:=}"        # text file with the instruction, in any language; empty: the English one
 : "${SFT_DATASET:=diverse}"     # plugin that assembles the suggestions
-: "${REWARD_MODEL:=click_gaussian}"  # plugin, the head: click_gaussian, gaussian, bradley_terry
+: "${REWARD_MODEL:=click_gaussian}"  # plugin, the head: click_gaussian, gaussian, bradley_terry, dpl, purm
 : "${REWARD:=garm,ood,rules,relevance,diversity}"  # plugins, the parts of the reward
 : "${FUSION:=logistic_regression}"                  # plugin that learns their weights
 : "${JUDGE:=}"                  # plugin or FILE.py whose users click in evaluate; empty: the simulated users, if they wrote the log
@@ -272,6 +272,19 @@ build_operators() {
       echo "DeepSpeed's operators for the CPU could not be compiled: the first training will say why"
 }
 
+# answer_help COMMAND: the top of the recipe and the flags that may follow it; nothing is installed for that.
+answer_help() {
+   show_help
+   echo
+   local PATH="${VIRTUAL_ENV:-$ROOT/.venv}/bin:$PATH"
+   if command -v openrlhf-qs > /dev/null; then
+      openrlhf-qs "$1" --help
+   else
+      echo "No environment yet: once a recipe has made it, --help lists the flags too."
+   fi
+   exit
+}
+
 TASK=(--n_suggestions "$N_SUGGESTIONS" --prompt_template "$PROMPT_TEMPLATE")   # what the policy is asked for
 
 # begin STAGE FLAGS...: ends the recipe where the stage is there, made as this call asks, and stops it where it was made
@@ -292,7 +305,7 @@ begin() {
       return 0
    fi
    case " ${*:2} " in
-      *" --help "* | *" -h "*) show_help; set_up; echo; openrlhf-qs "$1" --help; exit ;;
+      *" --help "* | *" -h "*) answer_help "$1" ;;
       *" --qs.check_enable "*) set_up; convert_models; CHECK_ALONE=1; return ;;
    esac
    lock_run

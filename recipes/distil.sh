@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Distil.  Reads $RUN/data, writes $RUN/distil: a teacher trained on single clicked suggestions (teacher/), and its
 # suggestions for every conversation (candidates.jsonl), which the stage sft uses with DISTIL=1.
-#   TEACHER=Qwen/Qwen3-8B GPUS=8 bash recipes/distil.sh --temperature 0.8    # any flag of `openrlhf-qs distil` may follow
+#   TEACHER=Qwen/Qwen3-8B POLICY=Qwen/Qwen3-4B GPUS=8 bash recipes/distil.sh --temperature 0.8    # any flag of `openrlhf-qs distil` may follow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${TEACHER:=}"                # base model of the teacher, in the form of POLICY; empty: the same as the policy's

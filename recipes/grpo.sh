@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# GRPO.  Reads $RUN/data/prompts.jsonl, the SFT policy, the GaRM and the weights, writes $RUN/grpo: the final policy.
+# GRPO.  Reads $RUN/data/prompts.jsonl, the RFT policy (SFT with RFT=0), the SFT policy as its reference, the GaRM and the weights,
+# writes $RUN/grpo: the final policy.
 #   POLICY=Qwen/Qwen3-4B GPUS=8 bash recipes/grpo.sh --algo.kl.use_loss    # any flag of OpenRLHF's train_ppo_ray may follow
 #   POLICY=Qwen/Qwen3-4B GPUS=8 ASYNC=1 bash recipes/grpo.sh               # rollouts and training overlap
 set -euo pipefail

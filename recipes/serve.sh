@@ -20,7 +20,7 @@ STAGE=serve
    die "PORT=$PORT is not read: give SERVE_PORT=$PORT. If PORT is not meant for the server, unset it"
 : "${SERVE_PORT:=8765}"
 case " $* " in
-   *" --help "* | *" -h "*) show_help; set_up; echo; openrlhf-qs serve --help; exit ;;
+   *" --help "* | *" -h "*) answer_help serve ;;
 esac
 set_up
 response_tokens

@@ -273,7 +273,7 @@ class Watch:
         if alarms and self.last_good:
             kept = self.last_good.settle(self.step)
             way_on = (
-                f"the last good checkpoint is {kept}: continue from it, with another reward, with --ckpt.path {kept}"
+                f"the last good checkpoint is {kept}: continue from it, with other settings, with --ckpt.path {kept}"
                 if kept
                 else "no checkpoint is older than its cause: start again from the SFT policy, with another reward"
             )

@@ -206,6 +206,15 @@ def test_the_help_of_a_recipe_fits_80_columns_and_loses_no_word(recipe):
     assert words - {"#"} == set(done.stdout.split()) - {"#", "\\"}
 
 
+@pytest.mark.parametrize("name", ["sft", "serve"])
+def test_the_help_of_a_stage_installs_nothing(name, tmp_path):
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "VIRTUAL_ENV": str(tmp_path / "venv")}
+    command = ["bash", ROOT / "recipes" / f"{name}.sh", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("No environment yet"), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_that_is_named_exists(recipe):
     for name in re.findall(r"(?<!\$)\b([a-z_]+\.sh)\b", recipe.read_text()):
