@@ -143,7 +143,7 @@ GIVEN=$(for name in $VARIABLES; do [ -z "${!name+set}" ] || printf '%s ' "$name"
 : "${HOSTFILE:=}"
 : "${ASYNC:=0}"                 # 1: GRPO's rollouts and training overlap (GPU setup, at least 2 GPUs)
 : "${DRY_RUN:=0}"               # 1: print the command of every stage, run nothing
-: "${AGAIN:=0}"                 # 1: redo the stage and everything after it, including checkpoints
+: "${AGAIN:=0}"                 # 1: redo the stage and everything that builds on it, including checkpoints
 
 # wrong_value: a variable whose value would be misread, or refused by a stage that comes an hour later: DRY_RUN=yes would run all.
 wrong_value() {
@@ -318,7 +318,7 @@ begin() {
    record begin --run "$RUN" --stage "$1" --again "$again" --given "$given" "${values[@]}" -- "${@:2}" || status=$?
    case $status in
       0) ;;
-      3) echo "$1: already done, in $STAGE_DIR (AGAIN=1 redoes it and everything after it)"; exit 0 ;;
+      3) echo "$1: already done, in $STAGE_DIR (AGAIN=1 redoes it and everything that builds on it)"; exit 0 ;;
       *) exit 1 ;;
    esac
    set_up

@@ -7,8 +7,8 @@
 #   CONFIG=mine.env bash recipes/grpo_garm.sh                             # variables from a file, one NAME=value per line
 #   DRY_RUN=1 bash recipes/grpo_garm.sh                                   # prints what would be run
 # A second call continues where the first one stopped, with the same settings. If it asks for different ones, it reports the
-# difference and stops; AGAIN=1 then redoes the affected stage and everything after it. For all variables see recipes/common.sh
-# and each stage's recipe.
+# difference and stops; AGAIN=1 then redoes the affected stage and everything that builds on it. For all variables see
+# recipes/common.sh and each stage's recipe.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 case ${1:-} in

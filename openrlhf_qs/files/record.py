@@ -203,7 +203,7 @@ def check_earlier(
         if found:
             raise ValueError(
                 f"{stage} builds on {name}, which was made with other settings; requested: {'; '.join(found)}. "
-                f"AGAIN=1 bash {recipe_of(name)} redoes it and everything after it; another RUN keeps both, as in "
+                f"AGAIN=1 bash {recipe_of(name)} redoes it and everything that builds on it; another RUN keeps both, as in "
                 "RUN=runs/other"
             )
 
@@ -232,9 +232,9 @@ def changed_products(folder: Path, made: Mapping[str, Any]) -> list[str]:
 
 
 def remove_from(run: RunFolder, entries: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Remove the folders of a stage and of all after it, checkpoints too. Of their entries the variables stay, for a
-    call that does not name them."""
-    gone = (stage, *after(stage))
+    """Remove the folders of a stage and of all that builds on it, checkpoints too. Of their entries the variables stay,
+    for a call that does not name them."""
+    gone = (stage, *builds_on(entries, stage))
     for name in gone:
         outside = [path for files in entries.get(name, {}).get("files", {}).values() for path in files]
         inside = [path for path in outside if run.stage(name).resolve() in Path(path).parents]
@@ -252,6 +252,17 @@ def remove_from(run: RunFolder, entries: Mapping[str, Any], stage: str) -> dict[
         elif folder.exists():
             shutil.rmtree(folder)
     return kept
+
+
+def builds_on(entries: Mapping[str, Any], stage: str) -> list[str]:
+    """The stages that read what one makes, or what these make, in order; those whose entry does not say what they read
+    are among them."""
+    found = [stage]
+    for name in after(stage):
+        read = entries.get(name, {}).get("stages")
+        if read is None or not read.keys().isdisjoint(found):
+            found.append(name)
+    return found[1:]
 
 
 # After a stage
@@ -400,11 +411,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Differs as error:
         if all(BY_DEFAULT in one for one in error.differences):
             print(f"the defaults have changed since: CONFIG={run.variables} keeps those of the run", file=sys.stderr)
-        later = ", ".join(name for name in after(args.stage) if run.stage(name).exists())
+        later = ", ".join(name for name in builds_on(read_record(run), args.stage) if run.stage(name).exists())
         print(f"{args.stage} in {run.path} is not what this call asks for: {error}", file=sys.stderr)
         print(
             f"RUN=runs/other keeps both · AGAIN=1 redoes {args.stage}"
-            + (f" and everything after it: {later}" if later else ""),
+            + (f" and everything that builds on it: {later}" if later else ""),
             file=sys.stderr,
         )
         sys.exit(1)

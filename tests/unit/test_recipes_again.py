@@ -398,11 +398,22 @@ def test_again_makes_anew_what_differs_and_all_after_it_and_nothing_before(recip
     ]
     # killed on the way, the same call would find all of it as asked
     assert recipes("grpo_garm", AGAIN="1", GARM_LR="9e-4").stdout.count("already done") == 7
-    # a stage alone is made anew though nothing differs, and so are those after it, with what the run was given
+    # a stage alone is made anew though nothing differs, and so is what builds on it, with what the run was given
     recipes.calls()
     assert recipes("garm", AGAIN="1").returncode == 0
     assert "--adam.lr 9e-4" in recipes.calls()[0]
     assert set(durations(recipes.run)) == {"data", "sft", "garm"} and not recipes.run.grpo.path.exists()
+
+
+def test_another_reward_keeps_what_does_not_read_it(recipes):
+    """RFT reads the reward model, not the weights of the parts."""
+    assert recipes("grpo_garm").returncode == 0
+    recipes.calls()
+    said = recipes("grpo_garm", REWARD="garm,rules").stderr
+    assert "AGAIN=1 redoes fusion and everything that builds on it: grpo, evaluate" in said
+    assert recipes("grpo_garm", REWARD="garm,rules", AGAIN="1").stdout.count("already done") == 4
+    assert [call.split()[0] for call in recipes.calls()][-5:] == ["grpo", "generate", "generate", "generate", "evaluate"]
+    assert "rft" in durations(recipes.run)
 
 
 def test_what_a_call_does_not_name_is_as_the_run_was_made(recipes):
