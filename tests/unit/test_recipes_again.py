@@ -405,15 +405,25 @@ def test_again_makes_anew_what_differs_and_all_after_it_and_nothing_before(recip
     assert set(durations(recipes.run)) == {"data", "sft", "garm"} and not recipes.run.grpo.path.exists()
 
 
-def test_another_reward_keeps_what_does_not_read_it(recipes):
+def test_another_reward_in_a_copy_keeps_what_does_not_read_it(whole):
     """RFT reads the reward model, not the weights of the parts."""
-    assert recipes("grpo_garm").returncode == 0
-    recipes.calls()
-    said = recipes("grpo_garm", REWARD="garm,rules").stderr
+    said = whole("grpo_garm", REWARD="garm,rules").stderr
     assert "AGAIN=1 redoes fusion and everything that builds on it: grpo, evaluate" in said
-    assert recipes("grpo_garm", REWARD="garm,rules", AGAIN="1").stdout.count("already done") == 4
-    assert [call.split()[0] for call in recipes.calls()][-5:] == ["grpo", "generate", "generate", "generate", "evaluate"]
-    assert "rft" in durations(recipes.run)
+    shutil.copytree(whole.run.path, whole.folder / "other")
+    (whole.folder / "constant.py").write_text(
+        "import torch\n"
+        "from openrlhf_qs.registry import REWARDS\n"
+        '@REWARDS.register("constant")\n'
+        "class Constant:\n"
+        '    """The same for all."""\n'
+        "    def __call__(self, batch):\n"
+        "        return torch.zeros(len(batch.responses))\n"
+    )
+    whole.calls()
+    asked = {"REWARD": "garm,constant", "PLUGIN": "constant.py", "RUN": str(whole.folder / "other")}
+    done = whole("grpo_garm", AGAIN="1", **asked)
+    assert re.findall("^(.+): done", done.stdout, re.MULTILINE) == ["fusion", "grpo", "evaluate"], done.stderr
+    assert [call.split()[0] for call in whole.calls()][2:] == ["grpo", "generate", "generate", "generate", "evaluate"]
 
 
 def test_what_a_call_does_not_name_is_as_the_run_was_made(recipes):
