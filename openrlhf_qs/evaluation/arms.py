@@ -172,7 +172,8 @@ def _cut(row: Shown, n: int) -> Shown:
     if row.n == n:
         return row
     suggestions = row.suggestions[:n]
-    return row._replace(suggestions=suggestions, response=format_response(suggestions), n=n)
+    response = format_response(suggestions) if row.well_formed else row.response
+    return row._replace(suggestions=suggestions, response=response, n=n)
 
 
 def clicked_suggestions(impressions: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

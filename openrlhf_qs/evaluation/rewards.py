@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,8 @@ class RunReward:
     def __init__(self, run: RunFolder, scorer, options: Mapping[str, Mapping[str, str]]) -> None:
         from openrlhf_qs.reward.composite import CompositeReward, read_weights  # --help need not wait for torch
 
-        weights = read_weights(run.weights)
+        # In deviations of the SFT policy, whatever training normalises by: the same number for every policy.
+        weights = replace(read_weights(run.weights), normalisation="sft")
         self.composite = CompositeReward(list(weights.parts), options, weights, on_failure="skip_group")
         if scorer is None and "reward_model" in self.composite.needs():
             raise ValueError(f"{run.garm} is missing, but fusion/weights.json has a weight for it: run garm")

@@ -92,6 +92,14 @@ def json_object(path: str | Path, number: int, line: str) -> dict:
     return row
 
 
+def appended_lines(path: str | Path) -> list[dict]:
+    """The rows of a file that a training appends to, none where there is none; a last line that a kill or a full disk
+    cut off is left out."""
+    path = Path(path)
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.is_file() else b""
+    return [json_object(path, number, line.decode()) for number, line in enumerate(whole.splitlines(), start=1)]
+
+
 def write_json_lines(path: str | Path, rows: Iterable[dict]) -> None:
     """Write ``rows`` as :func:`replacing` does."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:

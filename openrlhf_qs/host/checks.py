@@ -141,6 +141,18 @@ def check_rewards(settings: Settings, args: SimpleNamespace) -> None:
             f"--qs.credit suggestion with --algo.advantage.estimator {args.algo.advantage.estimator}: "
             f"give one of {', '.join(CREDITED_ESTIMATORS)}, or --qs.credit response"
         )
+    if composite.normalisation != "sft" and getattr(composite.rewards.get("ood"), "form", "") == "constraint":
+        raise ValueError(
+            f"ood.form = constraint changes how much ood counts, and normalisation {composite.normalisation} divides "
+            "that out again: learn the weights with NORMALISATION=sft, or use another form"
+        )
+    if grpo.credit == "suggestion":
+        for flag in ("overlong_buffer_len", "stop_properly_penalty_coef"):
+            if getattr(args.reward, flag) is not None:
+                raise ValueError(
+                    f"--reward.{flag} changes the reward of a response after its suggestions got theirs: give "
+                    "--qs.credit response, or leave it out, since a response that is cut off is malformed anyway"
+                )
     if "reward_model" in needs:
         if args.reward.model_name_or_path is None:
             raise ValueError(f"reward {','.join(grpo.reward)} needs {NEEDS['reward_model']}")

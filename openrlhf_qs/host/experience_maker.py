@@ -22,7 +22,7 @@ from openrlhf_qs.host.composite import composite_of
 from openrlhf_qs.host.settings import Settings
 from openrlhf_qs.models.template import token_texts
 from openrlhf_qs.registry import JUDGES
-from openrlhf_qs.reward.credit import NO_SUGGESTION, centred_credit, suggestion_of_tokens
+from openrlhf_qs.reward.credit import NO_SUGGESTION, centred_credit, group_norm_scales, suggestion_of_tokens
 from openrlhf_qs.reward.monitors import batch_statistics, parse_thresholds, watch
 from openrlhf_qs.reward.normalisation import group_means
 from openrlhf_qs.reward.rollout import RolloutBatch, reward_fields
@@ -143,13 +143,13 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         )
 
     def one_by_one(self, samples: Sequence):
-        """A batch each sample, and no fewer than there are model processes: where there are more, the last sample is
-        there several times, for each process wants work."""
+        """A batch each sample, and as many for each model process as for the others, which wait for it under ZeRO-3:
+        the last sample is there several times where that takes it."""
         groups = (self.actor_model_group, self.initial_model_group, self.critic_model_group)
         n = max(len(group._actor_handlers) // group.duplicate_actors for group in groups if group is not None)
         for index, sample in enumerate(samples):
             sample.index = [index]
-        return [*samples, *(copy.deepcopy(samples[-1]) for _ in range(n - len(samples)))]
+        return [*samples, *(copy.deepcopy(samples[-1]) for _ in range(-len(samples) % n))]
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences):
@@ -165,19 +165,21 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         total = torch.cat([experience.rewards for experience in experiences]).float()[:, None]
         centred = total - group_means(total, group)
         n = torch.bincount(group)[group][:, None]
-        scale = torch.ones_like(total)
-        if self.advantage_estimator == "group_norm":  # as OpenRLHF divides
-            deviation = (group_means(centred.square(), group) * n / (n - 1).clamp(min=1)).sqrt()
-            scale = torch.where(deviation > 0, 1 / (deviation + 1e-9), 0.0)  # no signal, no credit
+        credit = torch.cat(self.credit)
+        scale = credit_scale = torch.ones_like(total)
+        if self.advantage_estimator == "group_norm":
+            scale, credit_scale = group_norm_scales(centred, credit, group)
         elif self.advantage_estimator == "rloo":
-            scale = n / (n - 1).clamp(min=1)
+            scale = credit_scale = n / (n - 1).clamp(min=1)
         low, high = self.args.reward.clip_range  # which OpenRLHF's advantages of responses went through
         sizes = [len(experience.sequences) for experience in experiences]
-        given = (centred * scale).clamp(low, high).split(sizes)
-        credit = (torch.cat(self.credit) * scale).clamp(low, high).split(sizes)
-        for experience, place, of_response, of_suggestion in zip(experiences, self.place, given, credit, strict=True):
-            by_token = of_suggestion.gather(1, place.clamp(min=0)) - of_response
-            experience.advantages = experience.advantages + by_token * (place != NO_SUGGESTION)
+        scaled = (centred * scale, centred * credit_scale, credit * credit_scale)
+        given, of_response, of_suggestion = (one.clamp(low, high).split(sizes) for one in scaled)
+        for experience, place, was, whole, own in zip(
+            experiences, self.place, given, of_response, of_suggestion, strict=True
+        ):
+            by_token = torch.where(place == NO_SUGGESTION, whole, own.gather(1, place.clamp(min=0)))
+            experience.advantages = experience.advantages + (by_token - was) * experience.action_mask
         return experiences
 
     def suggestion_of_actions(self, samples_list) -> list[torch.Tensor]:
@@ -236,8 +238,9 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         n_rows = max(1, 4 * self.args.rollout.micro_batch_size * len(input_ids) // len(pairs))
         size = max(1, min(-(-len(input_ids) // n_processes), n_rows))
         input_ids, mask = input_ids.split(size), mask.split(size)
-        # Fewer rows than processes: the last is scored again, then cut off.
-        while len(input_ids) < n_processes:
+        # Every process makes as many passes as the others, which wait for it under ZeRO-3: the last row is scored
+        # again, then cut off.
+        while len(input_ids) % n_processes:
             input_ids, mask = (*input_ids, input_ids[-1]), (*mask, mask[-1])
         return self._dispatch_forward(
             self.reward_model_group,

@@ -75,3 +75,23 @@ def centred_credit(credit: Tensor, total: Tensor, whole: Tensor, group: Tensor) 
         group_means(total[:, None] * told, group) / share - group_means(total[:, None], group)
     )
     return torch.where(whole[:, None], total[:, None] - group_means(total[:, None], group), among_told)
+
+
+def group_norm_scales(centred: Tensor, credit: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """What responses and suggestions are multiplied by under OpenRLHF's ``group_norm``, ``[batch, 1]`` each.
+
+    A response is divided by the deviation of its group's totals, as OpenRLHF does, and a suggestion by that of the
+    group's credits where it is larger. Credits that cancel out make totals that hardly differ: divided by their
+    deviation, they would be most of a batch's gradient. 0 for both where totals are equal: no signal, no credit.
+
+    Args:
+        centred: ``[batch, 1]``, totals less the mean of their group.
+        credit: ``[batch, n]``, from :func:`centred_credit`.
+        group: ``[batch]``, numbers from 0.
+    """
+    n = torch.bincount(group)[group][:, None]
+    squares = torch.cat([centred.square(), credit.square().mean(1, keepdim=True)], dim=1)
+    of_total, of_credit = (group_means(squares, group) * n / (n - 1).clamp(min=1)).sqrt().split(1, dim=1)
+    signal = of_total > 0
+    larger = torch.maximum(of_total, of_credit)
+    return torch.where(signal, 1 / (of_total + 1e-9), 0.0), torch.where(signal, 1 / (larger + 1e-9), 0.0)

@@ -24,7 +24,7 @@ from statistics import fmean, median, pstdev
 from typing import TYPE_CHECKING
 
 from openrlhf_qs.files.run_folder import GrpoFolder
-from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.files.whole import appended_lines, write_json_lines
 from openrlhf_qs.form.text import words
 from openrlhf_qs.reward.judged import click_probabilities
 
@@ -255,9 +255,8 @@ class Watch:
         self.step = resumed_step
         self.last_good = LastGood(checkpoints, resumed_step, monitors.window) if stop else None
         for file in (self.folder.statistics, self.folder.alarms):
-            earlier = read_json_lines(file) if file.is_file() else []
-            write_json_lines(file, [row for row in earlier if row["step"] <= resumed_step])
-        for row in read_json_lines(self.folder.statistics):
+            write_json_lines(file, [row for row in appended_lines(file) if row["step"] <= resumed_step])
+        for row in appended_lines(self.folder.statistics):
             self.monitors.update(row["step"], {name: value for name, value in row.items() if name != "step"})
 
     def __call__(self, statistics: Row) -> None:

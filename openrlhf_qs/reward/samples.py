@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_qs.files.run_folder import GrpoFolder
-from openrlhf_qs.files.whole import read_json_lines, write_json_lines
+from openrlhf_qs.files.whole import appended_lines, write_json_lines
 from openrlhf_qs.reward.composite import CompositeReward
 from openrlhf_qs.reward.monitors import newest_step
 from openrlhf_qs.reward.rollout import RolloutBatch
@@ -44,14 +44,12 @@ class SampleLog:
         self.file = GrpoFolder(Path(ckpt.output_dir)).samples
         self.composite = composite
         self.step = newest_step(Path(ckpt.path)) if ckpt.load_enable else 0
-        earlier = read_json_lines(self.file) if self.file.is_file() else []
-        write_json_lines(self.file, [row for row in earlier if row["step"] <= self.step])
+        write_json_lines(self.file, [row for row in appended_lines(self.file) if row["step"] <= self.step])
 
     def write(self, kind: str, batch: RolloutBatch, raw: Mapping[str, Tensor]) -> None:
         """Append a row for each response of ``batch``; ``raw`` is what each part says, ``[batch]``."""
         with open(self.file, "a", encoding="utf-8") as file:
-            for row in self.rows(kind, batch, raw):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows(kind, batch, raw))
 
     def write_extremes(self, batch: RolloutBatch, raw: Mapping[str, Tensor], total: Tensor) -> None:
         """Append the responses of a step whose ``total``, ``[batch]``, is the largest and the smallest."""

@@ -56,11 +56,12 @@ def run(args: argparse.Namespace) -> None:
     composite = CompositeReward(args.reward.split(","), parse_options(args.option), weights, args.normalisation)
     scorer = load_scorer(composite, args.reward_model)
     columns, rows = read_rows(args.file)
-    texts = read_texts(args.file, rows, Task(args.n_suggestions))
+    task = Task(args.n_suggestions)
+    texts = read_texts(args.file, rows, task)
     log_ppl = None
     if "reference" in composite.needs():
-        log_ppl = _log_ppl(args, rows, texts)
-    scored = score(composite, texts, log_ppl, scorer)
+        log_ppl = _log_ppl(args, rows, texts, composite.temperature)
+    scored = score(composite, texts, log_ppl, scorer, task)
     show(texts.responses, scored, composite)
     if args.out:
         table = {name: value.tolist() for name, value in scored.logged().items()} | {"reward": scored.total.tolist()}
@@ -78,7 +79,7 @@ class Texts(NamedTuple):
     n_shown: list[int]
 
 
-def score(composite, texts: Texts, log_ppl: Sequence[float] | None, scorer):
+def score(composite, texts: Texts, log_ppl: Sequence[float] | None, scorer, task: Task):
     """The :class:`~openrlhf_qs.reward.composite.Scored` of these responses; those to one conversation are a group."""
     from openrlhf_qs.reward.offline import offline_batch
 
@@ -91,6 +92,7 @@ def score(composite, texts: Texts, log_ppl: Sequence[float] | None, scorer):
             log_ppl,
             scorer,
             group,
+            task,
             finish_reasons=texts.finish_reasons,
             n_shown=texts.n_shown,
         )
@@ -150,11 +152,12 @@ def _from_json(value: Any) -> Any:
         return value
 
 
-def _log_ppl(args: argparse.Namespace, rows: Sequence[Mapping], texts: Texts):
+def _log_ppl(args: argparse.Namespace, rows: Sequence[Mapping], texts: Texts, temperature: float):
     if args.reference:
         from openrlhf_qs.models.reference import reference_log_ppl
 
-        return reference_log_ppl(args.reference, [request.conversation for request in texts.requests], texts.responses)
+        conversations = [request.conversation for request in texts.requests]
+        return reference_log_ppl(args.reference, conversations, texts.responses, temperature)
     try:
         return [float(row["log_ppl"]) for row in rows]
     except (KeyError, TypeError, ValueError):

@@ -100,7 +100,7 @@ class Garm:
         """The probability that each suggestion is examined and clicked, ``[batch, n]``; 0 for missing ones."""
         import torch
 
-        n = batch.task.n
+        n = max([batch.task.n, *map(len, batch.reward_mean)])  # an impression may have shown more
         if self.examination and len(self.examination) < n:
             raise ValueError(
                 f"garm.examination has {len(self.examination)} positions for {n} suggestions; give one for each"

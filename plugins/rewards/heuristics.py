@@ -255,12 +255,15 @@ def _likeness_to_earlier(texts: Sequence[str], place: int) -> float:
 
 
 def _likeness_to_others(responses: Sequence[Sequence[str]]) -> dict[int, float]:
-    """The mean likeness, in [0, 1], of each response's suggestions and those of the others; all are of one length."""
+    """The mean likeness, in [0, 1], of each response's suggestions and those of the others."""
     if len(responses) < 2:
         return {}
     flat = [text for texts in responses for text in texts]
+    n_texts = np.array([len(texts) for texts in responses])
+    starts = n_texts.cumsum() - n_texts
     likeness = cdist(flat, flat, scorer=token_set_ratio) / 100
-    blocks = likeness.reshape(len(responses), len(responses[0]), len(responses), len(responses[0])).mean(axis=(1, 3))
+    sums = np.add.reduceat(np.add.reduceat(likeness, starts, axis=0), starts, axis=1)
+    blocks = sums / np.outer(n_texts, n_texts)
     others = (blocks.sum(axis=1) - blocks.diagonal()) / (len(responses) - 1)
     return dict(enumerate(others.tolist()))
 

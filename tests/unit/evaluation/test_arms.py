@@ -66,6 +66,13 @@ def test_an_arm_that_has_too_little_to_show_is_malformed_and_takes_no_place_from
     assert (len(kept["few"][0].suggestions), len(kept["whole"][0].suggestions)) == (1, 3)
 
 
+def test_what_is_cut_to_the_places_of_all_arms_stays_malformed_in_its_text():
+    prose = Shown(conversation(0), ["One?", "Two?"], False, response="Well: 1. One? 2. Two?")
+    two = as_shown(conversation(0), ["One?", "Two?"], 2)
+    kept = on_same_places({"prose": [prose], "two": [two]})["prose"][0]
+    assert kept.n == 2 and kept.response == prose.response and not kept.well_formed
+
+
 def test_a_policy_has_an_arm_for_each_temperature_and_its_name_is_the_one_it_is_served_with():
     rows = [Shown(conversation(n), [], True, temperature=t) for t in (1.0, 0.5, 0.3) for n in range(2)]
     arms = by_temperature("sft", rows, 0.5)

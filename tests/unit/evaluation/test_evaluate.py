@@ -272,9 +272,12 @@ def test_the_users_of_one_conversation_are_one_cluster_of_the_floor():
     assert found["accuracy_ci95"][1] - found["accuracy_ci95"][0] > 0.2
 
 
-def test_the_parts_of_the_reward_are_measured_on_what_every_arm_says(run_dir, scorer):
+@pytest.mark.parametrize("normalisation", ["sft", "group", "running"])
+def test_the_parts_of_the_reward_are_measured_on_what_every_arm_says(run_dir, scorer, normalisation):
+    """In deviations of the SFT policy, whatever training normalises by."""
     parts = {"rules": {"weight": 2.0, "mean": 0.0, "std": 1.0}, "ood": {"weight": 1.0, "mean": 0.0, "std": 1.0}}
-    write_whole(run_dir / "fusion" / "weights.json", json.dumps({"rewards": parts}))
+    weights = {"rewards": parts, "normalisation": normalisation}
+    write_whole(run_dir / "fusion" / "weights.json", json.dumps(weights))
     conversations = [conversation(0), conversation(1)]
     responses = ["1. How long?\n2. Which flour?\n3. Why so?", "nothing at all"]
     reward = rewards.RunReward(RunFolder(run_dir), None, {"ood": {"threshold": "3"}})

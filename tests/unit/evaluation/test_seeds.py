@@ -73,6 +73,13 @@ def test_a_lift_that_stands_the_other_way_round_is_turned():
     assert "| `sft` | +25.0% | +25.0% | 0 of 1 seed |" in seeds.tables([run])
 
 
+def test_a_run_in_which_an_arm_has_no_click_is_left_out_of_the_lifts_over_it():
+    runs = [metrics(0, 0.4, 0.5), metrics(1, 0.4, 0.5)]
+    runs[0]["lift"]["grpo_over_sft"] = runs[0]["lift_ci95"]["grpo_over_sft"] = None
+    assert "| `sft` | +25.0% | +25.0% | 1 of 1 seed |" in seeds.tables(runs)
+    assert "| `sft` | +" not in seeds.tables(runs[:1])
+
+
 def test_the_reward_model_stands_beside_what_it_is_measured_against_with_its_worst_seed():
     runs = [metrics(0, 0.4, 0.5), metrics(1, 0.4, 0.5)]
     for n, run in enumerate(runs):

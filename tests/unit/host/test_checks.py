@@ -146,6 +146,21 @@ def test_an_empty_reward_leaves_openrlhf_its_own():
         ("grpo", [*RULES, "--qs.monitor_judge", "nobody"], "unknown judge 'nobody'"),
         ("grpo", [*RULES, "--qs.credit", "suggestion"], "estimator gae: give one of group_norm, rloo, dr_grpo, or"),
         ("grpo", [*RULES, "--qs.weights", "no.json"], "no.json does not exist: run the fusion stage first"),
+        (
+            "grpo",
+            [*RULES, *GRPO, "--qs.credit=suggestion", "--reward.overlong_buffer_len", "8"],
+            "--reward.overlong_buffer_len .*: give --qs.credit response",
+        ),
+        (
+            "grpo",
+            [*RULES, *GRPO, "--qs.credit=suggestion", "--reward.stop_properly_penalty_coef", "0.5"],
+            "--reward.stop_properly_penalty_coef .*: give --qs.credit response",
+        ),
+        (
+            "grpo",
+            ["--qs.reward=ood", *GRPO, "--qs.option=ood.form=constraint", "--qs.normalisation=group"],
+            "normalisation group divides that out again",
+        ),
     ],
 )
 def test_what_would_fail_later_is_refused_in_one_line(tmp_path, monkeypatch, stage, argv, message):

@@ -71,6 +71,11 @@ def test_the_chance_of_a_click_is_that_of_at_least_one_looked_at_and_clicked():
     torch.testing.assert_close(garm.credit(batch)[0], torch.tensor([0.5 * 0.81, 0.1 * 0.45, 0.1 * 0.45]))
     assert garm.credit(batch)[1, 2] == 0
     torch.testing.assert_close(Garm(form="click_chance")(batch)[0], torch.tensor(1 - 0.5 * 0.8 * 0.6))
+    shown = offline_batch(
+        batch.requests[:1], [f"{GOOD}\n4. Why?"], n_shown=[4]
+    )  # more than the task asks for
+    shown = replace(shown, reward_mean=[[*means, 0.0]], reward_std=[[std] * 4])
+    torch.testing.assert_close(Garm(form="click_chance")(shown), torch.tensor([1 - 0.5 * 0.8 * 0.6 * 0.5]))
     with pytest.raises(ValueError, match="2 positions for 3 suggestions"):
         Garm(form="click_chance", examination="1,0.5")(batch)
     with pytest.raises(ValueError, match="garm.examination = '1,x'"):
@@ -246,6 +251,11 @@ def test_diversity_across_the_group_is_what_the_likeness_to_every_other_leaves()
     torch.testing.assert_close(Diversity(across=0.25)(batch), 0.75 * within + 0.25 * across)
     alone = offline_batch([Request([{"role": "user", "content": "?"}])] * 2, [GOOD, other])
     torch.testing.assert_close(Diversity(across=0.5)(alone), Diversity()(alone))
+    shown = replace(
+        offline_batch([batch.requests[0]] * 2, [GOOD, TWO], n_shown=[3, 2]), group=torch.zeros(2, dtype=torch.long)
+    )
+    pairs = [token_set_ratio(x, y) / 100 for x in texts[0] for y in texts[0][:2]]
+    torch.testing.assert_close(Diversity(across=1.0)(shown), torch.tensor([1 - sum(pairs) / 6] * 2))
     with pytest.raises(ValueError, match="diversity.across must be in .0, 1., got 2"):
         Diversity(across=2)
 

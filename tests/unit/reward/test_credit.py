@@ -2,7 +2,7 @@
 
 import torch
 
-from openrlhf_qs.reward.credit import NO_SUGGESTION, centred_credit, suggestion_of_tokens
+from openrlhf_qs.reward.credit import NO_SUGGESTION, centred_credit, group_norm_scales, suggestion_of_tokens
 
 
 def test_tokens_belong_to_the_line_that_they_stand_in():
@@ -61,3 +61,20 @@ def test_a_group_without_a_credit_by_suggestion_has_plain_advantages():
     total, whole = torch.tensor([3.0, 1.0]), torch.ones(2, dtype=torch.bool)
     found = centred_credit(torch.zeros(2, 3), total, whole, torch.zeros(2, dtype=torch.long))
     torch.testing.assert_close(found, torch.tensor([[1.0] * 3, [-1.0] * 3]))
+
+
+def test_credits_that_cancel_out_do_not_explode_where_totals_hardly_differ():
+    group = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    credit = torch.tensor([[0.08, -0.08], [-0.08, 0.08], [0.08, -0.079], [-0.08, 0.079]]).repeat(2, 1)
+    credit[4:] = torch.tensor([[0.3, 0.0], [0.1, 0.0], [-0.1, 0.0], [-0.3, 0.0]])  # of one suggestion alone
+    total = credit.sum(1, keepdim=True)
+    of_total, of_credit = group_norm_scales(total, credit, group)
+    assert (total * of_total).abs().max() < 2 < 20 < (credit * of_total)[:4].abs().min()
+    assert (credit * of_credit).abs().max() < 2
+    torch.testing.assert_close(of_total[4:], of_credit[4:])  # whose deviation is that of the totals
+
+
+def test_equal_totals_give_no_credit():
+    credit = torch.tensor([[0.1, -0.1], [-0.1, 0.1]])
+    for scale in group_norm_scales(torch.zeros(2, 1), credit, torch.tensor([0, 0])):
+        assert scale.tolist() == [[0.0], [0.0]]

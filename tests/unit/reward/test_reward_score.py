@@ -60,11 +60,23 @@ def test_a_gate_is_seen(file, tmp_path, capsys):
 
 
 def test_the_reference_says_how_likely_a_response_is(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "openrlhf_qs.models.reference.reference_log_ppl", lambda reference, c, r: [float(len(t)) for t in r]
-    )
+    asked_at = []
+
+    def log_ppl(reference, conversations, responses, temperature):
+        asked_at.append(temperature)
+        return [float(len(text)) for text in responses]
+
+    monkeypatch.setattr("openrlhf_qs.models.reference.reference_log_ppl", log_ppl)
     score(file, "--reward", "ood", "--reference", "sft", "--out", tmp_path / "out.jsonl")
     assert [row["reward/ood"] for row in read(tmp_path / "out.jsonl")][:2] == [-len(GOOD), -len("Sorry.")]
+    weights = {
+        "normalisation": "sft",
+        "temperature": 0.6,
+        "rewards": {"ood": {"weight": 1.0, "mean": 0.0, "std": 1.0}},
+    }
+    (tmp_path / "weights.json").write_text(json.dumps(weights))
+    score(file, "--reward", "ood", "--reference", "sft", "--weights", tmp_path / "weights.json")
+    assert asked_at == [1.0, 0.6]  # the second: that of the rollouts that the weights are for
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,12 @@ def test_a_resumed_run_forgets_the_steps_that_it_does_again(tmp_path, composite)
     assert log(tmp_path, composite).step == 0 and not read_json_lines(tmp_path / "samples.jsonl")  # a new run
 
 
+def test_a_resumed_run_passes_over_a_line_that_was_cut_off(tmp_path, composite):
+    (tmp_path / "samples.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "conversation": "wh\xc3')
+    log(tmp_path, composite, resumed=11)
+    assert [row["step"] for row in read_json_lines(tmp_path / "samples.jsonl")] == [1]
+
+
 def test_what_travels_on_a_rollout_is_taken_off_once():
     rollout = [SimpleNamespace(), SimpleNamespace(**{CARRIED: ["a", "b"]})]
     assert taken_off(rollout) == ["a", "b"] and taken_off(rollout) == []
