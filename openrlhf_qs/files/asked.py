@@ -33,7 +33,8 @@ def asked_of(stage: str, values: Variables, flags: Sequence[str], given: Sequenc
         ValueError: a file that a variable names is not there.
     """
     of_stage = STAGES[stage]
-    names = {name for variable in of_stage.plugins for name in values.get(variable, "").split(",") if name}
+    named = {name for variable in of_stage.plugins for name in values.get(variable, "").split(",") if name}
+    names = {*named, *of_stage.fixed_plugins}
     return {
         "variables": {name: values[name] for name in of_stage.variables if name in values},
         "given": {name: remembered(name, values[name]) for name in given},

@@ -109,7 +109,7 @@ def begin(
     entries = read_record(run)
     check_version(run, entries)
     asked = asked_of(stage, values, flags, given)
-    check_earlier(run, entries, stage, values, given)
+    check_earlier(entries, stage, values, given)
     asked["stages"] = {name: _made(run, entries, name)["id"] for name in STAGES[stage].reads(values)}
     made = made_before(run, entries, stage)
     found = list(not_as_asked(run, entries, stage, asked, made))
@@ -179,15 +179,14 @@ def taught_without_distil(entries: Mapping[str, Any], values: Variables, given: 
         yield from differences(taught | {"variables": {"DISTIL": values["DISTIL"]}, "given": given}, taught)
 
 
-def check_earlier(
-    run: RunFolder, entries: Mapping[str, Any], stage: str, values: Variables, given: Sequence[str]
-) -> None:
-    """ValueError where an earlier stage was made from something else than this call asks of it.
+def check_earlier(entries: Mapping[str, Any], stage: str, values: Variables, given: Sequence[str]) -> None:
+    """ValueError where an earlier stage was made from something else than this call asks of it, or than there is now.
 
     What counts for ``stage`` itself may be another than it was (a seed of its own, another number of GPUs), but for
-    options and files of plugins: weights are those of the parts that they were learned with.
+    what all stages agree on, and for options and files of plugins: weights are those of the parts that they were
+    learned with.
     """
-    own = {*STAGES[stage].variables, *STAGES[stage].files, *FORM}
+    own = {*STAGES[stage].own, *FORM}
     names = list(STAGES[stage].reads(values))
     for name in names:  # and those that they read, which are added meanwhile
         made = entries.get(name)
@@ -198,13 +197,15 @@ def check_earlier(
         counted = {"PLUGIN", "OPTION", *(one for one in (*STAGES[name].plugins, *changed) if one not in own)}
         wanted = made["variables"] | {one: value for one, value in values.items() if one in counted}
         asked = asked_of(name, wanted, made["flags"])
-        asked |= {"files": made["files"] | asked["files"], "stages": {}, "given": dict.fromkeys(given)}
+        files = {one: paths for one, paths in made["files"].items() if one not in counted}
+        asked |= {"files": files | asked["files"], "stages": {}, "given": dict.fromkeys(given)}
         found = list(differences(asked, made))
-        if found:
+        redone = [one for one, its_id in made["stages"].items() if entries.get(one, {}).get("id", its_id) != its_id]
+        if found or redone:
+            why = f"with other settings; requested: {'; '.join(found)}" if found else f"before {redone[0]} was redone"
             raise ValueError(
-                f"{stage} builds on {name}, which was made with other settings; requested: {'; '.join(found)}. "
-                f"AGAIN=1 bash {recipe_of(name)} redoes it and everything that builds on it; another RUN keeps both, as in "
-                "RUN=runs/other"
+                f"{stage} builds on {name}, which was made {why}. AGAIN=1 bash {recipe_of(name)} redoes it and "
+                "everything that builds on it; another RUN keeps both, as in RUN=runs/other"
             )
 
 
@@ -232,9 +233,9 @@ def changed_products(folder: Path, made: Mapping[str, Any]) -> list[str]:
 
 
 def remove_from(run: RunFolder, entries: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Remove the folders of a stage and of all that builds on it, checkpoints too. Of their entries the variables stay,
-    for a call that does not name them."""
-    gone = (stage, *builds_on(entries, stage))
+    """Remove the folders of a stage and of all that builds on it, checkpoints too. Of their entries the variables
+    stay, for a call that does not name them."""
+    gone = (stage, *builds_on(run, entries, stage))
     for name in gone:
         outside = [path for files in entries.get(name, {}).get("files", {}).values() for path in files]
         inside = [path for path in outside if run.stage(name).resolve() in Path(path).parents]
@@ -254,14 +255,18 @@ def remove_from(run: RunFolder, entries: Mapping[str, Any], stage: str) -> dict[
     return kept
 
 
-def builds_on(entries: Mapping[str, Any], stage: str) -> list[str]:
+def builds_on(run: RunFolder, entries: Mapping[str, Any], stage: str) -> list[str]:
     """The stages that read what one makes, or what these make, in order; those whose entry does not say what they read
-    are among them."""
-    found = [stage]
+    are among them. A variable may name what is read too, as in ``GARM_BASE=$RUN/sft``."""
+    found, folders = [stage], {run.stage(stage).resolve()}
     for name in after(stage):
-        read = entries.get(name, {}).get("stages")
-        if read is None or not read.keys().isdisjoint(found):
+        entry = entries.get(name, {})
+        read = entry.get("stages")
+        paths = [Path(path) for files in entry.get("files", {}).values() for path in files]
+        by_a_variable = any(not folders.isdisjoint(path.parents) for path in paths)
+        if read is None or by_a_variable or not read.keys().isdisjoint(found):
             found.append(name)
+            folders.add(run.stage(name).resolve())
     return found[1:]
 
 
@@ -282,7 +287,7 @@ def finish(run: RunFolder, stage: str, seconds: float) -> None:
             if newest < entry["call"] - 1:  # a second: there are file systems that count in seconds
                 raise ValueError(f"{stage} wrote nothing: {files[0]} is older than this call, so it is not done")
     products = {}
-    for path in sorted(_products(folder)):
+    for path in sorted(_products(folder, STAGES[stage].products)):
         problem = broken(path)
         if problem:
             raise ValueError(f"{path} {problem}: {stage} is not done")
@@ -299,9 +304,13 @@ def finish(run: RunFolder, stage: str, seconds: float) -> None:
     write_record(run, entries | {stage: entry})
 
 
-def _products(folder: Path) -> Iterator[Path]:
-    """The files that a later stage may read: those of the folder and of a model's folder in it."""
-    for one in [folder, folder / "policy", folder / "teacher"]:
+def _products(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
+    """The files that a later stage may read: those of the folder, of a model's folder in it, and of each folder in it
+    with a file of these patterns (a ranker, the queries of a round, the simulated intents)."""
+    matched = {path.parent for pattern in patterns for path in folder.rglob(pattern)}
+    for one in {folder, folder / "policy", folder / "teacher", *matched}:
+        if any(part.startswith(".") for part in one.relative_to(folder).parts):  # being written
+            continue
         for path in one.iterdir() if one.is_dir() else ():
             if path.is_file() and not path.name.startswith((".", *NO_PRODUCTS)):
                 yield path
@@ -340,11 +349,18 @@ def _now() -> str:
 
 
 def recall(run: RunFolder, stage: str, names: Sequence[str]) -> dict[str, str]:
-    """What a run was given for these variables: to this stage, else to the last that was given one."""
+    """What a run was given for these variables: to this stage, else to the last that was given one.
+
+    Where the stage is there, what may be another for each stage is its own alone: it was made with the default of what
+    it was not given, and a seed that ``grpo`` was given later makes no other data.
+    """
     entries = read_record(run)
+    entry = entries.get(stage, {"state": ""})
+    own = STAGES[stage].own if entry["state"] in ("begun", "done") else set()
     values: dict[str, str] = {}
-    for entry in [*entries.values(), *([entries[stage]] if stage in entries else [])]:
-        values |= entry.get("given", {})
+    for other in entries.values():
+        values |= {name: value for name, value in other.get("given", {}).items() if name not in own}
+    values |= entry.get("given", {})
     return {name: values[name] for name in names if name in values}
 
 
@@ -411,7 +427,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Differs as error:
         if all(BY_DEFAULT in one for one in error.differences):
             print(f"the defaults have changed since: CONFIG={run.variables} keeps those of the run", file=sys.stderr)
-        later = ", ".join(name for name in builds_on(read_record(run), args.stage) if run.stage(name).exists())
+        later = ", ".join(name for name in builds_on(run, read_record(run), args.stage) if run.stage(name).exists())
         print(f"{args.stage} in {run.path} is not what this call asks for: {error}", file=sys.stderr)
         print(
             f"RUN=runs/other keeps both · AGAIN=1 redoes {args.stage}"

@@ -23,6 +23,7 @@ class Stage:
         reads: the earlier stages that it reads, given the variables.
         files: variables that name files, folders or globs from outside the run; a name of a hub counts as it stands.
         plugins: variables that name plugins. Their options, and the plugin files that register them, count.
+        fixed_plugins: plugins that its recipe uses whatever the variables say; they count in the same way.
         products: patterns in its folder of what must be there, each of at least one file; the first one must be new.
     """
 
@@ -30,7 +31,13 @@ class Stage:
     reads: Callable[[Variables], tuple[str, ...]] = lambda variables: ()
     files: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
+    fixed_plugins: tuple[str, ...] = ()
     products: tuple[str, ...] = MODEL
+
+    @property
+    def own(self) -> set[str]:
+        """The variables that count for it and may have another value in another stage of the run."""
+        return {*self.variables, *self.files} - AGREED
 
 
 def _read_by_garm(variables: Variables) -> tuple[str, ...]:
@@ -45,6 +52,8 @@ def _rft(variables: Variables) -> tuple[str, ...]:
 
 SFT_SIZE = ("LR", "EPOCHS", "BATCH", "MICRO_BATCH")
 FORM = ("GPUS", "NODES")
+# Each counts for several stages, and these must agree: data is cut for one tokenizer, one length, one task.
+AGREED = {"POLICY", "PROMPT_TEMPLATE", "N_SUGGESTIONS", "MAX_LEN", "MAX_NEW_TOKENS"}
 STAGES = {
     "data": Stage(
         ("SEED", "N_IMPRESSIONS", "N_CONTEXTS", "N_SUGGESTIONS", "MAX_LEN", "REFUSED_ROLES"),
@@ -55,6 +64,7 @@ STAGES = {
         ("SEED", "N_CANDIDATES", "MAX_LEN", *(f"TEACHER_{name}" for name in SFT_SIZE), *FORM),
         reads=lambda variables: ("data",),
         files=("TEACHER", "POLICY"),
+        fixed_plugins=("single",),
         products=("candidates.jsonl", *(f"teacher/{pattern}" for pattern in MODEL)),
     ),
     "sft": Stage(
@@ -94,6 +104,7 @@ STAGES = {
         reads=lambda variables: ("data", "sft", "garm"),
         files=("POLICY", "EMBEDDER", "PROMPT_TEMPLATE"),
         plugins=("REWARD_MODEL",),
+        fixed_plugins=("diverse",),
         products=(*MODEL, "candidates.jsonl"),
     ),
     "grpo": Stage(
@@ -124,6 +135,7 @@ STAGES = {
         ("SEED", "MAX_LEN", "QUERY_TOKENS", "QUERY_SAMPLES", *(f"REASON_{name}" for name in SFT_SIZE), *FORM),
         reads=lambda variables: ("intents",),
         files=("POLICY",),
+        fixed_plugins=("single",),
         products=(*MODEL, "queries.jsonl"),
     ),
     "align": Stage(
@@ -144,12 +156,14 @@ STAGES = {
         ),
         reads=lambda variables: ("intents", "rank", "reason"),
         files=("INTENTS",),
+        fixed_plugins=("single",),
         products=("*/ranker/ranker.json", "*/*/queries.jsonl"),
     ),
     "foresee": Stage(
         ("SEED", "CONTROLS", "JUDGE"),
         reads=lambda variables: ("intents", "rank", "reason", "align"),
         files=("INTENTS",),
+        fixed_plugins=("single",),  # of a control
         products=("metrics.json", "examples.jsonl", "rounds.svg"),
     ),
 }

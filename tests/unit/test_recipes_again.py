@@ -265,7 +265,7 @@ def stops(whole: Recipes, recipe: str, name: str) -> None:
     """The finished run's ``recipe``, called with another value of ``name``, does nothing and says what differs."""
     (whole.folder / "mine.py").write_text('@REWARDS.register("garm")\nclass Mine: ...\n')
     (whole.folder / "mine.jsonl").write_text("{}\n")
-    more = {"POLICY": "Qwen/Qwen3-4B"} if name == "GPUS" else {}
+    more = {"GARM_BASE": "Qwen/Qwen3-4B"} if name == "GPUS" else {}  # which GPUS wants, and SFT does not read
     before = whole.run.record.read_bytes()
     done = whole(recipe, **{name: CHANGED[name]}, **more)
     assert done.returncode == 1, done.stdout
@@ -335,6 +335,17 @@ def test_a_stage_may_have_a_seed_of_its_own_and_what_was_read_may_be_gone(recipe
     done = recipes("grpo", SEED="7", AGAIN="1")
     assert done.returncode == 0, done.stderr
     assert recipes("evaluate").returncode == 0
+
+
+def test_a_seed_of_one_stage_makes_no_other_stage_anew(whole):
+    copy = {"RUN": str(whole.folder / "seeded")}
+    shutil.copytree(whole.run.path, copy["RUN"])
+    assert whole("grpo", SEED="7", AGAIN="1", **copy).returncode == 0
+    done = whole("grpo_garm", **copy)
+    whole.calls()
+    assert done.returncode == 0 and done.stdout.count("already done") == 6, done.stderr
+    variables = (Path(copy["RUN"]) / "variables.env").read_text().splitlines()
+    assert [line for line in variables if line.startswith("SEED=")] == ["SEED=0"]
 
 
 @pytest.mark.parametrize("name", ["CLICK_LOG", "PLUGIN", "POLICY"])

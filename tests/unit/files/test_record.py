@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import struct
 import time
 from pathlib import Path
@@ -38,7 +39,15 @@ def write_products(run: RunFolder, stage: str) -> None:
     elif stage == "fusion":
         run.weights.write_text("{}")
         run.fusion_responses.write_text("{}\n")
+    elif stage == "evaluate":
+        for path in (run.metrics, run.report, run.responses("sft")):
+            path.write_text("{}\n")
     else:
+        if stage in ("distil", "rft"):
+            (folder / "candidates.jsonl").write_text("{}\n")
+        if stage == "distil":
+            folder = run.teacher
+            folder.mkdir(exist_ok=True)
         write_safetensors(folder / "model.safetensors")
         (folder / "config.json").write_text("{}")
         (folder / "tokenizer_config.json").write_text("{}")
@@ -74,7 +83,7 @@ def test_a_second_call_that_asks_for_the_same_finds_it_done(run):
         ({"SEED": "1"}, "SEED=1, made with SEED=0"),
         ({"SFT_DATASET": "raw"}, "SFT_DATASET=raw, made with SFT_DATASET=diverse"),
         ({"OPTION": "diverse.depth=2"}, "OPTION=diverse.depth=2, made with ''"),
-        ({"POLICY": "Qwen/Qwen3-4B"}, "POLICY=Qwen/Qwen3-4B, made with POLICY="),
+        ({"EMBEDDER": "minilm"}, "EMBEDDER=minilm, made with EMBEDDER="),
         ({"flags": ["--adam.eps", "1e-7"]}, "with --adam.eps 1e-7, made without --adam.eps"),
     ],
 )
@@ -139,6 +148,25 @@ def test_a_path_with_a_blank_is_one_path(tmp_path):
     assert words_of(record.recall(run, "sft", ["CLICK_LOG"])["CLICK_LOG"]) == [str(log)]
 
 
+def test_options_count_for_a_stage_that_always_uses_their_plugin(run):
+    raw = {"SFT_DATASET": "raw", "DISTIL": "0"}
+    for stage in ("sft", "garm"):
+        make(run, stage, again="stage", **raw)
+    assert make(run, "rft", **raw) and make(run, "distil", **raw)
+    with pytest.raises(record.Differs, match=re.escape("OPTION=diverse.max_similarity=.5, made with ''")):
+        make(run, "rft", OPTION="diverse.max_similarity=.5", **raw)
+    with pytest.raises(record.Differs, match=re.escape("OPTION=single.seed=1, made with ''")):
+        make(run, "distil", OPTION="diverse.max_similarity=.5 single.seed=1", **raw)
+
+
+def test_the_plugins_that_a_recipe_names_itself_are_known():
+    recipes = {"distil": "distil", "rft": "rft", "reason": "rgalign", "align": "rgalign", "foresee": "rgalign"}
+    for stage, recipe in recipes.items():
+        text = (ROOT / "recipes" / f"{recipe}.sh").read_text()
+        assert tuple(re.findall("--qs.sft_dataset ([a-z]+)", text)) == STAGES[stage].fixed_plugins, stage
+    assert {stage for stage in STAGES if STAGES[stage].fixed_plugins} == recipes.keys()
+
+
 def test_a_plugin_file_counts_for_the_stages_whose_plugins_it_registers(run, tmp_path):
     plugin = tmp_path / "brevity.py"
     plugin.write_text('@REWARDS.register("brevity")\nclass Brevity: ...\n')
@@ -178,6 +206,57 @@ def test_a_stage_made_anew_makes_the_later_ones_stale_even_where_they_were_left(
         make(run, "garm")
 
 
+def test_a_stage_made_from_one_that_was_redone_since_is_built_on_by_none(run):
+    shutil.rmtree(run.sft)
+    assert make(run, "sft", SFT_LR="1e-4", given=["SFT_LR"])
+    said = "fusion builds on garm, which was made before sft was redone. AGAIN=1 bash recipes/garm.sh redoes it"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make(run, "fusion", SFT_LR="1e-4", given=["SFT_LR"])
+    assert make(run, "garm", again="stage", SFT_LR="1e-4") and make(run, "fusion", SFT_LR="1e-4")
+
+
+def test_again_redoes_what_reads_the_stage_by_a_variable(run):
+    asked = {"GARM_BASE": str(run.sft), "given": ["GARM_BASE"]}
+    assert make(run, "garm", again="stage", **asked) and make(run, "fusion", **asked)
+    assert "sft" not in record.read_record(run)["garm"]["stages"]
+    assert make(run, "rft", **asked)
+    assert record.builds_on(run, record.read_record(run), "sft")[:3] == ["garm", "fusion", "rft"]
+    assert make(run, "sft", again="stage", SFT_LR="1e-4", **asked)
+    with pytest.raises(ValueError, match="garm is not finished"):
+        make(run, "fusion", **asked)
+
+
+AGREED_ON = {"MAX_LEN": "512", "N_SUGGESTIONS": "3", "POLICY": "Qwen/Qwen3-0.6B", "MAX_NEW_TOKENS": "40"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "earlier", "name", "value"),
+    [
+        ("sft", "data", "MAX_LEN", "99"),
+        ("rft", "data", "N_SUGGESTIONS", "5"),
+        ("sft", "data", "POLICY", "Qwen/Qwen3-4B"),
+        ("sft", "data", "POLICY", ""),
+        ("sft", "data", "PROMPT_TEMPLATE", __file__),
+        ("grpo", "fusion", "MAX_NEW_TOKENS", "9"),
+    ],
+)
+def test_what_all_stages_agree_on_is_no_stage_s_own(tmp_path, stage, earlier, name, value):
+    run = RunFolder(tmp_path / "run")
+    for made in ("data", "sft", "garm", "fusion", "rft"):
+        make(run, made, given=list(AGREED_ON), **AGREED_ON)
+    before = run.record.read_bytes()
+    said = f"{stage} builds on {earlier}, which was made with other settings; requested: {name}="
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make(run, stage, again="stage", given=[name], **(AGREED_ON | {name: value}))
+    assert run.record.read_bytes() == before
+
+
+def test_a_stage_may_have_a_base_a_teacher_a_seed_and_gpus_of_its_own(run):
+    of_its_own = {"DISTIL": "0", "SEED": "1", "GPUS": "8", "GARM_BASE": "Qwen/Qwen3-0.6B", "TEACHER": "Qwen/Qwen3-8B"}
+    for stage in ("distil", "garm", "sft"):
+        assert make(run, stage, again="stage", given=list(of_its_own), **of_its_own)
+
+
 def test_through_the_whole_way_again_keeps_what_is_as_asked(run):
     assert not make(run, "data", again="differing")
     assert make(run, "sft", again="differing", SFT_LR="1e-4")
@@ -200,7 +279,7 @@ def test_a_killed_stage_goes_on_with_the_same_and_stops_with_something_else(run)
 def test_a_run_of_an_earlier_version_goes_on_under_a_variable_that_came_since_unless_it_is_named(run):
     assert "MAX_LEN" not in VALUES
     assert not make(run, "data", MAX_LEN="512")
-    record.check_earlier(run, record.read_record(run), "sft", VALUES | {"MAX_LEN": "512"}, given=())
+    record.check_earlier(record.read_record(run), "sft", VALUES | {"MAX_LEN": "512"}, given=())
     for stage in ("data", "sft"):
         with pytest.raises(ValueError, match="MAX_LEN=99, made with no MAX_LEN"):
             make(run, stage, given=["MAX_LEN"], MAX_LEN="99")
@@ -269,6 +348,29 @@ def test_a_file_that_was_cut_at_a_line_end_is_found_before_it_is_trained_on(run)
         make(run, "garm", again="stage")
 
 
+def test_a_ranker_that_is_damaged_is_found_before_it_is_built_on(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    assert record.begin(run, "intents", VALUES)
+    (run.stage("intents") / "world").mkdir()
+    for name in ("train.jsonl", "instruction.txt", "world/intents.jsonl"):
+        (run.stage("intents") / name).write_text("{}\n" * 2)
+    record.finish(run, "intents", 1)
+    assert record.begin(run, "rank", VALUES)
+    for name in ("two", "words"):
+        (run.stage("rank") / name / ".half.writing").mkdir(parents=True)
+        (run.stage("rank") / name / ".half.writing" / "ranker.json").write_text("{")
+        (run.stage("rank") / name / "ranker.json").write_text("{}")
+        write_safetensors(run.stage("rank") / name / "ranker.safetensors")
+    record.finish(run, "rank", 1)
+    assert not record.begin(run, "rank", VALUES)
+    (run.stage("rank") / "words" / "ranker.safetensors").write_bytes(b"half")
+    with pytest.raises(record.Differs, match="words/ranker.safetensors is not what the stage wrote"):
+        record.begin(run, "rank", VALUES)
+    (run.stage("intents") / "world" / "intents.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"world/intents.jsonl is not what the stage wrote \(3 of 6 bytes\)"):
+        record.begin(run, "rank", VALUES, again="stage")
+
+
 def test_a_stage_waits_for_those_that_it_reads(run):
     with pytest.raises(ValueError, match="fusion is not finished in .*: bash recipes/fusion.sh"):
         make(run, "grpo")
@@ -321,6 +423,17 @@ def test_a_run_remembers_what_it_was_given_and_no_default(tmp_path):
     assert record.recall(run, "grpo", ["REWARD"]) == {"REWARD": "ood"}
     record.begin(run, "sft", VALUES, again="stage")
     assert record.recall(run, "grpo", ["N_CONTEXTS"]) == {"N_CONTEXTS": "300"}, "what AGAIN removes is remembered"
+
+
+def test_what_one_stage_was_given_for_itself_is_not_recalled_for_another_that_is_there(run):
+    assert make(run, "fusion") and make(run, "grpo", given=["SEED", "POLICY"], SEED="1", POLICY="")
+    for stage in ("data", "sft", "garm", "fusion"):
+        assert record.recall(run, stage, ["SEED"]) == {}
+        assert not make(run, stage, given=list(record.recall(run, stage, ["SEED"])))
+    assert record.recall(run, "grpo", ["SEED"]) == {"SEED": "1"}
+    assert record.recall(run, "evaluate", ["SEED"]) == {"SEED": "1"}, "which is not there yet"
+    assert record.recall(run, "grpo_garm", ["SEED"]) == {"SEED": "1"}, "which is no stage"
+    assert record.recall(run, "sft", ["POLICY"]) == {"POLICY": ""}, "on which all agree"
 
 
 def test_a_log_inside_a_folder_that_again_would_remove_is_kept(tmp_path):

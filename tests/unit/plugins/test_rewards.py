@@ -71,9 +71,7 @@ def test_the_chance_of_a_click_is_that_of_at_least_one_looked_at_and_clicked():
     torch.testing.assert_close(garm.credit(batch)[0], torch.tensor([0.5 * 0.81, 0.1 * 0.45, 0.1 * 0.45]))
     assert garm.credit(batch)[1, 2] == 0
     torch.testing.assert_close(Garm(form="click_chance")(batch)[0], torch.tensor(1 - 0.5 * 0.8 * 0.6))
-    shown = offline_batch(
-        batch.requests[:1], [f"{GOOD}\n4. Why?"], n_shown=[4]
-    )  # more than the task asks for
+    shown = offline_batch(batch.requests[:1], [f"{GOOD}\n4. Why?"], n_shown=[4])  # more than the task asks for
     shown = replace(shown, reward_mean=[[*means, 0.0]], reward_std=[[std] * 4])
     torch.testing.assert_close(Garm(form="click_chance")(shown), torch.tensor([1 - 0.5 * 0.8 * 0.6 * 0.5]))
     with pytest.raises(ValueError, match="2 positions for 3 suggestions"):
