@@ -89,6 +89,16 @@ def test_every_file_and_link_exists(page):
 
 
 @all_pages
+def test_a_link_into_a_page_leads_to_a_heading(page):
+    """As GitHub names them: lower case, without punctuation, a hyphen for each blank."""
+    for file, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+        target = page.parent / file if file else page
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+        names = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in names, f"{file}#{anchor}"
+
+
+@all_pages
 def test_every_subcommand_exists(page):
     named = set(re.findall(r"openrlhf-qs ([a-z][\w-]*)", in_code(page)))
     assert named <= {command.split()[0] for command in (*cli.STAGES, *cli.TOOLS)}  # a command may have two words
