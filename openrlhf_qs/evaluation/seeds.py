@@ -141,24 +141,23 @@ def _lifts(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str,
     if LAST_POLICY not in names:
         return {}
 
-    def over(arm: Callable[[Mapping[str, Any]], str], policy: str = LAST_POLICY) -> list[tuple[float, float]]:
-        lifts = []
-        for metrics in runs:
-            key, reverse = f"{policy}_over_{arm(metrics)}", f"{arm(metrics)}_over_{policy}"
-            lift, interval = (metrics[one].get(key) for one in ("lift", "lift_ci95"))
-            if key not in metrics["lift"] and (lift := metrics["lift"][reverse]) is not None:
-                lift, interval = 1 / (1 + lift) - 1, [1 / (1 + metrics["lift_ci95"][reverse][1]) - 1]
-            if lift is not None:  # as it is where an arm has no click
-                lifts.append((lift, interval[0]))
-        return lifts
+    def of(metrics: Mapping[str, Any], name: str, policy: str = LAST_POLICY) -> tuple[float, float] | None:
+        key, reverse = f"{policy}_over_{name}", f"{name}_over_{policy}"
+        lift, interval = metrics["lift"], metrics["lift_ci95"]
+        if lift[key if key in lift else reverse] is None:  # an arm has no click
+            return None
+        if key in lift:
+            return lift[key], interval[key][0]
+        return 1 / (1 + lift[reverse]) - 1, 1 / (1 + interval[reverse][1]) - 1
 
     others = [name for name in names if not name.startswith(LAST_POLICY) and name not in LIMITS]
-    found = {f"`{name}`": over(lambda _, name=name: name) for name in others}
+    found = {f"`{name}`": [of(metrics, name) for metrics in runs] for name in others}
     if len(others) > 1:
-        found[STRONGEST] = over(lambda metrics: strongest_baseline(metrics["ab"]) or COLD_START)
+        found[STRONGEST] = [of(metrics, strongest_baseline(metrics["ab"]) or COLD_START) for metrics in runs]
     if arms := best_of_several(names):
-        found[f"`{arms[1]}`, by `{arms[0]}`"] = over(lambda _: arms[1], arms[0])
-    return {name: lifts for name, lifts in found.items() if lifts}
+        found[f"`{arms[1]}`, by `{arms[0]}`"] = [of(metrics, arms[1], arms[0]) for metrics in runs]
+    known = {name: [lift for lift in lifts if lift] for name, lifts in found.items()}
+    return {name: lifts for name, lifts in known.items() if lifts}
 
 
 def interval(values: Sequence[float], spec: str) -> str:

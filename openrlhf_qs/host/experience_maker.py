@@ -164,12 +164,12 @@ class CompositeExperienceMaker(RemoteExperienceMaker):
         _, group = torch.unique(group, return_inverse=True)
         total = torch.cat([experience.rewards for experience in experiences]).float()[:, None]
         centred = total - group_means(total, group)
-        n = torch.bincount(group)[group][:, None]
         credit = torch.cat(self.credit)
         scale = credit_scale = torch.ones_like(total)
         if self.advantage_estimator == "group_norm":
             scale, credit_scale = group_norm_scales(centred, credit, group)
         elif self.advantage_estimator == "rloo":
+            n = torch.bincount(group)[group][:, None]
             scale = credit_scale = n / (n - 1).clamp(min=1)
         low, high = self.args.reward.clip_range  # which OpenRLHF's advantages of responses went through
         sizes = [len(experience.sequences) for experience in experiences]
